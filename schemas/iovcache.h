@@ -5,7 +5,7 @@
  * Resolve the MetaHeaders of tables to read-only pointers (iovc_attach, iovc_resolve), look objects
  * up by path and time without a call (iovc_local_open, iovc_local_get), or host a cache in a process
  * of your own (iovc_cache_open). Every function that can fail returns an
- * iovc_status_t; iovc_last_error tells what exactly went wrong. `iovcache.hpp` is C++17 over this.
+ * iovc_status_t; iovc_last_error describes the failure. `iovcache.hpp` is C++17 over this.
  *
  * Generated from src/ffi; changes here are lost.
  */
@@ -17,17 +17,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/** What iovc_abi_version returns where this header fits. */
+/** The value of iovc_abi_version in a library that fits this header. */
 #define IOVC_ABI_VERSION 2
-/** So many bytes the name of a lease has at most, its 0 included. */
+/** Maximum length of the name of a lease in bytes, its 0 included. */
 #define IOVC_LEASE_BYTES 64
 
-/* As the Arrow C Data Interface defines them (arrow/c/abi.h). */
+/* Defined by the Arrow C Data Interface (arrow/c/abi.h). */
 struct ArrowArray;
 struct ArrowSchema;
 
 /**
- * How a call ended.
+ * Result of a call.
  */
 enum iovc_status_t
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -35,20 +35,20 @@ enum iovc_status_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
   /**
-   * Done.
+   * Success.
    */
   IOVC_OK = 0,
   /**
-   * The call is wrong: null where nothing may be null, a text that is no UTF-8, a header that is
-   * none.
+   * The call is wrong: a null pointer where none is allowed, a text that is not UTF-8, a
+   * malformed header.
    */
   IOVC_INVALID_ARGUMENT = 1,
   /**
-   * Nothing valid at that time, or an unknown timeframe, table or path.
+   * No object is valid at that time, or the timeframe, table or path is unknown.
    */
   IOVC_NOT_FOUND = 2,
   /**
-   * The name is taken by something else.
+   * The name is in use already.
    */
   IOVC_ALREADY_EXISTS = 3,
   /**
@@ -56,27 +56,27 @@ enum iovc_status_t
    */
   IOVC_UNAVAILABLE = 4,
   /**
-   * Can never fit, or over the quota.
+   * The request can never fit into memory, or exceeds the quota.
    */
   IOVC_RESOURCE_EXHAUSTED = 5,
   /**
-   * The state does not allow it: the header is stale, the lease has ended.
+   * The state does not allow the call: the header is stale, or the lease has ended.
    */
   IOVC_FAILED_PRECONDITION = 6,
   /**
-   * Who are you?
+   * The token is missing or wrong.
    */
   IOVC_UNAUTHENTICATED = 7,
   /**
-   * You may not.
+   * The token does not permit the call.
    */
   IOVC_PERMISSION_DENIED = 8,
   /**
-   * The time that was given has passed.
+   * The time limit has passed.
    */
   IOVC_DEADLINE_EXCEEDED = 9,
   /**
-   * A bug of iovcache.
+   * A bug in iovcache.
    */
   IOVC_INTERNAL = 10,
 };
@@ -89,7 +89,7 @@ typedef int32_t iovc_status_t;
 #endif // __cplusplus
 
 /**
- * The memory of a service, mapped read-only. Any number of threads may use one at the same time.
+ * The memory of a service, mapped read-only. Threads may share a handle.
  */
 typedef struct iovc_attach_t iovc_attach_t;
 
@@ -99,12 +99,12 @@ typedef struct iovc_attach_t iovc_attach_t;
 typedef struct iovc_cache_t iovc_cache_t;
 
 /**
- * Look-ups in the shared memory of a service. Any number of threads may use one at the same time.
+ * Look-ups in the shared memory of a service. Threads may share a handle.
  */
 typedef struct iovc_local_t iovc_local_t;
 
 /**
- * A path to look up in. One thread at a time uses it.
+ * A path to look up objects in. It may be used by one thread at a time.
  */
 typedef struct iovc_local_path_t iovc_local_path_t;
 
@@ -150,26 +150,26 @@ typedef struct iovc_meta_header_t {
 #define iovc_meta_header_t_BYTES 40
 
 /**
- * Memory of the program around a cache, into which the objects go: for a FairMQ device, messages of
- * its own transport that are never sent. The cache maps, names and registers nothing then; cells
- * carry the headers that `allocate` writes, with `hint` replaced by the generation of the object
- * and `size` by its size.
+ * Allocator of the host program for the objects of a cache. A FairMQ device allocates messages of
+ * its own transport, which it never sends. The cache then maps, names and registers no memory
+ * itself. Cells hold the headers that `allocate` writes, with `hint` replaced by the generation of
+ * the object and `size` by its size.
  *
  * Both functions are called from any thread, also from several at a time. They must not wait for
- * memory, throw, or call into the cache. After iovc_cache_close has returned neither is called.
+ * memory, throw, or call into the cache. They are not called after iovc_cache_close has returned.
  */
 typedef struct iovc_host_memory_t {
   /**
-   * The first argument of both functions.
+   * First argument of both functions.
    */
   void *context;
   /**
-   * Allocates `size` bytes at a multiple of `align`: writes where they are to `data`, and to
-   * `header` how other processes find them. They must be readable and writable, and belong to
-   * nobody else, until they are released.
+   * Allocates `size` bytes at a multiple of `align`. Writes their address to `data`, and to
+   * `header` the header by which other processes find them. The bytes must be readable and
+   * writable, and used by the cache alone until they are released.
    *
-   * Returns 0. Anything else, or null in `data`, says that there is no memory now: the cache
-   * evicts, and tries again.
+   * Returns 0 on success. Any other value, or null in `data`, means that there is no memory now:
+   * the cache evicts objects and tries again.
    */
   int (*allocate)(void *context,
                   size_t size,
@@ -177,66 +177,66 @@ typedef struct iovc_host_memory_t {
                   void **data,
                   struct iovc_meta_header_t *header);
   /**
-   * Takes back what `allocate` returned with this header, which comes as `allocate` wrote it.
+   * Frees memory of `allocate`; `header` is the header that `allocate` wrote.
    */
   void (*release)(void *context, const struct iovc_meta_header_t *header);
 } iovc_host_memory_t;
 
 /**
- * What a cache is made with. Begin with iovc_cache_options, then set what differs.
+ * Options of a cache. Take the defaults from iovc_cache_options, then change members.
  */
 typedef struct iovc_cache_options_t {
   /**
-   * Where objects come from, asked in order: `http(s)://host:port` (CCDB), `file:///folder`,
-   * `s3://bucket/prefix`; `URL#PREFIX,PREFIX` for some paths only.
+   * URLs of the sources, asked in this order: `http(s)://host:port` (CCDB), `file:///folder`,
+   * `s3://bucket/prefix`; `URL#PREFIX,PREFIX` restricts a source to some paths.
    */
   const char *const *sources;
   /**
-   * How many they are.
+   * Number of sources.
    */
   size_t source_count;
   /**
-   * Bytes of shared memory in all. Default: 4 GiB.
+   * Total shared memory in bytes. Default: 4 GiB.
    */
   uint64_t memory_bytes;
   /**
-   * Bytes of one segment. Default: 512 MiB.
+   * Size of a segment in bytes. Default: 512 MiB.
    */
   uint64_t segment_bytes;
   /**
-   * Where other processes attach: a Unix socket that is made there. Null: nowhere.
+   * Path at which to make the attach socket, a Unix socket for other processes. Null: no socket.
    */
   const char *attach_path;
   /**
-   * An existing shared-memory file, e.g. a region that FairMQ made, into which the objects go
-   * instead of into segments. What it held is lost. Null: none.
+   * Existing shared-memory file, e.g. a region that FairMQ made, to hold the objects instead of
+   * segments. Its content is overwritten. Null: none.
    */
   const char *region_path;
   /**
-   * Its id, as FairMQ knows it.
+   * Id of the region in FairMQ.
    */
   uint16_t region_id;
   /**
-   * Segments get the names of FairMQ's managed segments of the session with this id: 8
-   * hexadecimal digits as in the names, or the decimal number that FairMQ's --shmid takes (one
-   * of 8 digits with a leading 0). Null: they have no names.
+   * Id of a FairMQ session: segments get the names of its managed segments. Given as the 8
+   * hexadecimal digits of these names, or as the decimal number that FairMQ's --shmid takes (a
+   * number of 8 digits needs a leading 0). Null: segments have no names.
    */
   const char *fairmq_shmid;
   /**
-   * The number of the first of them; those below are FairMQ's own.
+   * Id of the first segment; lower ids are FairMQ's own segments.
    */
   uint16_t fairmq_segment;
   /**
-   * How many timeframes can be in flight; who registers one more waits. Default: 4096.
+   * Maximum number of timeframes in flight; further registrations wait. Default: 4096.
    */
   size_t max_timeframes;
   /**
-   * Like fairmq_shmid, the session given by its name (FairMQ's --session). Null: none.
+   * Name of a FairMQ session (its --session), as an alternative to fairmq_shmid. Null: none.
    */
   const char *fairmq_session;
   /**
-   * Memory of this program, into which the objects go instead of into segments. Null: none. The
-   * structure is copied.
+   * Memory of this program to hold the objects instead of segments. Null: none. The structure is
+   * copied.
    */
   const struct iovc_host_memory_t *host_memory;
   /**
@@ -247,29 +247,30 @@ typedef struct iovc_cache_options_t {
    */
   bool append_headers;
   /**
-   * Versions that were created after this are not seen (ms). Default: INT64_MAX, all are.
+   * Versions created after this time are ignored, in ms. Default: INT64_MAX, no limit.
    */
   int64_t not_after;
   /**
-   * Versions that were created before this are not seen (ms). Default: INT64_MIN, all are.
+   * Versions created before this time are ignored, in ms. Default: INT64_MIN, no limit.
    */
   int64_t not_before;
   /**
-   * Bytes that one consumer may pin, each object counted once. Default: UINT64_MAX, no limit.
+   * Maximum bytes that one consumer may pin; each object counts once. Default: UINT64_MAX, no
+   * limit.
    */
   uint64_t quota_bytes;
 } iovc_cache_options_t;
 
 /**
- * A segment or region of a cache, as it is to be registered with FairMQ.
+ * Segment or region of a cache, for registration with FairMQ.
  */
 typedef struct iovc_segment_t {
   /**
-   * All of it, in bytes.
+   * Size in bytes.
    */
   uint64_t size;
   /**
-   * Its number among those of its kind.
+   * Id of the segment or region, unique among those of its kind.
    */
   uint16_t number;
   /**
@@ -279,35 +280,36 @@ typedef struct iovc_segment_t {
 } iovc_segment_t;
 
 /**
- * An object in shared memory, which stays what it is until iovc_view_release.
+ * Object in shared memory. Its bytes do not change until iovc_view_release.
  */
 typedef struct iovc_view_t {
   /**
-   * The first byte.
+   * Pointer to the first byte.
    */
   const void *data;
   /**
-   * Number of bytes.
+   * Size in bytes.
    */
   size_t size;
   /**
-   * The version's id: a UUID, most significant byte first.
+   * Id of the version: a UUID, most significant byte first.
    */
   uint8_t object_id[16];
   /**
-   * The version's own validity interval, in milliseconds since the Unix epoch: from here,
+   * Start of the version's own validity interval, inclusive, in milliseconds since the Unix
+   * epoch.
    */
   int64_t valid_from;
   /**
-   * to here, which is not inside.
+   * End of that interval, exclusive.
    */
   int64_t valid_until;
   /**
-   * What pins it; null where it pins nothing.
+   * Pin of the object; null if there is none.
    */
   const void *pin;
   /**
-   * A part of the pin.
+   * Slot of the pin.
    */
   uint32_t slot;
 } iovc_view_t;
@@ -317,17 +319,17 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
- * `attach` in the line with which a service says that it is ready). Blocks at most 10 s.
+ * Attaches to a service through its socket. The path is `iovcache.attach` in the metadata of each
+ * table, and `attach` in the line that a service writes when it is ready. Blocks for at most 10 s.
  *
- * @param path      the attach socket
- * @param consumer  the name of this consumer; null: none
- * @param token     what the service asks for; null where it asks for nothing
- * @param attach    where the handle goes; null is written if it fails
+ * @param path      path of the attach socket
+ * @param consumer  name of this consumer; null: none
+ * @param token     token of the service; null if it requires none
+ * @param attach    receives the handle, or null on failure
  *
- * The handle is a session of the service: what it holds for this process it lets go when the
- * handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
- * ends, however it ends.
+ * The handle is a session of the service. The session ends when the handle and those that
+ * iovc_local_open made from it are closed, or when the process ends in any way; the service then
+ * releases everything that it holds for the session.
  *
  * # Safety
  * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -338,14 +340,13 @@ iovc_status_t iovc_attach(const char *path,
                           struct iovc_attach_t **attach);
 
 /**
- * Attaches through a socket that is connected already, e.g. one that was handed to a sandboxed
- * process.
+ * Attaches through a connected socket, e.g. one that was passed to a sandboxed process.
  *
- * @param socket  a connected Unix stream socket; from here on the library's own, which closes it,
- *                also if this fails
+ * @param socket  connected Unix stream socket; the library takes it over and closes it, also on
+ *                failure
  *
  * # Safety
- * As `iovc_attach`; `socket` is an open descriptor that nobody else closes.
+ * As `iovc_attach`; `socket` is an open descriptor that no other code uses or closes.
  */
 iovc_status_t iovc_attach_socket(int32_t socket,
                                  const char *consumer,
@@ -353,19 +354,19 @@ iovc_status_t iovc_attach_socket(int32_t socket,
                                  struct iovc_attach_t **attach);
 
 /**
- * Gives a handle back: the session ends, and its memory is unmapped. Null is allowed.
+ * Closes a handle: its session ends, and its memory is unmapped. Null is allowed.
  *
- * No pointer that was resolved through it may be read afterwards, and no other call may use it.
+ * Afterwards, neither the handle nor a pointer resolved through it may be used.
  *
  * # Safety
- * `attach` is null or a handle that was not given back yet.
+ * `attach` is null or a handle that was not closed yet.
  */
 void iovc_detach(struct iovc_attach_t *attach);
 
 /**
- * The name of the session, for the field "session" of requests: what it asks for is held as long
- * as this process lives. Empty for a handle of iovc_cache_attach. Null only for null; it lives as
- * long as the handle.
+ * Id of the session, for the field "session" of requests: the objects of such a request stay
+ * pinned while this process lives. Empty for a handle of iovc_cache_attach; null if `attach` is
+ * null. Valid as long as the handle.
  *
  * # Safety
  * `attach` is null or a handle.
@@ -373,8 +374,8 @@ void iovc_detach(struct iovc_attach_t *attach);
 const char *iovc_session(const struct iovc_attach_t *attach);
 
 /**
- * The instance of the service, as in `iovcache.epoch` of its tables: after a restart it is another
- * one, and headers of the one before do not resolve any more. Null only for null; it lives as long
+ * Epoch of the service instance, as in `iovcache.epoch` of its tables. It changes with each
+ * restart, and headers of an earlier epoch do not resolve. Null if `attach` is null. Valid as long
  * as the handle.
  *
  * # Safety
@@ -383,8 +384,8 @@ const char *iovc_session(const struct iovc_attach_t *attach);
 const char *iovc_epoch(const struct iovc_attach_t *attach);
 
 /**
- * Whether the service is still there. If not (IOVC_UNAVAILABLE), what was resolved stays readable,
- * and iovc_attach makes a new session once it is back.
+ * Checks whether the service is still connected. If it is not (IOVC_UNAVAILABLE), resolved objects
+ * stay readable, and iovc_attach makes a new session when the service is back.
  *
  * # Safety
  * `attach` is null or a handle.
@@ -392,11 +393,11 @@ const char *iovc_epoch(const struct iovc_attach_t *attach);
 iovc_status_t iovc_check(const struct iovc_attach_t *attach);
 
 /**
- * Ends the lease of a table that was asked for this session: nothing pins its objects for it any
- * more, and pointers to them may not be read without iovc_still_valid. The service is told, and
- * does not answer: a lease that is over already is no error.
+ * Ends the lease of a table that was requested for this session. It pins the objects of the table
+ * no longer; data read through pointers to them is valid only if iovc_still_valid confirms it
+ * afterwards. The service does not answer: a lease that has ended already is no error.
  *
- * @param lease  as it stands in the table's schema (iovcache.lease)
+ * @param lease  the lease in the table's schema (iovcache.lease)
  * @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
  *         IOVC_NOT_FOUND if there is no such lease
  *
@@ -406,42 +407,42 @@ iovc_status_t iovc_check(const struct iovc_attach_t *attach);
 iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease);
 
 /**
- * Unmaps segments that the service has given back. Until this is called they stay mapped, so that
- * a pointer that is read too late meets old bytes at worst, never the end of the process.
+ * Unmaps segments that the service has removed. They stay mapped until this call, so that a late
+ * read through a pointer finds old bytes and does not end the process.
  *
- * Call it at a moment when no thread reads through a pointer to an object that was let go.
+ * Call it while no thread reads through a pointer to a released object.
  *
  * # Safety
- * `attach` is null or a handle; as said.
+ * `attach` is null or a handle; no thread reads through a pointer to a released object.
  */
 iovc_status_t iovc_unmap_unused(const struct iovc_attach_t *attach);
 
 /**
- * Makes a cache in this process, with a few threads of its own. Any number of threads may use it.
+ * Makes a cache in this process, with a few threads of its own. Threads may share the handle.
  *
- * @param options  as iovc_cache_options gave them, with at least one source
- * @param cache    where the handle goes; null is written if it fails
+ * @param options  options from iovc_cache_options, with at least one source
+ * @param cache    receives the handle, or null on failure
  *
  * # Safety
- * `options` is null or as said, `cache` is null or writable.
+ * `options` is null or valid options, `cache` is null or writable.
  */
 iovc_status_t iovc_cache_open(const struct iovc_cache_options_t *options,
                               struct iovc_cache_t **cache);
 
 /**
- * Ends a cache: all that it held is let go, its attach socket is gone. Null is allowed.
+ * Closes a cache: its objects are released, and its attach socket is removed. Null is allowed.
  *
- * Processes that have attached can read on what they have resolved; nothing resolves any more.
- * Handles of iovc_cache_attach are to be given back before.
+ * Attached processes can still read objects that they have resolved, but no header resolves any
+ * more. Close the handles of iovc_cache_attach first.
  *
  * # Safety
- * `cache` is null or a handle that was not given back yet and that nobody uses any more.
+ * `cache` is null or a handle that was not closed yet and is not used any more.
  */
 void iovc_cache_close(struct iovc_cache_t *cache);
 
 /**
- * The cache's memory for this very process: nothing is mapped a second time, and no socket is
- * needed. It is used and given back like a handle of iovc_attach, but is no session.
+ * Handle for the memory of a cache, in the same process: it maps no memory again and needs no
+ * socket. It is used and closed like a handle of iovc_attach, but is no session.
  *
  * # Safety
  * `cache` is null or a handle, `attach` is null or writable.
@@ -449,13 +450,15 @@ void iovc_cache_close(struct iovc_cache_t *cache);
 iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
 
 /**
- * The segments or the region that objects lie in: none where that is the memory of the host.
+ * Lists the segments or the region that objects lie in. There are none if the objects lie in
+ * memory of the host program.
  *
- * @param segments  place for `capacity` of them; may be null if that is 0
- * @param count     how many there are, also if that is more than `capacity`
+ * @param segments  memory for `capacity` entries; may be null if `capacity` is 0
+ * @param count     receives the number of segments, which may exceed `capacity`
  *
  * # Safety
- * `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
+ * `cache` is null or a handle, `segments` points to memory for `capacity` entries, `count` is null
+ * or writable.
  */
 iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
                                   struct iovc_segment_t *segments,
@@ -463,7 +466,8 @@ iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
                                   size_t *count);
 
 /**
- * A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
+ * Reports that a consumer has finished with a timeframe. When all of its consumers have, its
+ * objects are released.
  *
  * # Safety
  * `cache` is null or a handle, `consumer` is null or ends with a 0.
@@ -473,7 +477,8 @@ iovc_status_t iovc_cache_consumed(const struct iovc_cache_t *cache,
                                   const char *consumer);
 
 /**
- * A consumer is done with all timeframes below `oldest_possible`. That never goes back.
+ * Reports that a consumer has finished with all timeframes below `oldest_possible`, the oldest one
+ * that it may still need. The value never decreases: a lower one has no effect.
  *
  * # Safety
  * `cache` is null or a handle, `consumer` is null or ends with a 0.
@@ -483,7 +488,7 @@ iovc_status_t iovc_cache_oldest_possible(const struct iovc_cache_t *cache,
                                          uint64_t oldest_possible);
 
 /**
- * Drops a timeframe, whoever still waits for it.
+ * Drops a timeframe, even if consumers still wait for it.
  *
  * # Safety
  * `cache` is null or a handle.
@@ -491,9 +496,9 @@ iovc_status_t iovc_cache_oldest_possible(const struct iovc_cache_t *cache,
 iovc_status_t iovc_cache_drop_timeframe(const struct iovc_cache_t *cache, uint64_t timeframe);
 
 /**
- * Lets go what a table holds. IOVC_NOT_FOUND if it was let go already.
+ * Ends the lease of a table and releases its objects. IOVC_NOT_FOUND if it has ended already.
  *
- * @param lease  as iovc_cache_table gave it; it stands in the table's schema too (iovcache.lease)
+ * @param lease  the lease from iovc_cache_table, also in the table's schema (iovcache.lease)
  *
  * # Safety
  * `cache` is null or a handle, `lease` is null or ends with a 0.
@@ -501,9 +506,9 @@ iovc_status_t iovc_cache_drop_timeframe(const struct iovc_cache_t *cache, uint64
 iovc_status_t iovc_cache_release(const struct iovc_cache_t *cache, const char *lease);
 
 /**
- * What the cache holds, as JSON: the form of the Flight action `status`.
+ * State of the cache as JSON, as answered by the Flight action `status`.
  *
- * @param json  where the text goes; to be given back with iovc_free_text
+ * @param json  receives the text; free it with iovc_free_text
  *
  * # Safety
  * `cache` is null or a handle, `json` is null or writable.
@@ -511,21 +516,21 @@ iovc_status_t iovc_cache_release(const struct iovc_cache_t *cache, const char *l
 iovc_status_t iovc_cache_status(const struct iovc_cache_t *cache, char **json);
 
 /**
- * Gives a text of this library back. Null is allowed.
+ * Frees a text returned by this library. Null is allowed.
  *
  * # Safety
- * `text` is null or came from iovc_cache_status, and was not given back yet.
+ * `text` is null or came from iovc_cache_status, and was not freed yet.
  */
 void iovc_free_text(char *text);
 
 /**
- * Look-ups by a handle of iovc_attach, without a call.
+ * Opens look-ups without requests, by a handle of iovc_attach.
  *
- * @param local  where the handle goes; null is written if it fails
- * @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
- *         iovc_cache_attach
+ * @param local  receives the handle, or null on failure
+ * @return IOVC_FAILED_PRECONDITION if the service does not offer look-ups, or if `attach` is a
+ *         handle of iovc_cache_attach
  *
- * It keeps the session, also after iovc_detach.
+ * The handle keeps the session alive, also after iovc_detach.
  *
  * # Safety
  * `attach` is null or a handle, `local` is null or writable.
@@ -533,21 +538,21 @@ void iovc_free_text(char *text);
 iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
 
 /**
- * Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
- * with the last of all.
+ * Closes a handle. Null is allowed. Its paths and views stay valid; the session ends with the last
+ * of them.
  *
  * # Safety
- * `local` is null or a handle that was not given back yet.
+ * `local` is null or a handle that was not closed yet.
  */
 void iovc_local_close(struct iovc_local_t *local);
 
 /**
- * A path to look up in. Makes no call; the service need not know the path.
+ * Opens a path for look-ups. No request is sent; the service need not know the path.
  *
- * @param path    the object path
- * @param handle  where the handle goes; null is written if it fails
+ * @param path    object path
+ * @param handle  receives the handle, or null on failure
  *
- * One thread at a time may use it.
+ * The handle may be used by one thread at a time.
  *
  * # Safety
  * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
@@ -557,41 +562,43 @@ iovc_status_t iovc_local_path(const struct iovc_local_t *local,
                               struct iovc_local_path_t **handle);
 
 /**
- * Gives a path back. Null is allowed. Its views stay what they are.
+ * Closes a path. Null is allowed. Its views stay valid.
  *
  * # Safety
- * `path` is null or a handle that was not given back yet.
+ * `path` is null or a handle that was not closed yet.
  */
 void iovc_local_path_close(struct iovc_local_path_t *path);
 
 /**
- * The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
- * system call.
+ * Looks up the object of a path that is valid at a time, in milliseconds since the Unix epoch.
+ * Makes no system call.
  *
- * @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
- *              but IOVC_OK) it pins nothing
- * @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
- *         in shared memory, or is not confirmed. A request for the path that names the session has
- *         it published
+ * @param view  receives the object, pinned until iovc_view_release; pins nothing on failure (any
+ *              status but IOVC_OK)
+ * @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in
+ *         shared memory, or not confirmed. A request for the path that names the session makes the
+ *         service publish it
  *
  * # Safety
- * `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
+ * `path` is null or a handle that no other thread uses during the call, `view` is null or
+ * writable.
  */
 iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
                              int64_t at,
                              struct iovc_view_t *view);
 
 /**
- * The objects of a path at many times.
+ * Looks up the objects of a path at several times.
  *
- * @param at     `count` times
- * @param views  room for as many; those that are not found pin nothing, and have null as `pin`
- * @param found  how many were found; may be null
- * @return IOVC_OK also where some were not found: the service is to be asked for them
+ * @param at     `count` times, in milliseconds since the Unix epoch
+ * @param views  memory for `count` views; those of objects not found pin nothing and have a null
+ *               `pin`
+ * @param found  receives the number of objects found; may be null
+ * @return IOVC_OK even if some were not found: ask the service for those
  *
  * # Safety
- * As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
- * or writable.
+ * As `iovc_local_get`; `at` points to `count` times, `views` to memory for `count` views, `found`
+ * is null or writable.
  */
 iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   const int64_t *at,
@@ -600,35 +607,35 @@ iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   size_t *found);
 
 /**
- * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
- * null, are allowed. Any thread may do it.
+ * Unpins the object of a view; its bytes may not be read afterwards. Null, and a view that pins
+ * nothing, are allowed. Any thread may call it.
  *
  * # Safety
- * `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
- * no copy of it was released.
+ * `view` is null or points to a view written by iovc_local_get or iovc_local_get_many, no copy of
+ * which was released.
  */
 void iovc_view_release(struct iovc_view_t *view);
 
 /**
- * The options that hold where nothing else is set.
+ * Default options.
  */
 struct iovc_cache_options_t iovc_cache_options(void);
 
 /**
- * The bytes of the object that a header names: no copy is made.
+ * Resolves a header to the bytes of its object, without a copy.
  *
- * They stay as they are for as long as the table that the header came with is held: until its
- * timeframe is consumed, its lease is released, or the session ends. Who reads on beyond that asks
- * iovc_still_valid afterwards.
+ * The bytes do not change while the table of the header is held: until its timeframe is consumed,
+ * its lease is released, or the session ends. A later read must be confirmed with iovc_still_valid
+ * afterwards.
  *
  * @param header  40 bytes, as in a cell of a table; they need not be aligned
- * @param data    where the pointer goes; null is written if it fails
- * @param size    where the number of bytes goes; an object can have 0
- * @return IOVC_FAILED_PRECONDITION if the object is not there any more, IOVC_INVALID_ARGUMENT for
- *         what is no header. No header, however forged, is a danger.
+ * @param data    receives the pointer, or null on failure
+ * @param size    receives the size in bytes, which can be 0
+ * @return IOVC_FAILED_PRECONDITION if the object is gone, IOVC_INVALID_ARGUMENT if the header is
+ *         malformed. No header, even a forged one, makes the call unsafe.
  *
  * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
+ * `attach` is null or a handle; the others are null or point to memory of the stated kind.
  */
 iovc_status_t iovc_resolve(const struct iovc_attach_t *attach,
                            const struct iovc_meta_header_t *header,
@@ -636,17 +643,17 @@ iovc_status_t iovc_resolve(const struct iovc_attach_t *attach,
                            size_t *size);
 
 /**
- * Resolves a column of headers, as they lie one after the other in the cells of a table.
+ * Resolves the headers of a column of cells, contiguous in memory.
  *
- * A cell of 40 zeros, which is what stands in a null cell, gives null and 0. All that can be
- * resolved are, also if some cannot: these get null and 0, and the status is that of the first.
+ * A cell of 40 zeros, as under a null, gives null and 0. All headers are tried: those that cannot
+ * be resolved give null and 0, and the status is that of the first failure.
  *
  * @param headers  `count` headers of 40 bytes
- * @param data     place for `count` pointers
- * @param sizes    place for `count` sizes
+ * @param data     memory for `count` pointers
+ * @param sizes    memory for `count` sizes in bytes
  *
  * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
+ * `attach` is null or a handle; the others are null or point to memory of the stated kind.
  */
 iovc_status_t iovc_resolve_many(const struct iovc_attach_t *attach,
                                 const struct iovc_meta_header_t *headers,
@@ -655,20 +662,20 @@ iovc_status_t iovc_resolve_many(const struct iovc_attach_t *attach,
                                 size_t *sizes);
 
 /**
- * Resolves a run-end encoded column row by row: each run once, however many rows it has.
+ * Resolves a run-end encoded column row by row. Each run is resolved once.
  *
  * @param headers   the values: one header of 40 bytes per run
- * @param run_ends  where each run ends, in rows from the start of the column; strictly rising
- * @param runs      how many runs there are
- * @param offset    the first row that is wanted (the offset of the Arrow array)
- * @param rows      how many rows are wanted; the last run must reach as far
- * @param data      place for `rows` pointers
- * @param sizes     place for `rows` sizes
+ * @param run_ends  end of each run, in rows from the start of the column; strictly ascending
+ * @param runs      number of runs
+ * @param offset    first row to resolve (the offset of the Arrow array)
+ * @param rows      number of rows to resolve; the last run must cover the last of them
+ * @param data      memory for `rows` pointers
+ * @param sizes     memory for `rows` sizes in bytes
  *
- * Cells of zeros and cells that cannot be resolved are as in iovc_resolve_many.
+ * Cells of zeros and headers that cannot be resolved are treated as in iovc_resolve_many.
  *
  * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
+ * `attach` is null or a handle; the others are null or point to memory of the stated kind.
  */
 iovc_status_t iovc_resolve_runs(const struct iovc_attach_t *attach,
                                 const struct iovc_meta_header_t *headers,
@@ -680,54 +687,54 @@ iovc_status_t iovc_resolve_runs(const struct iovc_attach_t *attach,
                                 size_t *sizes);
 
 /**
- * Whether what was read through the pointer of this header was still the object: IOVC_OK, or
- * IOVC_FAILED_PRECONDITION if its block was given up meanwhile. To be asked after reading, by those
- * who read without holding the table.
+ * Checks that bytes read through the pointer of a header were those of the object. Returns
+ * IOVC_OK, or IOVC_FAILED_PRECONDITION if its block was freed meanwhile. Call it after reading
+ * without holding the table.
  *
  * # Safety
- * `attach` is null or a handle, `header` is null or leads to 40 bytes.
+ * `attach` is null or a handle, `header` is null or points to 40 bytes.
  */
 iovc_status_t iovc_still_valid(const struct iovc_attach_t *attach,
                                const struct iovc_meta_header_t *header);
 
 /**
- * The id of the version that a header names: a UUID, most significant byte first.
+ * Id of the version that a header refers to: a UUID, most significant byte first.
  *
- * @param id  place for 16 bytes
+ * @param id  memory for 16 bytes
  *
  * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
+ * `attach` is null or a handle; the others are null or point to memory of the stated kind.
  */
 iovc_status_t iovc_object_id(const struct iovc_attach_t *attach,
                              const struct iovc_meta_header_t *header,
                              uint8_t *id);
 
 /**
- * What a status says, e.g. "not found". Never null; it need not be freed.
+ * Text of a status, e.g. "not found". Never null; it must not be freed.
  */
 const char *iovc_strerror(int32_t status);
 
 /**
- * What exactly went wrong in the last call of this thread that failed, beginning with a stable
- * code: `[IOV-4045] stale: …`. Empty if none has failed. Never null; valid until the next call
- * of this thread into this library.
+ * Description of the last failure in this thread, beginning with a stable code:
+ * `[IOV-4045] stale: …`. Empty if no call has failed. Never null; valid until the next call of
+ * this thread into this library.
  */
 const char *iovc_last_error(void);
 
 /**
- * Registers a timeframe and starts to load what it needs. While too many are in flight, or memory
- * is short, it waits.
+ * Registers a timeframe and starts loading its objects. Waits while too many timeframes are in
+ * flight or memory is short.
  *
- * @param timeframe          its id
- * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp` and a further one for each key on which
- *                           a column depends. Taken over, also if this fails.
- * @param timestamps_schema  its schema; taken over too
+ * @param timeframe          id of the timeframe
+ * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a
+ *                           struct array with a column `timestamp` and one for each key on which a
+ *                           column depends. Taken over, also on failure
+ * @param timestamps_schema  its schema; taken over, also on failure
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
- * @param wait_ms            how long it may wait; 0: 60 s
+ * @param wait_ms            maximum wait in milliseconds; 0: 60 s
  *
  * # Safety
- * `cache` is null or a handle, the others are null or as said.
+ * `cache` is null or a handle, the others are null or valid as stated.
  */
 iovc_status_t iovc_cache_register(const struct iovc_cache_t *cache,
                                   uint64_t timeframe,
@@ -737,21 +744,21 @@ iovc_status_t iovc_cache_register(const struct iovc_cache_t *cache,
                                   uint64_t wait_ms);
 
 /**
- * Gets a table: waits until all of its objects are in shared memory, and holds them.
+ * Gets a table: waits until all of its objects are in shared memory, and pins them.
  *
  * @param request  JSON, as a Flight command: `{"timeframe": 42, "consumer": "tracker"}`, or
  *                 `{"columns": {"name": "path"}, "timestamps": [ms, …]}`, with the same options
- * @param table    where the table goes, as a struct array of one child per column: rows as the
- *                 timestamps have them, cells as `encoding` and `cell` say. To be released as the
- *                 Arrow C Data Interface says; that lets go nothing of what the cache holds.
- * @param schema   where its schema goes
- * @param lease    null, or place for 64 bytes: what iovc_cache_release takes. What a timeframe's
- *                 consumer was sent is let go with iovc_cache_consumed too; what nobody named a
- *                 consumer or session for, after 60 s.
+ * @param table    receives the table, a struct array with one child per column and a row per
+ *                 timestamp; `encoding` and `cell` of the request determine the type of the cells.
+ *                 Release it as the Arrow C Data Interface says; this does not release the objects
+ * @param schema   receives its schema
+ * @param lease    null, or memory for 64 bytes: the lease, for iovc_cache_release. The table of a
+ *                 timeframe's consumer is also released by iovc_cache_consumed; one requested
+ *                 without consumer and session is released after 60 s
  *
  * # Safety
- * `cache` is null or a handle; the others are null or as said. What `table` and `schema` held
- * before is overwritten, not released.
+ * `cache` is null or a handle; the others are null or valid as stated. Previous contents of
+ * `table` and `schema` are overwritten, not released.
  */
 iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                const char *request,
@@ -760,34 +767,34 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                char *lease);
 
 /**
- * The version of this interface; compare it with `IOVC_ABI_VERSION`.
+ * Version of the interface in the library; compare it with `IOVC_ABI_VERSION`.
  */
 uint32_t iovc_abi_version(void);
 
 /**
- * What a status says, e.g. "not found". Never null; it need not be freed.
+ * Text of a status, e.g. "not found". Never null; it must not be freed.
  */
 const char *iovc_strerror(int32_t status);
 
 /**
- * What exactly went wrong in the last call of this thread that failed, beginning with a stable
- * code: `[IOV-4045] stale: …`. Empty if none has failed. Never null; valid until the next call
- * of this thread into this library.
+ * Description of the last failure in this thread, beginning with a stable code:
+ * `[IOV-4045] stale: …`. Empty if no call has failed. Never null; valid until the next call of
+ * this thread into this library.
  */
 const char *iovc_last_error(void);
 
 /**
- * Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
- * `attach` in the line with which a service says that it is ready). Blocks at most 10 s.
+ * Attaches to a service through its socket. The path is `iovcache.attach` in the metadata of each
+ * table, and `attach` in the line that a service writes when it is ready. Blocks for at most 10 s.
  *
- * @param path      the attach socket
- * @param consumer  the name of this consumer; null: none
- * @param token     what the service asks for; null where it asks for nothing
- * @param attach    where the handle goes; null is written if it fails
+ * @param path      path of the attach socket
+ * @param consumer  name of this consumer; null: none
+ * @param token     token of the service; null if it requires none
+ * @param attach    receives the handle, or null on failure
  *
- * The handle is a session of the service: what it holds for this process it lets go when the
- * handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
- * ends, however it ends.
+ * The handle is a session of the service. The session ends when the handle and those that
+ * iovc_local_open made from it are closed, or when the process ends in any way; the service then
+ * releases everything that it holds for the session.
  *
  * # Safety
  * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -798,14 +805,13 @@ iovc_status_t iovc_attach(const char *path,
                           struct iovc_attach_t **attach);
 
 /**
- * Attaches through a socket that is connected already, e.g. one that was handed to a sandboxed
- * process.
+ * Attaches through a connected socket, e.g. one that was passed to a sandboxed process.
  *
- * @param socket  a connected Unix stream socket; from here on the library's own, which closes it,
- *                also if this fails
+ * @param socket  connected Unix stream socket; the library takes it over and closes it, also on
+ *                failure
  *
  * # Safety
- * As `iovc_attach`; `socket` is an open descriptor that nobody else closes.
+ * As `iovc_attach`; `socket` is an open descriptor that no other code uses or closes.
  */
 iovc_status_t iovc_attach_socket(int32_t socket,
                                  const char *consumer,
@@ -813,19 +819,19 @@ iovc_status_t iovc_attach_socket(int32_t socket,
                                  struct iovc_attach_t **attach);
 
 /**
- * Gives a handle back: the session ends, and its memory is unmapped. Null is allowed.
+ * Closes a handle: its session ends, and its memory is unmapped. Null is allowed.
  *
- * No pointer that was resolved through it may be read afterwards, and no other call may use it.
+ * Afterwards, neither the handle nor a pointer resolved through it may be used.
  *
  * # Safety
- * `attach` is null or a handle that was not given back yet.
+ * `attach` is null or a handle that was not closed yet.
  */
 void iovc_detach(struct iovc_attach_t *attach);
 
 /**
- * The name of the session, for the field "session" of requests: what it asks for is held as long
- * as this process lives. Empty for a handle of iovc_cache_attach. Null only for null; it lives as
- * long as the handle.
+ * Id of the session, for the field "session" of requests: the objects of such a request stay
+ * pinned while this process lives. Empty for a handle of iovc_cache_attach; null if `attach` is
+ * null. Valid as long as the handle.
  *
  * # Safety
  * `attach` is null or a handle.
@@ -833,8 +839,8 @@ void iovc_detach(struct iovc_attach_t *attach);
 const char *iovc_session(const struct iovc_attach_t *attach);
 
 /**
- * The instance of the service, as in `iovcache.epoch` of its tables: after a restart it is another
- * one, and headers of the one before do not resolve any more. Null only for null; it lives as long
+ * Epoch of the service instance, as in `iovcache.epoch` of its tables. It changes with each
+ * restart, and headers of an earlier epoch do not resolve. Null if `attach` is null. Valid as long
  * as the handle.
  *
  * # Safety
@@ -843,8 +849,8 @@ const char *iovc_session(const struct iovc_attach_t *attach);
 const char *iovc_epoch(const struct iovc_attach_t *attach);
 
 /**
- * Whether the service is still there. If not (IOVC_UNAVAILABLE), what was resolved stays readable,
- * and iovc_attach makes a new session once it is back.
+ * Checks whether the service is still connected. If it is not (IOVC_UNAVAILABLE), resolved objects
+ * stay readable, and iovc_attach makes a new session when the service is back.
  *
  * # Safety
  * `attach` is null or a handle.
@@ -852,11 +858,11 @@ const char *iovc_epoch(const struct iovc_attach_t *attach);
 iovc_status_t iovc_check(const struct iovc_attach_t *attach);
 
 /**
- * Ends the lease of a table that was asked for this session: nothing pins its objects for it any
- * more, and pointers to them may not be read without iovc_still_valid. The service is told, and
- * does not answer: a lease that is over already is no error.
+ * Ends the lease of a table that was requested for this session. It pins the objects of the table
+ * no longer; data read through pointers to them is valid only if iovc_still_valid confirms it
+ * afterwards. The service does not answer: a lease that has ended already is no error.
  *
- * @param lease  as it stands in the table's schema (iovcache.lease)
+ * @param lease  the lease in the table's schema (iovcache.lease)
  * @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
  *         IOVC_NOT_FOUND if there is no such lease
  *
@@ -866,31 +872,31 @@ iovc_status_t iovc_check(const struct iovc_attach_t *attach);
 iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease);
 
 /**
- * Unmaps segments that the service has given back. Until this is called they stay mapped, so that
- * a pointer that is read too late meets old bytes at worst, never the end of the process.
+ * Unmaps segments that the service has removed. They stay mapped until this call, so that a late
+ * read through a pointer finds old bytes and does not end the process.
  *
- * Call it at a moment when no thread reads through a pointer to an object that was let go.
+ * Call it while no thread reads through a pointer to a released object.
  *
  * # Safety
- * `attach` is null or a handle; as said.
+ * `attach` is null or a handle; no thread reads through a pointer to a released object.
  */
 iovc_status_t iovc_unmap_unused(const struct iovc_attach_t *attach);
 
 /**
- * The bytes of the object that a header names: no copy is made.
+ * Resolves a header to the bytes of its object, without a copy.
  *
- * They stay as they are for as long as the table that the header came with is held: until its
- * timeframe is consumed, its lease is released, or the session ends. Who reads on beyond that asks
- * iovc_still_valid afterwards.
+ * The bytes do not change while the table of the header is held: until its timeframe is consumed,
+ * its lease is released, or the session ends. A later read must be confirmed with iovc_still_valid
+ * afterwards.
  *
  * @param header  40 bytes, as in a cell of a table; they need not be aligned
- * @param data    where the pointer goes; null is written if it fails
- * @param size    where the number of bytes goes; an object can have 0
- * @return IOVC_FAILED_PRECONDITION if the object is not there any more, IOVC_INVALID_ARGUMENT for
- *         what is no header. No header, however forged, is a danger.
+ * @param data    receives the pointer, or null on failure
+ * @param size    receives the size in bytes, which can be 0
+ * @return IOVC_FAILED_PRECONDITION if the object is gone, IOVC_INVALID_ARGUMENT if the header is
+ *         malformed. No header, even a forged one, makes the call unsafe.
  *
  * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
+ * `attach` is null or a handle; the others are null or point to memory of the stated kind.
  */
 iovc_status_t iovc_resolve(const struct iovc_attach_t *attach,
                            const struct iovc_meta_header_t *header,
@@ -898,17 +904,17 @@ iovc_status_t iovc_resolve(const struct iovc_attach_t *attach,
                            size_t *size);
 
 /**
- * Resolves a column of headers, as they lie one after the other in the cells of a table.
+ * Resolves the headers of a column of cells, contiguous in memory.
  *
- * A cell of 40 zeros, which is what stands in a null cell, gives null and 0. All that can be
- * resolved are, also if some cannot: these get null and 0, and the status is that of the first.
+ * A cell of 40 zeros, as under a null, gives null and 0. All headers are tried: those that cannot
+ * be resolved give null and 0, and the status is that of the first failure.
  *
  * @param headers  `count` headers of 40 bytes
- * @param data     place for `count` pointers
- * @param sizes    place for `count` sizes
+ * @param data     memory for `count` pointers
+ * @param sizes    memory for `count` sizes in bytes
  *
  * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
+ * `attach` is null or a handle; the others are null or point to memory of the stated kind.
  */
 iovc_status_t iovc_resolve_many(const struct iovc_attach_t *attach,
                                 const struct iovc_meta_header_t *headers,
@@ -917,20 +923,20 @@ iovc_status_t iovc_resolve_many(const struct iovc_attach_t *attach,
                                 size_t *sizes);
 
 /**
- * Resolves a run-end encoded column row by row: each run once, however many rows it has.
+ * Resolves a run-end encoded column row by row. Each run is resolved once.
  *
  * @param headers   the values: one header of 40 bytes per run
- * @param run_ends  where each run ends, in rows from the start of the column; strictly rising
- * @param runs      how many runs there are
- * @param offset    the first row that is wanted (the offset of the Arrow array)
- * @param rows      how many rows are wanted; the last run must reach as far
- * @param data      place for `rows` pointers
- * @param sizes     place for `rows` sizes
+ * @param run_ends  end of each run, in rows from the start of the column; strictly ascending
+ * @param runs      number of runs
+ * @param offset    first row to resolve (the offset of the Arrow array)
+ * @param rows      number of rows to resolve; the last run must cover the last of them
+ * @param data      memory for `rows` pointers
+ * @param sizes     memory for `rows` sizes in bytes
  *
- * Cells of zeros and cells that cannot be resolved are as in iovc_resolve_many.
+ * Cells of zeros and headers that cannot be resolved are treated as in iovc_resolve_many.
  *
  * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
+ * `attach` is null or a handle; the others are null or point to memory of the stated kind.
  */
 iovc_status_t iovc_resolve_runs(const struct iovc_attach_t *attach,
                                 const struct iovc_meta_header_t *headers,
@@ -942,59 +948,59 @@ iovc_status_t iovc_resolve_runs(const struct iovc_attach_t *attach,
                                 size_t *sizes);
 
 /**
- * Whether what was read through the pointer of this header was still the object: IOVC_OK, or
- * IOVC_FAILED_PRECONDITION if its block was given up meanwhile. To be asked after reading, by those
- * who read without holding the table.
+ * Checks that bytes read through the pointer of a header were those of the object. Returns
+ * IOVC_OK, or IOVC_FAILED_PRECONDITION if its block was freed meanwhile. Call it after reading
+ * without holding the table.
  *
  * # Safety
- * `attach` is null or a handle, `header` is null or leads to 40 bytes.
+ * `attach` is null or a handle, `header` is null or points to 40 bytes.
  */
 iovc_status_t iovc_still_valid(const struct iovc_attach_t *attach,
                                const struct iovc_meta_header_t *header);
 
 /**
- * The id of the version that a header names: a UUID, most significant byte first.
+ * Id of the version that a header refers to: a UUID, most significant byte first.
  *
- * @param id  place for 16 bytes
+ * @param id  memory for 16 bytes
  *
  * # Safety
- * `attach` is null or a handle; the others are null or lead to what they say.
+ * `attach` is null or a handle; the others are null or point to memory of the stated kind.
  */
 iovc_status_t iovc_object_id(const struct iovc_attach_t *attach,
                              const struct iovc_meta_header_t *header,
                              uint8_t *id);
 
 /**
- * The options that hold where nothing else is set.
+ * Default options.
  */
 struct iovc_cache_options_t iovc_cache_options(void);
 
 /**
- * Makes a cache in this process, with a few threads of its own. Any number of threads may use it.
+ * Makes a cache in this process, with a few threads of its own. Threads may share the handle.
  *
- * @param options  as iovc_cache_options gave them, with at least one source
- * @param cache    where the handle goes; null is written if it fails
+ * @param options  options from iovc_cache_options, with at least one source
+ * @param cache    receives the handle, or null on failure
  *
  * # Safety
- * `options` is null or as said, `cache` is null or writable.
+ * `options` is null or valid options, `cache` is null or writable.
  */
 iovc_status_t iovc_cache_open(const struct iovc_cache_options_t *options,
                               struct iovc_cache_t **cache);
 
 /**
- * Ends a cache: all that it held is let go, its attach socket is gone. Null is allowed.
+ * Closes a cache: its objects are released, and its attach socket is removed. Null is allowed.
  *
- * Processes that have attached can read on what they have resolved; nothing resolves any more.
- * Handles of iovc_cache_attach are to be given back before.
+ * Attached processes can still read objects that they have resolved, but no header resolves any
+ * more. Close the handles of iovc_cache_attach first.
  *
  * # Safety
- * `cache` is null or a handle that was not given back yet and that nobody uses any more.
+ * `cache` is null or a handle that was not closed yet and is not used any more.
  */
 void iovc_cache_close(struct iovc_cache_t *cache);
 
 /**
- * The cache's memory for this very process: nothing is mapped a second time, and no socket is
- * needed. It is used and given back like a handle of iovc_attach, but is no session.
+ * Handle for the memory of a cache, in the same process: it maps no memory again and needs no
+ * socket. It is used and closed like a handle of iovc_attach, but is no session.
  *
  * # Safety
  * `cache` is null or a handle, `attach` is null or writable.
@@ -1002,13 +1008,15 @@ void iovc_cache_close(struct iovc_cache_t *cache);
 iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
 
 /**
- * The segments or the region that objects lie in: none where that is the memory of the host.
+ * Lists the segments or the region that objects lie in. There are none if the objects lie in
+ * memory of the host program.
  *
- * @param segments  place for `capacity` of them; may be null if that is 0
- * @param count     how many there are, also if that is more than `capacity`
+ * @param segments  memory for `capacity` entries; may be null if `capacity` is 0
+ * @param count     receives the number of segments, which may exceed `capacity`
  *
  * # Safety
- * `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
+ * `cache` is null or a handle, `segments` points to memory for `capacity` entries, `count` is null
+ * or writable.
  */
 iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
                                   struct iovc_segment_t *segments,
@@ -1016,7 +1024,8 @@ iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
                                   size_t *count);
 
 /**
- * A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
+ * Reports that a consumer has finished with a timeframe. When all of its consumers have, its
+ * objects are released.
  *
  * # Safety
  * `cache` is null or a handle, `consumer` is null or ends with a 0.
@@ -1026,7 +1035,8 @@ iovc_status_t iovc_cache_consumed(const struct iovc_cache_t *cache,
                                   const char *consumer);
 
 /**
- * A consumer is done with all timeframes below `oldest_possible`. That never goes back.
+ * Reports that a consumer has finished with all timeframes below `oldest_possible`, the oldest one
+ * that it may still need. The value never decreases: a lower one has no effect.
  *
  * # Safety
  * `cache` is null or a handle, `consumer` is null or ends with a 0.
@@ -1036,7 +1046,7 @@ iovc_status_t iovc_cache_oldest_possible(const struct iovc_cache_t *cache,
                                          uint64_t oldest_possible);
 
 /**
- * Drops a timeframe, whoever still waits for it.
+ * Drops a timeframe, even if consumers still wait for it.
  *
  * # Safety
  * `cache` is null or a handle.
@@ -1044,9 +1054,9 @@ iovc_status_t iovc_cache_oldest_possible(const struct iovc_cache_t *cache,
 iovc_status_t iovc_cache_drop_timeframe(const struct iovc_cache_t *cache, uint64_t timeframe);
 
 /**
- * Lets go what a table holds. IOVC_NOT_FOUND if it was let go already.
+ * Ends the lease of a table and releases its objects. IOVC_NOT_FOUND if it has ended already.
  *
- * @param lease  as iovc_cache_table gave it; it stands in the table's schema too (iovcache.lease)
+ * @param lease  the lease from iovc_cache_table, also in the table's schema (iovcache.lease)
  *
  * # Safety
  * `cache` is null or a handle, `lease` is null or ends with a 0.
@@ -1054,9 +1064,9 @@ iovc_status_t iovc_cache_drop_timeframe(const struct iovc_cache_t *cache, uint64
 iovc_status_t iovc_cache_release(const struct iovc_cache_t *cache, const char *lease);
 
 /**
- * What the cache holds, as JSON: the form of the Flight action `status`.
+ * State of the cache as JSON, as answered by the Flight action `status`.
  *
- * @param json  where the text goes; to be given back with iovc_free_text
+ * @param json  receives the text; free it with iovc_free_text
  *
  * # Safety
  * `cache` is null or a handle, `json` is null or writable.
@@ -1064,27 +1074,27 @@ iovc_status_t iovc_cache_release(const struct iovc_cache_t *cache, const char *l
 iovc_status_t iovc_cache_status(const struct iovc_cache_t *cache, char **json);
 
 /**
- * Gives a text of this library back. Null is allowed.
+ * Frees a text returned by this library. Null is allowed.
  *
  * # Safety
- * `text` is null or came from iovc_cache_status, and was not given back yet.
+ * `text` is null or came from iovc_cache_status, and was not freed yet.
  */
 void iovc_free_text(char *text);
 
 /**
- * Registers a timeframe and starts to load what it needs. While too many are in flight, or memory
- * is short, it waits.
+ * Registers a timeframe and starts loading its objects. Waits while too many timeframes are in
+ * flight or memory is short.
  *
- * @param timeframe          its id
- * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
- *                           array with a column `timestamp` and a further one for each key on which
- *                           a column depends. Taken over, also if this fails.
- * @param timestamps_schema  its schema; taken over too
+ * @param timeframe          id of the timeframe
+ * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a
+ *                           struct array with a column `timestamp` and one for each key on which a
+ *                           column depends. Taken over, also on failure
+ * @param timestamps_schema  its schema; taken over, also on failure
  * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
- * @param wait_ms            how long it may wait; 0: 60 s
+ * @param wait_ms            maximum wait in milliseconds; 0: 60 s
  *
  * # Safety
- * `cache` is null or a handle, the others are null or as said.
+ * `cache` is null or a handle, the others are null or valid as stated.
  */
 iovc_status_t iovc_cache_register(const struct iovc_cache_t *cache,
                                   uint64_t timeframe,
@@ -1094,21 +1104,21 @@ iovc_status_t iovc_cache_register(const struct iovc_cache_t *cache,
                                   uint64_t wait_ms);
 
 /**
- * Gets a table: waits until all of its objects are in shared memory, and holds them.
+ * Gets a table: waits until all of its objects are in shared memory, and pins them.
  *
  * @param request  JSON, as a Flight command: `{"timeframe": 42, "consumer": "tracker"}`, or
  *                 `{"columns": {"name": "path"}, "timestamps": [ms, …]}`, with the same options
- * @param table    where the table goes, as a struct array of one child per column: rows as the
- *                 timestamps have them, cells as `encoding` and `cell` say. To be released as the
- *                 Arrow C Data Interface says; that lets go nothing of what the cache holds.
- * @param schema   where its schema goes
- * @param lease    null, or place for 64 bytes: what iovc_cache_release takes. What a timeframe's
- *                 consumer was sent is let go with iovc_cache_consumed too; what nobody named a
- *                 consumer or session for, after 60 s.
+ * @param table    receives the table, a struct array with one child per column and a row per
+ *                 timestamp; `encoding` and `cell` of the request determine the type of the cells.
+ *                 Release it as the Arrow C Data Interface says; this does not release the objects
+ * @param schema   receives its schema
+ * @param lease    null, or memory for 64 bytes: the lease, for iovc_cache_release. The table of a
+ *                 timeframe's consumer is also released by iovc_cache_consumed; one requested
+ *                 without consumer and session is released after 60 s
  *
  * # Safety
- * `cache` is null or a handle; the others are null or as said. What `table` and `schema` held
- * before is overwritten, not released.
+ * `cache` is null or a handle; the others are null or valid as stated. Previous contents of
+ * `table` and `schema` are overwritten, not released.
  */
 iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                const char *request,
@@ -1117,13 +1127,13 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                char *lease);
 
 /**
- * Look-ups by a handle of iovc_attach, without a call.
+ * Opens look-ups without requests, by a handle of iovc_attach.
  *
- * @param local  where the handle goes; null is written if it fails
- * @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
- *         iovc_cache_attach
+ * @param local  receives the handle, or null on failure
+ * @return IOVC_FAILED_PRECONDITION if the service does not offer look-ups, or if `attach` is a
+ *         handle of iovc_cache_attach
  *
- * It keeps the session, also after iovc_detach.
+ * The handle keeps the session alive, also after iovc_detach.
  *
  * # Safety
  * `attach` is null or a handle, `local` is null or writable.
@@ -1131,21 +1141,21 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
 iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
 
 /**
- * Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
- * with the last of all.
+ * Closes a handle. Null is allowed. Its paths and views stay valid; the session ends with the last
+ * of them.
  *
  * # Safety
- * `local` is null or a handle that was not given back yet.
+ * `local` is null or a handle that was not closed yet.
  */
 void iovc_local_close(struct iovc_local_t *local);
 
 /**
- * A path to look up in. Makes no call; the service need not know the path.
+ * Opens a path for look-ups. No request is sent; the service need not know the path.
  *
- * @param path    the object path
- * @param handle  where the handle goes; null is written if it fails
+ * @param path    object path
+ * @param handle  receives the handle, or null on failure
  *
- * One thread at a time may use it.
+ * The handle may be used by one thread at a time.
  *
  * # Safety
  * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
@@ -1155,41 +1165,43 @@ iovc_status_t iovc_local_path(const struct iovc_local_t *local,
                               struct iovc_local_path_t **handle);
 
 /**
- * Gives a path back. Null is allowed. Its views stay what they are.
+ * Closes a path. Null is allowed. Its views stay valid.
  *
  * # Safety
- * `path` is null or a handle that was not given back yet.
+ * `path` is null or a handle that was not closed yet.
  */
 void iovc_local_path_close(struct iovc_local_path_t *path);
 
 /**
- * The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
- * system call.
+ * Looks up the object of a path that is valid at a time, in milliseconds since the Unix epoch.
+ * Makes no system call.
  *
- * @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
- *              but IOVC_OK) it pins nothing
- * @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
- *         in shared memory, or is not confirmed. A request for the path that names the session has
- *         it published
+ * @param view  receives the object, pinned until iovc_view_release; pins nothing on failure (any
+ *              status but IOVC_OK)
+ * @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in
+ *         shared memory, or not confirmed. A request for the path that names the session makes the
+ *         service publish it
  *
  * # Safety
- * `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
+ * `path` is null or a handle that no other thread uses during the call, `view` is null or
+ * writable.
  */
 iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
                              int64_t at,
                              struct iovc_view_t *view);
 
 /**
- * The objects of a path at many times.
+ * Looks up the objects of a path at several times.
  *
- * @param at     `count` times
- * @param views  room for as many; those that are not found pin nothing, and have null as `pin`
- * @param found  how many were found; may be null
- * @return IOVC_OK also where some were not found: the service is to be asked for them
+ * @param at     `count` times, in milliseconds since the Unix epoch
+ * @param views  memory for `count` views; those of objects not found pin nothing and have a null
+ *               `pin`
+ * @param found  receives the number of objects found; may be null
+ * @return IOVC_OK even if some were not found: ask the service for those
  *
  * # Safety
- * As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
- * or writable.
+ * As `iovc_local_get`; `at` points to `count` times, `views` to memory for `count` views, `found`
+ * is null or writable.
  */
 iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   const int64_t *at,
@@ -1198,12 +1210,12 @@ iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   size_t *found);
 
 /**
- * Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
- * null, are allowed. Any thread may do it.
+ * Unpins the object of a view; its bytes may not be read afterwards. Null, and a view that pins
+ * nothing, are allowed. Any thread may call it.
  *
  * # Safety
- * `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
- * no copy of it was released.
+ * `view` is null or points to a view written by iovc_local_get or iovc_local_get_many, no copy of
+ * which was released.
  */
 void iovc_view_release(struct iovc_view_t *view);
 

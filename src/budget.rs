@@ -284,6 +284,17 @@ impl Charge {
         Ok(())
     }
 
+    /// Charges `bytes` for another use of the same client.
+    ///
+    /// # Errors
+    /// [`OverBudget`]; nothing is charged then.
+    #[cfg(feature = "cache")]
+    pub(crate) fn sibling(&self, bytes: u64, what: &'static str) -> Result<Self, OverBudget> {
+        let mut charge = Self { client: Arc::clone(&self.client), bytes: 0, what };
+        charge.grow(bytes)?;
+        Ok(charge)
+    }
+
     /// Returns all charged bytes beyond `bytes`.
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         let surplus = self.bytes.saturating_sub(bytes);

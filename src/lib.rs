@@ -39,11 +39,12 @@
 //! use iovcache::Cache;
 //! use iovcache::cache::Caller;
 //! use iovcache::source::MemorySource;
-//! use iovcache::table::Request;
+//! use iovcache::table::TableRequest;
 //!
 //! let cache = Cache::builder().source(Arc::new(MemorySource::new())).build()?;
-//! let columns = br#"{"columns": {"drift": "TPC/Calib/VDriftTgl"}, "timestamps": [5], "missing": "null"}"#;
-//! let answer = cache.answer(&Request::parse(columns)?, &Caller::default()).await?;
+//! let request = TableRequest::new().column("drift", "TPC/Calib/VDriftTgl").timestamps([5]);
+//! let request = request.missing_as_null().build()?;
+//! let answer = cache.answer(&request, &Caller::default()).await?;
 //! assert_eq!(answer.to_batches()?[0].num_rows(), 1);
 //! # Ok(())
 //! # }

@@ -23,7 +23,7 @@ use syn::visit::{self, Visit};
 /// A room, and the rooms that it may import from.
 type Arrow = (&'static str, &'static [&'static str]);
 
-/// Each room and the rooms that it may import from.
+/// Each room and the rooms that it may import from, the lowest first.
 const ARROWS: &[Arrow] = &[
     ("error", &[]),
     ("escape", &[]),
@@ -78,38 +78,131 @@ const ARROWS: &[Arrow] = &[
     ("ffi", &["cache", "error", "index", "interval", "object", "shm", "source", "sync", "table"]),
 ];
 
-/// Like [`ARROWS`], for the sub-rooms of a room: files and folders in it.
-const SUB_ROOMS: &[(&str, &[Arrow])] = &[(
-    "cache",
-    &[
-        ("error", &[]),
-        ("single_flight", &[]),
-        ("yielder", &[]),
-        ("deadline", &["error"]),
-        ("restart", &[]),
-        ("memory", &["error", "restart", "single_flight"]),
-        ("versions", &["deadline", "error", "memory", "restart", "single_flight", "yielder"]),
-        (
-            "tables",
-            &["deadline", "error", "memory", "restart", "single_flight", "versions", "yielder"],
-        ),
-        ("holders", &["deadline", "error", "memory", "restart", "tables", "versions", "yielder"]),
-        (
-            "api",
-            &[
-                "deadline",
-                "error",
-                "holders",
-                "memory",
-                "restart",
-                "single_flight",
+/// Like [`ARROWS`], for the sub-rooms of a room: files and folders in it, the lowest first.
+const SUB_ROOMS: &[(&str, &[Arrow])] = &[
+    (
+        "cache",
+        &[
+            ("error", &[]),
+            ("single_flight", &[]),
+            ("yielder", &[]),
+            ("deadline", &["error"]),
+            ("restart", &[]),
+            ("memory", &["error", "restart", "single_flight"]),
+            ("versions", &["deadline", "error", "memory", "restart", "single_flight", "yielder"]),
+            (
                 "tables",
-                "versions",
-                "yielder",
-            ],
-        ),
-    ],
-)];
+                &["deadline", "error", "memory", "restart", "single_flight", "versions", "yielder"],
+            ),
+            (
+                "holders",
+                &["deadline", "error", "memory", "restart", "tables", "versions", "yielder"],
+            ),
+            (
+                "api",
+                &[
+                    "deadline",
+                    "error",
+                    "holders",
+                    "memory",
+                    "restart",
+                    "single_flight",
+                    "tables",
+                    "versions",
+                    "yielder",
+                ],
+            ),
+        ],
+    ),
+    (
+        "source",
+        &[
+            ("blocking", &[]),
+            ("change", &[]),
+            ("details", &[]),
+            ("error", &[]),
+            ("verify", &[]),
+            ("body", &["error"]),
+            ("contract", &["body", "change", "details", "error"]),
+            ("ccdb", &["body", "change", "contract", "details", "error"]),
+            ("chain", &["body", "change", "contract", "details", "error"]),
+            ("claim", &["contract", "error"]),
+            ("disk", &["blocking", "body", "contract", "error", "verify"]),
+            ("flat_headers", &["blocking", "body", "contract", "details", "error"]),
+            ("memory", &["body", "contract", "error"]),
+            ("policy", &["body", "contract", "details", "error"]),
+            (
+                "repository",
+                &["blocking", "body", "change", "contract", "details", "disk", "error", "verify"],
+            ),
+            ("copy", &["blocking", "body", "claim", "contract", "error", "repository"]),
+            ("open", &["ccdb", "contract", "error", "memory", "repository"]),
+        ],
+    ),
+    (
+        "server",
+        &[
+            ("auth", &[]),
+            ("local_user", &[]),
+            ("log", &[]),
+            ("page", &[]),
+            ("process", &[]),
+            ("ticket", &[]),
+            ("tls", &[]),
+            ("units", &[]),
+            ("call_origin", &["auth"]),
+            ("ccdb", &["auth"]),
+            ("client", &["auth"]),
+            ("limits", &["units"]),
+            ("listen", &["auth"]),
+            ("metrics", &["log"]),
+            ("reset_limit", &["local_user"]),
+            ("config", &["ccdb", "limits", "units"]),
+            ("connection", &["auth", "client", "limits", "local_user", "reset_limit", "tls"]),
+            ("http", &["log", "metrics", "page", "process"]),
+            ("status", &["call_origin"]),
+            ("descriptors", &["ccdb", "http", "limits"]),
+            ("flight", &["auth", "connection", "limits", "status"]),
+            ("meter", &["status"]),
+            ("untrusted_ipc", &["status"]),
+            ("outgoing", &["flight", "status"]),
+            ("do_get", &["call_origin", "connection", "flight", "outgoing", "status", "ticket"]),
+            (
+                "exchange",
+                &["connection", "flight", "outgoing", "status", "ticket", "untrusted_ipc"],
+            ),
+            (
+                "guard",
+                &[
+                    "auth",
+                    "call_origin",
+                    "connection",
+                    "meter",
+                    "outgoing",
+                    "reset_limit",
+                    "status",
+                ],
+            ),
+            ("action", &["auth", "connection", "do_get", "flight", "status", "ticket"]),
+            ("put", &["connection", "do_get", "flight", "status", "ticket", "untrusted_ipc"]),
+            (
+                "run",
+                &[
+                    "auth",
+                    "ccdb",
+                    "connection",
+                    "flight",
+                    "guard",
+                    "http",
+                    "limits",
+                    "listen",
+                    "log",
+                    "tls",
+                ],
+            ),
+        ],
+    ),
+];
 
 /// Type names that may occur more than once, each with the reason.
 const SHARED_NAMES: &[(&str, &str)] = &[
@@ -532,6 +625,26 @@ fn imports_between_sub_rooms_run_one_way() {
         let wrong = wrong_arrows(graph, &[(*room).to_owned()], &arrows.iter().copied().collect());
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
+}
+
+/// The arrows that lead to no earlier entry of their list.
+fn upward_arrows(arrows: &[Arrow]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (place, (from, to)) in arrows.iter().enumerate() {
+        let below: Vec<&str> = arrows[..place].iter().map(|(name, _)| *name).collect();
+        let up = to.iter().filter(|to| !below.contains(*to));
+        wrong.extend(up.map(|to| format!("{from} -> {to}")));
+    }
+    wrong
+}
+
+#[test]
+fn the_drawn_arrows_lead_downwards() {
+    let lists = SUB_ROOMS.iter().map(|(_, arrows)| *arrows).chain([ARROWS]);
+    let wrong: Vec<String> = lists.flat_map(upward_arrows).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let circle: &[Arrow] = &[("low", &["high"]), ("high", &["low"])];
+    assert_eq!(upward_arrows(circle), ["low -> high"]);
 }
 
 #[test]

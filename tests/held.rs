@@ -10,7 +10,7 @@ use iovcache::index::Timestamps;
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
-use iovcache::table::column_runs;
+use iovcache::table::{Encoding, column_runs};
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
 
 const ROWS: i64 = 30_000;
@@ -105,7 +105,7 @@ async fn the_rows_are_those_that_the_service_makes() {
     let counted = service.cache.counters();
     assert_eq!((counted.tables.get(), counted.rows.get()), (1, 5));
     // An encoding that the client does not make, so the service sends the rows.
-    let asked = request(0..ROWS).encoding("dictionary");
+    let asked = request(0..ROWS).encoding(Encoding::Dictionary);
     assert_eq!(runs(&client, asked).await.unwrap(), expected);
     assert_eq!(counted.rows.get(), 5 + ROWS as u64);
     let_go(&service).await;

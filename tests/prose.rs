@@ -68,16 +68,7 @@ const ALLOWED_FILES: &[(&str, &str)] = &[
 
 /// Rooms with comments that are not rewritten yet, and how many places each may have: the numbers
 /// only go down.
-const REMAINING: &[(&str, usize)] = &[
-    ("src/bin/", 87),
-    ("src/client/", 51),
-    ("src/ffi/", 40),
-    ("src/index/", 24),
-    ("src/server/", 28),
-    ("src/shm/local/", 24),
-    ("src/source/", 166),
-    ("src/table/", 77),
-];
+const REMAINING: &[(&str, usize)] = &[];
 
 /// Texts that hold such words, each with the reason.
 const ALLOWED_TEXTS: &[(&str, &str)] = &[];

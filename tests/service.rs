@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Service, Version, http_get, put, run, run_well, shared, until};
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
 use iovcache::error::{Coded, ErrorKind};
-use iovcache::table::ColumnRequest;
+use iovcache::table::{CellKind, ColumnRequest, Encoding, View};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 
 const DRIFT: &str = "TPC/Calib/VDrift";
@@ -318,7 +318,7 @@ async fn a_source_that_goes_away_is_unavailable_and_no_answer_of_nothing() {
     let other = TableRequest::new().column("x", "Other/Path").timestamps([1]);
     let error = client.table(other).await.unwrap_err();
     assert_eq!(kind(&error), ErrorKind::Unavailable, "{error}");
-    let objects = client.batches(&at(&[2000]).view("objects")).await.unwrap();
+    let objects = client.batches(&at(&[2000]).view(View::Objects)).await.unwrap();
     use arrow_array::cast::AsArray as _;
     let how = objects[0].column_by_name("cache").unwrap().as_string::<i32>().value(0).to_owned();
     assert_eq!(how, "stale");
@@ -560,7 +560,7 @@ async fn named_segments_and_a_region_of_somebody_else_serve_the_same_bytes() {
         let place = if managed == 1 { header.segment_id } else { header.region_id };
         assert_eq!((header.managed, place), (managed, id), "{arguments:?}");
         if managed == 0 {
-            let o2 = at(&[2000]).cell("o2").encoding("plain");
+            let o2 = at(&[2000]).cell(CellKind::O2).encoding(Encoding::Plain);
             let error = client.batches(&o2).await.unwrap_err();
             assert_eq!(kind(&error), ErrorKind::InvalidArgument, "{error}");
         }

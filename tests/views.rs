@@ -10,6 +10,7 @@ use iovcache::client::{Attachment, Client, ClientOptions, Table, TableRequest};
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
+use iovcache::table::CellKind;
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
 
 /// Objects of 60 KiB in 1 MiB of memory: one in four fits.
@@ -98,7 +99,8 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
     // One table per kind: three with cells of MetaHeaders, one with rows that the client joins, one
     // with bytes.
     let mut views: Vec<(usize, Table)> = Vec::new();
-    for (number, cell) in ["binary", "struct", "o2"].into_iter().enumerate() {
+    for (number, cell) in [CellKind::Binary, CellKind::Struct, CellKind::O2].into_iter().enumerate()
+    {
         views.push((number, client.table(request(number).cell(cell)).await.unwrap()));
     }
     let joined = TableRequest::new().column("v", path(3)).timestamps(0..30_000);

@@ -1,8 +1,8 @@
 //! External input, parsed as the service parses it: no input may cause a panic, a hang, or an
 //! allocation larger than its bytes justify.
 //!
-//! Each function is the body of a `cargo fuzz` target, and runs over the kept corpus as an ordinary
-//! test (`tests/corpus.rs`).
+//! Each function is the body of a `cargo fuzz` target. An ordinary test (`tests/corpus.rs`) runs it
+//! over the versioned corpus.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -70,7 +70,7 @@ pub fn attach(data: &[u8]) {
     }
 }
 
-/// Metadata of an object: a parsed file is written, and must parse to the same again.
+/// Metadata of an object: a parsed file is written, and must parse to equal metadata again.
 pub fn properties(data: &[u8]) {
     if let Ok(read) = Properties::parse(data) {
         let again = Properties::parse(&read.to_bytes()).expect("what we wrote");
@@ -78,7 +78,7 @@ pub fn properties(data: &[u8]) {
     }
 }
 
-/// MetaHeaders forged from real ones: the input selects one, and what is changed in it.
+/// MetaHeaders forged from real ones: the input selects a header and the bits to flip in it.
 pub fn resolver(data: &[u8]) {
     static MEMORY: OnceLock<Memory> = OnceLock::new();
     let memory = MEMORY.get_or_init(Memory::new);
@@ -91,7 +91,7 @@ pub fn resolver(data: &[u8]) {
         }
         let Ok(header) = MetaHeader::from_bytes(&bytes) else { continue };
         if let Ok(resolved) = memory.mappings.read(&header) {
-            // Only a live block resolves, and to all of its bytes.
+            // A header resolves only to a live block, and to all of its bytes.
             let lives = memory.blocks.iter().find(|block| block.meta_header().hint == header.hint);
             let lives = lives.expect("a block of that generation");
             assert_eq!(resolved, lives.payload());

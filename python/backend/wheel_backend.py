@@ -1,8 +1,8 @@
-"""Builds the wheel: maturin builds the native part, and the program ``iovcache`` goes along.
+"""Builds the wheel: the native part with maturin, and the program ``iovcache``.
 
-Both come from the same crates, features and profile, so nothing is compiled twice. ``IOVCACHE_PROFILE``
-names another profile of Cargo than ``release`` (``dev`` in the tests, ``dist`` for what is published),
-``IOVCACHE_PROGRAM`` a program that is built already.
+Both come from the same crates, features and profile, so nothing is compiled twice.
+``IOVCACHE_PROFILE`` selects a profile of Cargo other than ``release`` (``dev`` for tests, ``dist``
+for published wheels), ``IOVCACHE_PROGRAM`` a program that is already built.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _with_profile(settings: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
 
 
 class _Folder:
-    """The folder that maturin packs, for the time of the build."""
+    """The folder that maturin packs. It exists during the build."""
 
     def __init__(self) -> None:
         self.folder = HERE / "iovcache.data"
@@ -86,7 +86,7 @@ class _Folder:
 
 
 class _Program(_Folder):
-    """The folder with the program in it."""
+    """The folder, with the program."""
 
     def __enter__(self) -> None:
         given = os.environ.get("IOVCACHE_PROGRAM")
@@ -109,7 +109,7 @@ def _built() -> pathlib.Path:
     manifest = next(
         (one["manifest_path"] for one in described["packages"] if one["name"] == "iovcache"), None
     )
-    if manifest is None:  # unpacked from an sdist: a dependency by path
+    if manifest is None:  # in an unpacked sdist, the crate is a path dependency
         described = json.loads(_cargo(["metadata", "--format-version", "1"], HERE))
         packages = described["packages"]
         manifest = next(one["manifest_path"] for one in packages if one["name"] == "iovcache")

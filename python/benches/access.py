@@ -1,10 +1,10 @@
-"""How long objects take in Python, beside the floor on the same bytes.
+"""Access times of objects in Python, compared with the minimum for the same bytes.
 
     IOVCACHE_BIN=target/release/iovcache python python/benches/access.py
 
-100,000 rows of 1,000 objects of 256 bytes. What a row of the output says is a time, the floor, and
-their ratio; the floor of a table is a bare do_get of pyarrow. `--check` ends with 1 where an aim is
-missed.
+The table has 100,000 rows of 1,000 objects of 256 bytes. Each line of the output has a time and its
+limit, or its ratio to the floor: numpy's own copy, or for a table a bare do_get of pyarrow. With
+`--check` the exit status is 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OBJECTS, ROWS, BYTES = 1_000, 100_000, 256
 
 
 def repository(folder: pathlib.Path) -> pathlib.Path:
-    """In the layout of CCDB's local server, as the service serves it."""
+    """A repository in the layout of CCDB's local server."""
     for number in range(OBJECTS):
         data = number.to_bytes(8, "little") * (BYTES // 8)
         place = folder / "A/B" / str(number * 100)
@@ -51,7 +51,7 @@ def repository(folder: pathlib.Path) -> pathlib.Path:
 
 
 def best(call, times: int, repeat: int = 5) -> float:
-    """Seconds per call: the best of some rounds."""
+    """Seconds per call: the minimum of several rounds."""
     rounds = []
     for _ in range(repeat):
         began = time.perf_counter()
@@ -62,7 +62,7 @@ def best(call, times: int, repeat: int = 5) -> float:
 
 
 def access(column) -> dict[str, tuple[float, float]]:
-    """Times and aims per row, in nanoseconds."""
+    """Times and limits per row, in nanoseconds."""
     rows = range(ROWS)
     mixed = np.random.default_rng(1).permutation(ROWS).tolist()
 
@@ -88,7 +88,7 @@ def access(column) -> dict[str, tuple[float, float]]:
 
 
 def bulk(column) -> tuple[float, float]:
-    """All rows as an array, and the floor: numpy's own copy of the same bytes."""
+    """Seconds for all rows as an array, and for numpy's own copy of the same bytes."""
     objects = np.stack([view.numpy("u8") for _, _, view in column.runs()])
     lengths = np.array([end - start for start, end, _ in column.runs()])
     floor = best(lambda: np.repeat(objects, lengths, axis=0), 3)
@@ -97,7 +97,7 @@ def bulk(column) -> tuple[float, float]:
 
 
 def tables(service, client) -> tuple[float, float]:
-    """A small table with its close, and a bare do_get of the same request."""
+    """Seconds for a small table with its close, and for a bare do_get of the same request."""
     bare = flight.connect(service.unix, generic_options=[("grpc.default_authority", "localhost")])
     session = iovcache.Attachment(service.ready["attach"], "bare")
     request = {"columns": {"v": "A/B"}, "timestamps": [5], "encoding": "run_end"}
@@ -110,7 +110,7 @@ def tables(service, client) -> tuple[float, float]:
     def floor():
         bare.do_get(ticket).read_all()
 
-    # In turn, so that both see the same machine.
+    # Alternating, so that both run under the same load.
     rounds = [(best(ours, 100, 1), best(floor, 100, 1)) for _ in range(10)]
     return min(one for one, _ in rounds), min(other for _, other in rounds)
 

@@ -25,7 +25,7 @@ pub(crate) fn stream<'py>(
     PyCapsule::new_with_value(py, stream, c"arrow_array_stream")
 }
 
-/// Milliseconds: a list of int and None, or an Arrow array of int64.
+/// Timestamps in milliseconds from a list of int and None, or from an Arrow array of int64.
 pub(crate) fn millis(given: &Bound<'_, PyAny>) -> PyResult<Int64Array> {
     if let Ok(list) = given.cast::<PyList>() {
         let values: Vec<Option<i64>> = list.extract()?;
@@ -36,7 +36,7 @@ pub(crate) fn millis(given: &Bound<'_, PyAny>) -> PyResult<Int64Array> {
     millis.cloned().ok_or_else(|| error::invalid("the timestamps are not int64"))
 }
 
-/// A batch of timestamps, and a column for each key.
+/// A record batch with the column `timestamp` and a column for each key.
 pub(crate) fn rows(
     timestamps: ArrayRef,
     keys: Vec<(String, Bound<'_, PyAny>)>,
@@ -50,7 +50,7 @@ pub(crate) fn rows(
         .map_err(|error| error::invalid(&format!("keys: {error}")))
 }
 
-/// An Arrow array.
+/// Imports an object with `__arrow_c_array__`.
 fn array(given: &Bound<'_, PyAny>) -> PyResult<ArrayRef> {
     let (schema, array) = given.call_method0("__arrow_c_array__")?.extract()?;
     let (schema, array): (Bound<'_, PyCapsule>, Bound<'_, PyCapsule>) = (schema, array);
@@ -66,7 +66,10 @@ fn array(given: &Bound<'_, PyAny>) -> PyResult<ArrayRef> {
     Ok(make_array(data))
 }
 
-/// Like [`millis`], as the timestamps of a request.
+/// The timestamps of a request.
+///
+/// # Errors
+/// `InvalidArgument` if there are more than [`Timestamps::MAX_ROWS`].
 pub(crate) fn timestamps(array: &Int64Array) -> PyResult<Arc<Timestamps>> {
     if array.len() > Timestamps::MAX_ROWS {
         return Err(error::invalid(&format!(

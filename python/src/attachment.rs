@@ -1,4 +1,4 @@
-//! The attach socket alone, for programs that request tables by other means.
+//! The attach socket, for programs that request tables by other means.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::error;
 use crate::process::OwnedByProcess;
 use crate::table::lock;
 
-/// A session with a service on this node: everything held for it is held until it ends.
+/// A session with a service on this node. Pins of the session last until it ends.
 #[pyclass(frozen, module = "iovcache")]
 pub(crate) struct Attachment {
     attachment: Mutex<Option<Arc<OwnedByProcess<attach::Attachment>>>>,
@@ -57,8 +57,8 @@ impl Attachment {
         }
     }
 
-    /// A copy of the object that a cell of 40 bytes names. A cell pins no object by itself, so the
-    /// bytes are copied, and the copy is checked.
+    /// A copy of the object that a cell of 40 bytes names. A cell pins no object, so the bytes are
+    /// copied first and then the copy is checked.
     fn read<'py>(&self, py: Python<'py>, cell: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let header = MetaHeader::from_bytes(cell);
         let header = header.map_err(|error| error::invalid(&error.to_string()))?;

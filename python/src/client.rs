@@ -91,7 +91,8 @@ impl NativeClient {
         Ok(Self { client: Mutex::new(Some(Arc::new(OwnedByProcess::new(client)))) })
     }
 
-    /// A table: columns as (name, JSON), the other fields as one JSON object, timestamps in ms.
+    /// Requests a table: columns as (name, JSON), the other fields as one JSON object, timestamps
+    /// in ms.
     fn table(
         &self,
         py: Python<'_>,
@@ -101,14 +102,9 @@ impl NativeClient {
     ) -> PyResult<NativeTable> {
         let owned = self.client()?;
         let client = owned.get()?;
-        let mut request = TableRequest::new();
+        let mut request = TableRequest::new().fields_json(fields);
         for (name, column) in columns {
-            request = request.column_value(name, parsed(&column)?);
-        }
-        if let Value::Object(fields) = parsed(fields)? {
-            for (name, value) in fields {
-                request = request.field(name, value);
-            }
+            request = request.column_json(&name, &column);
         }
         if let Some(timestamps) = timestamps {
             let timestamps = arrow::millis(timestamps)?;
@@ -143,7 +139,7 @@ impl NativeClient {
         Ok(answer.get().to_owned())
     }
 
-    /// Path and number of versions of each path at or below a prefix.
+    /// The paths at or below a prefix, each with its number of versions.
     fn paths(&self, py: Python<'_>, prefix: &str) -> PyResult<Vec<(String, u64)>> {
         let owned = self.client()?;
         let paths = wait(py, owned.get()?.paths(prefix))?;
@@ -172,7 +168,7 @@ impl NativeClient {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Closes the connection; the session ends with its last table and object.
+    /// Closes the connection. The session ends with its last table and object.
     fn close(&self, py: Python<'_>) {
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Ending a session joins its thread, which needs no GIL.

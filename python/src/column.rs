@@ -1,4 +1,4 @@
-//! Columns: from rows to objects.
+//! Columns: map rows to objects.
 
 use std::sync::Arc;
 
@@ -65,8 +65,7 @@ impl Column {
         self.length()
     }
 
-    /// The object of a row (from the end, if negative), or a list for a slice; `None` where the cell
-    /// is null.
+    /// The object of a row (negative: from the end), or a list for a slice; `None` for null cells.
     fn __getitem__(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         if let Ok(index) = key.extract::<isize>() {
             return self.object(py, index);
@@ -81,7 +80,7 @@ impl Column {
         Rows { state: Arc::clone(&self.state), place: self.place, run: 0, row: 0, object: None }
     }
 
-    /// Whether an object has these bytes; `None` tests for null cells.
+    /// Whether an object equals these bytes; `None` tests for null cells.
     fn __contains__(&self, py: Python<'_>, wanted: &Bound<'_, PyAny>) -> PyResult<bool> {
         for run in 0..self.column().runs.len() {
             if self.state.object(py, self.place, run)?.bind(py).eq(wanted)? {
@@ -96,7 +95,7 @@ impl Column {
         Runs { state: Arc::clone(&self.state), place: self.place, run: 0 }
     }
 
-    /// The objects of some rows: any iterable of integers.
+    /// The objects of some rows, given as any iterable of integers.
     fn take<'py>(&self, py: Python<'py>, rows: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
         let objects = PyList::empty(py);
         for row in rows.try_iter()? {
@@ -105,8 +104,8 @@ impl Column {
         Ok(objects)
     }
 
-    /// All rows as one numpy array, a copy: row i is object i as `dtype`. All objects must have the
-    /// same size, and no cell may be null.
+    /// A copy of all rows as one numpy array with one row per table row, the object as `dtype`. All
+    /// objects must have the same size, and no cell may be null.
     #[pyo3(signature = (dtype=None))]
     fn numpy<'py>(
         &self,
@@ -154,7 +153,7 @@ impl Column {
         Ok(header.map(|header| PyBytes::new(py, &header.to_bytes())))
     }
 
-    /// The MetaHeader of a row (from the end, if negative), if its cell names one.
+    /// The MetaHeader of a row (negative: from the end), if its cell names one.
     fn header<'py>(&self, py: Python<'py>, index: isize) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(bytes) = self._header(py, index)? else { return Ok(None) };
         let module = PyModule::import(py, "iovcache._header")?;
@@ -168,7 +167,7 @@ impl Column {
     }
 }
 
-/// The objects of all rows.
+/// Iterator over the objects of all rows.
 #[pyclass(module = "iovcache._native")]
 pub(crate) struct Rows {
     state: Arc<State>,
@@ -204,7 +203,7 @@ impl Rows {
     }
 }
 
-/// The runs of a column.
+/// Iterator over the runs of a column.
 #[pyclass(module = "iovcache._native")]
 pub(crate) struct Runs {
     state: Arc<State>,

@@ -1,4 +1,4 @@
-//! Objects: bytes-like, read-only, and pinned.
+//! Objects: bytes-like, read-only and pinned.
 //!
 //! Python's stable interface has a slot for the buffer protocol only since 3.11, but the
 //! interpreters accept it since 3.9. So the class is made in two steps: `Pin` has the methods, and
@@ -17,10 +17,10 @@ use pyo3::types::{PyBytes, PyDict, PyMemoryView, PyTuple, PyType};
 use crate::error;
 use crate::table::{ColumnState, Shared, lock};
 
-/// The object that serves a run of rows, and the pin that keeps its bytes.
+/// The object of a run of rows, with the pin on its bytes.
 #[pyclass(frozen, subclass, weakref, module = "iovcache._native", name = "Pin")]
 pub(crate) struct Pin {
-    /// Keeps the lease, so that the bytes below stay unchanged.
+    /// Keeps the lease, so that the bytes at `address` stay unchanged.
     shared: Arc<Shared>,
     column: String,
     path: String,
@@ -109,7 +109,7 @@ impl Pin {
         (self.row_start, self.row_end)
     }
 
-    /// The object id, which names the version.
+    /// The object id, which identifies the version.
     #[getter]
     fn id(&self, py: Python<'_>) -> PyResult<String> {
         self.record(py, "object_id")?.extract()
@@ -122,7 +122,7 @@ impl Pin {
         Ok((from, self.record(py, "valid_until")?.extract()?))
     }
 
-    /// When the version was created, in milliseconds.
+    /// Creation time of the version in milliseconds.
     #[getter]
     fn created(&self, py: Python<'_>) -> PyResult<i64> {
         self.record(py, "created")?.extract()

@@ -1,5 +1,5 @@
-//! One runtime per process, calls that signals interrupt, and values that a forked child leaves
-//! alone.
+//! One runtime per process, calls that signals interrupt, and values that a forked child does not
+//! touch.
 
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
@@ -79,8 +79,8 @@ fn within_runtime<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// A value with connections and locks of the process that made it. A forked child can neither use
-/// nor destroy it.
+/// A value with connections and locks of the process that created it. A forked child neither uses
+/// nor destroys it.
 #[derive(Debug)]
 pub(crate) struct OwnedByProcess<T> {
     value: ManuallyDrop<T>,
@@ -97,7 +97,7 @@ impl<T> OwnedByProcess<T> {
     }
 
     /// # Errors
-    /// `ForkedProcess` in a child of the process that made it.
+    /// `ForkedProcess` in a forked child of the process that created it.
     pub(crate) fn get(&self) -> PyResult<&T> {
         match self.is_forked() {
             true => Err(error::of_client(ClientError::ForkedProcess)),

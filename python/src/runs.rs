@@ -1,6 +1,6 @@
 //! Maps a row to its run.
 
-/// The runs of a column: the end of each, and a first guess for each row.
+/// The runs of a column: the end of each, and a starting run for each bucket of rows.
 ///
 /// ```text
 ///  rows     0 … 7 │ 8 … 15 │ 16 … 23        buckets of 2^shift rows, about two per run

@@ -7,7 +7,7 @@
 //!                     └─▶ one Object per run
 //! ```
 //!
-//! Closing empties the state. The lease then lasts until the last object in use is gone.
+//! Closing empties the state. The lease then lasts until the last object in use is destroyed.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,16 +33,16 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 type Batches = (SchemaRef, Vec<RecordBatch>);
 
-/// Kept alive by every object of a table: the table with its lease.
+/// A table with its lease. Every object of the table keeps it alive.
 pub(crate) struct Shared {
     client: Arc<OwnedByProcess<Client>>,
     pub(crate) table: OwnedByProcess<Table>,
-    /// The objects view, once it was requested.
+    /// The objects view, after the first request for it.
     objects: Mutex<Option<Batches>>,
 }
 
 impl Shared {
-    /// The objects view.
+    /// The objects view, requested from the service once.
     pub(crate) fn objects(&self, py: Python<'_>) -> PyResult<Batches> {
         if let Some(known) = lock(&self.objects).clone() {
             return Ok(known);
@@ -105,12 +105,12 @@ fn record<'py>(py: Python<'py>, batch: &RecordBatch, at: usize) -> PyResult<Boun
     Ok(record)
 }
 
-/// The part of a column that needs no table.
+/// The part of a column that does not need the open table.
 pub(crate) struct ColumnState {
     pub(crate) name: String,
     pub(crate) path: String,
     pub(crate) runs: RunIndex,
-    /// The object of each run, once it was requested; Python's `None` for null cells.
+    /// The object of each run, after the first access; Python's `None` for null cells.
     cache: Mutex<Vec<Option<Py<PyAny>>>>,
 }
 
@@ -159,17 +159,17 @@ impl State {
         };
         let mut cache = lock(&state.cache);
         if self.closed.load(Ordering::Acquire) {
-            // Closed meanwhile: the object stands alone.
+            // Closed in the meantime: the object is not cached.
             return Ok(made);
         }
         if cache.len() < state.runs.len() {
             cache.resize_with(state.runs.len(), || None);
         }
-        // If another thread has stored an object meanwhile, that one is used.
+        // If another thread has stored an object in the meantime, that one is used.
         Ok(cache[run].get_or_insert(made).clone_ref(py))
     }
 
-    /// Closes; returns whether objects are still in use.
+    /// Closes the table. Returns whether objects are still in use.
     fn close(&self) -> bool {
         let Some(shared) = lock(&self.open).take() else { return false };
         self.closed.store(true, Ordering::Release);
@@ -248,7 +248,7 @@ impl NativeTable {
         self.state.closed.load(Ordering::Acquire)
     }
 
-    /// Closes; returns whether objects are still in use.
+    /// Closes the table. Returns whether objects are still in use.
     fn close(&self) -> bool {
         self.state.close()
     }

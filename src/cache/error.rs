@@ -117,11 +117,11 @@ pub enum CacheError {
         columns: Vec<UnmatchedColumn>,
     },
     /// The source has no start and end of a run.
-    #[error("it is not known when run {run} was: {path} at {run}: {reason}")]
+    #[error("the times of run {run} are not known: {path} at {run}: {reason}")]
     UnknownRun {
         /// The number of the run.
         run: i64,
-        /// Where it is looked for.
+        /// The path of the objects with the times of runs.
         path: ObjectPath,
         /// The missing fact.
         reason: String,
@@ -131,13 +131,13 @@ pub enum CacheError {
         "the table has {queries} different queries for its columns and keys, at most {limit} are allowed"
     )]
     TooManyQueries {
-        /// Number of queries.
+        /// Number of different queries.
         queries: usize,
         /// The limit.
         limit: usize,
     },
     /// A version is effective for less time than the gap between timestamps, so no timestamp may
-    /// hit it.
+    /// Length of the effective span in ms.
     #[error(
         "column {column:?} has a version that is effective for {span_ms} ms only, and the timestamps \
          are up to {gap_ms} ms apart: request the timestamps themselves"
@@ -147,7 +147,7 @@ pub enum CacheError {
         column: String,
         /// Length of the effective span.
         span_ms: u64,
-        /// Largest gap between timestamps, as given in the request.
+        /// Largest gap between timestamps in ms, as given in the request.
         gap_ms: i64,
     },
     /// The source contradicts the lock file about a version.
@@ -252,9 +252,9 @@ pub enum CacheError {
     SlowConsumer {
         /// The consumer of the request.
         consumer: String,
-        /// How long it has held its oldest table.
+        /// How long it has held its oldest table, in ms.
         held_ms: u64,
-        /// How long it may hold a table.
+        /// How long it may hold a table, in ms.
         limit_ms: u64,
     },
     /// The lease has ended. Its id is a secret and therefore not in the message.
@@ -354,7 +354,7 @@ pub enum CacheError {
     DeadlineExceeded {
         /// The step that did not finish.
         what: String,
-        /// Time spent waiting.
+        /// Time spent waiting, in ms.
         wait_ms: u64,
     },
     /// The cache is shutting down.

@@ -25,7 +25,7 @@
 //! use iovcache::index::Timestamps;
 //! use iovcache::shm::PoolOptions;
 //! use iovcache::source::MemorySource;
-//! use iovcache::table::{Consumed, Register, Request};
+//! use iovcache::table::{ColumnRequest, Consumed, Register, TableRequest};
 //! use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
 //!
 //! # #[tokio::main]
@@ -46,11 +46,11 @@
 //! let cache = Cache::builder().source(Arc::new(source)).memory(memory).build()?;
 //!
 //! // A timeframe is loaded on registration and kept until all its consumers report it consumed.
-//! let columns = br#"{"columns": {"drift": "TPC/Calib/VDrift"}, "consumers": ["tracker"]}"#;
+//! let column = ColumnRequest::new("drift", ObjectPath::new("TPC/Calib/VDrift")?);
 //! let times = Timestamps::new(vec![5, 15, 25], None);
-//! cache.register(42, times, &Register::parse(columns)?, None).await?;
+//! cache.register(42, times, &Register::new([column], ["tracker"]), None).await?;
 //!
-//! let request = Request::parse(br#"{"timeframe": 42, "consumer": "tracker"}"#)?;
+//! let request = TableRequest::new().timeframe(42).consumer("tracker").build()?;
 //! let answer = cache.answer(&request, &Caller::default()).await?;
 //! let batches = answer.to_batches()?;
 //! assert_eq!(batches[0].num_rows(), 3);
@@ -73,7 +73,7 @@
 //! use iovcache::cache::{Caller, PeerPolicy};
 //! use iovcache::shm::MetaHeader;
 //! use iovcache::shm::attach::Attachment;
-//! use iovcache::table::Request;
+//! use iovcache::table::TableRequest;
 //! use tokio::net::UnixListener;
 //! use tokio_util::sync::CancellationToken;
 //! # use iovcache::shm::PoolOptions;
@@ -114,10 +114,8 @@
 //! let session = consumer.session();
 //!
 //! // The device again: it makes the table and forwards the cells to the consumer.
-//! let request = format!(
-//!     r#"{{"columns": {{"drift": "TPC/Calib/VDrift"}}, "timestamps": [5], "session": "{session}"}}"#
-//! );
-//! let answer = cache.answer(&Request::parse(request.as_bytes())?, &Caller::default()).await?;
+//! let request = TableRequest::new().column("drift", "TPC/Calib/VDrift").timestamps([5]);
+//! let answer = cache.answer(&request.session(session).build()?, &Caller::default()).await?;
 //! let cell: MetaHeader = answer.pins().pins()[0].meta_header();
 //!
 //! // The consumer reads the object in place, without a copy.

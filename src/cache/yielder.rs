@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Longest time that work keeps its thread, give or take one check.
+/// Longest time that work keeps its thread, within the precision of one check.
 const LONGEST: Duration = Duration::from_micros(500);
 /// Units between two readings of the clock, about 100 µs.
 const UNITS_PER_LOOK: usize = 1_024;

@@ -1,8 +1,8 @@
-//! The cells of one column, as runs.
+//! Cells of one column, as runs.
 
 use crate::table::ColumnRuns;
 
-/// The runs of one column.
+/// A column of a table: its name and its runs of cells.
 #[derive(Debug)]
 pub(super) struct Cells {
     pub(super) name: String,

@@ -1,4 +1,4 @@
-//! From an address to a channel.
+//! Connects to an address: the channel, its token and its TLS.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -19,27 +19,27 @@ use super::options::ClientOptions;
 use super::tls_files::TlsFiles;
 use crate::secret::Secret;
 
-/// The largest message that is taken: batches are small, but one object may be one cell.
+/// Maximum size of a received message. Batches are small, but one object can be one cell.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
-/// How long connecting may take.
+/// Time limit for connecting.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// A peer that answers no ping for this long is gone: a stopped process or an unplugged network
-/// shows in no other way.
+/// A peer that answers no ping for this long is considered lost. A stopped process or an unplugged
+/// network is detected in no other way.
 const PING_INTERVAL: Duration = Duration::from_secs(4);
 const PING_LIMIT: Duration = Duration::from_secs(5);
 
-/// What is asked, with the token of who asks.
+/// Flight client that sends the caller's token with each call.
 pub(super) type FlightClient = FlightServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// Sends a token with each call.
+/// Adds a token to each call.
 #[derive(Debug, Clone)]
 pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
 
 const TOKEN_CHARACTERS: &str = "it has characters other than visible ASCII";
 
-/// A token as it is sent: without the byte order mark and the white space that an editor, `echo` or
-/// a file of Windows leaves around it. An empty one is none.
+/// Token as it is sent: without a byte order mark, and without the white space that an editor,
+/// `echo` or a Windows file adds around it. `None` if nothing remains.
 pub(super) fn token(given: Option<Secret>) -> Result<Option<Secret>, ClientError> {
     let Some(given) = given else { return Ok(None) };
     let token = given.reveal().trim_start_matches('\u{feff}').trim();
@@ -89,7 +89,7 @@ impl TlsFiles {
     }
 }
 
-/// What is wrong with an address of another scheme, and what to write instead.
+/// Explains the fault of an address with another scheme, and suggests an address.
 fn suggestion(url: &str) -> String {
     let instead = |prefix: &str, scheme: &str| {
         let host = url.strip_prefix(prefix)?.trim_end_matches('/');
@@ -105,14 +105,14 @@ fn suggestion(url: &str) -> String {
     })
 }
 
-/// The address of a service.
+/// Address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ServiceAddress {
-    /// A Unix socket, absolute.
+    /// Absolute path of a Unix socket.
     Unix(PathBuf),
-    /// An `http://host:port` that stands for plain gRPC.
+    /// An `http://host:port` for plain gRPC.
     Tcp(String),
-    /// An `https://host:port`.
+    /// An `https://host:port` for gRPC over TLS.
     Tls(String),
 }
 
@@ -144,7 +144,7 @@ impl ServiceAddress {
             _ => return Err(wrong("it needs a port from 1 to 65535")),
         }
         if format!("http://{host}").parse::<Uri>().is_err() {
-            return Err(wrong("its host is none"));
+            return Err(wrong("its host is not valid"));
         }
         Ok(match secured {
             Some(_) => Self::Tls(format!("https://{host}")),
@@ -152,7 +152,7 @@ impl ServiceAddress {
         })
     }
 
-    /// The folder of a Unix socket, where the attach socket stands too.
+    /// Folder of a Unix socket; the attach socket is there too.
     pub(super) fn folder(&self) -> Option<&Path> {
         match self {
             Self::Unix(path) => path.parent(),
@@ -160,7 +160,7 @@ impl ServiceAddress {
         }
     }
 
-    /// Whether what is sent can be read on the way: plain TCP that leaves this node.
+    /// Whether others can read the traffic: plain TCP to another node.
     fn is_overheard(&self) -> bool {
         let Self::Tcp(address) = self else { return false };
         let host = address.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
@@ -176,7 +176,7 @@ impl ServiceAddress {
         options: &ClientOptions,
     ) -> Result<FlightClient, ClientError> {
         if options.token.is_some() && self.is_overheard() && !options.insecure {
-            let reason = "it would travel in the clear: use grpc+tls://, or say that it may";
+            let reason = "it would travel in the clear: use grpc+tls://, or allow that (insecure)";
             return Err(ClientError::Token { reason });
         }
         let bearer = Bearer::new(options.token.as_ref())?;
@@ -217,7 +217,7 @@ impl ServiceAddress {
     }
 }
 
-/// Pings the service while an answer is awaited.
+/// Enables pings while an answer is awaited.
 fn with_pings(endpoint: Endpoint) -> Endpoint {
     endpoint.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_LIMIT)
 }

@@ -1,4 +1,4 @@
-//! Why a client does not get what it asked for.
+//! Errors of a client.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,133 +8,136 @@ use tonic::Status;
 use crate::error::{Code, ErrorKind, coded, kind_of_file};
 use crate::shm::ResolveError;
 use crate::shm::attach::AttachError;
-use crate::table::DecodeError;
+use crate::table::{DecodeError, RequestError};
 
-/// Why a client does not get what it asked for.
+/// Error of a client.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// The address is none.
+    /// The address has another form than that of a service.
     #[error(
         "{url:?} is no address of a service: {reason}; expected grpc://host:port, \
              grpc+tls://host:port or grpc+unix:///path/flight.sock"
     )]
     Address {
-        /// What was given.
+        /// The address.
         url: String,
-        /// What is wrong with it.
+        /// The fault, in words.
         reason: String,
     },
-    /// The token is not sent.
+    /// The token is not sent, because others could read it or it cannot be a header.
     #[error("the token is not sent: {reason}")]
     Token {
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
+    /// The request has an invalid value.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// The service cannot be reached.
     #[error("cannot reach {url}: {reason}")]
     Connect {
-        /// Where.
+        /// The address.
         url: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// No answer came: the connection broke, or nobody listens any more.
+    /// No answer came: the connection broke, or no service listens any more.
     #[error("no answer came: {reason}")]
     Lost {
-        /// What happened.
+        /// The reason.
         reason: String,
     },
-    /// The service answered with an error, which is told as it came.
+    /// The service answered with an error.
     #[error("{message}")]
     Service {
-        /// What the caller can do about it.
+        /// Kind of the error, which says what the caller can do.
         kind: ErrorKind,
-        /// The service's own code.
+        /// Code of the error in the service.
         code: Code,
-        /// What it said, without the code.
+        /// Message of the service, without the code.
         message: String,
     },
-    /// The service's answer is not what the protocol says.
+    /// The answer of the service violates the protocol.
     #[error("the service's answer cannot be read: {reason}")]
     Answer {
-        /// What was expected, what was got.
+        /// The expected and the received value.
         reason: String,
     },
     /// The table cannot be read.
     #[error("the table cannot be read")]
     Decode(#[from] DecodeError),
-    /// The attach socket does not let us in.
+    /// The service refused to let this process attach, or its attach socket cannot be reached.
     #[error("cannot attach to {}", path.display())]
     Attach {
-        /// The socket.
+        /// Path of the attach socket.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         error: AttachError,
     },
     /// A MetaHeader does not resolve.
     #[error("a cell does not resolve")]
     Resolve(#[from] ResolveError),
-    /// The cells name shared memory that this client has not mapped.
+    /// The cells refer to shared memory that this client has not mapped.
     #[error(
         "the cells are MetaHeaders and this client is not attached to the service's memory: ask \
          with cell \"payload\", or on the node of the service without \"session\""
     )]
     NotAttached,
-    /// No answer came within the time that the call may take.
+    /// No answer came within the time limit of the call.
     #[error("no answer within {limit_millis} ms")]
     NotInTime {
-        /// The time that the call may take.
+        /// The time limit in milliseconds.
         limit_millis: u128,
     },
-    /// The process was forked: the connection and the session are the parent's.
-    #[error("this process was forked, and the client is its parent's: connect anew in the child")]
+    /// The process was forked; the connection and the session belong to the parent.
+    #[error("this process was forked, and its parent owns the client: connect again in the child")]
     ForkedProcess,
-    /// The service was asked again which versions serve a table, and now others would.
-    #[error("versions were put since the table was made: ask for the table anew")]
+    /// The versions of a table were requested again, and other versions would serve it now.
+    #[error("versions were stored since the table was made: request the table again")]
     Changed,
-    /// It is closed.
+    /// The client or the table is closed.
     #[error("the {what} is closed")]
     Closed {
-        /// What: a client, a table.
+        /// The closed object: a client or a table.
         what: &'static str,
     },
-    /// An argument is none that a call takes.
+    /// An argument is not valid.
     #[error("{reason}")]
     Argument {
-        /// The argument, what was given, what was expected.
+        /// The argument, its value, and the expected value.
         reason: String,
     },
     /// The table has no such column.
     #[error("the table has no column {name:?}; it has {}", known.join(", "))]
     NoSuchColumn {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What there is.
+        /// Names of the table's columns.
         known: Vec<String>,
     },
     /// The column has no such row.
     #[error("row {row} is not in the table: it has {rows}")]
     NoSuchRow {
-        /// What was asked for.
+        /// The requested row, from 0.
         row: usize,
-        /// How many there are.
+        /// Number of rows of the table.
         rows: usize,
     },
-    /// Something could not be read or written.
+    /// A file or a socket could not be read or written.
     #[error("{what}")]
     Io {
-        /// What was being done.
+        /// The failed operation.
         what: String,
-        /// Why it failed.
+        /// The error of the system.
         #[source]
         error: io::Error,
     },
 }
 
 impl ClientError {
-    /// What a status of the service says.
+    /// Converts a status of the service.
     pub(super) fn of(status: &Status) -> Self {
         let kind = match status.code() {
             tonic::Code::InvalidArgument => ErrorKind::InvalidArgument,
@@ -156,7 +159,7 @@ impl ClientError {
         };
         let text = status.message();
         let coded = Code::of_message(text);
-        // What the transport says of itself has a cause; what a service says has none.
+        // A status made by the transport has a cause; one sent by the service has none.
         let told = std::error::Error::source(status).is_none();
         if coded.is_none() && (status.code() == tonic::Code::Unavailable || !told) {
             let mut reason = text.to_owned();
@@ -172,13 +175,13 @@ impl ClientError {
     }
 }
 
-/// The service is stopping: its successor may answer.
+/// The service is stopping; its successor may answer.
 const DRAINING: Code = Code(5021);
-/// The service does not know our session: it is another one than we attached to.
+/// The service does not know the session: it is not the service to which the client attached.
 const UNKNOWN_SESSION: Code = Code(5001);
 
 impl ClientError {
-    /// Whether it is no answer of a service that will be there in a moment.
+    /// Whether no service answered, and one may answer soon.
     pub(super) fn is_no_answer(&self) -> bool {
         match self {
             Self::Lost { .. } | Self::Connect { .. } => true,
@@ -187,7 +190,7 @@ impl ClientError {
         }
     }
 
-    /// Whether it says that our session is none of the service's.
+    /// Whether the service does not know the session.
     pub(super) fn is_unknown_session(&self) -> bool {
         matches!(self, Self::Service { code, .. } if *code == UNKNOWN_SESSION)
     }
@@ -201,6 +204,7 @@ impl From<Status> for ClientError {
 
 coded! { ClientError {
     Decode(error) => error,
+    Request(error) => error,
     Attach { error, .. } => error,
     Resolve(error) => error,
     Service { kind, code, .. } => (*kind, *code),

@@ -1,4 +1,4 @@
-//! Tables whose objects are too large for cells, over the wire: each object comes in chunks.
+//! Tables whose objects are too large for cells, sent over the network: each object in chunks.
 //!
 //! ```text
 //!  request, cell payload ──▶ RESOURCE_EXHAUSTED
@@ -6,7 +6,7 @@
 //!  request, view objects ──▶ generation, version ──┼─▶ per distinct version: view chunks ─▶ Table
 //! ```
 //!
-//! A lock of one version selects it for its chunks, so what is put meanwhile changes nothing.
+//! Each chunk request locks its version, so versions stored in between do not change the result.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,33 +18,32 @@ use arrow_array::{ArrayRef, DictionaryArray, Int32Array, LargeBinaryArray, Recor
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, Schema};
 use futures::StreamExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::error::ClientError;
-use super::request::TableRequest;
 use super::service::{Client, answer, of_flight};
 use super::table::{Hold, Table};
-use crate::table::{CellValue, ColumnRuns};
+use crate::table::{CellKind, CellValue, ColumnRuns, Encoding, LockEntry, TableRequest, View};
 
-/// A version as the objects view describes it.
+/// Description of a version in the objects view.
 struct ObjectVersion {
     path: String,
     valid_from: i64,
     size: u64,
-    lock: Value,
+    lock: LockEntry,
 }
 
 impl Client {
-    /// The table of `request` with the objects' bytes, each version fetched once in chunks; `limit`
-    /// bounds the wait for each message.
+    /// The table of `request` with the bytes of its objects. Each version is fetched once, in
+    /// chunks; `limit` bounds the wait for each message.
     pub(super) async fn large_table(
         &self,
         request: TableRequest,
         limit: Duration,
     ) -> Result<Table, ClientError> {
-        let cells = request.clone().cell("binary").encoding("run_end");
+        let cells = request.clone().cell(CellKind::Binary).encoding(Encoding::RunEnd);
         let (schema, batches) = self.get(&cells).await?;
-        let asked = request.clone().without("timestamps_column").view("objects");
+        let asked = request.clone().objects_view();
         let (objects_schema, objects) = self.get(&asked).await?;
         let versions = versions(&objects)?;
         let mut fields = Vec::new();
@@ -63,7 +62,7 @@ impl Client {
             let field = Field::new(field.name(), kind, field.is_nullable());
             fields.push(field.with_metadata(metadata));
         }
-        // Both leases have served: the objects are here.
+        // The leases are not needed any more: the objects are here.
         drop(self.hold(None, &objects_schema));
         drop(self.hold(None, &schema));
         let metadata = schema.metadata().clone();
@@ -98,7 +97,7 @@ impl Client {
                 },
                 CellValue::Null => None,
                 CellValue::O2 { .. } | CellValue::Payload(_) => {
-                    return Err(answer("cells of another kind than asked for came"));
+                    return Err(answer("the cells are not of the requested kind"));
                 }
             };
             keys.resize(end, key);
@@ -122,7 +121,7 @@ impl Client {
             .column("object", &version.path)
             .timestamps([version.valid_from])
             .lock(vec![version.lock.clone()])
-            .view("chunks")
+            .view(View::Chunks)
             .wait(limit);
         let before = bytes.len();
         let in_time =
@@ -150,7 +149,7 @@ impl Client {
     }
 }
 
-/// The versions of an objects view, by the generation of their blocks.
+/// Versions of an objects view, by the generation of their blocks.
 fn versions(objects: &[RecordBatch]) -> Result<HashMap<u64, ObjectVersion>, ClientError> {
     let mut versions = HashMap::new();
     for batch in objects {
@@ -178,13 +177,14 @@ fn versions(objects: &[RecordBatch]) -> Result<HashMap<u64, ObjectVersion>, Clie
         for row in 0..batch.num_rows() {
             let path = paths.value(row).to_owned();
             let valid_from = from.value(row);
-            let lock = json!({
+            let lock = serde_json::from_value(json!({
                 "path": path,
                 "object_id": ids.value(row),
                 "valid_from": valid_from,
                 "valid_until": until.value(row),
                 "created": created.value(row),
-            });
+            }));
+            let lock = lock.map_err(|error| answer(&format!("row {row}: {error}")))?;
             let version = ObjectVersion { path, valid_from, size: sizes.value(row), lock };
             versions.insert(generations.value(row), version);
         }

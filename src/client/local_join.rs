@@ -1,97 +1,95 @@
-//! Timestamps that stay with the client: the service tells the effective spans, and the rows are made
-//! here. A million of them need not travel.
+//! Join of timestamps in the client: the service sends the effective spans, and the client makes
+//! the rows. A million timestamps need not be sent.
 //!
 //! ```text
 //!  Timestamps ──from, until, gap──▶ service ──spans, pinned──▶ join ──▶ Table
 //!      └────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Only where it loads nothing more than the rows need: each span must hold a timestamp. Where two
-//! neighbouring timestamps are never farther apart than `gap`, each span of that length holds one, so
-//! the service is told the gap, and refuses if it has shorter ones.
+//! Only for requests where the spans load no more objects than the rows need: each span must hold a
+//! timestamp. If two neighbouring timestamps are at most `gap` apart, each span of at least that
+//! length holds one. So the request contains the gap, and the service refuses it if there are
+//! shorter spans.
 
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
-use serde_json::{Value, json};
 
 use super::cells::Cells;
 use super::error::ClientError;
-use super::request::TableRequest;
 use crate::index::Timestamps;
-use crate::object::ObjectPath;
 use crate::table::{
-    CellKind, ColumnPath, ColumnSpans, Encoding, Meta, SHORT_SPAN, TableLayout, View,
+    CellKind, ColumnPath, ColumnRequest, ColumnSpans, Encoding, Meta, Missing, SHORT_SPAN,
+    TableLayout, TableRequest, Times, View,
 };
 
-/// Fewer timestamps than this are sent along: that costs less than spans, which are larger than cells.
+/// Smaller numbers of timestamps are sent: they are smaller than spans, which are larger than
+/// cells.
 const MIN_ROWS: usize = 20_000;
 
-/// A request whose rows are made here.
+/// A request whose rows the client makes.
 #[derive(Debug)]
 pub(super) struct LocalJoin {
     timestamps: Arc<Timestamps>,
     columns: Vec<(Arc<str>, ColumnPath)>,
     nullable: bool,
-    /// What the service is asked for.
+    /// The request for the spans.
     pub(super) request: TableRequest,
 }
 
-/// The rows of a table that were made here.
+/// Rows of a table, made by the client.
 #[derive(Debug)]
 pub(super) struct JoinedRows {
     pub(super) schema: SchemaRef,
     pub(super) columns: Vec<Cells>,
     pub(super) rows: usize,
-    /// Whether nothing is valid at some timestamps.
+    /// Whether no object is valid at some timestamps.
     pub(super) gaps: bool,
 }
 
 impl LocalJoin {
-    /// The request for the spans, where `request` is one whose rows can be made here.
+    /// The request for the spans of `request`; `None` if the client cannot make its rows.
     pub(super) fn of(request: &TableRequest) -> Option<Self> {
-        let timestamps = request.held().filter(|at| at.len() >= MIN_ROWS)?;
-        let is = |field, wanted: &str| request.get(field).is_none_or(|value| value == wanted);
-        let plain = is("view", "rows") && is("encoding", "run_end") && is("cell", "binary");
-        let others = ["table", "timeframe", "range"];
-        if !plain
-            || request.has_keys()
-            || request.get("timestamps_column").is_some_and(|value| value != false)
-            || others.iter().any(|field| request.get(field).is_some())
-        {
+        let fields = request.checked().ok()?;
+        let Times(timestamps) = fields.timestamps.as_ref()?;
+        let is_plain = fields.view.is_none_or(|view| view == View::Rows)
+            && fields.encoding.is_none_or(|encoding| encoding == Encoding::RunEnd)
+            && fields.cell.is_none_or(|cell| cell == CellKind::Binary)
+            && fields.timestamps_column != Some(true)
+            && fields.keys.is_none()
+            && fields.table.is_none()
+            && fields.timeframe.is_none()
+            && fields.range.is_none();
+        if !is_plain || timestamps.len() < MIN_ROWS {
             return None;
         }
-        let columns = request.columns().iter().map(|(name, column)| {
-            // What depends on a key is no step function of time.
-            if column.get("key").is_some() {
-                return None;
-            }
-            let path = column.as_str().or_else(|| column.get("path")?.as_str())?;
-            Some((name.as_str().into(), ColumnPath::One(ObjectPath::new(path).ok()?)))
-        });
+        // A column with a key is not a step function of time alone.
+        let column = |column: &ColumnRequest| {
+            let path = column.plain_path()?;
+            Some((Arc::clone(&column.name), ColumnPath::One(path.clone())))
+        };
+        let columns = fields.columns.as_ref()?.0.iter().map(column);
         let columns = columns.collect::<Option<Vec<_>>>()?;
         let (first, last) = timestamps.bounds()?;
         let gap = i64::try_from(timestamps.gap()).ok()?;
-        // Nothing is valid in the very last millisecond: who asks for that is told by the service.
+        // No object is valid in the very last millisecond; the service answers requests for it.
         let until = last.checked_add(1).filter(|_| last < i64::MAX - 1)?;
-        let range = json!({"from": first, "until": until, "gap": gap.max(1)});
-        let nullable =
-            timestamps.has_nulls() || request.get("missing") == Some(&Value::from("null"));
+        let nullable = timestamps.has_nulls() || fields.missing == Some(Missing::Null);
         let timestamps = Arc::clone(timestamps);
-        let request = request.clone().spans_of(range);
+        let request = request.clone().spans_of(first, until, gap.max(1));
         Some(Self { timestamps, columns, nullable, request })
     }
 
-    /// Whether an error says that the timestamps themselves have to be asked for.
+    /// Whether an error means that the timestamps must be sent.
     pub(super) fn is_refused(error: &ClientError) -> bool {
         matches!(error, ClientError::Service { code, .. } if *code == SHORT_SPAN)
     }
 
-    /// Makes the rows.
+    /// Makes the rows from the answer of the service.
     ///
     /// # Errors
-    /// [`ClientError`] if the answer is not what the protocol says.
+    /// [`ClientError`] if the answer violates the protocol.
     pub(super) fn join(
         self,
         schema: &Schema,

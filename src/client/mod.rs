@@ -1,16 +1,16 @@
-//! The client: asks a service for tables, and resolves their cells.
+//! The client: requests tables from a service, and resolves their cells.
 //!
 //! ```text
 //!  Client ──request──▶ service ──table of MetaHeaders──▶ Table ──get(row)──▶ &[u8]
 //!     └── attach socket ──▶ segments, mapped read-only ────┘
 //! ```
 //!
-//! On the node of the service, objects are read where they lie. Elsewhere they come over the wire,
-//! each once, and a table looks the same.
+//! On the node of the service, objects are read in shared memory. Elsewhere each object is sent
+//! once, and the tables look alike.
 //!
-//! A service that is gone comes back, most often: what does no harm when it is asked twice is asked
-//! again, with pauses that get longer, until the caller's time is over (the request's `wait`, else
-//! [`ClientOptions::patience`]). Tables that were got before stay readable meanwhile.
+//! A service that stops is mostly restarted. Calls that can safely be repeated are repeated, with
+//! growing pauses, until the time limit of the caller (the request's `wait`, else
+//! [`ClientOptions::patience`]). Earlier tables stay readable meanwhile.
 //!
 //! ```no_run
 //! use iovcache::client::{Client, TableRequest};
@@ -36,7 +36,6 @@ mod large;
 mod local;
 mod local_join;
 mod options;
-mod request;
 mod retry;
 mod service;
 mod table;
@@ -45,10 +44,10 @@ mod tls_files;
 pub use error::ClientError;
 pub use local::{Local, LocalPath, View};
 pub use options::ClientOptions;
-pub use request::TableRequest;
 pub use service::{Client, PathEntry};
 pub use table::{Column, ObjectRun, Table};
 pub use tls_files::TlsFiles;
 
 pub use crate::shm::Mappings as Resolver;
 pub use crate::shm::attach::Attachment;
+pub use crate::table::TableRequest;

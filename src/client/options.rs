@@ -5,20 +5,21 @@ use std::time::Duration;
 use super::tls_files::TlsFiles;
 use crate::secret::Secret;
 
-/// How a client introduces itself.
+/// Options of a client.
 #[derive(Debug, Clone, Default)]
 pub struct ClientOptions {
-    /// What the process calls itself. Default: `process-<pid>`.
+    /// Name of this process. Default: `process-<pid>`.
     pub consumer: Option<String>,
-    /// What lets it in, where a token is configured.
+    /// Token for the service, if it requires one.
     pub token: Option<Secret>,
-    /// What TLS is spoken with, where the address begins with `grpc+tls://`.
+    /// TLS files, for addresses that begin with `grpc+tls://`.
     pub tls: TlsFiles,
-    /// Send the token even where it can be read on the way: over plain TCP to another node.
+    /// Whether to send the token even if others can read it: over plain TCP to another node.
     pub insecure: bool,
-    /// Never attach, even on the node: objects come over the wire.
+    /// Whether to fetch objects over the network even on the node of the service, without
+    /// attaching.
     pub remote: bool,
-    /// For how long a call waits for a service that is gone to come back; of a table, the request's
-    /// own `wait` counts. `None`: 60 s. A service that never answered is not waited for.
+    /// How long a call waits for a service that is down; for a table, the request's own `wait`
+    /// counts. `None`: 60 s. A call does not wait for a service that never answered.
     pub patience: Option<Duration>,
 }

@@ -1,15 +1,15 @@
-//! A service that is gone comes back: a call that does no harm when it is made twice is made again.
+//! Repeats calls while a service is down, if they can safely be repeated.
 //!
 //! ```text
-//!  call ──answer, or an error that the service told──▶ caller
-//!    │ no answer: the connection broke, nobody listens, the service is stopping
+//!  call ──answer, or an error of the service──▶ caller
+//!    │ no answer: the connection broke, no service listens, the service is stopping
 //!    ▼
-//!  rest: 20 ms, 40 ms … 1 s, each shortened by up to a half at random ──▶ call again, until the
-//!  caller's time is over
+//!  pause: 20 ms, 40 ms … 1 s, each shortened by up to a half at random ──▶ call again, until the
+//!  time limit of the caller
 //! ```
 //!
-//! What the service itself calls unavailable (a source is down, memory is pinned) is told at once:
-//! it has waited for that already.
+//! An error "unavailable" of the service itself (a source is down, memory is pinned) is returned at
+//! once: the service has waited already.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
@@ -21,12 +21,12 @@ use super::error::ClientError;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Makes `call` until a service answers it, for `limit` at most. After the first time it is told how
-/// much of that is left.
+/// Repeats `call` until a service answers, for at most `limit`. From the second time on, it gets
+/// the time that remains.
 ///
 /// # Errors
-/// What the service said; [`ClientError::Lost`] or what came instead of an answer when the time is
-/// over.
+/// The error of the service. After the time limit: [`ClientError::Lost`], or the last error in
+/// place of an answer.
 pub(super) async fn until_answered<T, F>(
     limit: Duration,
     mut call: impl FnMut(Option<Duration>) -> F,
@@ -52,9 +52,10 @@ where
     }
 }
 
-/// By up to a half, so that many who lost the same service do not come back at the same moment.
+/// Shortens a pause by up to a half at random, so that clients of the same service do not retry
+/// together.
 fn shortened(pause: Duration) -> Duration {
-    // Each state is another one: that is all the chance that is needed.
+    // Each `RandomState` differs, which is random enough here.
     let chance = RandomState::new().build_hasher().finish() >> 11;
     let share = chance as f64 / (1_u64 << 53) as f64;
     pause.mul_f64(1.0 - share / 2.0)

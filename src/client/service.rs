@@ -1,4 +1,4 @@
-//! The calls of a service.
+//! Calls of the client to a service.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,29 +25,28 @@ use super::error::ClientError;
 use super::local::LocalShared;
 use super::local_join::LocalJoin;
 use super::options::ClientOptions;
-use super::request::TableRequest;
 use super::retry;
 use super::table::{Hold, Releases, Table};
 use crate::error::{Coded as _, ErrorKind};
 use crate::secret::Secret;
 use crate::shm::attach::{Attachment, process_generation};
 use crate::table::{
-    CheckAnswer, ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register, SegmentsAnswer,
-    Status,
+    CellKind, CheckAnswer, ColumnRequest, ConsumedAnswer, Encoding, MessageWriter, PutAnswer,
+    Register, SegmentsAnswer, Status, TableRequest, View,
 };
 
-/// As long as a service waits with a table, unless it is told otherwise.
+/// Time limit of a request for a table that gives none, as in the service.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How much later than its limit an answer may come.
+/// Extra time for an answer after the time limit.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// A path that a service knows.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct PathEntry {
-    /// The path.
+    /// The object path.
     pub path: String,
-    /// How many versions it has.
+    /// Number of its versions.
     pub objects: u64,
 }
 
@@ -60,26 +59,27 @@ struct ClientInner {
     address: ServiceAddress,
     url: String,
     flight: FlightClient,
-    /// Where requests go as long as we are attached to a service that was reached over TCP.
+    /// Target of requests while the client is attached to a service that it reached over TCP.
     near: ArcSwapOption<Near>,
     options: ClientOptions,
-    /// The session on the node, once it is known whether there can be one.
+    /// Session on this node, once it is known whether there can be one.
     attached: Mutex<Attached>,
-    /// Leases that tables do not need any more.
+    /// Leases of dropped tables.
     releases: mpsc::UnboundedSender<String>,
-    /// The service has answered once: what it does not answer now, it may again. Before that it may be
-    /// none of ours, or hang up on who has no certificate.
+    /// Whether the service has answered once: calls without an answer are then repeated. Before,
+    /// the address may belong to another service, or to one that refuses clients without a
+    /// certificate.
     answered: AtomicBool,
-    /// The process that connected, among its forks.
+    /// The process that connected, distinct from its forks.
     process: u64,
-    /// Its session looks up by itself.
+    /// Whether the session looks up objects in shared memory.
     looks_up: bool,
-    /// What it looks up by itself, once that was asked for.
+    /// Shared state of local look-ups, once they were used.
     local: crate::sync::Mutex<Option<Arc<LocalShared>>>,
 }
 
-/// The Unix socket of a service on the node: a session is used over it alone, where the kernel says
-/// whose process asks.
+/// Unix socket of a service on this node. Sessions are used over it alone, because the kernel
+/// identifies the process of the client there.
 #[derive(Debug)]
 struct Near {
     flight: FlightClient,
@@ -89,31 +89,33 @@ struct Near {
 #[derive(Debug)]
 enum Attached {
     NotTried,
-    /// There was one, of a service that is gone.
+    /// The service of the session is gone.
     Lost,
-    /// The service is on another node, or does not let us in.
+    /// The service is on another node, or refuses to attach this process.
     Remote,
     Here(Arc<Attachment>),
 }
 
 impl Client {
-    /// Connects to `grpc://host:port` or `grpc+unix:///path/flight.sock`.
+    /// Connects to `grpc://host:port`, `grpc+tls://host:port` or `grpc+unix:///path/flight.sock`.
     ///
     /// # Errors
-    /// [`ClientError::Address`], [`ClientError::Connect`].
+    /// [`ClientError::Address`] for another form of address, [`ClientError::Connect`] if no service
+    /// answers.
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
         Self::connect_with(url, ClientOptions::default()).await
     }
 
-    /// Connects, and says who we are.
+    /// Connects with options.
     ///
     /// # Errors
-    /// [`ClientError::Address`], [`ClientError::Connect`].
+    /// [`ClientError::Address`] for another form of address, [`ClientError::Connect`] if no service
+    /// answers, [`ClientError::Token`] if the token cannot be sent.
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
         Self::connect_as(url, options, false).await
     }
 
-    /// Connects; `looks_up`: its session is one that looks up by itself.
+    /// Connects; `looks_up`: the session looks up objects in shared memory.
     pub(super) async fn connect_as(
         url: &str,
         options: ClientOptions,
@@ -150,7 +152,7 @@ impl Client {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// The process that connected, among its forks.
+    /// The process that connected, distinct from its forks.
     pub(super) fn process(&self) -> u64 {
         self.0.process
     }
@@ -159,12 +161,12 @@ impl Client {
         &self.0.options
     }
 
-    /// What it looks up by itself, once that was asked for.
+    /// Shared state of local look-ups, once they were used.
     pub(super) fn local_shared(&self) -> &crate::sync::Mutex<Option<Arc<LocalShared>>> {
         &self.0.local
     }
 
-    /// The session on the node, if it is there now.
+    /// Session on this node, if there is one now.
     pub(super) async fn session(&self) -> Option<Arc<Attachment>> {
         match &*self.0.attached.lock().await {
             Attached::Here(attachment) => Some(Arc::clone(attachment)),
@@ -172,7 +174,7 @@ impl Client {
         }
     }
 
-    /// Attaches, where the address itself says how.
+    /// Attaches if the address is that of a Unix socket.
     pub(super) async fn attach_beside(&self) -> Result<(), ClientError> {
         if self.0.address.folder().is_some() && !self.0.options.remote {
             self.attachment(&TableRequest::new()).await?;
@@ -180,7 +182,7 @@ impl Client {
         Ok(())
     }
 
-    /// Where requests go now.
+    /// Flight client for the next request.
     fn flight(&self) -> FlightClient {
         let near = self.0.near.load();
         let is_there = |near: &&Arc<Near>| {
@@ -192,23 +194,23 @@ impl Client {
         }
     }
 
-    /// Where the service is.
+    /// Address of the service.
     pub fn url(&self) -> &str {
         &self.0.url
     }
 
-    /// A table, with all of its objects pinned for as long as it lives.
+    /// Requests a table. All of its objects stay pinned until it is dropped.
     ///
     /// # Errors
-    /// [`ClientError`], most often `Service` with what the service said.
+    /// [`ClientError`], mostly [`Service`](ClientError::Service) with the error of the service.
     pub async fn table(&self, request: TableRequest) -> Result<Table, ClientError> {
         let limit = self.patience_of(&request);
         match self.small_table(&request).await {
-            // A cell has a limit, and so has an answer; chunks have none.
+            // Cells and answers have a size limit; chunks have none.
             Err(error)
                 if error.kind() == ErrorKind::ResourceExhausted
-                    && request.get("cell").is_none()
-                    && request.get("session").is_none()
+                    && request.fields().cell.is_none()
+                    && request.fields().session.is_none()
                     && self.is_remote().await =>
             {
                 self.large_table(request, limit + GRACE).await
@@ -222,10 +224,10 @@ impl Client {
             let request = within(request, left);
             async move {
                 match self.try_table(request.clone()).await {
-                    // The service was restarted: its successor knows another session of ours.
+                    // The service was restarted and does not know the session: attach anew.
                     Err(error)
                         if error.is_unknown_session()
-                            && request.get("session").is_none()
+                            && request.fields().session.is_none()
                             && self.forget_lost_session().await =>
                     {
                         self.try_table(request).await
@@ -237,7 +239,7 @@ impl Client {
         .await
     }
 
-    /// Makes `call` again while a service that has answered before does not, for `limit` at most.
+    /// Repeats `call` for at most `limit` while a service that has answered before does not answer.
     async fn until_answered<T, F>(
         &self,
         limit: Duration,
@@ -253,7 +255,7 @@ impl Client {
         let patience = if known { limit } else { Duration::ZERO };
         let mut call = call;
         let in_time = |left: Option<Duration>| {
-            // The service keeps to the limit by itself; what comes later will not come.
+            // The service keeps the limit itself; after the extra time no answer will come.
             let limit = left.unwrap_or(limit) + GRACE;
             let answer = tokio::time::timeout(limit, call(left));
             async move {
@@ -278,20 +280,25 @@ impl Client {
     }
 
     fn patience_of(&self, request: &TableRequest) -> Duration {
-        request.patience().unwrap_or_else(|| self.patience())
+        let wait = request.fields().wait_ms.map(Duration::from_millis);
+        wait.unwrap_or_else(|| self.patience())
     }
 
     async fn try_table(&self, request: TableRequest) -> Result<Table, ClientError> {
-        let attachment = match request.get("session") {
+        let attachment = match &request.fields().session {
             Some(_) => None,
             None => self.attachment(&request).await?,
         };
-        let request = request.or("encoding", "run_end");
+        let request = request.with(|fields| {
+            fields.encoding.get_or_insert(Encoding::RunEnd);
+        });
         let request = match &attachment {
             Some(attachment) => request.session(attachment.session()),
-            // Who names a session resolves the cells by it.
-            None if request.get("session").is_some() => request,
-            None => request.or("cell", "payload"),
+            // A request with a session resolves its cells by that session.
+            None if request.fields().session.is_some() => request,
+            None => request.with(|fields| {
+                fields.cell.get_or_insert(CellKind::Payload);
+            }),
         };
         if let Some(attachment) = &attachment
             && let Some(held) = LocalJoin::of(&request)
@@ -301,15 +308,15 @@ impl Client {
         }
         let (schema, batches) = self.get(&request).await?;
         let hold = self.hold(attachment, &schema);
-        if request.get("cell").is_some_and(|cell| cell == "payload") {
-            // The objects are here already.
+        if request.fields().cell == Some(CellKind::Payload) {
+            // The payloads are in the batches already.
             drop(hold);
             return Table::new(&schema, batches, Hold::new(None, None, self.releases()), request);
         }
         Table::new(&schema, batches, hold, request)?.mapped().await
     }
 
-    /// What keeps the objects of an answer with this schema.
+    /// Holds the objects of an answer with this schema.
     pub(super) fn hold(&self, attachment: Option<Arc<Attachment>>, schema: &Schema) -> Hold {
         let lease = schema.metadata().get("iovcache.lease").cloned();
         Hold::new(attachment, lease, self.releases())
@@ -319,20 +326,21 @@ impl Client {
         self.0.releases.clone()
     }
 
-    /// Whether objects come over the wire: the service is on another node, or that was asked for.
+    /// Whether objects are sent over the network: the service is on another node, or the options
+    /// say so.
     async fn is_remote(&self) -> bool {
         matches!(&*self.0.attached.lock().await, Attached::Remote)
     }
 
-    /// Which versions serve the rows of `table`: its objects view (`schemas/tables.md`).
+    /// The objects view of `table`: which versions serve which rows (`schemas/tables.md`).
     ///
     /// # Errors
-    /// [`ClientError::Changed`] if other versions would serve it by now.
+    /// [`ClientError::Changed`] if other versions serve it by now.
     pub async fn objects(
         &self,
         table: &Table,
     ) -> Result<(Arc<Schema>, Vec<RecordBatch>), ClientError> {
-        let request = table.request().clone().without("timestamps_column").view("objects");
+        let request = table.request().clone().objects_view();
         let limit = self.patience_of(&request);
         let objects = self.until_answered(limit, |left| {
             let request = within(&request, left);
@@ -346,8 +354,8 @@ impl Client {
         }
     }
 
-    /// The table with its rows made here, from the spans; nothing where the service has to be asked
-    /// for the timestamps themselves.
+    /// The table with rows made by the client from the spans; `None` if the timestamps must be sent
+    /// to the service.
     async fn joined(
         &self,
         held: LocalJoin,
@@ -363,18 +371,18 @@ impl Client {
         let gaps = joined.gaps;
         let hold = self.hold(Some(Arc::clone(attachment)), &schema);
         let table = Table::joined(joined, hold, request.clone());
-        // What a gap means is for the service to say, column by column.
+        // The service treats gaps, column by column.
         if gaps {
             return Ok(None);
         }
         Ok(Some(table.mapped().await?))
     }
 
-    /// Lets the objects of a table go, and waits until the service knows. Dropping the table does
-    /// so too, but does not wait.
+    /// Releases the objects of a table and waits for the service to confirm it. Dropping the table
+    /// releases them too, without waiting.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`] if the service does not confirm.
     pub async fn release(&self, table: Table) -> Result<(), ClientError> {
         match table.into_lease() {
             None => Ok(()),
@@ -385,13 +393,13 @@ impl Client {
         }
     }
 
-    /// The batches of a table as they come, with every field of the request as it is given.
+    /// The batches of a table as received. Every field of the request is sent as given.
     ///
-    /// Unless the request names a session or a consumer, its objects are not kept: what it has of
-    /// MetaHeaders may soon be stale.
+    /// Without a session or consumer in the request, the objects are not pinned after the answer,
+    /// and its MetaHeaders may soon be stale.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`], mostly [`Service`](ClientError::Service).
     pub async fn batches(&self, request: &TableRequest) -> Result<Vec<RecordBatch>, ClientError> {
         let patience = self.patience_of(request);
         let got = self.until_answered(patience, |left| {
@@ -399,7 +407,7 @@ impl Client {
             async move { self.get(&request).await }
         });
         let (schema, batches) = got.await?;
-        if request.get("session").is_none() && request.get("consumer").is_none() {
+        if request.fields().session.is_none() && request.fields().consumer.is_none() {
             self.end_lease(&schema).await?;
         }
         Ok(batches)
@@ -433,24 +441,25 @@ impl Client {
         &self,
         request: &TableRequest,
     ) -> Result<FlightRecordBatchStream, ClientError> {
-        let ticket = Ticket::new(request.to_json());
+        let ticket = Ticket::new(request.to_json()?);
         let stream = self.flight().do_get(ticket).await?.into_inner();
         let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
         Ok(FlightRecordBatchStream::new_from_flight_data(stream))
     }
 
-    /// The bytes of the object of `path` at `at`, piece by piece, over the wire.
+    /// The bytes of the object of `path` at `at`, sent in chunks over the network.
     ///
     /// # Errors
-    /// [`ClientError`], also what `take` says.
+    /// [`ClientError`], or the error of `take`.
     pub async fn chunks(
         &self,
         path: &str,
         at: i64,
         mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<(), ClientError> {
-        let request = TableRequest::new().column("object", path).timestamps([at]).view("chunks");
-        // Once bytes were handed on they cannot be taken back, so only the beginning is repeated.
+        let request =
+            TableRequest::new().column("object", path).timestamps([at]).view(View::Chunks);
+        // Chunks that were passed on cannot be taken back, so only the beginning is repeated.
         let mut stream = self.until_answered(self.patience(), |_| self.stream(&request)).await?;
         while let Some(batch) = stream.next().await {
             let batch = batch.map_err(|error| of_flight(&error))?;
@@ -471,7 +480,7 @@ impl Client {
         }
     }
 
-    /// Whether the session that we have is one of a service that is gone; then it is forgotten.
+    /// Whether the session was one of a service that is gone; it is then discarded.
     async fn forget_lost_session(&self) -> bool {
         let mut attached = self.0.attached.lock().await;
         let lost = matches!(&*attached, Attached::Here(attachment) if attachment.over().is_some());
@@ -481,7 +490,7 @@ impl Client {
         lost
     }
 
-    /// The session on the node of the service, if we are on it.
+    /// Session on this node, if the service is on it.
     async fn attachment(
         &self,
         request: &TableRequest,
@@ -495,7 +504,7 @@ impl Client {
             }
             Attached::Here(_) | Attached::Lost | Attached::NotTried => {}
         }
-        // Beside a Unix socket it must be there; over TCP the service says where it would be.
+        // Beside a Unix socket the attach socket must exist; over TCP the service tells its path.
         let mut epoch = None;
         let (path, must) = match self.0.address.folder() {
             Some(folder) => (Some(folder.join("attach.sock")), true),
@@ -520,7 +529,7 @@ impl Client {
                 *attached = Attached::Here(Arc::clone(&attachment));
                 Ok(Some(attachment))
             }
-            // Who was let in before is so again, by a service that does not end in between.
+            // A running service would accept this process again, as it did before.
             Err(error) if before && error.kind().is_transient() => {
                 Err(ClientError::Lost { reason: error.to_string() })
             }
@@ -532,8 +541,8 @@ impl Client {
         }
     }
 
-    /// From now on requests go through the Unix socket beside this attach socket. Not if that is the
-    /// socket of another service than the one that we reach over TCP, or cannot be reached.
+    /// Sends further requests through the Unix socket beside this attach socket, unless it cannot
+    /// be reached or belongs to another service than that reached over TCP.
     async fn come_near(
         &self,
         attach: &Path,
@@ -552,12 +561,12 @@ impl Client {
         true
     }
 
-    /// Where the service says that processes attach, and its epoch.
+    /// Path of the service's attach socket, and its epoch.
     async fn attach_place(
         &self,
         request: &TableRequest,
     ) -> Result<Option<(PathBuf, String)>, ClientError> {
-        let descriptor = FlightDescriptor::new_cmd(request.to_json());
+        let descriptor = FlightDescriptor::new_cmd(request.to_json()?);
         let result = self.0.flight.clone().get_schema(descriptor).await?.into_inner();
         let schema = Schema::try_from(&result).map_err(|error| answer(&error.to_string()))?;
         let said = |key: &str| schema.metadata().get(key);
@@ -580,10 +589,11 @@ impl Client {
         opened.await.map_err(|error| answer(&error.to_string()))?
     }
 
-    /// Registers a timeframe with its timestamps (ms; `None`: null) for these consumers.
+    /// Registers a timeframe with its timestamps (milliseconds since the Unix epoch; `None`: null)
+    /// for these consumers.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`], mostly [`Service`](ClientError::Service).
     pub async fn put_timeframe(
         &self,
         timeframe: u64,
@@ -591,32 +601,32 @@ impl Client {
         columns: &[ColumnRequest],
         consumers: &[String],
     ) -> Result<PutAnswer, ClientError> {
-        let about = Register::to_json(columns, consumers);
+        let about = Register::new(columns.to_vec(), consumers.to_vec()).to_json();
         self.register(timeframe, Arc::new(Int64Array::from(timestamps)), about).await
     }
 
-    /// Registers a timeframe: its timestamps in any Arrow type that the service takes, and what
-    /// `schemas/register-timeframe.schema.json` describes.
+    /// Registers a timeframe: timestamps of any Arrow type that the service accepts, and a
+    /// description as in `schemas/register-timeframe.schema.json`.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`], mostly [`Service`](ClientError::Service).
     pub async fn register(
         &self,
         timeframe: u64,
         timestamps: ArrayRef,
         about: String,
     ) -> Result<PutAnswer, ClientError> {
-        // Null timestamps are possible in each.
+        // Timestamps of every type can be null.
         let batch = RecordBatch::try_from_iter_with_nullable([("timestamp", timestamps, true)])
             .map_err(|error| answer(&error.to_string()))?;
         self.register_rows(timeframe, &batch, about).await
     }
 
-    /// Registers a timeframe like [`register`](Self::register): its rows are a batch with a column
-    /// of timestamps, and one for each key on which its columns depend.
+    /// Registers a timeframe like [`register`](Self::register), with a batch of rows: a column of
+    /// timestamps, and one column for each key on which its columns depend.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`], mostly [`Service`](ClientError::Service).
     pub async fn register_rows(
         &self,
         timeframe: u64,
@@ -638,7 +648,7 @@ impl Client {
             ..FlightData::default()
         });
         let messages: Vec<FlightData> = [first].into_iter().chain(rest).collect();
-        // The same content again has the same answer.
+        // Registering the same content again gives the same answer.
         self.until_answered(self.patience(), |_| self.put(messages.clone())).await
     }
 
@@ -649,10 +659,10 @@ impl Client {
         serde_json::from_slice(&result.app_metadata).map_err(|error| answer(&error.to_string()))
     }
 
-    /// Says that `consumer` is done with a timeframe.
+    /// Reports that `consumer` has finished with a timeframe.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`], mostly [`Service`](ClientError::Service).
     pub async fn consumed(
         &self,
         timeframe: u64,
@@ -662,10 +672,10 @@ impl Client {
         self.act("consumed", &body).await
     }
 
-    /// Says that `consumer` is done with all timeframes below `oldest`.
+    /// Reports that `consumer` has finished with all timeframes below `oldest`.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`], mostly [`Service`](ClientError::Service).
     pub async fn oldest_possible(
         &self,
         consumer: &str,
@@ -675,41 +685,42 @@ impl Client {
         self.act("consumed", &body).await
     }
 
-    /// One picture of the whole service.
+    /// A snapshot of the service's state.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`] if the service does not answer.
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.act("status", &json!({})).await
     }
 
-    /// Whether pins, places and bytes add up in the service; `contents`: it reads every object too.
+    /// Verifies the invariants of the service: pins, blocks and bytes; `contents`: also reads every
+    /// object.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`] if the service does not answer.
     pub async fn check(&self, contents: bool) -> Result<CheckAnswer, ClientError> {
         self.act("check", &json!({"contents": contents})).await
     }
 
-    /// The segments of its shared memory.
+    /// The segments of the service's shared memory.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`] if the service does not answer.
     pub async fn segments(&self) -> Result<SegmentsAnswer, ClientError> {
         self.act("segments", &json!({})).await
     }
 
-    /// Any action with a body in JSON.
+    /// Calls any action with a body in JSON.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`], mostly [`Service`](ClientError::Service).
     pub async fn act<T: DeserializeOwned>(
         &self,
         name: &str,
         body: &serde_json::Value,
     ) -> Result<T, ClientError> {
-        // What is done once only cannot be told from what was not done at all. A lease ends with
-        // the service that it is of.
+        // These calls are not repeated: a second one cannot tell whether the first took effect. A
+        // lease ends with its service anyway.
         match name {
             "drop_timeframe" | "release" | "CancelFlightInfo" => self.act_once(name, body).await,
             _ => self.until_answered(self.patience(), |_| self.act_once(name, body)).await,
@@ -727,10 +738,10 @@ impl Client {
         serde_json::from_slice(&result.body).map_err(|error| answer(&error.to_string()))
     }
 
-    /// The paths at `prefix` and below.
+    /// The known paths at `prefix` and below.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError`] if the service does not answer.
     pub async fn paths(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
         self.until_answered(self.patience(), |_| self.list(prefix)).await
     }
@@ -748,7 +759,7 @@ impl Client {
     }
 }
 
-/// Whether an objects view is that of the blocks whose MetaHeaders stand in `table`.
+/// Whether an objects view describes the blocks that the MetaHeaders of `table` refer to.
 fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError> {
     let mut told: HashMap<String, Vec<(usize, u64)>> = HashMap::new();
     for batch in objects {
@@ -769,7 +780,7 @@ fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError
     Ok(columns.all(|(name, seen)| told.get(name).map_or(seen.is_empty(), |told| *told == seen)))
 }
 
-/// The request with no more time than is left; the first time, as it came.
+/// The request with its time limited to the time left; unchanged the first time.
 fn within(request: &TableRequest, left: Option<Duration>) -> TableRequest {
     match left {
         None => request.clone(),
@@ -788,11 +799,11 @@ pub(super) fn of_flight(error: &FlightError) -> ClientError {
     }
 }
 
-/// Ends leases as tables are dropped, in the background; ends itself with the last table.
+/// Ends the leases of dropped tables in the background, until the last sender is dropped.
 async fn release_leases(mut flight: FlightClient, mut freed: mpsc::UnboundedReceiver<String>) {
     while let Some(lease) = freed.recv().await {
         let action = Action::new("release", json!({"lease": lease}).to_string());
-        // If it does not arrive, the service ends the lease with our session, or its time.
+        // If the call fails, the service ends the lease with the session, or when its time is over.
         let _ = flight.do_action(action).await;
     }
 }

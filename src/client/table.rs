@@ -1,4 +1,4 @@
-//! A table that a client got: its cells borrow from it.
+//! Tables of a client; their cells borrow from them.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -10,17 +10,16 @@ use tokio::sync::mpsc;
 use super::cells::Cells;
 use super::error::ClientError;
 use super::local_join::JoinedRows;
-use super::request::TableRequest;
 use crate::shm::attach::{Attachment, PinnedBlocks};
 use crate::shm::{AHEAD, MetaHeader};
-use crate::table::{CellValue, ColumnRuns, run_end_batch};
+use crate::table::{CellValue, ColumnRuns, TableRequest, run_end_batch};
 
-/// A table and the objects of its cells, which stay where they are as long as it lives: it holds the
-/// lease that pins them, and releases it when it is dropped.
+/// A table and the objects of its cells. It holds the lease that pins them, and releases it when it
+/// is dropped.
 #[derive(Debug)]
 pub struct Table {
     schema: SchemaRef,
-    /// Made when asked for, if the rows were joined by the client.
+    /// Made on first use if the client joined the rows.
     batches: OnceLock<Vec<RecordBatch>>,
     rows: usize,
     columns: Vec<Cells>,
@@ -28,19 +27,19 @@ pub struct Table {
     request: TableRequest,
 }
 
-/// Where released leases go.
+/// Channel for leases to release.
 pub(super) type Releases = mpsc::UnboundedSender<String>;
 
-/// What keeps a table's objects.
+/// Holds the objects of a table.
 #[derive(Debug)]
 pub(super) enum Hold {
-    /// A lease of our own session, and its segments.
+    /// A lease of the client's session, and its segments.
     Pinned(PinnedBlocks),
-    /// A lease whose segments are not mapped by this client.
+    /// A lease whose segments this client has not mapped.
     Lease(HeldLease),
 }
 
-/// A lease that is released when this is dropped; `None` if there is none.
+/// A lease that is released on drop; `None` if there is none.
 #[derive(Debug)]
 pub(super) struct HeldLease {
     id: Option<String>,
@@ -50,7 +49,7 @@ pub(super) struct HeldLease {
 impl Drop for HeldLease {
     fn drop(&mut self) {
         if let Some(lease) = self.id.take() {
-            // If the receiver is gone, so is the connection, and the lease ends by itself.
+            // Without a receiver the connection is closed, and the lease ends by itself.
             let _ = self.releases.send(lease);
         }
     }
@@ -81,7 +80,7 @@ impl Hold {
         }
     }
 
-    /// Maps the segments that the cells of `columns` name.
+    /// Maps the segments that the cells of `columns` refer to.
     fn map(&mut self, columns: &[Cells]) {
         let Self::Pinned(pinned) = self else { return };
         for (_, cell) in columns.iter().flat_map(|column| column.runs.iter()) {
@@ -107,7 +106,7 @@ impl Table {
     ) -> Result<Self, ClientError> {
         let mut columns = Vec::new();
         for (place, field) in schema.fields().iter().enumerate() {
-            // The timestamps stand beside the objects, and are no cells.
+            // Timestamps are a column without cells.
             if !field.metadata().contains_key("url") {
                 continue;
             }
@@ -127,8 +126,8 @@ impl Table {
         Self { schema, batches: OnceLock::new(), rows, columns, hold, request }
     }
 
-    /// Waits until every cell lies in a mapping, as far as they come: for a segment that is not
-    /// mapped yet, on a blocking thread.
+    /// Waits until all segments of its cells are mapped; new segments are mapped on a blocking
+    /// thread.
     pub(super) async fn mapped(self) -> Result<Self, ClientError> {
         if self.is_all_mapped() {
             return Ok(self);
@@ -157,31 +156,31 @@ impl Table {
         self.rows
     }
 
-    /// Its schema, as it came.
+    /// Arrow schema, as received.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// Its batches, as they came; or one of all rows, where the client joined them.
+    /// The batches as received; a single batch if the client joined the rows.
     pub fn batches(&self) -> &[RecordBatch] {
         self.batches.get_or_init(|| {
             let runs: Vec<_> = self.columns.iter().map(|column| &column.runs).collect();
-            // Its schema was made for these very columns: it is one batch.
+            // The schema was made for these columns, so the batch cannot fail.
             run_end_batch(&self.schema, &runs, self.rows).into_iter().collect()
         })
     }
 
-    /// The id of the lease that pins its objects.
+    /// Id of the lease that pins its objects.
     pub fn lease(&self) -> Option<&str> {
         self.hold.lease()
     }
 
-    /// Whether its objects lie in shared memory that this client has mapped.
+    /// Whether this client has mapped the shared memory of its objects.
     pub fn is_mapped(&self) -> bool {
         matches!(self.hold, Hold::Pinned(_))
     }
 
-    /// The session that it was asked for, if that is one of this client.
+    /// The session of the request, if it is a session of this client.
     pub(super) fn attachment(&self) -> Option<Arc<Attachment>> {
         match &self.hold {
             Hold::Pinned(pinned) => Some(Arc::clone(pinned.attachment())),
@@ -189,20 +188,20 @@ impl Table {
         }
     }
 
-    /// What was asked, with the session that it was asked for.
+    /// The request, with its session.
     pub(super) fn request(&self) -> &TableRequest {
         &self.request
     }
 
-    /// The names of its columns.
+    /// Names of its columns.
     pub fn columns(&self) -> impl ExactSizeIterator<Item = &str> {
         self.columns.iter().map(|column| column.name.as_str())
     }
 
-    /// One of its columns.
+    /// The column `name`.
     ///
     /// # Errors
-    /// [`ClientError::NoSuchColumn`].
+    /// [`ClientError::NoSuchColumn`] if there is none.
     pub fn column(&self, name: &str) -> Result<Column<'_>, ClientError> {
         match self.columns.iter().find(|column| column.name == name) {
             Some(cells) => Ok(Column { table: self, cells }),
@@ -213,7 +212,7 @@ impl Table {
         }
     }
 
-    /// What pins its objects, if they lie in shared memory that this client has mapped.
+    /// Pins of its objects, if this client has mapped their shared memory.
     pub(super) fn into_pinned(self) -> Option<PinnedBlocks> {
         match self.hold {
             Hold::Pinned(pinned) => Some(pinned),
@@ -249,8 +248,8 @@ impl Table {
         }
     }
 
-    /// Whether the block of a MetaHeader cell still has its generation; `false` once the service
-    /// that pinned it is gone and its memory was taken anew.
+    /// Whether the block of a MetaHeader cell still has its generation. `false` if the service that
+    /// pinned it is gone and its memory was reused.
     pub fn is_live(&self, header: &MetaHeader) -> bool {
         match &self.hold {
             Hold::Pinned(pinned) => pinned.mappings().still_valid(header),
@@ -258,8 +257,8 @@ impl Table {
         }
     }
 
-    /// Runs and generations of the MetaHeader cells, column by column, as the objects view tells
-    /// them. Columns with other cells are left out.
+    /// Runs and generations of the MetaHeader cells, column by column, for comparison with the
+    /// objects view. Columns with other cells are left out.
     pub(super) fn generations(&self) -> impl Iterator<Item = (&str, Vec<(usize, u64)>)> {
         self.columns.iter().filter_map(|column| {
             let mut start = 0;
@@ -285,16 +284,16 @@ pub struct Column<'a> {
 }
 
 impl<'a> Column<'a> {
-    /// Its name.
+    /// Name of the column.
     pub fn name(&self) -> &'a str {
         &self.cells.name
     }
 
-    /// The object of a row; `None` where the cell is null. Does no I/O and no copy.
+    /// Object of a row, counted from 0; `None` if the cell is null. Does no I/O and no copy.
     ///
     /// # Errors
-    /// [`ClientError::NoSuchRow`]; [`ClientError::Resolve`] if the service is gone and the object was
-    /// given up; [`ClientError::NotAttached`].
+    /// [`ClientError::NoSuchRow`]; [`ClientError::Resolve`] if the service is gone and the object
+    /// was evicted; [`ClientError::NotAttached`] if its memory is not mapped.
     pub fn get(&self, row: usize) -> Result<Option<&'a [u8]>, ClientError> {
         match self.cells.runs.at(row) {
             Some(cell) => self.table.bytes(cell),
@@ -319,15 +318,15 @@ impl<'a> Column<'a> {
         })
     }
 
-    /// The row behind the last one of each run, in ascending order.
+    /// The row after the last one of each run, in ascending order.
     pub fn ends(&self) -> &'a [usize] {
         self.cells.runs.ends()
     }
 
-    /// The object of a run, counted from 0; `None` where the cells are null.
+    /// Object of a run, counted from 0; `None` if its cells are null.
     ///
     /// # Errors
-    /// As [`get`](Self::get); `NoSuchRow` if there is no such run.
+    /// As [`get`](Self::get); [`ClientError::NoSuchRow`] if there is no such run.
     pub fn run(&self, run: usize) -> Result<Option<&'a [u8]>, ClientError> {
         match self.cells.runs.run(run) {
             Some(cell) => self.table.bytes(cell),
@@ -335,7 +334,7 @@ impl<'a> Column<'a> {
         }
     }
 
-    /// The MetaHeader of a row, if its cell is one or names a place in a mapped segment.
+    /// MetaHeader of a row, if its cell is a MetaHeader or refers to a block in a mapped segment.
     pub fn header(&self, row: usize) -> Option<MetaHeader> {
         match self.cells.runs.at(row)? {
             CellValue::Header(header) => Some(header),
@@ -347,5 +346,5 @@ impl<'a> Column<'a> {
     }
 }
 
-/// Rows that follow each other, and the object that serves them.
+/// Consecutive rows, and the object that serves them.
 pub type ObjectRun<'a> = (Range<usize>, Option<&'a [u8]>);

@@ -1,14 +1,15 @@
-//! Files with which a client speaks TLS.
+//! TLS files of a client.
 
 use crate::secret::Secret;
 
-/// What TLS is spoken with, all PEM.
+/// TLS files of a client, all in PEM.
 #[derive(Debug, Clone, Default)]
 pub struct TlsFiles {
-    /// The authorities that may have signed the service's certificate. Default: the system's.
+    /// Certificates of the authorities that may have signed the service's certificate. Default:
+    /// those of the system.
     pub authority: Option<Vec<u8>>,
-    /// The certificate with its chain and the key by which the service knows us. Default: none.
+    /// The client's certificate with its chain, and its key. Default: none.
     pub identity: Option<(Vec<u8>, Secret)>,
-    /// The name that the service's certificate is for. Default: that of the address.
+    /// Name in the service's certificate. Default: that of the address.
     pub domain: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Checks of pointers, counts and texts that a C program passes in.
+//! Checks of the pointers, counts and texts that a C program passes.
 
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,13 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::status::{CallFailure, StatusCode, remember};
 use crate::error::ErrorKind;
 
-/// Runs `work`; what goes wrong becomes a status, and is remembered for `iovc_last_error`.
+/// Runs `work`. An error or a panic becomes a status and is kept for `iovc_last_error`.
 #[inline]
 pub(super) fn guarded(work: impl FnOnce() -> Result<(), CallFailure>) -> StatusCode {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => StatusCode::IOVC_OK,
         Ok(Err(failure)) => remember(failure),
-        Err(_) => remember(CallFailure::new(ErrorKind::Internal, "[IOV-9001] a bug of iovcache")),
+        Err(_) => remember(CallFailure::new(ErrorKind::Internal, "[IOV-9003] a bug of iovcache")),
     }
 }
 
@@ -21,7 +21,7 @@ pub(super) fn null(name: &str) -> CallFailure {
 }
 
 /// # Safety
-/// `pointer` is null or leads to a `T` that nobody changes for as long as `'a`.
+/// `pointer` is null or points to a `T` that is not modified during `'a`.
 #[inline]
 pub(super) unsafe fn borrowed<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, CallFailure> {
     // SAFETY: as the caller says.
@@ -29,7 +29,8 @@ pub(super) unsafe fn borrowed<'a, T>(pointer: *const T, name: &str) -> Result<&'
 }
 
 /// # Safety
-/// `pointer` is null or leads to a place for a `T` that nobody else uses for as long as `'a`.
+/// `pointer` is null or points to memory for a `T` that is accessed through the result alone during
+/// `'a`.
 #[inline]
 pub(super) unsafe fn place<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T, CallFailure> {
     // SAFETY: as the caller says.
@@ -37,7 +38,8 @@ pub(super) unsafe fn place<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut
 }
 
 /// # Safety
-/// `count` is 0, `pointer` is null, or it leads to `count` of `T` that nobody changes for `'a`.
+/// `count` is 0, `pointer` is null, or it points to `count` values of `T` that are not modified
+/// during `'a`.
 #[inline]
 pub(super) unsafe fn many<'a, T>(
     pointer: *const T,
@@ -51,12 +53,12 @@ pub(super) unsafe fn many<'a, T>(
         return Err(null(name));
     }
     check_extent::<T>(count, name)?;
-    // SAFETY: as the caller says; not null, and not longer than memory can be.
+    // SAFETY: as the caller says; not null, and no longer than memory can be.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
 }
 
 /// # Safety
-/// As [`many`], and nobody else uses these places for `'a`.
+/// As [`many`]; the memory is accessed through the result alone during `'a`.
 #[inline]
 pub(super) unsafe fn places<'a, T>(
     pointer: *mut T,
@@ -70,24 +72,24 @@ pub(super) unsafe fn places<'a, T>(
         return Err(null(name));
     }
     check_extent::<T>(count, name)?;
-    // SAFETY: as the caller says; not null, and not longer than memory can be.
+    // SAFETY: as the caller says; not null, and no longer than memory can be.
     Ok(unsafe { std::slice::from_raw_parts_mut(pointer, count) })
 }
 
 /// # Errors
-/// If so many of `T` are more than memory can be.
+/// If `count` values of `T` are larger than memory can be.
 fn check_extent<T>(count: usize, name: &str) -> Result<(), CallFailure> {
     match count.checked_mul(size_of::<T>()) {
         Some(bytes) if isize::try_from(bytes).is_ok() => Ok(()),
         _ => {
-            let reason = format!("[IOV-7102] {count} are more {name} than memory can hold");
+            let reason = format!("[IOV-7102] {count} {name} exceed the address space");
             Err(CallFailure::new(ErrorKind::InvalidArgument, reason))
         }
     }
 }
 
 /// # Safety
-/// `text` is null or leads to bytes that end with a 0, which nobody changes for `'a`.
+/// `text` is null or points to bytes that end with a 0 and are not modified during `'a`.
 pub(super) unsafe fn optional_text<'a>(
     text: *const c_char,
     name: &str,

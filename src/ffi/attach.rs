@@ -1,4 +1,4 @@
-//! Handles over the memory of a service: through its attach socket, or of a cache in this process.
+//! Handles for the memory of a service, through its attach socket, or of a cache in this process.
 
 use std::ffi::{CString, c_char};
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -15,10 +15,10 @@ use crate::shm::attach::Attachment;
 use crate::shm::{Mappings, MetaHeader};
 use crate::sync::Mutex;
 
-/// The memory of a service, mapped read-only. Any number of threads may use one at the same time.
+/// The memory of a service, mapped read-only. Threads may share a handle.
 pub struct Attach {
     memory: Memory,
-    /// In C form, for those who ask.
+    /// Name of the session as a C string, for `iovc_session`.
     session: CString,
     epoch: CString,
     kept: Mutex<Vec<Arc<Mappings>>>,
@@ -27,9 +27,9 @@ pub struct Attach {
 }
 
 enum Memory {
-    /// That of a service on the node.
+    /// The memory of a service on this node.
     Service(Arc<Attachment>),
-    /// That of a cache in this process.
+    /// The memory of a cache in this process.
     Own { cache: Cache, mappings: Mutex<Arc<Mappings>> },
 }
 
@@ -59,7 +59,7 @@ impl Attach {
         Self::new(Memory::Own { cache, mappings }, "", &epoch)
     }
 
-    /// The session with a service.
+    /// The session with a service; `None` for a cache in this process.
     pub(super) fn attachment(&self) -> Option<&Arc<Attachment>> {
         match &self.memory {
             Memory::Service(attachment) => Some(attachment),
@@ -67,8 +67,8 @@ impl Attach {
         }
     }
 
-    /// Runs `work` with what is mapped now. Pointers that it gives stay mapped: until
-    /// [`iovc_unmap_unused`], what was ever used is kept.
+    /// Runs `work` with the current mappings. Pointers that it returns stay mapped: all mappings
+    /// that were ever used are kept until [`iovc_unmap_unused`].
     #[inline]
     pub(super) fn with<T>(&self, work: impl FnOnce(&Mappings) -> T) -> T {
         match &self.memory {
@@ -85,7 +85,7 @@ impl Attach {
         }
     }
 
-    /// The same for a header in a segment that is not mapped yet.
+    /// Like [`with`](Self::with), for a header in a segment that is not mapped yet.
     #[cold]
     pub(super) fn with_more<T>(&self, header: &MetaHeader, work: impl FnOnce(&Mappings) -> T) -> T {
         let mappings = match &self.memory {
@@ -102,7 +102,7 @@ impl Attach {
 
     #[inline]
     fn keep(&self, mappings: &Arc<Mappings>) {
-        // What it points to is among the kept ones, so no other can have its address.
+        // `newest` points to mappings in `kept`, so no others can have their address.
         if self.newest.load(Ordering::Acquire).cast_const() != Arc::as_ptr(mappings) {
             self.keep_new(mappings);
         }
@@ -118,17 +118,17 @@ impl Attach {
     }
 }
 
-/// Attaches to a service through its socket (`iovcache.attach` in the metadata of each table,
-/// `attach` in the line with which a service says that it is ready). Blocks at most 10 s.
+/// Attaches to a service through its socket. The path is `iovcache.attach` in the metadata of each
+/// table, and `attach` in the line that a service writes when it is ready. Blocks for at most 10 s.
 ///
-/// @param path      the attach socket
-/// @param consumer  the name of this consumer; null: none
-/// @param token     what the service asks for; null where it asks for nothing
-/// @param attach    where the handle goes; null is written if it fails
+/// @param path      path of the attach socket
+/// @param consumer  name of this consumer; null: none
+/// @param token     token of the service; null if it requires none
+/// @param attach    receives the handle, or null on failure
 ///
-/// The handle is a session of the service: what it holds for this process it lets go when the
-/// handle is given back with iovc_detach (and what was opened by iovc_local_open), or the process
-/// ends, however it ends.
+/// The handle is a session of the service. The session ends when the handle and those that
+/// iovc_local_open made from it are closed, or when the process ends in any way; the service then
+/// releases everything that it holds for the session.
 ///
 /// # Safety
 /// `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
@@ -153,14 +153,13 @@ pub unsafe extern "C" fn iovc_attach(
     })
 }
 
-/// Attaches through a socket that is connected already, e.g. one that was handed to a sandboxed
-/// process.
+/// Attaches through a connected socket, e.g. one that was passed to a sandboxed process.
 ///
-/// @param socket  a connected Unix stream socket; from here on the library's own, which closes it,
-///                also if this fails
+/// @param socket  connected Unix stream socket; the library takes it over and closes it, also on
+///                failure
 ///
 /// # Safety
-/// As `iovc_attach`; `socket` is an open descriptor that nobody else closes.
+/// As `iovc_attach`; `socket` is an open descriptor that no other code uses or closes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_attach_socket(
     socket: i32,
@@ -170,10 +169,10 @@ pub unsafe extern "C" fn iovc_attach_socket(
 ) -> StatusCode {
     guarded(|| {
         if socket < 0 {
-            let reason = format!("[IOV-7104] {socket} is no descriptor");
+            let reason = format!("[IOV-7104] {socket} is not a descriptor");
             return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
         }
-        // SAFETY: as the caller says, it is open and ours.
+        // SAFETY: as the caller says, it is open and passed to this function.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
         // SAFETY: as the caller says.
         let place = unsafe { place(attach, "attach") }?;
@@ -199,26 +198,26 @@ unsafe fn names<'a>(
     Ok((consumer, token))
 }
 
-/// Gives a handle back: the session ends, and its memory is unmapped. Null is allowed.
+/// Closes a handle: its session ends, and its memory is unmapped. Null is allowed.
 ///
-/// No pointer that was resolved through it may be read afterwards, and no other call may use it.
+/// Afterwards, neither the handle nor a pointer resolved through it may be used.
 ///
 /// # Safety
-/// `attach` is null or a handle that was not given back yet.
+/// `attach` is null or a handle that was not closed yet.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_detach(attach: *mut Attach) {
     guarded(|| {
         if !attach.is_null() {
-            // SAFETY: as the caller says, it came from `Box::into_raw` and nobody uses it any more.
+            // SAFETY: as the caller says, it came from `Box::into_raw` and is not used any more.
             drop(unsafe { Box::from_raw(attach) });
         }
         Ok(())
     });
 }
 
-/// The name of the session, for the field "session" of requests: what it asks for is held as long
-/// as this process lives. Empty for a handle of iovc_cache_attach. Null only for null; it lives as
-/// long as the handle.
+/// Id of the session, for the field "session" of requests: the objects of such a request stay
+/// pinned while this process lives. Empty for a handle of iovc_cache_attach; null if `attach` is
+/// null. Valid as long as the handle.
 ///
 /// # Safety
 /// `attach` is null or a handle.
@@ -228,8 +227,8 @@ pub unsafe extern "C" fn iovc_session(attach: *const Attach) -> *const c_char {
     unsafe { attach.as_ref() }.map_or(std::ptr::null(), |attach| attach.session.as_ptr())
 }
 
-/// The instance of the service, as in `iovcache.epoch` of its tables: after a restart it is another
-/// one, and headers of the one before do not resolve any more. Null only for null; it lives as long
+/// Epoch of the service instance, as in `iovcache.epoch` of its tables. It changes with each
+/// restart, and headers of an earlier epoch do not resolve. Null if `attach` is null. Valid as long
 /// as the handle.
 ///
 /// # Safety
@@ -240,8 +239,8 @@ pub unsafe extern "C" fn iovc_epoch(attach: *const Attach) -> *const c_char {
     unsafe { attach.as_ref() }.map_or(std::ptr::null(), |attach| attach.epoch.as_ptr())
 }
 
-/// Whether the service is still there. If not (IOVC_UNAVAILABLE), what was resolved stays readable,
-/// and iovc_attach makes a new session once it is back.
+/// Checks whether the service is still connected. If it is not (IOVC_UNAVAILABLE), resolved objects
+/// stay readable, and iovc_attach makes a new session when the service is back.
 ///
 /// # Safety
 /// `attach` is null or a handle.
@@ -260,11 +259,11 @@ pub unsafe extern "C" fn iovc_check(attach: *const Attach) -> StatusCode {
     })
 }
 
-/// Ends the lease of a table that was asked for this session: nothing pins its objects for it any
-/// more, and pointers to them may not be read without iovc_still_valid. The service is told, and
-/// does not answer: a lease that is over already is no error.
+/// Ends the lease of a table that was requested for this session. It pins the objects of the table
+/// no longer; data read through pointers to them is valid only if iovc_still_valid confirms it
+/// afterwards. The service does not answer: a lease that has ended already is no error.
 ///
-/// @param lease  as it stands in the table's schema (iovcache.lease)
+/// @param lease  the lease in the table's schema (iovcache.lease)
 /// @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
 ///         IOVC_NOT_FOUND if there is no such lease
 ///
@@ -291,13 +290,13 @@ pub unsafe extern "C" fn iovc_release(attach: *const Attach, lease: *const c_cha
     })
 }
 
-/// Unmaps segments that the service has given back. Until this is called they stay mapped, so that
-/// a pointer that is read too late meets old bytes at worst, never the end of the process.
+/// Unmaps segments that the service has removed. They stay mapped until this call, so that a late
+/// read through a pointer finds old bytes and does not end the process.
 ///
-/// Call it at a moment when no thread reads through a pointer to an object that was let go.
+/// Call it while no thread reads through a pointer to a released object.
 ///
 /// # Safety
-/// `attach` is null or a handle; as said.
+/// `attach` is null or a handle; no thread reads through a pointer to a released object.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_unmap_unused(attach: *const Attach) -> StatusCode {
     guarded(|| {
@@ -307,7 +306,7 @@ pub unsafe extern "C" fn iovc_unmap_unused(attach: *const Attach) -> StatusCode 
             Memory::Service(attachment) => attachment.sweep(),
             Memory::Own { cache, mappings } => *mappings.lock() = Arc::new(cache.mappings()),
         }
-        // What is mapped now is kept from now on, without a gap.
+        // The current mappings are kept from here on, so that none is dropped in between.
         attach.with(|_| {
             attach.kept.lock().retain(|kept| {
                 Arc::as_ptr(kept) == attach.newest.load(Ordering::Acquire).cast_const()

@@ -1,4 +1,4 @@
-//! A cache inside of a device in C++: no daemon, the device itself owns the objects.
+//! A cache inside a C++ device: there is no daemon, and the device itself owns the objects.
 
 use std::ffi::{CString, c_char};
 use std::io;
@@ -19,7 +19,7 @@ use crate::shm::HostMemory;
 use crate::shm::attach::SharedKind;
 use crate::table::Consumed;
 
-/// How long a cache that is closed waits for its attach socket to end.
+/// How long closing a cache waits for its attach socket to end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A cache in this process.
@@ -34,8 +34,8 @@ pub struct EmbeddedCache {
 
 impl EmbeddedCache {
     /// # Safety
-    /// The texts of `options` are null or end with a 0; `sources` leads to `source_count` of them;
-    /// `host_memory` is null or as said there.
+    /// The texts of `options` are null or end with a 0; `sources` points to `source_count` texts;
+    /// `host_memory` is null or fulfils the contract of its type.
     unsafe fn open(options: &CacheOptions) -> Result<Self, CallFailure> {
         let io = |what: &str, error: io::Error| {
             CallFailure::new(ErrorKind::Unavailable, format!("[IOV-7110] {what}: {error}"))
@@ -92,15 +92,14 @@ impl EmbeddedCache {
             if left > 0 {
                 tracing::warn!(
                     left,
-                    "objects in the host's memory are still in use: it has to free them"
+                    "objects in the host's memory are still in use: the host must free them"
                 );
             }
         }
     }
 }
 
-/// Listens at `path`. A socket that a dead process left there is taken over, one that is in use is
-/// not.
+/// Listens at `path`. The socket of a dead process is replaced; a socket in use is an error.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => match UnixStream::connect(path) {
@@ -116,13 +115,13 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Makes a cache in this process, with a few threads of its own. Any number of threads may use it.
+/// Makes a cache in this process, with a few threads of its own. Threads may share the handle.
 ///
-/// @param options  as iovc_cache_options gave them, with at least one source
-/// @param cache    where the handle goes; null is written if it fails
+/// @param options  options from iovc_cache_options, with at least one source
+/// @param cache    receives the handle, or null on failure
 ///
 /// # Safety
-/// `options` is null or as said, `cache` is null or writable.
+/// `options` is null or valid options, `cache` is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_open(
     options: *const CacheOptions,
@@ -140,26 +139,26 @@ pub unsafe extern "C" fn iovc_cache_open(
     })
 }
 
-/// Ends a cache: all that it held is let go, its attach socket is gone. Null is allowed.
+/// Closes a cache: its objects are released, and its attach socket is removed. Null is allowed.
 ///
-/// Processes that have attached can read on what they have resolved; nothing resolves any more.
-/// Handles of iovc_cache_attach are to be given back before.
+/// Attached processes can still read objects that they have resolved, but no header resolves any
+/// more. Close the handles of iovc_cache_attach first.
 ///
 /// # Safety
-/// `cache` is null or a handle that was not given back yet and that nobody uses any more.
+/// `cache` is null or a handle that was not closed yet and is not used any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_close(cache: *mut EmbeddedCache) {
     guarded(|| {
         if !cache.is_null() {
-            // SAFETY: as the caller says, it came from `Box::into_raw` and nobody uses it any more.
+            // SAFETY: as the caller says, it came from `Box::into_raw` and is not used any more.
             unsafe { Box::from_raw(cache) }.close();
         }
         Ok(())
     });
 }
 
-/// The cache's memory for this very process: nothing is mapped a second time, and no socket is
-/// needed. It is used and given back like a handle of iovc_attach, but is no session.
+/// Handle for the memory of a cache, in the same process: it maps no memory again and needs no
+/// socket. It is used and closed like a handle of iovc_attach, but is no session.
 ///
 /// # Safety
 /// `cache` is null or a handle, `attach` is null or writable.
@@ -179,25 +178,27 @@ pub unsafe extern "C" fn iovc_cache_attach(
     })
 }
 
-/// A segment or region of a cache, as it is to be registered with FairMQ.
+/// Segment or region of a cache, for registration with FairMQ.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct SegmentNumber {
-    /// All of it, in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Its number among those of its kind.
+    /// Id of the segment or region, unique among those of its kind.
     pub number: u16,
     /// 1: managed segment, 0: unmanaged region.
     pub managed: u8,
 }
 
-/// The segments or the region that objects lie in: none where that is the memory of the host.
+/// Lists the segments or the region that objects lie in. There are none if the objects lie in
+/// memory of the host program.
 ///
-/// @param segments  place for `capacity` of them; may be null if that is 0
-/// @param count     how many there are, also if that is more than `capacity`
+/// @param segments  memory for `capacity` entries; may be null if `capacity` is 0
+/// @param count     receives the number of segments, which may exceed `capacity`
 ///
 /// # Safety
-/// `cache` is null or a handle, `segments` leads to `capacity` places, `count` is null or writable.
+/// `cache` is null or a handle, `segments` points to memory for `capacity` entries, `count` is null
+/// or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_segments(
     cache: *const EmbeddedCache,
@@ -223,7 +224,8 @@ pub unsafe extern "C" fn iovc_cache_segments(
     })
 }
 
-/// A consumer is done with a timeframe. When all of its consumers are, its objects are let go.
+/// Reports that a consumer has finished with a timeframe. When all of its consumers have, its
+/// objects are released.
 ///
 /// # Safety
 /// `cache` is null or a handle, `consumer` is null or ends with a 0.
@@ -243,7 +245,8 @@ pub unsafe extern "C" fn iovc_cache_consumed(
     })
 }
 
-/// A consumer is done with all timeframes below `oldest_possible`. That never goes back.
+/// Reports that a consumer has finished with all timeframes below `oldest_possible`, the oldest one
+/// that it may still need. The value never decreases: a lower one has no effect.
 ///
 /// # Safety
 /// `cache` is null or a handle, `consumer` is null or ends with a 0.
@@ -263,7 +266,7 @@ pub unsafe extern "C" fn iovc_cache_oldest_possible(
     })
 }
 
-/// Drops a timeframe, whoever still waits for it.
+/// Drops a timeframe, even if consumers still wait for it.
 ///
 /// # Safety
 /// `cache` is null or a handle.
@@ -280,9 +283,9 @@ pub unsafe extern "C" fn iovc_cache_drop_timeframe(
     })
 }
 
-/// Lets go what a table holds. IOVC_NOT_FOUND if it was let go already.
+/// Ends the lease of a table and releases its objects. IOVC_NOT_FOUND if it has ended already.
 ///
-/// @param lease  as iovc_cache_table gave it; it stands in the table's schema too (iovcache.lease)
+/// @param lease  the lease from iovc_cache_table, also in the table's schema (iovcache.lease)
 ///
 /// # Safety
 /// `cache` is null or a handle, `lease` is null or ends with a 0.
@@ -303,9 +306,9 @@ pub unsafe extern "C" fn iovc_cache_release(
     })
 }
 
-/// What the cache holds, as JSON: the form of the Flight action `status`.
+/// State of the cache as JSON, as answered by the Flight action `status`.
 ///
-/// @param json  where the text goes; to be given back with iovc_free_text
+/// @param json  receives the text; free it with iovc_free_text
 ///
 /// # Safety
 /// `cache` is null or a handle, `json` is null or writable.
@@ -330,10 +333,10 @@ pub unsafe extern "C" fn iovc_cache_status(
     })
 }
 
-/// Gives a text of this library back. Null is allowed.
+/// Frees a text returned by this library. Null is allowed.
 ///
 /// # Safety
-/// `text` is null or came from iovc_cache_status, and was not given back yet.
+/// `text` is null or came from iovc_cache_status, and was not freed yet.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_free_text(text: *mut c_char) {
     if !text.is_null() {

@@ -1,4 +1,4 @@
-//! Look-ups in shared memory, without a call.
+//! Look-ups in shared memory, without a request to the service.
 
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -10,32 +10,33 @@ use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectPath;
 use crate::shm::{AskReason, LocalPlane, OwnedPinnedView, PlanePath};
 
-/// Look-ups in the shared memory of a service. Any number of threads may use one at the same time.
+/// Look-ups in the shared memory of a service. Threads may share a handle.
 pub struct LocalHandle {
     plane: Arc<LocalPlane>,
 }
 
-/// A path to look up in. One thread at a time uses it.
+/// A path to look up objects in. It may be used by one thread at a time.
 pub struct LocalPathHandle {
     path: PlanePath,
 }
 
-/// An object in shared memory, which stays what it is until iovc_view_release.
+/// Object in shared memory. Its bytes do not change until iovc_view_release.
 #[repr(C)]
 pub struct LocalView {
-    /// The first byte.
+    /// Pointer to the first byte.
     pub data: *const c_void,
-    /// Number of bytes.
+    /// Size in bytes.
     pub size: usize,
-    /// The version's id: a UUID, most significant byte first.
+    /// Id of the version: a UUID, most significant byte first.
     pub object_id: [u8; 16],
-    /// The version's own validity interval, in milliseconds since the Unix epoch: from here,
+    /// Start of the version's own validity interval, inclusive, in milliseconds since the Unix
+    /// epoch.
     pub valid_from: i64,
-    /// to here, which is not inside.
+    /// End of that interval, exclusive.
     pub valid_until: i64,
-    /// What pins it; null where it pins nothing.
+    /// Pin of the object; null if there is none.
     pub pin: *const c_void,
-    /// A part of the pin.
+    /// Slot of the pin.
     pub slot: u32,
 }
 
@@ -58,7 +59,7 @@ impl LocalView {
     }
 }
 
-/// The service has to be asked: a request that names the session has the path published.
+/// The service must be asked: a request with the id of the session makes it publish the path.
 #[cold]
 fn ask(reason: AskReason) -> CallFailure {
     let (kind, why) = match reason {
@@ -74,13 +75,13 @@ fn ask(reason: AskReason) -> CallFailure {
     CallFailure::new(kind, format!("[IOV-7120] ask the service: {why}"))
 }
 
-/// Look-ups by a handle of iovc_attach, without a call.
+/// Opens look-ups without requests, by a handle of iovc_attach.
 ///
-/// @param local  where the handle goes; null is written if it fails
-/// @return IOVC_FAILED_PRECONDITION where the service does not offer look-ups, or by a handle of
-///         iovc_cache_attach
+/// @param local  receives the handle, or null on failure
+/// @return IOVC_FAILED_PRECONDITION if the service does not offer look-ups, or if `attach` is a
+///         handle of iovc_cache_attach
 ///
-/// It keeps the session, also after iovc_detach.
+/// The handle keeps the session alive, also after iovc_detach.
 ///
 /// # Safety
 /// `attach` is null or a handle, `local` is null or writable.
@@ -105,11 +106,11 @@ pub unsafe extern "C" fn iovc_local_open(
     })
 }
 
-/// Gives a handle back. Null is allowed. Paths and views of it stay what they are; the session ends
-/// with the last of all.
+/// Closes a handle. Null is allowed. Its paths and views stay valid; the session ends with the last
+/// of them.
 ///
 /// # Safety
-/// `local` is null or a handle that was not given back yet.
+/// `local` is null or a handle that was not closed yet.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_local_close(local: *mut LocalHandle) {
     guarded(|| {
@@ -121,12 +122,12 @@ pub unsafe extern "C" fn iovc_local_close(local: *mut LocalHandle) {
     });
 }
 
-/// A path to look up in. Makes no call; the service need not know the path.
+/// Opens a path for look-ups. No request is sent; the service need not know the path.
 ///
-/// @param path    the object path
-/// @param handle  where the handle goes; null is written if it fails
+/// @param path    object path
+/// @param handle  receives the handle, or null on failure
 ///
-/// One thread at a time may use it.
+/// The handle may be used by one thread at a time.
 ///
 /// # Safety
 /// `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
@@ -151,10 +152,10 @@ pub unsafe extern "C" fn iovc_local_path(
     })
 }
 
-/// Gives a path back. Null is allowed. Its views stay what they are.
+/// Closes a path. Null is allowed. Its views stay valid.
 ///
 /// # Safety
-/// `path` is null or a handle that was not given back yet.
+/// `path` is null or a handle that was not closed yet.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_local_path_close(path: *mut LocalPathHandle) {
     guarded(|| {
@@ -166,17 +167,18 @@ pub unsafe extern "C" fn iovc_local_path_close(path: *mut LocalPathHandle) {
     });
 }
 
-/// The object of a path that is valid at a time, in milliseconds since the Unix epoch. Makes no
-/// system call.
+/// Looks up the object of a path that is valid at a time, in milliseconds since the Unix epoch.
+/// Makes no system call.
 ///
-/// @param view  where it goes; it pins the object until iovc_view_release. Without one (any status
-///              but IOVC_OK) it pins nothing
-/// @return IOVC_UNAVAILABLE where the service has to be asked: nothing is valid, or it does not lie
-///         in shared memory, or is not confirmed. A request for the path that names the session has
-///         it published
+/// @param view  receives the object, pinned until iovc_view_release; pins nothing on failure (any
+///              status but IOVC_OK)
+/// @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in
+///         shared memory, or not confirmed. A request for the path that names the session makes the
+///         service publish it
 ///
 /// # Safety
-/// `path` is null or a handle that no other thread uses meanwhile, `view` is null or writable.
+/// `path` is null or a handle that no other thread uses during the call, `view` is null or
+/// writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_local_get(
     path: *const LocalPathHandle,
@@ -194,16 +196,17 @@ pub unsafe extern "C" fn iovc_local_get(
     })
 }
 
-/// The objects of a path at many times.
+/// Looks up the objects of a path at several times.
 ///
-/// @param at     `count` times
-/// @param views  room for as many; those that are not found pin nothing, and have null as `pin`
-/// @param found  how many were found; may be null
-/// @return IOVC_OK also where some were not found: the service is to be asked for them
+/// @param at     `count` times, in milliseconds since the Unix epoch
+/// @param views  memory for `count` views; those of objects not found pin nothing and have a null
+///               `pin`
+/// @param found  receives the number of objects found; may be null
+/// @return IOVC_OK even if some were not found: ask the service for those
 ///
 /// # Safety
-/// As `iovc_local_get`; `at` leads to `count` times, `views` to room for as many, `found` is null
-/// or writable.
+/// As `iovc_local_get`; `at` points to `count` times, `views` to memory for `count` views, `found`
+/// is null or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_local_get_many(
     path: *const LocalPathHandle,
@@ -237,12 +240,12 @@ pub unsafe extern "C" fn iovc_local_get_many(
     })
 }
 
-/// Ends the pin of a view; what it points to may not be read any more. A view that pins nothing, and
-/// null, are allowed. Any thread may do it.
+/// Unpins the object of a view; its bytes may not be read afterwards. Null, and a view that pins
+/// nothing, are allowed. Any thread may call it.
 ///
 /// # Safety
-/// `view` is null or leads to a view that iovc_local_get or iovc_local_get_many has written, and
-/// no copy of it was released.
+/// `view` is null or points to a view written by iovc_local_get or iovc_local_get_many, no copy of
+/// which was released.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_view_release(view: *mut LocalView) {
     guarded(|| {
@@ -250,7 +253,7 @@ pub unsafe extern "C" fn iovc_view_release(view: *mut LocalView) {
         let Some(view) = (unsafe { view.as_mut() }) else { return Ok(()) };
         let LocalView { pin, slot, .. } = std::mem::replace(view, LocalView::NONE);
         if !pin.is_null() {
-            // SAFETY: as the caller says, `into_raw` gave both, and nobody has released them.
+            // SAFETY: as the caller says, `into_raw` gave both, and they were not released yet.
             unsafe { OwnedPinnedView::release_raw(pin.cast(), slot) };
         }
         Ok(())

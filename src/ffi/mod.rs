@@ -8,13 +8,13 @@
 //!                        const void *, size_t
 //! ```
 //!
-//! Every function that can fail returns a [`StatusCode`]; what exactly went wrong stands in
-//! `iovc_last_error`, per thread. A null pointer where none may be is `IOVC_INVALID_ARGUMENT`, a
+//! Every function that can fail returns a [`StatusCode`]; `iovc_last_error` describes the last
+//! failure of a thread. A null pointer where none is allowed is `IOVC_INVALID_ARGUMENT`, a
 //! panic is `IOVC_INTERNAL`: neither crosses the border. `schemas/iovcache.h` is generated from here
 //! (`IOVCACHE_BLESS=1 cargo test --test capi`), `schemas/iovcache.hpp` is C++17 over it.
 //!
-//! What cannot be checked is said at each function: a pointer that is neither null nor to what it
-//! should be, and a handle that was given back.
+//! Two preconditions cannot be checked and are stated at each function: a pointer is null or points
+//! to the stated type, and a handle that was closed is not used again.
 #![allow(unsafe_code)]
 
 mod arguments;

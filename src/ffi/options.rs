@@ -1,4 +1,4 @@
-//! What an embedded cache is made with.
+//! Options of an embedded cache.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -16,52 +16,53 @@ use crate::shm::{
 };
 use crate::source::{self, ChainSource, HeaderSource, Link, Source, SourceOptions};
 
-/// What a cache is made with. Begin with iovc_cache_options, then set what differs.
+/// Options of a cache. Take the defaults from iovc_cache_options, then change members.
 #[repr(C)]
 pub struct CacheOptions {
-    /// Where objects come from, asked in order: `http(s)://host:port` (CCDB), `file:///folder`,
-    /// `s3://bucket/prefix`; `URL#PREFIX,PREFIX` for some paths only.
+    /// URLs of the sources, asked in this order: `http(s)://host:port` (CCDB), `file:///folder`,
+    /// `s3://bucket/prefix`; `URL#PREFIX,PREFIX` restricts a source to some paths.
     pub sources: *const *const c_char,
-    /// How many they are.
+    /// Number of sources.
     pub source_count: usize,
-    /// Bytes of shared memory in all. Default: 4 GiB.
+    /// Total shared memory in bytes. Default: 4 GiB.
     pub memory_bytes: u64,
-    /// Bytes of one segment. Default: 512 MiB.
+    /// Size of a segment in bytes. Default: 512 MiB.
     pub segment_bytes: u64,
-    /// Where other processes attach: a Unix socket that is made there. Null: nowhere.
+    /// Path at which to make the attach socket, a Unix socket for other processes. Null: no socket.
     pub attach_path: *const c_char,
-    /// An existing shared-memory file, e.g. a region that FairMQ made, into which the objects go
-    /// instead of into segments. What it held is lost. Null: none.
+    /// Existing shared-memory file, e.g. a region that FairMQ made, to hold the objects instead of
+    /// segments. Its content is overwritten. Null: none.
     pub region_path: *const c_char,
-    /// Its id, as FairMQ knows it.
+    /// Id of the region in FairMQ.
     pub region_id: u16,
-    /// Segments get the names of FairMQ's managed segments of the session with this id: 8
-    /// hexadecimal digits as in the names, or the decimal number that FairMQ's --shmid takes (one
-    /// of 8 digits with a leading 0). Null: they have no names.
+    /// Id of a FairMQ session: segments get the names of its managed segments. Given as the 8
+    /// hexadecimal digits of these names, or as the decimal number that FairMQ's --shmid takes (a
+    /// number of 8 digits needs a leading 0). Null: segments have no names.
     pub fairmq_shmid: *const c_char,
-    /// The number of the first of them; those below are FairMQ's own.
+    /// Id of the first segment; lower ids are FairMQ's own segments.
     pub fairmq_segment: u16,
-    /// How many timeframes can be in flight; who registers one more waits. Default: 4096.
+    /// Maximum number of timeframes in flight; further registrations wait. Default: 4096.
     pub max_timeframes: usize,
-    /// Like fairmq_shmid, the session given by its name (FairMQ's --session). Null: none.
+    /// Name of a FairMQ session (its --session), as an alternative to fairmq_shmid. Null: none.
     pub fairmq_session: *const c_char,
-    /// Memory of this program, into which the objects go instead of into segments. Null: none. The
-    /// structure is copied.
+    /// Memory of this program to hold the objects instead of segments. Null: none. The structure is
+    /// copied.
     pub host_memory: *const HostMemoryFunctions,
     /// Whether AliceO2's flattened map of headers follows each object and counts in its size: for
     /// each header `key NUL value NUL`, then the length of the whole map as int32, then
     /// `$HEADER$ NUL`. The headers are the object's metadata, ETag, Valid-From, Valid-Until and
     /// Created, and Content-Length and Content-MD5 of the object alone. Default: false.
     pub append_headers: bool,
-    /// Versions that were created after this are not seen (ms). Default: INT64_MAX, all are.
+    /// Versions created after this time are ignored, in ms. Default: INT64_MAX, no limit.
     pub not_after: i64,
-    /// Versions that were created before this are not seen (ms). Default: INT64_MIN, all are.
+    /// Versions created before this time are ignored, in ms. Default: INT64_MIN, no limit.
     pub not_before: i64,
-    /// Bytes that one consumer may pin, each object counted once. Default: UINT64_MAX, no limit.
+    /// Maximum bytes that one consumer may pin; each object counts once. Default: UINT64_MAX, no
+    /// limit.
     pub quota_bytes: u64,
 }
 
-/// The options that hold where nothing else is set.
+/// Default options.
 #[unsafe(no_mangle)]
 pub extern "C" fn iovc_cache_options() -> CacheOptions {
     let memory = PoolOptions::default();
@@ -87,10 +88,10 @@ pub extern "C" fn iovc_cache_options() -> CacheOptions {
 
 impl CacheOptions {
     /// # Errors
-    /// If there is none, or one cannot be opened.
+    /// If no source is given, or one cannot be opened.
     ///
     /// # Safety
-    /// `sources` leads to `source_count` texts that end with a 0.
+    /// `sources` points to `source_count` texts that end with a 0.
     pub(super) unsafe fn source(&self) -> Result<Arc<dyn Source>, CallFailure> {
         // SAFETY: as the caller says.
         let sources = unsafe { many(self.sources, self.source_count, "sources") }?;
@@ -108,13 +109,14 @@ impl CacheOptions {
         Ok(if self.append_headers { Arc::new(HeaderSource::new(chain)) } else { chain })
     }
 
-    /// The memory, and the host's where it is that.
+    /// Memory of the cache, and the host's memory if that is used.
     ///
     /// # Errors
-    /// If more than one place for the objects is given, or one cannot be used.
+    /// If more than one kind of memory is given, or the memory cannot be used.
     ///
     /// # Safety
-    /// The texts are null or end with a 0; `host_memory` is null or its functions are as said there.
+    /// The texts are null or end with a 0; `host_memory` is null or fulfils the contract of its
+    /// type.
     pub(super) unsafe fn memory(&self) -> Result<(PoolOptions, Option<HostMemory>), CallFailure> {
         // SAFETY: as the caller says.
         let region = unsafe { optional_text(self.region_path, "region_path") }?;
@@ -134,7 +136,7 @@ impl CacheOptions {
             given.iter().filter_map(|(name, is_given)| is_given.then_some(*name)).collect();
         if let [one, other, ..] = given[..] {
             let message =
-                format!("[IOV-7113] {other}: either this or {one}: objects are in one place");
+                format!("[IOV-7113] {other} and {one} exclude each other: objects have one place");
             return Err(CallFailure::new(ErrorKind::InvalidArgument, message));
         }
         // SAFETY: as the caller says.
@@ -167,7 +169,7 @@ impl CacheOptions {
         Ok((memory, host))
     }
 
-    /// Which versions are seen.
+    /// Limits on the creation time of the versions considered.
     pub(super) fn creation_limits(&self) -> CreationLimits {
         let limit =
             |millis: i64, none: i64| (millis != none).then(|| Timestamp::from_millis(millis));

@@ -1,4 +1,4 @@
-//! From MetaHeaders to pointers.
+//! Resolves MetaHeaders to pointers.
 
 use std::ffi::c_void;
 
@@ -8,11 +8,11 @@ use super::status::{CallFailure, StatusCode};
 use crate::error::ErrorKind;
 use crate::shm::{Mappings, MetaHeader, ResolveError};
 
-/// As they stand in cells: 40 bytes, aligned or not.
+/// A header in a cell: 40 bytes, aligned or not.
 type HeaderBytes = [u8; MetaHeader::BYTES];
 
 /// # Safety
-/// `header` is null or leads to 40 readable bytes.
+/// `header` is null or points to 40 readable bytes.
 #[inline]
 unsafe fn read(header: *const MetaHeader) -> Result<MetaHeader, CallFailure> {
     // SAFETY: as the caller says; bytes need no alignment.
@@ -20,7 +20,7 @@ unsafe fn read(header: *const MetaHeader) -> Result<MetaHeader, CallFailure> {
     Ok(MetaHeader::from_array(bytes))
 }
 
-/// Finds the bytes of one header; a segment that is not mapped yet is asked for.
+/// Finds the bytes of a header; a segment that is not mapped yet is requested.
 #[inline]
 fn find(attach: &Attach, header: &MetaHeader) -> Result<(*const c_void, usize), ResolveError> {
     let resolve = |mappings: &Mappings| {
@@ -40,20 +40,20 @@ fn failed(place: impl Into<Option<usize>>) -> impl FnOnce(ResolveError) -> CallF
     move |error| CallFailure::Resolve { error, place }
 }
 
-/// The bytes of the object that a header names: no copy is made.
+/// Resolves a header to the bytes of its object, without a copy.
 ///
-/// They stay as they are for as long as the table that the header came with is held: until its
-/// timeframe is consumed, its lease is released, or the session ends. Who reads on beyond that asks
-/// iovc_still_valid afterwards.
+/// The bytes do not change while the table of the header is held: until its timeframe is consumed,
+/// its lease is released, or the session ends. A later read must be confirmed with iovc_still_valid
+/// afterwards.
 ///
 /// @param header  40 bytes, as in a cell of a table; they need not be aligned
-/// @param data    where the pointer goes; null is written if it fails
-/// @param size    where the number of bytes goes; an object can have 0
-/// @return IOVC_FAILED_PRECONDITION if the object is not there any more, IOVC_INVALID_ARGUMENT for
-///         what is no header. No header, however forged, is a danger.
+/// @param data    receives the pointer, or null on failure
+/// @param size    receives the size in bytes, which can be 0
+/// @return IOVC_FAILED_PRECONDITION if the object is gone, IOVC_INVALID_ARGUMENT if the header is
+///         malformed. No header, even a forged one, makes the call unsafe.
 ///
 /// # Safety
-/// `attach` is null or a handle; the others are null or lead to what they say.
+/// `attach` is null or a handle; the others are null or point to memory of the stated kind.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_resolve(
     attach: *const Attach,
@@ -76,17 +76,17 @@ pub unsafe extern "C" fn iovc_resolve(
     })
 }
 
-/// Resolves a column of headers, as they lie one after the other in the cells of a table.
+/// Resolves the headers of a column of cells, contiguous in memory.
 ///
-/// A cell of 40 zeros, which is what stands in a null cell, gives null and 0. All that can be
-/// resolved are, also if some cannot: these get null and 0, and the status is that of the first.
+/// A cell of 40 zeros, as under a null, gives null and 0. All headers are tried: those that cannot
+/// be resolved give null and 0, and the status is that of the first failure.
 ///
 /// @param headers  `count` headers of 40 bytes
-/// @param data     place for `count` pointers
-/// @param sizes    place for `count` sizes
+/// @param data     memory for `count` pointers
+/// @param sizes    memory for `count` sizes in bytes
 ///
 /// # Safety
-/// `attach` is null or a handle; the others are null or lead to what they say.
+/// `attach` is null or a handle; the others are null or point to memory of the stated kind.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_resolve_many(
     attach: *const Attach,
@@ -105,7 +105,8 @@ pub unsafe extern "C" fn iovc_resolve_many(
         // SAFETY: as the caller says.
         let sizes = unsafe { places(sizes, count, "sizes") }?;
         let mut first = None;
-        // The mappings are looked up once; what is not mapped yet comes in the second round.
+        // The mappings are looked up once; headers in segments that are not mapped yet follow in a
+        // second round.
         let mut later = Vec::new();
         attach.with(|mappings| {
             let rows = headers.iter().zip(data.iter_mut()).zip(sizes.iter_mut()).enumerate();
@@ -141,20 +142,20 @@ pub unsafe extern "C" fn iovc_resolve_many(
     })
 }
 
-/// Resolves a run-end encoded column row by row: each run once, however many rows it has.
+/// Resolves a run-end encoded column row by row. Each run is resolved once.
 ///
 /// @param headers   the values: one header of 40 bytes per run
-/// @param run_ends  where each run ends, in rows from the start of the column; strictly rising
-/// @param runs      how many runs there are
-/// @param offset    the first row that is wanted (the offset of the Arrow array)
-/// @param rows      how many rows are wanted; the last run must reach as far
-/// @param data      place for `rows` pointers
-/// @param sizes     place for `rows` sizes
+/// @param run_ends  end of each run, in rows from the start of the column; strictly ascending
+/// @param runs      number of runs
+/// @param offset    first row to resolve (the offset of the Arrow array)
+/// @param rows      number of rows to resolve; the last run must cover the last of them
+/// @param data      memory for `rows` pointers
+/// @param sizes     memory for `rows` sizes in bytes
 ///
-/// Cells of zeros and cells that cannot be resolved are as in iovc_resolve_many.
+/// Cells of zeros and headers that cannot be resolved are treated as in iovc_resolve_many.
 ///
 /// # Safety
-/// `attach` is null or a handle; the others are null or lead to what they say.
+/// `attach` is null or a handle; the others are null or point to memory of the stated kind.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_resolve_runs(
     attach: *const Attach,
@@ -183,13 +184,13 @@ pub unsafe extern "C" fn iovc_resolve_runs(
         if end.is_none_or(|end| end > reached) {
             let reason = format!(
                 "[IOV-7105] the runs end at row {reached}, and {rows} rows from {offset} on are \
-                 wanted"
+                 requested"
             );
             return Err(wrong(reason));
         }
         let rising = run_ends.iter().try_fold(0, |before, &end| (end > before).then_some(end));
         if rising.is_none() {
-            return Err(wrong("[IOV-7106] run_ends do not rise".to_owned()));
+            return Err(wrong("[IOV-7106] run_ends are not strictly ascending".to_owned()));
         }
         let mut first = None;
         let (mut row, mut run) = (0, run_ends.partition_point(|&end| end as usize <= offset));
@@ -215,12 +216,12 @@ pub unsafe extern "C" fn iovc_resolve_runs(
     })
 }
 
-/// Whether what was read through the pointer of this header was still the object: IOVC_OK, or
-/// IOVC_FAILED_PRECONDITION if its block was given up meanwhile. To be asked after reading, by those
-/// who read without holding the table.
+/// Checks that bytes read through the pointer of a header were those of the object. Returns
+/// IOVC_OK, or IOVC_FAILED_PRECONDITION if its block was freed meanwhile. Call it after reading
+/// without holding the table.
 ///
 /// # Safety
-/// `attach` is null or a handle, `header` is null or leads to 40 bytes.
+/// `attach` is null or a handle, `header` is null or points to 40 bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_still_valid(
     attach: *const Attach,
@@ -243,12 +244,12 @@ pub unsafe extern "C" fn iovc_still_valid(
     })
 }
 
-/// The id of the version that a header names: a UUID, most significant byte first.
+/// Id of the version that a header refers to: a UUID, most significant byte first.
 ///
-/// @param id  place for 16 bytes
+/// @param id  memory for 16 bytes
 ///
 /// # Safety
-/// `attach` is null or a handle; the others are null or lead to what they say.
+/// `attach` is null or a handle; the others are null or point to memory of the stated kind.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_object_id(
     attach: *const Attach,

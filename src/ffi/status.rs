@@ -1,4 +1,4 @@
-//! What functions return, and where the words for it are kept.
+//! Status codes of the functions, and the description of the last failure.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -6,37 +6,37 @@ use std::ffi::{CStr, CString, c_char};
 use crate::error::{Coded, ErrorKind};
 use crate::shm::ResolveError;
 
-/// How a call ended.
+/// Result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 #[allow(non_camel_case_types)]
 pub enum StatusCode {
-    /// Done.
+    /// Success.
     IOVC_OK = 0,
-    /// The call is wrong: null where nothing may be null, a text that is no UTF-8, a header that is
-    /// none.
+    /// The call is wrong: a null pointer where none is allowed, a text that is not UTF-8, a
+    /// malformed header.
     IOVC_INVALID_ARGUMENT = 1,
-    /// Nothing valid at that time, or an unknown timeframe, table or path.
+    /// No object is valid at that time, or the timeframe, table or path is unknown.
     IOVC_NOT_FOUND = 2,
-    /// The name is taken by something else.
+    /// The name is in use already.
     IOVC_ALREADY_EXISTS = 3,
     /// Try again later: the service or a source is down, or memory is pinned.
     IOVC_UNAVAILABLE = 4,
-    /// Can never fit, or over the quota.
+    /// The request can never fit into memory, or exceeds the quota.
     IOVC_RESOURCE_EXHAUSTED = 5,
-    /// The state does not allow it: the header is stale, the lease has ended.
+    /// The state does not allow the call: the header is stale, or the lease has ended.
     IOVC_FAILED_PRECONDITION = 6,
-    /// Who are you?
+    /// The token is missing or wrong.
     IOVC_UNAUTHENTICATED = 7,
-    /// You may not.
+    /// The token does not permit the call.
     IOVC_PERMISSION_DENIED = 8,
-    /// The time that was given has passed.
+    /// The time limit has passed.
     IOVC_DEADLINE_EXCEEDED = 9,
-    /// A bug of iovcache.
+    /// A bug in iovcache.
     IOVC_INTERNAL = 10,
 }
 
-/// Each status with what it says.
+/// Text of each status.
 const TEXTS: [(StatusCode, &CStr); 11] = [
     (StatusCode::IOVC_OK, c"done"),
     (StatusCode::IOVC_INVALID_ARGUMENT, c"invalid argument"),
@@ -71,10 +71,10 @@ impl From<ErrorKind> for StatusCode {
 /// Why a call failed.
 #[derive(Debug)]
 pub(super) enum CallFailure {
-    /// A header does not resolve; in words only when somebody asks, since that can be frequent.
+    /// A header does not resolve. The text is made on request only, since this can be frequent.
     Resolve {
         error: ResolveError,
-        /// Which of many.
+        /// Its index in a column of headers.
         place: Option<usize>,
     },
     Other {
@@ -112,7 +112,7 @@ impl<E: Coded> From<E> for CallFailure {
     }
 }
 
-/// The last failure of a thread, and its words once somebody asked for them.
+/// The last failure of a thread, and its text once it was requested.
 #[derive(Default)]
 struct Last {
     failure: Option<CallFailure>,
@@ -127,23 +127,23 @@ thread_local! {
 #[cold]
 pub(super) fn remember(failure: CallFailure) -> StatusCode {
     let status = failure.kind().into();
-    // A thread that is ending has nobody left who asks.
+    // A thread that is ending makes no further calls.
     let _ = LAST.try_with(|last| {
         *last.borrow_mut() = Last { failure: Some(failure), text: None };
     });
     status
 }
 
-/// What a status says, e.g. "not found". Never null; it need not be freed.
+/// Text of a status, e.g. "not found". Never null; it must not be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn iovc_strerror(status: i32) -> *const c_char {
     let known = TEXTS.iter().find(|(known, _)| *known as i32 == status);
     known.map_or(c"unknown status", |(_, text)| text).as_ptr()
 }
 
-/// What exactly went wrong in the last call of this thread that failed, beginning with a stable
-/// code: `[IOV-4045] stale: …`. Empty if none has failed. Never null; valid until the next call
-/// of this thread into this library.
+/// Description of the last failure in this thread, beginning with a stable code:
+/// `[IOV-4045] stale: …`. Empty if no call has failed. Never null; valid until the next call of
+/// this thread into this library.
 #[unsafe(no_mangle)]
 pub extern "C" fn iovc_last_error() -> *const c_char {
     let text = LAST.try_with(|last| {

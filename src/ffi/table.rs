@@ -1,4 +1,4 @@
-//! Timestamps in, tables out: over the Arrow C Data Interface.
+//! Timestamps in, tables out, over the Arrow C Data Interface.
 //!
 //! <https://arrow.apache.org/docs/format/CDataInterface.html>
 
@@ -17,23 +17,23 @@ use crate::cache::{CacheError, Caller};
 use crate::error::ErrorKind;
 use crate::table::{Register, Request, TableRows, rows_from_batches, timestamps_from_array};
 
-/// So many bytes a lease has at most, its 0 included.
+/// Maximum length of a lease in bytes, its 0 included.
 const LEASE_BYTES: usize = 64;
 
 fn arrow(error: &ArrowError) -> CallFailure {
-    CallFailure::new(ErrorKind::InvalidArgument, format!("[IOV-7120] Arrow C data: {error}"))
+    CallFailure::new(ErrorKind::InvalidArgument, format!("[IOV-7131] Arrow C data: {error}"))
 }
 
-/// Takes rows over: an array of timestamps, or a struct array (a record batch) with such a column and
-/// those of `keys`.
+/// Takes over rows: an array of timestamps, or a struct array (a record batch) with a column of
+/// timestamps and the columns of `keys`.
 ///
 /// # Safety
-/// Both are null or as the Arrow C Data Interface has them.
+/// Both are null or valid structures of the Arrow C Data Interface.
 unsafe fn rows(
     array: *mut FFI_ArrowArray,
     schema: *mut FFI_ArrowSchema,
 ) -> Result<ForeignRows, CallFailure> {
-    // SAFETY: as the caller says; what is taken is marked as released in its place.
+    // SAFETY: as the caller says; the source structure is marked as released.
     let array = unsafe { place(array, "timestamps") }?;
     // SAFETY: as above.
     let schema = unsafe { place(schema, "timestamps_schema") }?;
@@ -42,16 +42,16 @@ unsafe fn rows(
     // SAFETY: as above.
     let schema = unsafe { FFI_ArrowSchema::from_raw(schema) };
     if array.is_released() || schema.release().is_none() {
-        let reason = "[IOV-7121] the timestamps were released already";
+        let reason = "[IOV-7132] the timestamps were released already";
         return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
     }
-    // SAFETY: as the caller says, these are what they claim to be.
+    // SAFETY: as the caller says, these are valid structures.
     let data = unsafe { from_ffi(array, &schema) }.map_err(|error| arrow(&error))?;
     data.validate_full().map_err(|error| arrow(&error))?;
     if matches!(data.data_type(), DataType::Struct(_)) {
         let table = StructArray::from(data);
         if table.null_count() > 0 {
-            let reason = "[IOV-7122] rows of the timestamps are null as a whole";
+            let reason = "[IOV-7122] whole rows of the timestamps are null";
             return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
         }
         return Ok(ForeignRows::Batch(RecordBatch::from(table)));
@@ -67,7 +67,7 @@ enum ForeignRows {
 }
 
 impl ForeignRows {
-    /// The timestamps, and the keys of these names.
+    /// The timestamps, and the key columns of these names.
     fn read(self, keys: &[Arc<str>]) -> Result<TableRows, CacheError> {
         match self {
             Self::Timestamps(rows) => Ok(rows),
@@ -76,19 +76,19 @@ impl ForeignRows {
     }
 }
 
-/// Registers a timeframe and starts to load what it needs. While too many are in flight, or memory
-/// is short, it waits.
+/// Registers a timeframe and starts loading its objects. Waits while too many timeframes are in
+/// flight or memory is short.
 ///
-/// @param timeframe          its id
-/// @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a struct
-///                           array with a column `timestamp` and a further one for each key on which
-///                           a column depends. Taken over, also if this fails.
-/// @param timestamps_schema  its schema; taken over too
+/// @param timeframe          id of the timeframe
+/// @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a
+///                           struct array with a column `timestamp` and one for each key on which a
+///                           column depends. Taken over, also on failure
+/// @param timestamps_schema  its schema; taken over, also on failure
 /// @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
-/// @param wait_ms            how long it may wait; 0: 60 s
+/// @param wait_ms            maximum wait in milliseconds; 0: 60 s
 ///
 /// # Safety
-/// `cache` is null or a handle, the others are null or as said.
+/// `cache` is null or a handle, the others are null or valid as stated.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_register(
     cache: *const EmbeddedCache,
@@ -113,21 +113,21 @@ pub unsafe extern "C" fn iovc_cache_register(
     })
 }
 
-/// Gets a table: waits until all of its objects are in shared memory, and holds them.
+/// Gets a table: waits until all of its objects are in shared memory, and pins them.
 ///
 /// @param request  JSON, as a Flight command: `{"timeframe": 42, "consumer": "tracker"}`, or
 ///                 `{"columns": {"name": "path"}, "timestamps": [ms, …]}`, with the same options
-/// @param table    where the table goes, as a struct array of one child per column: rows as the
-///                 timestamps have them, cells as `encoding` and `cell` say. To be released as the
-///                 Arrow C Data Interface says; that lets go nothing of what the cache holds.
-/// @param schema   where its schema goes
-/// @param lease    null, or place for 64 bytes: what iovc_cache_release takes. What a timeframe's
-///                 consumer was sent is let go with iovc_cache_consumed too; what nobody named a
-///                 consumer or session for, after 60 s.
+/// @param table    receives the table, a struct array with one child per column and a row per
+///                 timestamp; `encoding` and `cell` of the request determine the type of the cells.
+///                 Release it as the Arrow C Data Interface says; this does not release the objects
+/// @param schema   receives its schema
+/// @param lease    null, or memory for 64 bytes: the lease, for iovc_cache_release. The table of a
+///                 timeframe's consumer is also released by iovc_cache_consumed; one requested
+///                 without consumer and session is released after 60 s
 ///
 /// # Safety
-/// `cache` is null or a handle; the others are null or as said. What `table` and `schema` held
-/// before is overwritten, not released.
+/// `cache` is null or a handle; the others are null or valid as stated. Previous contents of
+/// `table` and `schema` are overwritten, not released.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_cache_table(
     cache: *const EmbeddedCache,
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn iovc_cache_table(
         let exported = (|| {
             let name = answer.lease().as_str().as_bytes();
             if !lease.is_null() {
-                // SAFETY: as the caller says, there is place for so many.
+                // SAFETY: as the caller says, there is memory for that many bytes.
                 let place = unsafe { places(lease.cast::<u8>(), LEASE_BYTES, "lease") }?;
                 place.fill(0);
                 let length = name.len().min(LEASE_BYTES - 1);
@@ -173,7 +173,7 @@ pub unsafe extern "C" fn iovc_cache_table(
         })();
         match exported {
             Ok((array, described)) => {
-                // SAFETY: as the caller says; what stood there is empty and needs no drop.
+                // SAFETY: as the caller says; the structure there is empty and needs no drop.
                 unsafe { table.write(array) };
                 // SAFETY: as above.
                 unsafe { schema.write(described) };

@@ -1,12 +1,12 @@
-//! The join of a column that has several look-ups, of which a key chooses one for each row.
+//! Join of a column with several look-ups, where a key chooses one of them for each row.
 //!
 //! ```text
 //!  key column ──▶ RowChoices: rows 0..7 look-up 0, 7..9 look-up 1, 9..12 none (null key)
 //!                     × a Timeline per look-up × Timestamps ──▶ runs: rows, look-up, version
 //! ```
 //!
-//! The cost follows the runs of the key, and within each run the runs of the join. Each look-up
-//! keeps the step that its last row was in: interleaved keys cost one comparison per run.
+//! The cost grows with the runs of the key, and within each run with the runs of the join. Each
+//! look-up remembers the step of its last row, so interleaved keys cost one comparison per run.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,30 +17,30 @@ use super::timeline::{Step, Timeline};
 use super::timestamps::{Order, Timestamps};
 use crate::interval::Timestamp;
 
-/// Runs with at least this many rows are joined like a column of their own.
+/// Runs of at least this many rows are joined like a separate column.
 const LONG_RUN_ROWS: usize = 64;
 
-/// Which look-up serves which rows: runs that tile the rows.
+/// Look-up of each row, as runs that cover all rows without gaps.
 #[derive(Debug, Clone)]
 pub struct RowChoices {
-    /// The row behind the last one of each run.
+    /// For each run, the row after its last one.
     ends: Arc<[i32]>,
     /// By run: the number of the look-up, [`NULL`](Self::NULL) or [`NONE`](Self::NONE).
     choices: Arc<[u32]>,
 }
 
 impl RowChoices {
-    /// The cell is null: the key or the timestamp is.
+    /// The cell is null, because the key or the timestamp is null.
     pub const NULL: u32 = KeyIds::NULL;
-    /// No look-up is for that value of the key.
+    /// No look-up covers that value of the key.
     pub const NONE: u32 = u32::MAX - 1;
 
-    /// One look-up for each distinct value of the key, by its number.
+    /// One look-up per distinct value of the key, with the number of the value.
     pub fn by_value(key: &KeyColumn) -> Self {
         Self { ends: Arc::clone(key.ends()), choices: Arc::clone(&key.ids().by_run) }
     }
 
-    /// Look-up 0 wherever the key is not null.
+    /// Look-up 0 in all rows with a key that is not null.
     pub fn where_valid(key: &KeyColumn) -> Self {
         let (mut ends, mut choices) = (Vec::new(), Vec::<u32>::new());
         for (end, value) in key.runs() {
@@ -56,11 +56,11 @@ impl RowChoices {
         Self { ends: ends.into(), choices: choices.into() }
     }
 
-    /// The look-up that a step function gives for the value of the key: `choice(n)` holds from
-    /// `starts[n]` on. `values`: the key's values as timestamps.
+    /// The look-up from a step function over the values of the key: `choice(n)` holds from
+    /// `starts[n]` on. `values` are the values of the key as timestamps.
     ///
     /// # Panics
-    /// If `starts` do not ascend from the least i64 on.
+    /// If `starts` is not ascending or does not begin with the lowest i64.
     pub fn by_steps(
         values: &Timestamps,
         starts: &[i64],
@@ -79,7 +79,7 @@ impl RowChoices {
         }
     }
 
-    /// These, with a null wherever the timestamp is null.
+    /// These choices, with a null wherever the timestamp is null.
     #[must_use]
     pub fn without_null_timestamps(self, timestamps: &Timestamps) -> Self {
         if !timestamps.has_nulls() {
@@ -114,7 +114,7 @@ impl RowChoices {
         self.ends.len()
     }
 
-    /// The runs: first row, row behind the last one, choice.
+    /// The runs: first row, row after the last one, choice.
     pub fn runs(&self) -> impl Iterator<Item = (usize, usize, u32)> {
         let mut start = 0;
         self.ends.iter().zip(self.choices.iter()).map(move |(&end, &choice)| {
@@ -123,7 +123,7 @@ impl RowChoices {
         })
     }
 
-    /// The first row of each of `count` look-ups; `None`: it serves no row.
+    /// The first row of each of `count` look-ups; `None` for a look-up without rows.
     pub fn first_rows(&self, count: usize) -> Vec<Option<usize>> {
         let mut first = vec![None; count];
         for (start, _, choice) in self.runs() {
@@ -134,7 +134,7 @@ impl RowChoices {
         first
     }
 
-    /// The only choice, where all rows have the same.
+    /// The choice, if all rows have the same one.
     pub fn only(&self) -> Option<u32> {
         match self.choices[..] {
             [only] => Some(only),
@@ -142,7 +142,7 @@ impl RowChoices {
         }
     }
 
-    /// The ranges of rows of each of `groups` groups; `group` gives that of a look-up.
+    /// The ranges of rows of each of `groups` groups; `group` maps a look-up to its group.
     pub fn ranges(&self, groups: usize, group: impl Fn(u32) -> Option<usize>) -> RowRanges {
         let mut offsets = vec![0_usize; groups + 1];
         let grouped = || {
@@ -165,22 +165,22 @@ impl RowChoices {
         RowRanges { offsets, ranges }
     }
 
-    /// Bytes of memory that it takes, where it shares nothing.
+    /// Memory in bytes if it is not shared.
     pub fn memory_bytes(&self) -> usize {
         self.ends.len() * (size_of::<i32>() + size_of::<u32>())
     }
 }
 
-/// Ranges of rows by group, ascending.
+/// Ranges of rows by group, in ascending order.
 #[derive(Debug)]
 pub struct RowRanges {
-    /// By group: where its ranges begin.
+    /// By group: index of its first range.
     offsets: Vec<usize>,
     ranges: Vec<Range<u32>>,
 }
 
 impl RowRanges {
-    /// Those of one group.
+    /// The ranges of one group.
     ///
     /// # Panics
     /// If there is no such group.
@@ -188,35 +188,35 @@ impl RowRanges {
         &self.ranges[self.offsets[group]..self.offsets[group + 1]]
     }
 
-    /// Bytes of memory that they take.
+    /// Memory of the ranges, in bytes.
     pub fn memory_bytes(&self) -> usize {
         size_of_val(&self.offsets[..]) + size_of_val(&self.ranges[..])
     }
 }
 
-/// What serves the rows of one look-up.
+/// Source of the slots of one look-up.
 #[derive(Debug, Clone, Copy)]
 pub enum ChoiceSource<'a> {
-    /// The same for all of its rows.
+    /// One slot for all of its rows.
     Fixed(Slot),
-    /// What holds at each row's timestamp.
+    /// The state of a timeline at the timestamp of each row.
     Timeline(&'a Timeline),
 }
 
-/// Rows that follow each other, have one look-up, and are served by the same.
+/// Consecutive rows with one look-up and one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChoiceRun {
     /// The first row.
     pub start: usize,
-    /// The row behind the last one.
+    /// The row after the last one.
     pub end: usize,
     /// The look-up.
     pub choice: u32,
-    /// What serves them.
+    /// The slot that serves the rows.
     pub slot: Slot,
 }
 
-/// The step in which the last row of a look-up was.
+/// The step of the last row of a look-up.
 #[derive(Debug, Clone, Copy)]
 struct Cursor {
     from: i64,
@@ -224,8 +224,7 @@ struct Cursor {
     slot: Slot,
 }
 
-/// The join of one column with several look-ups, in pieces, so that other work can be done in
-/// between.
+/// Join of one column with several look-ups, in pieces, so that other work can run in between.
 #[derive(Debug)]
 pub struct ChoicePieces<'a> {
     choices: &'a RowChoices,
@@ -235,16 +234,16 @@ pub struct ChoicePieces<'a> {
     cursors: Vec<Cursor>,
     run: usize,
     row: usize,
-    /// The entry of the timestamps that holds `row`.
+    /// The entry of the timestamps that contains `row`.
     entry: usize,
     piece: Vec<Run>,
 }
 
 impl<'a> ChoicePieces<'a> {
-    /// Rows or runs of one piece, about.
+    /// Approximate number of rows or runs of one piece.
     const MAX_RUNS: usize = 1 << 14;
 
-    /// From the first row on.
+    /// A join that begins with the first row.
     pub fn new(
         choices: &'a RowChoices,
         sources: &'a [ChoiceSource<'a>],
@@ -255,8 +254,8 @@ impl<'a> ChoicePieces<'a> {
         Self { choices, sources, timestamps, cursors, run: 0, row: 0, entry: 0, piece: Vec::new() }
     }
 
-    /// Replaces `runs` by those of the next rows; false where there are no more rows. The first run
-    /// may go on with what the last one of the piece before ended with.
+    /// Replaces `runs` by those of the next rows; returns `false` after the last row. The first run
+    /// can continue the last run of the previous piece.
     pub fn next_into(&mut self, runs: &mut Vec<ChoiceRun>) -> bool {
         runs.clear();
         let mut work = 0;
@@ -292,7 +291,7 @@ impl<'a> ChoicePieces<'a> {
         !runs.is_empty()
     }
 
-    /// Moves on to the entry that holds the next row.
+    /// Advances to the entry that contains the next row.
     fn skip_entries(&mut self) {
         if self.timestamps.has_row_entries() {
             self.entry = self.row;
@@ -309,7 +308,7 @@ impl<'a> ChoicePieces<'a> {
         }
     }
 
-    /// Row by row, from the step of the look-up's last row.
+    /// Joins row by row, from the step of the look-up's last row.
     fn join_short(
         &mut self,
         timeline: &Timeline,
@@ -340,7 +339,7 @@ impl<'a> ChoicePieces<'a> {
         }
     }
 
-    /// Like a column of its own; as many rows as one piece may have. Gives what it cost.
+    /// Joins like a separate column, up to the rows of one piece. Returns the cost.
     fn join_long(
         &mut self,
         timeline: &Timeline,
@@ -359,7 +358,7 @@ impl<'a> ChoicePieces<'a> {
             let (start, end) = (run.start.max(self.row), run.end.min(end));
             push(runs, ChoiceRun { start, end, choice, slot: run.slot });
         }
-        // `done` > `self.entry`: each piece has an entry at least.
+        // `done` > `self.entry`: each piece has at least one entry.
         let joined = timestamps.row_end(done - 1).min(end);
         self.row = joined;
         self.entry = done - usize::from(timestamps.row_end(done - 1) > joined);
@@ -374,8 +373,8 @@ fn push(runs: &mut Vec<ChoiceRun>, run: ChoiceRun) {
     }
 }
 
-/// The first few timestamps of `ranges` of rows that stand on a step for which `open` says
-/// something, each once, and what it says.
+/// The first few timestamps in `ranges` of rows at whose step `open` returns a value: each
+/// timestamp once, with the value.
 pub fn open_times_within<T>(
     timeline: &Timeline,
     timestamps: &Timestamps,
@@ -384,7 +383,7 @@ pub fn open_times_within<T>(
     open: impl Fn(&Step) -> Option<T>,
 ) -> Vec<(Timestamp, T)> {
     let mut found: Vec<(Timestamp, T)> = Vec::new();
-    // Where the last closed step begins and ends.
+    // Start and end of the last step without a value.
     let mut closed = (i64::MAX, i64::MIN);
     for rows in ranges {
         let first = timestamps.entry_of(rows.start as usize);
@@ -453,7 +452,7 @@ mod tests {
         proptest::collection::vec(piece, 0..12)
     }
 
-    /// Rows in the layouts that timestamps come in: sorted or not, with nulls, run-encoded, paced.
+    /// Rows in all layouts of timestamps: sorted or not, with nulls, run-encoded, stepped.
     fn timestamps() -> impl Strategy<Value = Timestamps> {
         let rows = proptest::collection::vec(
             prop_oneof![9 => (-70_i64..70).prop_map(Some), 1 => Just(None)],
@@ -495,7 +494,7 @@ mod tests {
                 }
             }
             let key = builder.finish();
-            // Values 0..5 have look-ups of their own, 5 that of 0, and 6 and 7 none.
+            // Values 0..5 have look-ups of their own, 5 shares that of 0, and 6 and 7 have none.
             let values = key.to_timestamps().unwrap();
             let starts = [i64::MIN, 0, 1, 2, 3, 4, 5, 6];
             let of = |step: usize| [None, Some(0), Some(1), Some(2), Some(3), Some(4), Some(0), None]
@@ -539,7 +538,7 @@ mod tests {
                 };
                 prop_assert_eq!((choice, slot), expected, "row {}", row);
             }
-            // The open times of each look-up are those of its own rows that are not known.
+            // The open times of each look-up are those of its own unknown rows.
             let ranges = choices.ranges(5, |choice| Some(choice as usize));
             for (choice, timeline) in timelines.iter().enumerate() {
                 let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
@@ -553,7 +552,7 @@ mod tests {
                 expected.sort_unstable();
                 expected.dedup();
                 found.sort_unstable();
-                // Neighbouring ranges of one piece may tell a time twice only in a piece.
+                // Neighbouring ranges may repeat a time within one piece only.
                 found.dedup();
                 prop_assert_eq!(found, expected);
             }

@@ -1,9 +1,9 @@
-//! Which version serves which rows.
+//! Join of timestamps and a timeline: which version serves which rows.
 //!
-//! Three ways, for three kinds of timestamps: sorted ones go from border to border, each found from
-//! where a steady pace would put it; nearly sorted ones are looked at block by block, most of which
-//! lie between two borders; for the rest a branch-free search, several at a time, so that their
-//! cache misses overlap.
+//! There are three methods for three kinds of timestamps. Sorted ones are cut at the borders of the
+//! steps; each border is searched from where a steady pace would put it. Nearly sorted ones are
+//! processed in blocks, most of which lie between two borders. All others use a branch-free search,
+//! several searches at a time, so that their cache misses overlap.
 
 use std::hint::select_unpredictable;
 
@@ -12,14 +12,14 @@ use super::timeline::{State, Step, Timeline};
 use super::timestamps::{BLOCK_ROWS, Millis, Order, Steps, Timestamps, millis};
 use crate::interval::Timestamp;
 
-/// What serves a run of rows.
+/// State of a run of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Slot {
-    /// This version: an index for [`Timeline::version`].
+    /// This version serves them: an index for [`Timeline::version`].
     Version(u32),
-    /// Nothing is valid there.
+    /// No version is valid.
     Absent,
-    /// It is not known what is valid there.
+    /// The valid version is not known.
     Unknown,
     /// The timestamps are null.
     Null,
@@ -35,39 +35,39 @@ impl From<State> for Slot {
     }
 }
 
-/// Rows that follow each other and are served by the same.
+/// Consecutive rows with one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
     /// The first row.
     pub start: usize,
-    /// The row behind the last one.
+    /// The row after the last one.
     pub end: usize,
-    /// What serves them.
+    /// The slot that serves the rows.
     pub slot: Slot,
 }
 
-/// The runs of one column: they tile its rows, and neighbours differ.
+/// Runs of one column. They cover its rows without gaps, and neighbours differ.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Runs(Vec<Run>);
 
 impl Runs {
-    /// The runs, in the order of their rows.
+    /// The runs in the order of their rows.
     pub fn iter(&self) -> impl Iterator<Item = Run> {
         self.0.iter().copied()
     }
 
-    /// How many there are.
+    /// Number of runs.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no runs.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// The join of one column in pieces, so that whoever joins many rows can do other work in between.
+/// Join of one column in pieces, so that other work can run in between.
 ///
 /// ```
 /// # use iovcache::index::{JoinPieces, Timeline, Timestamps};
@@ -87,16 +87,16 @@ pub struct JoinPieces<'a> {
 }
 
 impl<'a> JoinPieces<'a> {
-    /// The most runs of one piece.
+    /// Maximum number of runs of one piece.
     pub const MAX_RUNS: usize = 1 << 14;
 
-    /// From the first row on.
+    /// A join that begins with the first row.
     pub fn new(timeline: &'a Timeline, timestamps: &'a Timestamps) -> Self {
         Self { timeline, timestamps, next: 0 }
     }
 
-    /// Replaces `runs` by those of the next rows; false where there are no more rows. The first run
-    /// may go on with what the last one of the piece before ended with.
+    /// Replaces `runs` by those of the next rows; returns `false` after the last row. The first run
+    /// can continue the last run of the previous piece.
     #[doc(hidden)]
     pub fn next_into(&mut self, runs: &mut Vec<Run>) -> bool {
         runs.clear();
@@ -105,7 +105,7 @@ impl<'a> JoinPieces<'a> {
         if self.next == entries {
             return false;
         }
-        // Sorted, a piece costs as much as it has runs, however many rows that are.
+        // The cost of a sorted piece is that of its runs, independent of the number of rows.
         let whole = matches!(timestamps.order(), Order::Sorted) && !timestamps.has_nulls();
         let end = if whole { entries } else { entries.min(self.next + Self::MAX_RUNS) };
         let piece = Piece { entries: self.next..end, max_runs: Self::MAX_RUNS };
@@ -114,13 +114,13 @@ impl<'a> JoinPieces<'a> {
     }
 }
 
-/// EntryRange that are joined, until there are so many runs.
+/// Entries to join, up to a maximum number of runs.
 pub(super) struct Piece {
     pub(super) entries: EntryRange,
     pub(super) max_runs: usize,
 }
 
-/// Which version serves which rows.
+/// Joins timestamps with a timeline.
 ///
 /// Sorted timestamps cost O(runs × log(rows)), others O(rows × log(versions)) at most.
 pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
@@ -130,10 +130,10 @@ pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
     Runs(runs)
 }
 
-/// The same for any step function: `slot(n)` holds from `starts[n]` on.
+/// Like [`join`], for any step function: `slot(n)` holds from `starts[n]` on.
 ///
 /// # Panics
-/// If `starts` do not ascend from the least i64 on.
+/// If `starts` is not ascending or does not begin with the lowest i64.
 pub(crate) fn join_steps(
     starts: &[i64],
     slot: impl Fn(usize) -> Slot,
@@ -146,7 +146,7 @@ pub(crate) fn join_steps(
     Runs(runs)
 }
 
-/// Puts the runs of a piece into `runs`. Gives the entry behind the last one that was joined.
+/// Appends the runs of a piece to `runs`. Returns the entry after the last one joined.
 fn join_piece(
     runs: &mut Vec<Run>,
     starts: &[i64],
@@ -188,7 +188,7 @@ pub(super) fn join_timeline(
         return join_piece(runs, &segment.starts, slot, timestamps, piece);
     }
     let max_runs = piece.max_runs;
-    // Places are of a segment (above) and in it (below).
+    // A place is a segment (upper 32 bits) and an index in it (lower 32 bits).
     let slot = |place: usize| segments[place >> 32].steps[place & 0xffff_ffff].state.into();
     if let Some(steps) = timestamps.steps() {
         let row_start = piece.entries.start;
@@ -227,7 +227,7 @@ pub(super) fn join_timeline(
                     entry = sorted(starts, values, entries, max_runs, &mut emit);
                 }
                 Order::Blocks(_) => {
-                    // Values that follow each other mostly lie in one segment.
+                    // Consecutive values are mostly in one segment.
                     let inside = |at: &Millis| {
                         firsts[segment] <= millis(at)
                             && border.is_none_or(|border| millis(at) < border)
@@ -242,7 +242,7 @@ pub(super) fn join_timeline(
     })
 }
 
-/// Where the runs of a piece go.
+/// Receiver of the runs of a piece.
 struct RunSink<'a, S> {
     runs: &'a mut Vec<Run>,
     /// The first row of the piece.
@@ -252,7 +252,7 @@ struct RunSink<'a, S> {
 }
 
 impl<S: Fn(usize) -> Slot> RunSink<'_, S> {
-    /// Up to the entry `end`, the slot of `place` holds.
+    /// Emits a run up to the entry `end` with the slot of `place`.
     fn emit(&mut self, end: usize, place: usize) {
         self.push(self.timestamps.row_end(end - 1), (self.slot)(place));
     }
@@ -268,8 +268,8 @@ impl<S: Fn(usize) -> Slot> RunSink<'_, S> {
     }
 }
 
-/// Makes the runs of a piece: `find` emits those of entries that are no nulls, and gives the entry
-/// behind the last one that it looked at. Gives that of the piece.
+/// Makes the runs of a piece. `find` emits those of non-null entries and returns the entry after
+/// the last one it read. Returns the entry after the last one of the piece.
 fn emit_runs<S: Fn(usize) -> Slot>(
     runs: &mut Vec<Run>,
     timestamps: &Timestamps,
@@ -299,8 +299,8 @@ fn emit_runs<S: Fn(usize) -> Slot>(
 
 pub(super) type EntryRange = std::ops::Range<usize>;
 
-/// Values at a steady pace: the first one behind each border is computed. At most `most` runs;
-/// returns the entry behind the last one.
+/// Joins stepped timestamps: the first one after each border is computed. Emits at most `most`
+/// runs; returns the entry after the last one joined.
 fn stepped(
     starts: &[i64],
     steps: &Steps,
@@ -321,8 +321,8 @@ fn stepped(
     entry.min(entries.end)
 }
 
-/// Ascending values: from border to border, at most `most` of them. Gives the entry behind the last
-/// one.
+/// Joins ascending values from border to border, at most `most` runs. Returns the entry after the
+/// last one joined.
 fn sorted(
     starts: &[i64],
     values: &[Millis],
@@ -335,7 +335,7 @@ fn sorted(
     let (mut place, mut emitted) = (0, 0);
     while entry < values.len() && emitted < most {
         let at = millis(&values[entry]);
-        // starts[0] is the least i64, so the first value finds a place.
+        // starts[0] is the lowest i64, so every value has a place.
         place += gallop(&starts[place..], |&start| start <= at) - 1;
         entry = match starts.get(place + 1) {
             Some(&border) => entry + before(&values[entry..], millis, border),
@@ -347,7 +347,7 @@ fn sorted(
     entry
 }
 
-/// Any values, of which most blocks lie between two borders.
+/// Joins values in any order by blocks; most blocks lie between two borders.
 fn by_blocks(
     starts: &[i64],
     values: &[Millis],
@@ -370,7 +370,7 @@ fn by_blocks(
         if holds(place) {
             emit(end, place);
         } else {
-            // Only what lies between the least and the greatest can come.
+            // Only steps between the lowest and the highest value can occur.
             let last = place + search(&starts[place..], most);
             each(&starts[place..=last], &values[entry..end], |at, found| {
                 emit(entry + at + 1, place + found);
@@ -380,11 +380,11 @@ fn by_blocks(
     }
 }
 
-/// The first few timestamps that stand on a step for which `open` says something, and what it says;
-/// timestamps that follow each other and are equal count once.
+/// The first few timestamps at whose step `open` returns a value, with the value. Equal consecutive
+/// timestamps count once.
 ///
-/// It costs as much as a join; where no step between the first and the last timestamp is open, only
-/// a look at those.
+/// The cost is that of a join. If no step between the first and the last timestamp is open, only
+/// these steps are read.
 #[doc(hidden)]
 pub fn open_times<T>(
     timeline: &Timeline,
@@ -399,8 +399,8 @@ pub fn open_times<T>(
     }
 }
 
-/// Whether `open` says nothing of any step between the first and the last timestamp. It looks at no
-/// timestamp, and gives up where these have fewer entries than there are steps.
+/// Whether `open` returns no value for any step between the first and the last timestamp. It reads
+/// no timestamps, and returns `false` at once if there are fewer entries than steps.
 #[doc(hidden)]
 pub fn closed_between_bounds<T>(
     timeline: &Timeline,
@@ -418,7 +418,7 @@ pub fn closed_between_bounds<T>(
         })
 }
 
-/// Like [`open_times`], of some entries of the timestamps. It always looks at these.
+/// Like [`open_times`], for some entries of the timestamps. It always reads them.
 pub(super) fn open_times_of<T>(
     timeline: &Timeline,
     timestamps: &Timestamps,
@@ -470,10 +470,10 @@ pub(super) fn open_times_of<T>(
     found
 }
 
-/// Steps that are looked at all at once, even for few timestamps.
+/// This many steps are always checked at once, even for few timestamps.
 const FEW_STEPS: usize = 16;
 
-/// How many searches run side by side.
+/// Number of searches that run interleaved.
 const LANES: usize = 16;
 
 fn each(starts: &[i64], values: &[Millis], mut emit: impl FnMut(usize, usize)) {
@@ -534,7 +534,7 @@ mod tests {
         Timeline::unknown().learn(span, &versions, Moment::default())
     }
 
-    /// Row by row.
+    /// Joins row by row.
     fn naive(timeline: &Timeline, timestamps: &Timestamps) -> Vec<Slot> {
         let slot = |row| match timestamps.value(row) {
             None => Slot::Null,
@@ -552,7 +552,7 @@ mod tests {
         assert_eq!(expanded(&runs), naive(timeline, timestamps));
         assert!(runs.0.windows(2).all(|pair| pair[0].slot != pair[1].slot));
         assert!(runs.0.iter().all(|run| run.start < run.end));
-        // In pieces it is the same; a run may go on in the next piece.
+        // Pieces give the same runs; a run can continue in the next piece.
         let (mut pieces, mut piece) = (JoinPieces::new(timeline, timestamps), Vec::new());
         let mut joined: Vec<Run> = Vec::new();
         while pieces.next_into(&mut piece) {
@@ -566,7 +566,7 @@ mod tests {
             }
         }
         assert_eq!(joined, runs.0);
-        // The least and greatest timestamp of each run is found without a look at each row.
+        // The lowest and highest timestamp of each run is found without reading each row.
         for run in runs.iter().filter(|run| run.slot != Slot::Null) {
             let rows = (run.start..run.end).filter_map(|row| timestamps.value(row));
             let millis: Vec<i64> = rows.map(Timestamp::as_millis).collect();

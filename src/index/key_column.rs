@@ -1,5 +1,5 @@
-//! Key columns: values beside the timestamps, such as run numbers, on which the look-up of a table's
-//! column depends.
+//! Key columns: values beside the timestamps, such as run numbers, on which the look-up of a
+//! table's column depends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,10 +12,10 @@ use foldhash::fast::RandomState;
 
 use super::timestamps::Timestamps;
 
-/// One value of a key.
+/// A value of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyValue<'a> {
-    /// A number.
+    /// An integer.
     Integer(i64),
     /// A text.
     Text(&'a str),
@@ -30,17 +30,17 @@ impl fmt::Display for KeyValue<'_> {
     }
 }
 
-/// The type of the values of a key column.
+/// Type of the values of a key column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyType {
-    /// Numbers.
+    /// Integers.
     Integers,
     /// Texts.
     Texts,
 }
 
 impl KeyType {
-    /// Its name in messages.
+    /// Name in messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Integers => "integers",
@@ -49,13 +49,13 @@ impl KeyType {
     }
 }
 
-/// One value per row, some of which may be null. Stored as runs of equal values.
+/// Key column: one value per row, which can be null. Stored as runs of equal values.
 #[derive(Debug, Clone)]
 pub struct KeyColumn {
-    /// The row behind the last one of each run, ascending.
+    /// For each run, the row after its last one, ascending.
     ends: Arc<[i32]>,
     values: KeyValues,
-    /// By run; `None`: there is no null.
+    /// By run; `None`: there are no nulls.
     nulls: Option<NullBuffer>,
     ids: OnceLock<Arc<KeyIds>>,
 }
@@ -82,7 +82,7 @@ pub struct KeyIds {
 }
 
 impl KeyIds {
-    /// Stands for a null.
+    /// The number of a null.
     pub(super) const NULL: u32 = u32::MAX;
 
     /// Number of distinct values.
@@ -102,7 +102,7 @@ impl KeyColumn {
         self.ends.last().map_or(0, |&end| end as usize)
     }
 
-    /// Whether there is no row.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -112,7 +112,7 @@ impl KeyColumn {
         self.nulls.is_some()
     }
 
-    /// Whether every row is null, or there is none.
+    /// Whether every row is null, or there are no rows.
     pub fn is_all_null(&self) -> bool {
         match &self.nulls {
             Some(nulls) => nulls.null_count() == nulls.len(),
@@ -120,7 +120,7 @@ impl KeyColumn {
         }
     }
 
-    /// The type of its values.
+    /// Type of the values.
     pub fn key_type(&self) -> KeyType {
         match &self.values {
             KeyValues::Integers(_) => KeyType::Integers,
@@ -128,7 +128,7 @@ impl KeyColumn {
         }
     }
 
-    /// Number of runs of equal values: the cost of work over all of them.
+    /// Number of runs of equal values, which is the cost of work on all rows.
     pub fn run_count(&self) -> usize {
         self.ends.len()
     }
@@ -154,23 +154,23 @@ impl KeyColumn {
         })
     }
 
-    /// The run that holds `row`.
+    /// The run that contains `row`.
     pub fn run_of(&self, row: usize) -> usize {
         self.ends.partition_point(|&end| end as usize <= row)
     }
 
-    /// The value of `row`; `None`: null, or there is no such row.
+    /// The value of `row`, counted from 0; `None`: null, or there is no such row.
     pub fn value(&self, row: usize) -> Option<KeyValue<'_>> {
         let run = self.run_of(row);
         if run < self.ends.len() { self.run_value(run) } else { None }
     }
 
-    /// The runs: the row behind the last one of each, and its value.
+    /// The runs: the row after the last one of each, and its value.
     pub fn runs(&self) -> impl Iterator<Item = (usize, Option<KeyValue<'_>>)> {
         self.ends.iter().enumerate().map(|(run, &end)| (end as usize, self.run_value(run)))
     }
 
-    /// The distinct values. They are found on the first call, which looks at each run once.
+    /// The distinct values. They are computed on the first call, in one pass over the runs.
     pub fn ids(&self) -> &Arc<KeyIds> {
         self.ids.get_or_init(|| {
             let is_null = |run| self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(run));
@@ -182,10 +182,10 @@ impl KeyColumn {
         })
     }
 
-    /// The distinct value of a number, and the first row that has it.
+    /// The distinct value with a number, and the first row with it.
     ///
     /// # Panics
-    /// If the number is not less than [`KeyIds::len`].
+    /// If `id` is not less than [`KeyIds::len`].
     pub fn distinct(&self, id: usize) -> (KeyValue<'_>, usize) {
         let run = self.ids().first_runs[id] as usize;
         let value = match &self.values {
@@ -195,7 +195,7 @@ impl KeyColumn {
         (value, self.run_rows(run).start)
     }
 
-    /// The values as timestamps in milliseconds; `None` where they are texts.
+    /// The values as timestamps in milliseconds; `None` if they are texts.
     pub fn to_timestamps(&self) -> Option<Timestamps> {
         let KeyValues::Integers(values) = &self.values else { return None };
         let (values, nulls) = (values.clone(), self.nulls.clone());
@@ -205,7 +205,7 @@ impl KeyColumn {
         })
     }
 
-    /// Bytes of memory that it takes.
+    /// Memory of the column, in bytes.
     pub fn memory_bytes(&self) -> usize {
         let runs = self.ends.len();
         match &self.values {
@@ -217,12 +217,12 @@ impl KeyColumn {
         }
     }
 
-    /// Whether both have the same value in every row.
+    /// Whether both have equal values in every row.
     pub fn same_rows(&self, other: &Self) -> bool {
         self.ends == other.ends && self.runs().eq(other.runs())
     }
 
-    /// The rows of all parts, one after the other. `None` if they are of different types.
+    /// Concatenates the rows of all parts. `None` if they have different types.
     ///
     /// # Panics
     /// If there are more rows than [`Timestamps::MAX_ROWS`].
@@ -243,7 +243,7 @@ impl KeyColumn {
     }
 }
 
-/// What a distinct text takes beside its bytes.
+/// Memory of a distinct text in addition to its bytes.
 const TEXT_BYTES: usize = 48;
 
 fn number<T: Eq + Hash>(
@@ -266,7 +266,7 @@ fn number<T: Eq + Hash>(
     KeyIds { by_run, first_runs }
 }
 
-/// Builds a key column, run by run. Neighbours that are equal become one run.
+/// Builder of a key column, run by run. Equal neighbours become one run.
 #[derive(Debug)]
 pub struct KeyBuilder {
     key_type: KeyType,
@@ -281,7 +281,7 @@ pub struct KeyBuilder {
 }
 
 impl KeyBuilder {
-    /// Without rows.
+    /// A builder without rows.
     pub fn new(key_type: KeyType) -> Self {
         Self {
             key_type,
@@ -296,12 +296,12 @@ impl KeyBuilder {
         }
     }
 
-    /// The type of its values.
+    /// Type of the values.
     pub fn key_type(&self) -> KeyType {
         self.key_type
     }
 
-    /// Bytes of memory that it takes.
+    /// Memory of the builder, in bytes.
     pub fn memory_bytes(&self) -> usize {
         let run_bytes = size_of::<i32>() + size_of::<i64>() + size_of::<bool>();
         let text_bytes: usize = self.text_bytes + self.texts.len() * 3 * TEXT_BYTES;
@@ -313,16 +313,16 @@ impl KeyBuilder {
         self.ends.last().map_or(0, |&end| end as usize)
     }
 
-    /// Whether there is no row yet.
+    /// Whether there are no rows yet.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// `rows` rows with one value; `None`: null. A value of another type than the column's counts as
-    /// null: who builds it checks that first.
+    /// Appends `rows` rows with one value; `None`: null. A value of another type than the column's
+    /// counts as null, so the caller must check the type first.
     ///
     /// # Panics
-    /// If there are more rows than [`Timestamps::MAX_ROWS`] then.
+    /// If there are more than [`Timestamps::MAX_ROWS`] rows then.
     pub fn push(&mut self, rows: usize, value: Option<KeyValue<'_>>) {
         if rows == 0 {
             return;
@@ -366,7 +366,7 @@ impl KeyBuilder {
         id
     }
 
-    /// The column.
+    /// The finished column.
     pub fn finish(self) -> KeyColumn {
         let values = match self.key_type {
             KeyType::Integers => KeyValues::Integers(self.integers.into()),

@@ -1,4 +1,4 @@
-//! Who is valid when, and which rows that makes. Pure: no I/O, no clock of its own.
+//! Validity of versions over time, and its join with timestamps. Pure: no I/O and no clock.
 //!
 //! ```text
 //!  versions (overlapping)  ──learn──▶ Timeline: a step function over all of time
@@ -8,7 +8,7 @@
 //!  Timeline × Timestamps ──join──▶ Runs: rows 0..7 v1, 7..9 v2, 9..20 v1
 //! ```
 //!
-//! The cost of all that follows goes with the number of runs, not of rows.
+//! The cost of later work grows with the number of runs, not of rows.
 
 mod choices;
 mod join;

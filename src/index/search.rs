@@ -1,12 +1,12 @@
-//! Searches in ascending values: each for another guess of where the answer is.
+//! Searches in ascending values, each for a different guess of where the result is.
 
 use std::hint::select_unpredictable;
 
-/// How many of these ascending values, as `value` reads them, lie before `border`, which the first one
-/// does.
+/// Number of the ascending values that lie before `border`. At least the first one must. `value`
+/// reads an item.
 ///
-/// Most timestamps come at a steady pace, which says where the border is but for a few rows; it is
-/// looked for from there, farther and farther away.
+/// Most timestamps come at a steady pace, which predicts the border to within a few rows; the
+/// search begins there and widens its steps.
 pub(super) fn before<T>(values: &[T], value: impl Fn(&T) -> i64, border: i64) -> usize {
     const NEAR: usize = 8;
     let near = &values[..values.len().min(NEAR)];
@@ -19,13 +19,13 @@ pub(super) fn before<T>(values: &[T], value: impl Fn(&T) -> i64, border: i64) ->
     if most < border {
         return values.len();
     }
-    // Rounding is no harm: this is where the search begins. least < border <= most.
+    // Rounding is harmless: this is where the search begins. least < border <= most.
     let share = (border as f64 - least as f64) / (most as f64 - least as f64);
     let guess = ((share * last as f64) as usize).min(last);
     if is_before(&values[guess]) {
         return guess + gallop(&values[guess..], is_before);
     }
-    // values[end] is not before the border, and in the end values[start] is.
+    // values[end] is not before the border, and finally values[start] is.
     let (mut end, mut step) = (guess, 1);
     loop {
         let start = end.saturating_sub(step);
@@ -36,7 +36,8 @@ pub(super) fn before<T>(values: &[T], value: impl Fn(&T) -> i64, border: i64) ->
     }
 }
 
-/// How many of the first ones fulfil `below`, which some first ones do and no later ones.
+/// Length of the prefix for which `below` holds. `items` must be partitioned by `below`. The cost
+/// is logarithmic in the result.
 pub(super) fn gallop<T>(items: &[T], below: impl Fn(&T) -> bool) -> usize {
     let mut end = 1;
     while end < items.len() && below(&items[end]) {
@@ -46,7 +47,7 @@ pub(super) fn gallop<T>(items: &[T], below: impl Fn(&T) -> bool) -> usize {
     known + items[known..items.len().min(end)].partition_point(below)
 }
 
-/// The last place whose start is not after `value`; 0 if there is none.
+/// The last index whose start is not after `value`; 0 if there is none.
 pub(super) fn search(starts: &[i64], value: i64) -> usize {
     let mut place = 0;
     let mut length = starts.len();

@@ -1,4 +1,4 @@
-//! The timeline of one query: which version is effective at any time, as far as it is known.
+//! Timeline of one query: the effective version at any time, as far as it is known.
 
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -9,34 +9,34 @@ use crate::clock::Moment;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo};
 
-/// What holds at a time.
+/// State of a timeline at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
-    /// This version: an index for [`Timeline::version`].
+    /// This version is effective: an index for [`Timeline::version`].
     Version(u32),
-    /// Nothing: that is known.
+    /// It is known that no version is valid.
     Absent,
-    /// Not known: the source has to be asked.
+    /// The effective version is not known; the source must be asked.
     Unknown,
 }
 
-/// What holds at a time, and since when that is known.
+/// State of a timeline at one time, and when it was learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// What holds.
+    /// The state.
     pub state: State,
-    /// When it was learned.
+    /// When the state was learned from the source.
     pub learned: Moment,
 }
 
-/// A piece of time in which one thing holds.
+/// A span of time with one state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// The piece.
+    /// The span.
     pub interval: ValidityInterval,
-    /// What holds in it.
+    /// The state in it.
     pub state: State,
-    /// When it was learned.
+    /// When the state was learned from the source.
     pub learned: Moment,
 }
 
@@ -47,22 +47,22 @@ pub struct Span {
 ///  segments  [steps … a)   [steps … b)   [steps … MAX]      each at most SEGMENT_STEPS long
 /// ```
 ///
-/// A step function over all of i64. It is never changed but replaced: a reader needs no lock. What
-/// follows shares all segments with it that did not change, so a change costs as much as the segments
-/// that it touches, however long the timeline is.
+/// A step function over all of i64. It is immutable: changes make a new timeline, so readers need
+/// no lock. The new timeline shares all unchanged segments, so a change costs as much as the
+/// segments that it touches, independent of the length of the timeline.
 ///
-/// The very last millisecond, [`Timestamp::MAX`], is inside of no half-open interval: there nothing
-/// is ever valid, and it has a step of its own that says so.
+/// The very last millisecond, [`Timestamp::MAX`], is inside no half-open interval: no version is
+/// ever valid there. It has its own step with the state [`State::Absent`].
 #[derive(Debug, Clone)]
 pub struct Timeline {
-    /// Where each segment begins; the first one with the earliest time there is.
+    /// Start of each segment; the first one is the lowest i64.
     firsts: Vec<i64>,
     segments: Vec<Arc<StepSegment>>,
     versions: VersionList,
     whole: bool,
 }
 
-/// A part of the step function: `starts[n]` is where `steps[n]` begins.
+/// A part of the step function: `steps[n]` begins at `starts[n]`.
 #[derive(Debug, Default)]
 pub(super) struct StepSegment {
     pub(super) starts: Vec<i64>,
@@ -72,7 +72,7 @@ pub(super) struct StepSegment {
 impl StepSegment {
     fn push(&mut self, start: i64, step: Step) {
         if self.starts.last() == Some(&start) {
-            // The last millisecond keeps its own step, whatever is learned up to it.
+            // The last millisecond keeps its own step.
             self.starts.pop();
             self.steps.pop();
         }
@@ -82,7 +82,7 @@ impl StepSegment {
         }
     }
 
-    /// In parts of a length that is easily copied.
+    /// Splits the segment into parts that are cheap to copy.
     fn split(self) -> Vec<Arc<Self>> {
         if self.starts.len() <= SEGMENT_STEPS {
             return vec![Arc::new(self)];
@@ -97,14 +97,14 @@ impl StepSegment {
     }
 }
 
-/// Longest segment of a timeline; tests have many short ones.
+/// Maximum steps of a segment. Tests use many short ones.
 const SEGMENT_STEPS: usize = if cfg!(test) { 8 } else { 4096 };
-/// Versions that decide nowhere any more are kept as long as they are not more than those that do,
-/// and this many.
+/// The list of versions is compacted when it is longer than twice the number of steps plus this
+/// number. Superseded versions, which are effective nowhere, are then removed.
 const SPARE_VERSIONS: usize = 1024;
 
 impl Timeline {
-    /// Nothing is known.
+    /// A timeline without knowledge.
     pub fn unknown() -> Self {
         let never = Moment::default();
         let segment = StepSegment {
@@ -122,12 +122,12 @@ impl Timeline {
         }
     }
 
-    /// This timeline, with what is known in `span` replaced: there the versions decide of which the
-    /// interval holds a time, the one of the greatest [`rank`](ObjectInfo::rank) first; where there
-    /// is none, nothing is valid.
+    /// This timeline with its knowledge in `span` replaced. Several `versions` can contain a time
+    /// in `span`: the one with the greatest [`rank`](ObjectInfo::rank) is effective there. If none
+    /// contains it, no version is valid.
     ///
-    /// Takes O(n log n) for `versions`, and a copy of the segments that `span` touches. A version
-    /// that was known before stays the same `Arc`, and keeps its number.
+    /// Takes O(n log n) for `versions`, and copies the segments that `span` touches. A version that
+    /// was known before keeps its `Arc` and its number.
     #[must_use]
     pub fn learn(
         &self,
@@ -168,7 +168,7 @@ impl Timeline {
         if next.versions.len() > 2 * steps + SPARE_VERSIONS { next.compact() } else { next }
     }
 
-    /// The same with those versions alone that decide somewhere.
+    /// This timeline without versions that are effective nowhere.
     fn compact(self) -> Self {
         let mut versions = VersionList::default();
         let mut kept: Vec<Option<u32>> = vec![None; self.versions.len()];
@@ -186,7 +186,7 @@ impl Timeline {
         Self { segments, versions, ..self }
     }
 
-    /// The segment in which a time lies.
+    /// The segment that contains a time.
     fn segment_of(&self, at: i64) -> usize {
         match &self.firsts[..] {
             [_] => 0,
@@ -194,12 +194,12 @@ impl Timeline {
         }
     }
 
-    /// Segment and place in it of the step that holds at `at`.
+    /// Segment, and index in it, of the step at `at`.
     fn place(&self, at: Timestamp) -> (usize, usize) {
         let at = at.as_millis();
         let segment = self.segment_of(at);
-        // starts[0] is the earliest time, and the last one the latest: between them versions mostly
-        // follow each other at a steady pace.
+        // starts[0] is the earliest time, and the last start the latest. The versions between them
+        // mostly follow each other at a steady pace.
         let place = match &self.segments[segment].starts[..] {
             [_, inner @ .., last] if at < *last => match inner.first() {
                 Some(first) if *first <= at => before(inner, |&start| start, at + 1),
@@ -210,13 +210,13 @@ impl Timeline {
         (segment, place)
     }
 
-    /// What holds at `at`.
+    /// The state at `at`.
     pub fn at(&self, at: Timestamp) -> Step {
         let (segment, place) = self.place(at);
         self.segments[segment].steps[place]
     }
 
-    /// Where the step at `at` begins and ends, and what holds there.
+    /// Start, end and state of the step at `at`.
     pub(super) fn step_around(&self, at: Timestamp) -> (i64, i64, Step) {
         let (segment, place) = self.place(at);
         let StepSegment { starts, steps } = &*self.segments[segment];
@@ -224,13 +224,13 @@ impl Timeline {
         (starts[place], next.copied().unwrap_or(i64::MAX), steps[place])
     }
 
-    /// What holds at `at`, and where the next step begins.
+    /// The state at `at`, and the start of the next step.
     pub(super) fn step_at(&self, at: Timestamp) -> (Step, i64) {
         let (_, until, step) = self.step_around(at);
         (step, until)
     }
 
-    /// The version that holds at `at`, if one is known to.
+    /// The effective version at `at`, if it is known.
     pub fn version_at(&self, at: Timestamp) -> Option<&Arc<ObjectInfo>> {
         match self.at(at).state {
             State::Version(index) => Some(self.version(index)),
@@ -238,7 +238,7 @@ impl Timeline {
         }
     }
 
-    /// The version `id`, if it decides anywhere.
+    /// The version `id`, if it is effective anywhere.
     pub fn version_of(&self, id: ObjectId) -> Option<&Arc<ObjectInfo>> {
         let decides = |number: &u32| {
             let validity = self.version(*number).validity;
@@ -248,8 +248,8 @@ impl Timeline {
         Some(self.version(number))
     }
 
-    /// The effective span around `at`: as far as what holds there holds without a break. `learned`
-    /// is that of its oldest part. There is none around the very last millisecond.
+    /// The effective span around `at`: as far as the state is the same without a break. `learned`
+    /// is that of its oldest part. `None` for the very last millisecond.
     pub fn span_at(&self, at: Timestamp) -> Option<Span> {
         let (segment, place) = self.place(at);
         let Step { state, mut learned } = self.segments[segment].steps[place];
@@ -274,7 +274,7 @@ impl Timeline {
         interval.contains(at).then_some(Span { interval, state, learned })
     }
 
-    /// The steps from a place in a segment on.
+    /// The steps from an index in a segment on.
     fn pairs_from(&self, segment: usize, place: usize) -> impl Iterator<Item = (i64, Step)> {
         let pairs = move |(nth, segment): (usize, &Arc<StepSegment>)| {
             let first = if nth == 0 { place.min(segment.starts.len()) } else { 0 };
@@ -284,12 +284,12 @@ impl Timeline {
         self.segments[segment..].iter().enumerate().flat_map(pairs)
     }
 
-    /// The numbers of versions are less than this.
+    /// Upper bound of the numbers of versions, exclusive.
     pub fn versions(&self) -> usize {
         self.versions.len()
     }
 
-    /// The version behind [`State::Version`].
+    /// The version of [`State::Version`].
     ///
     /// # Panics
     /// If `index` is not from this timeline.
@@ -297,7 +297,7 @@ impl Timeline {
         self.versions.info(index)
     }
 
-    /// The id of that version.
+    /// The id of the version of [`State::Version`].
     ///
     /// # Panics
     /// If `index` is not from this timeline.
@@ -305,12 +305,12 @@ impl Timeline {
         self.versions.id(index)
     }
 
-    /// Whether the versions of `other` are here too, behind the same numbers.
+    /// Whether this timeline has the versions of `other` under the same numbers.
     pub fn has_versions_of(&self, other: &Self) -> bool {
         self.versions.extends(&other.versions)
     }
 
-    /// The steps that touch `range`, cut at it, in order; neighbours may hold the same but were
+    /// The steps that touch `range`, cut at it, in order. Neighbours can have the same state,
     /// learned at different times.
     pub fn steps(&self, range: ValidityInterval) -> impl Iterator<Item = Span> {
         let (segment, place) = self.place(range.from());
@@ -324,8 +324,8 @@ impl Timeline {
         })
     }
 
-    /// The effective spans that touch `range`, cut at it, in order; neighbours differ in what holds.
-    /// `learned` is that of their oldest part.
+    /// The effective spans that touch `range`, cut at it, in order. Neighbours have different
+    /// states. `learned` is that of their oldest part.
     pub fn spans(&self, range: ValidityInterval) -> Vec<Span> {
         let mut spans: Vec<Span> = Vec::new();
         for step in self.steps(range) {
@@ -341,19 +341,19 @@ impl Timeline {
         spans
     }
 
-    /// Whether the last that was learned was all of time at once.
+    /// Whether the latest knowledge covers all of time at once.
     pub fn is_whole(&self) -> bool {
         self.whole
     }
 
-    /// Where the segments begin, and their steps, for the join.
+    /// Starts and steps of the segments, for the join.
     pub(super) fn segments(&self) -> (&[i64], &[Arc<StepSegment>]) {
         (&self.firsts, &self.segments)
     }
 }
 
-/// Calls `emit(start, place of the winner)` for each border inside of `span`, in order, beginning
-/// with that of `span` itself.
+/// Calls `emit(start, index of the effective version)` for each border inside `span`, in order,
+/// beginning with the start of `span` itself.
 fn effective(
     span: ValidityInterval,
     versions: &[Arc<ObjectInfo>],
@@ -372,8 +372,8 @@ fn effective(
     borders.push(span.from().as_millis());
     borders.sort_unstable();
     borders.dedup();
-    // Those that have begun, the winner on top; those that have ended are taken off when they get
-    // there.
+    // Versions that have begun, the winner on top. Those that have ended are removed when they
+    // reach the top.
     let mut begun = BinaryHeap::new();
     let mut coming = pieces.into_iter().peekable();
     for border in borders {
@@ -416,7 +416,7 @@ mod tests {
         })
     }
 
-    /// The rule itself, one timestamp at a time.
+    /// The rule itself, one timestamp at a time: the reference.
     fn linear(versions: &[Arc<ObjectInfo>], at: i64) -> Option<ObjectId> {
         let at = Timestamp::from_millis(at);
         let valid = versions.iter().filter(|version| version.validity.contains(at));
@@ -427,7 +427,7 @@ mod tests {
         timeline.version_at(Timestamp::from_millis(at)).map(|version| version.id)
     }
 
-    /// Every border of the versions, and its neighbours.
+    /// Every border of the versions, and the milliseconds beside it.
     fn interesting(versions: &[Arc<ObjectInfo>]) -> Vec<i64> {
         let borders = versions.iter().flat_map(|v| [v.validity.from(), v.validity.until()]);
         let borders = borders.map(Timestamp::as_millis).chain([i64::MIN, i64::MAX, 0]);
@@ -671,7 +671,7 @@ mod tests {
             versions in any_versions(),
             cut in -5..30_i64,
         ) {
-            // In two parts that were learned at different times.
+            // Two parts that were learned at different times.
             let mut timeline = Timeline::unknown();
             let parts = [(i64::MIN, cut, 7), (cut, i64::MAX, 3)];
             for (from, until, when) in parts {

@@ -1,4 +1,4 @@
-//! The timestamps of a table: as they came, run-encoded ones never expanded.
+//! Timestamps of a table, as received; run-encoded ones are never expanded.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -7,11 +7,11 @@ use arrow_buffer::{Buffer, NullBuffer, ScalarBuffer};
 
 use crate::interval::Timestamp;
 
-/// Rows of one block of which the least and the greatest timestamp are kept.
+/// Rows of one block, whose lowest and highest timestamps are kept.
 pub(super) const BLOCK_ROWS: usize = 256;
 
-/// A timestamp in milliseconds as it lies in memory, at any address: those of a message mostly lie
-/// askew, and to copy millions of them takes longer than to join them.
+/// A timestamp in milliseconds in memory, at any address. Those of a message are mostly not
+/// aligned, and copying millions of them takes longer than joining them.
 pub(super) type Millis = [u8; 8];
 
 #[inline]
@@ -21,12 +21,12 @@ pub(super) const fn millis(at: &Millis) -> i64 {
 
 /// One timestamp per row; some may be null.
 ///
-/// What is stored are *entries*: one per row, or, run-encoded, one per run of rows.
+/// Timestamps are stored as *entries*: one per row, or, if run-encoded, one per run of rows.
 #[derive(Debug, Clone)]
 pub struct Timestamps {
     values: Values,
     nulls: Option<NullBuffer>,
-    /// Run-encoded: the row behind the last one of each entry, ascending.
+    /// Of run-encoded timestamps: for each entry, the row after its last one, ascending.
     ends: Option<ScalarBuffer<i32>>,
     order: OnceLock<Order>,
     gap: OnceLock<u64>,
@@ -34,9 +34,9 @@ pub struct Timestamps {
 
 #[derive(Debug, Clone)]
 enum Values {
-    /// [`Millis`] one after the other.
+    /// An array of [`Millis`].
     Listed(Buffer),
-    /// At a steady pace; never listed, however many there are.
+    /// At a steady pace; never listed, whatever their number.
     Steps(Steps),
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Steps {
 
 impl Steps {
     pub(super) const fn value(&self, entry: usize) -> i64 {
-        // The sum is an i64; the product alone may overflow, and wraps back.
+        // The sum is an i64; the product alone may overflow and wraps back.
         self.first.wrapping_add((entry as u64).wrapping_mul(self.step) as i64)
     }
 
@@ -65,16 +65,17 @@ impl Steps {
     }
 }
 
-/// How the entries are ordered, found out once for all columns.
+/// Order of the entries, determined once for all columns.
 #[derive(Debug, Clone)]
 pub(super) enum Order {
-    /// Ascending, nulls aside.
+    /// Ascending, ignoring nulls.
     Sorted,
-    /// Least and greatest value of each block of [`BLOCK_ROWS`] entries, nulls not left out.
+    /// Lowest and highest value of each block of [`BLOCK_ROWS`] entries, nulls included.
     Blocks(Vec<(i64, i64)>),
 }
 
-/// Whether they ascend. A block at a time: to ask of each would take longer than to read it.
+/// Whether the values ascend, checked by blocks: a branch per value would take longer than reading
+/// it.
 fn ascending(values: &[Millis]) -> bool {
     const BLOCK: usize = 64;
     let (blocks, rest) = values.as_chunks::<BLOCK>();
@@ -97,21 +98,22 @@ const fn around((least, most): (i64, i64), at: i64) -> (i64, i64) {
 }
 
 impl Timestamps {
-    /// The most rows that a table can have: Arrow's run ends and dictionary keys are Int32.
+    /// Maximum number of rows of a table: Arrow's run ends and dictionary keys are Int32.
     pub const MAX_ROWS: usize = i32::MAX as usize;
 
-    /// One entry per row.
+    /// Timestamps with one entry per row.
     ///
     /// # Panics
-    /// If there are more than [`MAX_ROWS`](Self::MAX_ROWS), or not as many nulls as values.
+    /// If there are more than [`MAX_ROWS`](Self::MAX_ROWS) values, or the number of null flags
+    /// differs.
     pub fn new(values: impl Into<ScalarBuffer<i64>>, nulls: Option<NullBuffer>) -> Self {
         Self::of(values.into().into_inner(), nulls)
     }
 
-    /// One row per eight bytes, wherever they lie.
+    /// Timestamps with one row per eight bytes, which need not be aligned.
     ///
     /// # Panics
-    /// If they are more than [`MAX_ROWS`](Self::MAX_ROWS), or the last one is cut.
+    /// If there are more than [`MAX_ROWS`](Self::MAX_ROWS), or the last one is incomplete.
     #[cfg(feature = "server")]
     pub(crate) fn of_bytes(values: Buffer) -> Self {
         Self::of(values, None)
@@ -128,10 +130,12 @@ impl Timestamps {
         new
     }
 
-    /// `rows` timestamps: `first`, and each `step_millis` after the one before. They take no memory.
+    /// `rows` timestamps: `first`, and each `step_millis` after the previous one. They take no
+    /// memory.
     ///
     /// # Panics
-    /// If the step is 0, there are more than [`MAX_ROWS`](Self::MAX_ROWS), or the last one is no i64.
+    /// If the step is 0, there are more than [`MAX_ROWS`](Self::MAX_ROWS), or the last one exceeds
+    /// an i64.
     pub(crate) fn stepped(first: Timestamp, step_millis: u64, rows: usize) -> Self {
         assert!(step_millis > 0 && rows <= Self::MAX_ROWS, "{rows} rows of {step_millis} ms");
         let first = first.as_millis();
@@ -142,10 +146,11 @@ impl Timestamps {
         Self { values, nulls: None, ends: None, order, gap }
     }
 
-    /// One entry per run of rows.
+    /// Timestamps with one entry per run of rows.
     ///
     /// # Panics
-    /// If there is not one end and one null flag per value, or the ends do not ascend from 1 on.
+    /// If the numbers of values, ends and null flags differ, or the ends do not ascend from at
+    /// least 1.
     pub(crate) fn run_encoded(
         values: impl Into<ScalarBuffer<i64>>,
         nulls: Option<NullBuffer>,
@@ -154,7 +159,7 @@ impl Timestamps {
         Self::new(values, nulls).with_ends(ends)
     }
 
-    /// The same entries, each now a run of rows that ends before the row of `ends`.
+    /// These entries as runs of rows; `ends` has the row after the last one of each.
     ///
     /// # Panics
     /// As [`run_encoded`](Self::run_encoded).
@@ -167,7 +172,7 @@ impl Timestamps {
         Self { ends: Some(ends), ..self }
     }
 
-    /// The rows of all parts, one after the other; run-encoded if any of them is.
+    /// Concatenates the rows of all parts; run-encoded if any part is.
     ///
     /// # Panics
     /// If there are more than [`MAX_ROWS`](Self::MAX_ROWS).
@@ -192,7 +197,7 @@ impl Timestamps {
         Self::run_encoded(values, Some(nulls), ends)
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         match &self.ends {
             None => self.entries(),
@@ -200,7 +205,7 @@ impl Timestamps {
         }
     }
 
-    /// Whether there is no row.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.entries() == 0
     }
@@ -210,7 +215,7 @@ impl Timestamps {
         self.nulls.is_some()
     }
 
-    /// The timestamp of `row`; `None` where it is null.
+    /// The timestamp of `row`, counted from 0; `None` if it is null.
     ///
     /// # Panics
     /// If there is no such row.
@@ -223,7 +228,7 @@ impl Timestamps {
         self.ends.is_none()
     }
 
-    /// The entry that holds `row`.
+    /// The entry that contains `row`.
     pub(super) fn entry_of(&self, row: usize) -> usize {
         match &self.ends {
             None => row,
@@ -231,7 +236,7 @@ impl Timestamps {
         }
     }
 
-    /// The number of entries: what work over all of them costs.
+    /// Number of entries, which is the cost of work on all of them.
     pub fn entries(&self) -> usize {
         match &self.values {
             Values::Listed(_) => self.values().len(),
@@ -239,7 +244,7 @@ impl Timestamps {
         }
     }
 
-    /// What stands in an entry, which means nothing where that is null.
+    /// The value of an entry, which has no meaning under a null.
     fn raw(&self, entry: usize) -> i64 {
         match &self.values {
             Values::Listed(_) => millis(&self.values()[entry]),
@@ -247,7 +252,7 @@ impl Timestamps {
         }
     }
 
-    /// Bytes of memory that the entries take.
+    /// Memory of the entries, in bytes.
     pub fn memory_bytes(&self) -> usize {
         let values = match &self.values {
             Values::Listed(values) => values.len(),
@@ -257,8 +262,8 @@ impl Timestamps {
         values + nulls + self.ends.as_ref().map_or(0, |ends| ends.len() * size_of::<i32>())
     }
 
-    /// The same rows in memory of their own, run-encoded where that takes less than half of it. Those
-    /// that came in a message keep all of it in memory.
+    /// A copy of the rows in its own memory, run-encoded if that takes less than half of it.
+    /// Timestamps that share the memory of a message keep the whole message in memory.
     #[must_use]
     #[doc(hidden)]
     pub fn compacted(&self) -> Self {
@@ -285,7 +290,7 @@ impl Timestamps {
         Self::run_encoded(starts, None, ends)
     }
 
-    /// What stands in an entry; `None`: null.
+    /// The timestamp of an entry; `None`: null.
     pub(super) fn entry(&self, entry: usize) -> Option<Timestamp> {
         let value = Timestamp::from_millis(self.raw(entry));
         self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(entry)).then_some(value)
@@ -300,12 +305,12 @@ impl Timestamps {
         })
     }
 
-    /// The runs of equal timestamps: the row behind the last one of each, and its timestamp.
+    /// The runs of equal timestamps: the row after the last one of each, and its timestamp.
     pub fn runs(&self) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
         self.runs_from(0)
     }
 
-    /// The runs from `row` on, which may lie within the first of them.
+    /// The runs from `row` on; `row` can be inside the first one.
     pub(crate) fn runs_from(&self, row: usize) -> impl Iterator<Item = (usize, Option<Timestamp>)> {
         let mut entries = (self.entry_of(row)..self.entries()).peekable();
         std::iter::from_fn(move || {
@@ -318,7 +323,7 @@ impl Timestamps {
         })
     }
 
-    /// Whether both have the same timestamp in every row, however encoded.
+    /// Whether both have equal timestamps in every row, in any encoding.
     pub fn same_rows(&self, other: &Self) -> bool {
         let plain = self.ends.is_none() && other.ends.is_none();
         if plain && self.nulls.is_none() && other.nulls.is_none() {
@@ -331,12 +336,12 @@ impl Timestamps {
         self.runs().eq(other.runs())
     }
 
-    /// The row behind the last one of an entry.
+    /// The row after the last one of an entry.
     pub(super) fn row_end(&self, entry: usize) -> usize {
         self.ends.as_ref().map_or(entry + 1, |ends| ends[entry] as usize)
     }
 
-    /// The entries themselves; where [`valid`](Self::valid) does not reach, they mean nothing. None of
+    /// The values of the entries; those outside [`valid`](Self::valid) have no meaning. Empty for
     /// [`steps`](Self::steps).
     pub(super) fn values(&self) -> &[Millis] {
         match &self.values {
@@ -345,7 +350,7 @@ impl Timestamps {
         }
     }
 
-    /// The pace of the timestamps, where it is steady and they are not listed.
+    /// The pace of timestamps that are steady and not listed.
     pub(super) fn steps(&self) -> Option<&Steps> {
         match &self.values {
             Values::Listed(_) => None,
@@ -353,7 +358,7 @@ impl Timestamps {
         }
     }
 
-    /// The least and the greatest timestamp.
+    /// The lowest and the highest timestamp, in milliseconds; `None` if there is none.
     pub fn bounds(&self) -> Option<(i64, i64)> {
         if let Some(steps) = self.steps() {
             let last = steps.count.checked_sub(1)?;
@@ -378,8 +383,7 @@ impl Timestamps {
         }
     }
 
-    /// How far apart two neighbours are at most once they are in order, in milliseconds. Found out
-    /// once.
+    /// Largest difference between neighbours in sorted order, in milliseconds. Computed once.
     pub fn gap(&self) -> u64 {
         *self.gap.get_or_init(|| {
             if let Some(steps) = self.steps() {
@@ -405,7 +409,7 @@ impl Timestamps {
         all.into_iter().chain(parts.map(|(start, end)| start..end))
     }
 
-    /// As [`valid`](Self::valid), of these entries alone.
+    /// Like [`valid`](Self::valid), within these entries.
     pub(super) fn valid_within(&self, entries: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let first = entries.start;
         let all = (self.nulls.is_none() && !entries.is_empty()).then(|| entries.clone());
@@ -418,7 +422,7 @@ impl Timestamps {
         all.into_iter().chain(parts)
     }
 
-    /// The least and the greatest timestamp of `rows`, none of which may be null.
+    /// The lowest and the highest timestamp of `rows`, none of which may be null; in milliseconds.
     #[doc(hidden)]
     pub fn bounds_of(&self, rows: Range<usize>) -> Option<(i64, i64)> {
         if rows.is_empty() {
@@ -449,7 +453,7 @@ impl Timestamps {
         )
     }
 
-    /// Finds out the order of the entries, which looks at each of them once.
+    /// Determines the order of the entries, in one pass over them.
     pub fn prepare(&self) {
         self.order();
     }

@@ -1,4 +1,4 @@
-//! The versions of a timeline, by number: numbers stay while timelines follow each other.
+//! Versions of a timeline, by number. Later timelines keep the numbers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::sync::Mutex;
 
-/// Versions of one page: what is copied when one is added.
+/// Versions per page; adding a version copies one page.
 const PAGE: usize = 1024;
-/// Up to this many versions are looked through; more are found by their ids.
+/// Up to this many versions are searched linearly; more are found by their ids.
 const FEW: usize = 32;
 
-/// A version of a timeline. Loops over many versions read their ids alone, one after the other in
+/// A version of a timeline. Loops over many versions read only their ids, which are contiguous in
 /// memory.
 #[derive(Debug, Clone)]
 struct Version {
@@ -19,13 +19,13 @@ struct Version {
     info: Arc<ObjectInfo>,
 }
 
-/// Versions that are only ever added: a list that is copied shares all full pages with the first.
+/// List of versions to which versions are only added. A copy shares all full pages.
 #[derive(Debug, Clone, Default)]
 pub(super) struct VersionList {
     pages: Vec<Arc<Vec<Version>>>,
     len: u32,
-    /// Numbers by id; shared by all lists that grew out of one, which therefore may hold numbers of
-    /// others: what is found is compared.
+    /// Numbers by id. All lists derived from one share the map, so it can hold numbers of other
+    /// lists; results are compared with the list.
     numbers: Arc<Mutex<HashMap<ObjectId, Vec<u32>>>>,
 }
 
@@ -34,7 +34,7 @@ impl VersionList {
         self.len as usize
     }
 
-    /// The version with this number.
+    /// The version with a number.
     ///
     /// # Panics
     /// If there is none.
@@ -42,7 +42,7 @@ impl VersionList {
         &self.version(number).info
     }
 
-    /// Its id.
+    /// The id of the version with a number.
     ///
     /// # Panics
     /// If there is none.
@@ -54,12 +54,12 @@ impl VersionList {
         &self.pages[number as usize / PAGE][number as usize % PAGE]
     }
 
-    /// Whether numbers of `other` mean the same versions here.
+    /// Whether the numbers of `other` mean the same versions here.
     pub(super) fn extends(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.numbers, &other.numbers) && self.len >= other.len
     }
 
-    /// The numbers of versions with this id.
+    /// The numbers of the versions with this id.
     pub(super) fn with_id(&self, id: ObjectId) -> Vec<u32> {
         if self.len() <= FEW {
             return (0..self.len).filter(|number| self.id(*number) == id).collect();
@@ -69,7 +69,7 @@ impl VersionList {
         known.filter(|number| *number < self.len && self.id(*number) == id).collect()
     }
 
-    /// The number of a version; it is added if it is not there.
+    /// The number of a version, which is added if it is missing.
     pub(super) fn number(&mut self, info: &Arc<ObjectInfo>) -> u32 {
         let known = self.with_id(info.id);
         let same = |number: &u32| {
@@ -90,7 +90,7 @@ impl VersionList {
         self.len += 1;
         let mut numbers = self.numbers.lock();
         if self.len() == FEW + 1 {
-            // Those before were found by looking through them.
+            // Earlier versions were found by linear search and are not in the map yet.
             for earlier in 0..number {
                 numbers.entry(self.pages[0][earlier as usize].id).or_default().push(earlier);
             }
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(other.number(&version(5000, 0)), 3001);
         assert_eq!((one.id(3000), other.id(3001)), (version(5000, 0).id, version(5000, 0).id));
         assert_eq!(one.number(&version(7, 0)), 7);
-        // Of the same id, and another creation time.
+        // Another creation time makes another version.
         assert_eq!(one.number(&version(7, 1)), 3001);
         assert!(one.extends(&first) && !first.extends(&one));
         assert_eq!(first.len(), 3000);

@@ -110,7 +110,7 @@ impl Service {
             "RenewFlightEndpoint" => self.renew(body),
             _ => {
                 let known: Vec<&str> = action_types().iter().map(|(name, _)| *name).collect();
-                let reason = format!("{name:?} is none; there are {}", known.join(", "));
+                let reason = format!("unknown action {name:?}; there are {}", known.join(", "));
                 Err(RequestError::Malformed { what: "action", reason }.into())
             }
         }

@@ -91,7 +91,7 @@ pub(super) fn accept(
                                     let connection = Connection { socket, entered, first, place };
                                     drop(ready.send(Ok(connection)).await);
                                 }
-                                Err(error) => tracing::debug!(%error, "a connection broke off"),
+                                Err(error) => tracing::debug!(%error, "a connection failed"),
                             }
                         });
                     }

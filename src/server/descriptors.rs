@@ -28,13 +28,13 @@ const MIN_CONNECTIONS: u64 = 4;
 pub struct Descriptors {
     /// The limit of the process.
     pub limit: u64,
-    /// Open now.
+    /// Number of descriptors open now.
     pub in_use: u64,
-    /// Segments that will be made.
+    /// Number of segments that will be made.
     pub segments: u64,
 }
 
-/// The number of connections of each kind that the descriptors allow.
+/// The connections of each kind that the descriptors allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DescriptorShares {
     /// The configured limits, with connections reduced to the available descriptors.
@@ -49,7 +49,7 @@ impl Descriptors {
     /// The descriptors of this process. Call it when all listeners are open.
     ///
     /// # Errors
-    /// `/proc` cannot be read.
+    /// [`io::Error`] if `/proc` cannot be read.
     pub fn of_this_process(segments: u64) -> io::Result<Self> {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let in_use = std::fs::read_dir("/proc/self/fd")?.count() as u64;

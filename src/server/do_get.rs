@@ -66,7 +66,7 @@ impl Service {
         }
     }
 
-    /// Notes for the log which consumer asks: the one that the request names, else the session's.
+    /// Records the consumer for the log: the one that the request names, else that of the session.
     fn note_consumer(&self, request: &Request) {
         let session = request.session.as_deref();
         let consumer = request.consumer.clone();
@@ -116,7 +116,7 @@ impl Service {
         let (lease, limit) = if owned {
             (None, None)
         } else {
-            let (lease, limit) = self.cache.open_lease().map_err(|error| status(&error))?;
+            let (lease, limit) = self.cache.open_lease(budget).map_err(|error| status(&error))?;
             (Some(lease), Some(limit))
         };
         let ticket = ticket::issue(&request, lease.as_ref()).map_err(|error| status(&error))?;
@@ -150,7 +150,7 @@ impl Service {
         let (lease, ticket) = match known {
             Some(lease) => (lease, command),
             None => {
-                let (lease, _) = self.cache.open_lease().map_err(|error| status(&error))?;
+                let (lease, _) = self.cache.open_lease(&budget).map_err(|error| status(&error))?;
                 let ticket = ticket::issue(&command, Some(&lease));
                 (lease, ticket.map_err(|error| status(&error))?)
             }
@@ -188,7 +188,7 @@ impl Service {
         prefix: &[u8],
     ) -> Result<Response<ResponseStream<FlightInfo>>, Status> {
         let prefix = std::str::from_utf8(prefix).map_err(|_| {
-            let reason = "it is no UTF-8".to_owned();
+            let reason = "it is not UTF-8".to_owned();
             status(&RequestError::Malformed { what: "prefix of paths", reason })
         })?;
         let mut paths = Vec::new();
@@ -258,7 +258,7 @@ fn request_of(descriptor: &FlightDescriptor) -> Result<Vec<u8>, RequestError> {
 }
 
 /// # Errors
-/// [`RequestError`] if it is no u64.
+/// [`RequestError`] if it is not a u64.
 pub(super) fn timeframe_id(text: &str) -> Result<u64, RequestError> {
     text.parse().map_err(|_| RequestError::Field {
         field: "timeframe",

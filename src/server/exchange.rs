@@ -82,8 +82,8 @@ impl Service {
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(self.message_pause, stream.message()).await;
         let first = first
-            .map_err(|_| Status::deadline_exceeded("[IOV-1050] the client sends nothing more"))?;
-        let first = first?.ok_or_else(|| malformed("no message came"))?;
+            .map_err(|_| Status::deadline_exceeded("[IOV-1050] the client stopped sending"))?;
+        let first = first?.ok_or_else(|| malformed("the stream has no message"))?;
         let descriptor = first
             .flight_descriptor
             .as_ref()
@@ -256,7 +256,7 @@ async fn answer_all(
         // the client does not read.
         drop(answer);
         if !std::mem::replace(&mut sent.schema, true) {
-            send(out, Bytes::new(), head).await?;
+            send(out, Bytes::new(), head, None).await?;
         }
         let mut batches = body;
         loop {
@@ -266,11 +266,11 @@ async fn answer_all(
             let new = sent.take(&dictionaries).into_iter();
             let mut messages: Vec<Message> = new.map(|one| dictionaries[one].clone()).collect();
             messages.push(batch);
-            room.settle(&mut messages)?;
+            let charge = room.settle(&messages)?;
             let last = messages.len() - 1;
             for (number, message) in messages.into_iter().enumerate() {
                 let about = if number == last { about.clone() } else { Bytes::new() };
-                send(out, about, message).await?;
+                send(out, about, message, Some(Arc::clone(&charge))).await?;
             }
         }
     }
@@ -299,7 +299,7 @@ impl Sent {
         let before = std::mem::replace(&mut self.dictionaries, Arc::clone(dictionaries));
         let differs = |place: &usize| {
             let new = &dictionaries[*place];
-            before.get(*place).is_none_or(|before| !before.is(new) && before != new)
+            before.get(*place) != Some(new)
         };
         (0..dictionaries.len()).filter(differs).collect()
     }
@@ -309,8 +309,9 @@ async fn send(
     out: &mpsc::Sender<Result<Outgoing, Status>>,
     app_metadata: Bytes,
     message: Message,
+    charge: Option<Arc<Charge>>,
 ) -> Result<(), Status> {
-    let message = Outgoing { app_metadata, message };
+    let message = Outgoing { app_metadata, message, charge };
     out.send(Ok(message)).await.map_err(|_| Status::cancelled("the client is gone"))
 }
 

@@ -124,7 +124,7 @@ impl FlightService for Service {
         &self,
         _request: Request<Streaming<HandshakeRequest>>,
     ) -> Result<Response<Self::HandshakeStream>, Status> {
-        Err(Status::unimplemented("[IOV-1040] no authentication by handshake"))
+        Err(Status::unimplemented("[IOV-6008] no authentication by handshake"))
     }
 
     async fn list_flights(

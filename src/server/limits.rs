@@ -8,37 +8,37 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::config::{ByteSize, TimeSpan};
+use super::units::{ByteSize, TimeSpan};
 use crate::budget::Budget;
 use crate::table::RequestLimits;
 
-/// What clients can take of the Flight ports.
+/// Limits on requests to the Flight ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Memory beside `memory` that the requests of all clients may hold together; one client may have
-    /// a quarter of it.
+    /// Memory besides `memory` that the requests of all clients may hold together; one client may
+    /// have a quarter of it.
     pub request_memory: ByteSize,
-    /// Connections at a time, of TCP and of the Unix socket each; one more is closed at once.
+    /// Concurrent connections, of TCP and of the Unix socket each; further ones are closed at once.
     pub connections: usize,
-    /// Of these, connections of one address or one user. All of loopback is one address.
+    /// Maximum number of these from one address or one user. All of loopback is one address.
     pub connections_per_peer: usize,
-    /// Processes that are attached at a time; at most half of the files that may be open.
+    /// Concurrently attached processes; at most half of the files that may be open.
     pub attached: usize,
-    /// Of these, processes of one user.
+    /// Maximum number of these of one user.
     pub attached_per_peer: usize,
-    /// Calls under way at a time, over all connections; one more is UNAVAILABLE.
+    /// Concurrent calls, over all connections; further ones are UNAVAILABLE.
     pub calls: usize,
-    /// Calls under way of one connection; a client waits with further ones.
+    /// Concurrent calls of one connection; the client delays further ones.
     pub streams: u32,
-    /// Calls that one connection may break off at once, and in each second; then it is cut, and no
-    /// further one is taken from that address for a second, if it is another node's (CVE-2023-44487).
+    /// Calls that one connection may cancel at once, and in each second. Beyond this the connection
+    /// is cut; from another node's address no connection is accepted for a second (CVE-2023-44487).
     pub resets: usize,
-    /// The headers of a call.
+    /// Size of the headers of a call.
     pub headers: ByteSize,
-    /// One message; a longer one is refused by its first five bytes.
+    /// Size of one message; a longer one is refused by its first five bytes.
     pub message: ByteSize,
-    /// Registrations of timeframes that wait for their answer, over all clients; one more is
+    /// Registrations of timeframes that wait for their answer, over all clients; further ones are
     /// RESOURCE_EXHAUSTED.
     pub registrations: usize,
     /// Columns of a request; at most 10,000.
@@ -47,20 +47,19 @@ pub struct Limits {
     pub consumers: usize,
     /// Ranges of a key in the path of a column; at most 1,000.
     pub path_ranges: usize,
-    /// Distinct values of a key for each of which a column has a look-up of its own; at most
-    /// 10,000.
+    /// Distinct values of a key for which a column has separate look-ups; at most 10,000.
     pub key_values: usize,
     /// Entries of a lock; at most 100,000.
     pub lock_entries: usize,
-    /// The name of a column, a table, a consumer or a session; at most 256B.
+    /// Length of the name of a column, a table, a consumer or a session; at most 256B.
     pub name: ByteSize,
-    /// The metadata of a column, all keys and values together; at most 64KiB.
+    /// Size of the metadata of a column, all keys and values together; at most 64KiB.
     pub metadata: ByteSize,
-    /// How long a client may take for the TLS handshake, and then for the first bytes of HTTP/2.
+    /// Time limit of a client for the TLS handshake, and then for the first bytes of HTTP/2.
     pub handshake: TimeSpan,
-    /// A client that is silent for so long is asked whether it is there, and has as long to answer.
+    /// After this time without data the service pings the client, and waits as long for the answer.
     pub keepalive: TimeSpan,
-    /// How long a client may pause between two messages of a timeframe.
+    /// Longest pause of a client between two messages of a timeframe.
     pub message_pause: TimeSpan,
 }
 
@@ -93,9 +92,9 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// How much of a stream, and of a connection, a client may send before we have read it.
+    /// Bytes of a stream, and of a connection, that a client may send ahead of the service's reads.
     pub(super) const WINDOW_BYTES: u32 = 1 << 20;
-    /// What one request may have.
+    /// The limits of one request.
     pub(super) fn requests(&self) -> RequestLimits {
         RequestLimits {
             columns: self.columns,
@@ -108,11 +107,11 @@ impl Limits {
         }
     }
 
-    /// The largest frame that is taken.
+    /// The largest HTTP/2 frame that is accepted.
     pub(super) const FRAME_BYTES: u32 = 16 << 10;
 }
 
-/// A size as the `usize` that hyper and tokio take.
+/// A size in bytes as a `usize`, for hyper and tokio.
 pub(super) fn in_memory(size: ByteSize) -> usize {
     usize::try_from(size.bytes()).unwrap_or(usize::MAX)
 }

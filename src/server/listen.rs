@@ -30,13 +30,13 @@ use crate::error::coded;
 /// The addresses of a service.
 #[derive(Debug, Clone)]
 pub struct ListenOptions {
-    /// Flight over TCP; port 0 picks one.
+    /// Flight over TCP; port 0 picks a free port.
     pub flight: Option<SocketAddr>,
     /// Whether Flight over TCP uses TLS; sets the scheme of its URL.
     pub tls: bool,
-    /// `/metrics`, `/healthz`, `/readyz`; port 0 picks one.
+    /// The HTTP port: `/metrics`, `/healthz`, `/readyz`; port 0 picks a free port.
     pub http: Option<SocketAddr>,
-    /// CCDB over HTTP for CCDB clients; port 0 picks one.
+    /// CCDB over HTTP for CCDB clients; port 0 picks a free port.
     pub ccdb: Option<SocketAddr>,
     /// The folder of `flight.sock` and `attach.sock`; `None`: a new folder.
     pub socket_folder: Option<PathBuf>,
@@ -73,16 +73,16 @@ pub struct Listeners {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// A TCP port cannot be had.
+    /// A TCP port cannot be bound.
     #[error("cannot listen on {address}")]
     Tcp {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         error: io::Error,
     },
-    /// The folder belongs to another service that runs.
+    /// The folder belongs to another running service.
     #[error("{folder} belongs to another service (pid {pid}); use another folder for the sockets")]
     Taken {
         /// The folder.
@@ -90,8 +90,8 @@ pub enum ListenError {
         /// The process id in the lock file.
         pid: String,
     },
-    /// Somebody else could put a socket into the folder.
-    #[error("{folder} can be written by everybody; use a folder of the service's own")]
+    /// The folder is world-writable: another user could put a socket into it.
+    #[error("{folder} can be written by every user; use a folder of the service's own")]
     Open {
         /// The folder.
         folder: PathBuf,
@@ -99,25 +99,25 @@ pub enum ListenError {
     /// A file or socket cannot be made.
     #[error("cannot make {path}")]
     Path {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         error: io::Error,
     },
-    /// A socket that was handed over cannot be used.
-    #[error("the socket {name:?} that was handed over cannot be used")]
+    /// A socket that was passed to the service cannot be used.
+    #[error("the socket {name:?} that was passed to the service cannot be used")]
     Given {
         /// Its name.
         name: String,
-        /// Why.
+        /// The cause.
         #[source]
         error: io::Error,
     },
-    /// The path of a Unix socket can have 107 bytes.
+    /// The path of a Unix socket is longer than 107 bytes.
     #[error("{path} is too long for a Unix socket: {got} bytes, at most 107 are possible")]
     TooLong {
-        /// Which.
+        /// The path.
         path: PathBuf,
         /// Its length in bytes.
         got: usize,
@@ -134,7 +134,7 @@ coded! { ListenError {
 } }
 
 impl Listeners {
-    /// Binds all of them, or none.
+    /// Binds all sockets, or none.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -240,7 +240,7 @@ impl Given {
             let failed = |error| ListenError::Given { name: name.clone(), error };
             let address = rustix::net::getsockname(&file).map_err(io::Error::from);
             let Ok(address) = address else {
-                tracing::warn!(name, "a descriptor that was handed over is of no use");
+                tracing::warn!(name, "a descriptor that was passed to the service is not used");
                 continue;
             };
             if address.address_family() != rustix::net::AddressFamily::UNIX {
@@ -260,7 +260,7 @@ impl Given {
                 sorted.folder = path.parent().map(Path::to_owned);
                 sorted.unix.insert(file_name.to_owned(), listener);
             } else {
-                tracing::warn!(name, path = %path.display(), "this socket is of no use");
+                tracing::warn!(name, path = %path.display(), "this socket is not used");
             }
         }
         Ok(sorted)

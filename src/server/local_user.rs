@@ -1,7 +1,7 @@
 //! The user of a client on this node that connects over TCP.
 //!
-//! The kernel lists each TCP socket of this network namespace with its user (`/proc/net/tcp`). A
-//! session is used by processes of its own user, also where they reach the service over loopback.
+//! The kernel lists each TCP socket of this network namespace with its user (`/proc/net/tcp`). With
+//! it a session is restricted to processes of its user over loopback too.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -16,7 +16,7 @@ pub(super) struct Loopback {
 }
 
 impl Loopback {
-    /// `None`: the peer is on another node.
+    /// Gives `None` if the peer is on another node.
     pub(super) fn new(ours: SocketAddr, theirs: SocketAddr) -> Option<Self> {
         let (ours, theirs) = (canonical(ours), canonical(theirs));
         let here = theirs.ip().is_loopback() && ours.ip().is_loopback();

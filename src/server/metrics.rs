@@ -38,7 +38,7 @@ struct LogFigures(LogWriter);
 impl Collector for LogFigures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let lost = ConstCounter::new(self.0.lost_lines());
-        let help = "Lines of the log that were lost, since stderr was not read.";
+        let help = "Lines of the log lost because stderr was not read.";
         let name = "log_lines_lost";
         lost.encode(encoder.encode_descriptor(name, help, None, lost.metric_type())?)
     }
@@ -51,7 +51,7 @@ struct Figures(Cache);
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let build = ConstGauge::new(1_i64);
-        let help = "The version that runs; the value is 1.";
+        let help = "Version of the service; the value is 1.";
         let mut place = encoder.encode_descriptor("build_info", help, None, build.metric_type())?;
         build.encode(place.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?)?;
         for (name, help, value) in self.0.counters().all() {
@@ -64,18 +64,18 @@ impl Collector for Figures {
         let status = self.0.status();
         let memory = &status.memory;
         let gauges = [
-            ("memory_total", "Memory that the cache may use.", memory.total_bytes),
-            ("memory_used", "Memory that objects take, pinned or not.", memory.used_bytes),
-            ("memory_pinned", "Memory that pinned objects take.", memory.pinned_bytes),
-            ("memory_free", "Memory that no object takes.", memory.free_bytes),
+            ("memory_total", "Total shared memory of the cache.", memory.total_bytes),
+            ("memory_used", "Memory used by objects, pinned or not.", memory.used_bytes),
+            ("memory_pinned", "Memory used by pinned objects.", memory.pinned_bytes),
+            ("memory_free", "Memory not used by any object.", memory.free_bytes),
             (
                 "memory_largest_free",
-                "The largest object that fits without throwing another out.",
+                "The largest object that fits without an eviction.",
                 memory.largest_free_bytes,
             ),
             (
                 "request_memory",
-                "Memory beside the segments that requests hold.",
+                "Memory outside the segments that requests hold.",
                 self.0.budget().used_bytes(),
             ),
         ];
@@ -92,7 +92,7 @@ impl Collector for Figures {
             ("sessions", "Processes that are attached.", status.sessions.len() as u64),
             (
                 "segments_lost",
-                "Segments with names that another program removed or wrote over.",
+                "Segments with names that another program removed or overwrote.",
                 status.lost_segments.len() as u64,
             ),
             (
@@ -119,7 +119,7 @@ impl Collector for Figures {
     }
 }
 
-/// What consumers look up by themselves.
+/// Look-ups, pins and paths of consumers that look up by themselves.
 fn encode_local(
     figures: &LocalFigures,
     encoder: &mut DescriptorEncoder<'_>,
@@ -137,10 +137,10 @@ fn encode_local(
         ("local_sessions", "Sessions that can look up by themselves.", None, figures.sessions),
         ("local_pins", "Objects that consumers pin by themselves.", None, figures.slots),
         ("local_paths", "Paths that are published for look-ups.", None, figures.paths),
-        ("local_snapshots", "Memory that published timelines take.", bytes, figures.snapshot_bytes),
+        ("local_snapshots", "Memory used by published timelines.", bytes, figures.snapshot_bytes),
         (
             "local_quarantined",
-            "Memory of objects that were given up and that a consumer still pins.",
+            "Memory of freed objects that a consumer still pins.",
             bytes,
             figures.quarantined_bytes,
         ),
@@ -202,7 +202,7 @@ fn encode_sources(
         let up = i64::from(source.state == crate::source::Reachability::Up);
         ConstGauge::new(up).encode(all.encode_family(&[("source", source.url.as_str())])?)?;
     }
-    let help = "How long the answers of the source took.";
+    let help = "Latency of the answers of the source.";
     let (name, unit) = ("source_latency", Some(&Unit::Seconds));
     let mut all = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
     for source in sources.iter().filter(|source| !source.latency.counts.is_empty()) {

@@ -24,6 +24,7 @@ mod descriptors;
 mod do_get;
 mod exchange;
 mod flight;
+mod guard;
 mod http;
 mod limits;
 mod listen;
@@ -40,14 +41,15 @@ mod run;
 mod status;
 mod ticket;
 mod tls;
+mod units;
 mod untrusted_ipc;
 
 pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
 pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{
-    ByteSize, Config, ConfigError, ConfigFault, ConfigKey, Document, LogFormat, MissingConfig,
-    Override, PathConfig, RegionPath, RemapConfig, Section, SectionForm, SegmentBacking, Settings,
-    SocketMode, SourceConfig, TimeSpan, TlsConfig, ValueOrigin, sections,
+    Config, ConfigError, ConfigFault, ConfigKey, Document, LogFormat, MissingConfig, Override,
+    PathConfig, RemapConfig, Section, SectionForm, SegmentBacking, Settings, SourceConfig,
+    TlsConfig, ValueOrigin, sections,
 };
 pub use descriptors::{DescriptorShares, Descriptors};
 pub use limits::Limits;
@@ -55,6 +57,7 @@ pub use listen::{ListenError, ListenOptions, Listeners};
 pub use log::LogWriter;
 pub use run::{FLIGHT_DESCRIPTOR, ServeError, ServeOptions, run};
 pub use tls::{Tls, TlsError};
+pub use units::{ByteSize, RegionPath, SocketMode, TimeSpan};
 // For the program and the fuzz targets.
 #[doc(hidden)]
 pub use untrusted_ipc::{silence_decode_panics, timestamps_of_messages};

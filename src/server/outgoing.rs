@@ -6,8 +6,9 @@
 //! ```
 //!
 //! tonic copies each message into a buffer of its own before it sends the first byte. Here a frame
-//! is a slice of the message, and a large object in it is a slice of shared memory. An answer that
-//! is not read therefore holds its pins and at most one message, which is charged.
+//! is a slice of the message. Objects stay in shared memory until HTTP/2 can send more: then one
+//! frame of them is copied. An answer that is not read therefore holds at most one message and some
+//! frames, which are charged, and pins that end with its lease.
 //!
 //! A handler returns an empty stream and attaches the real one ([`Outgoing::into_response`]). The
 //! guard makes the real one the body ([`Outgoing::unpack`]).
@@ -29,13 +30,15 @@ use super::flight::ResponseStream;
 use super::status::status;
 use crate::budget::{Charge, ClientBudget};
 use crate::sync::Mutex;
-use crate::table::{EncodeError, Message};
+use crate::table::{EncodeError, Message, Part};
 
 /// One message of a stream of FlightData.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) app_metadata: Bytes,
     pub(super) message: Message,
+    /// The memory of the message, charged until its last frame is sent.
+    pub(super) charge: Option<Arc<Charge>>,
 }
 
 /// Expected maximum of a message: batches are split below it.
@@ -48,6 +51,8 @@ const ROOM_WAIT: Duration = Duration::from_secs(60);
 const TURN: Duration = Duration::from_millis(1);
 /// Size of the slices passed to HTTP/2.
 const FRAME_BYTES: usize = 64 << 10;
+/// Maximum bytes of a stream that HTTP/2 holds: its send buffer (400 KiB) and one frame more.
+const SEND_BUFFER_BYTES: usize = (400 << 10) + FRAME_BYTES;
 
 /// Memory for one message, before it is made.
 pub(super) struct MessageRoom(Charge);
@@ -70,27 +75,29 @@ impl MessageRoom {
         }
     }
 
-    /// Charges the actual size of `messages`, each for as long as its bytes live.
+    /// Charges the actual memory of `messages`, for as long as any of their bytes are held.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED if they are larger than expected and the account has no room for them.
-    pub(super) fn settle(self, messages: &mut [Message]) -> Result<(), Status> {
+    pub(super) fn settle(self, messages: &[Message]) -> Result<Arc<Charge>, Status> {
         let Self(mut charge) = self;
-        let own = |message: &Message| message.header.len() + message.body.len();
-        let bytes = messages.iter().map(own).sum::<usize>() as u64;
+        let bytes = messages.iter().map(memory_bytes).sum::<u64>();
         charge.grow(bytes.saturating_sub(charge.bytes())).map_err(|error| status(&error))?;
         charge.shrink_to(bytes);
-        let charge = Arc::new(charge);
-        for message in messages {
-            for part in [&mut message.header, &mut message.body] {
-                if !part.is_empty() {
-                    let bytes = std::mem::take(part);
-                    *part = Bytes::from_owner(Charged { bytes, _charge: Arc::clone(&charge) });
-                }
-            }
-        }
-        Ok(())
+        Ok(Arc::new(charge))
     }
+}
+
+/// Maximum memory of a message while it is sent: its own bytes, and copied frames of its objects.
+fn memory_bytes(message: &Message) -> u64 {
+    let own = |part: &Part| match part {
+        Part::Own(bytes) => bytes.len(),
+        Part::Object(_) => 0,
+    };
+    let own =
+        message.header.len() + message.body.len() + message.rest.iter().map(own).sum::<usize>();
+    let copied = (message.bytes() - own).min(SEND_BUFFER_BYTES);
+    (own + copied) as u64
 }
 
 /// Bytes that are charged as long as they live.
@@ -116,10 +123,13 @@ pub(super) fn of_table(
             Err(error) => return Some((Err(error), (messages, budget))),
         };
         let made = match messages.next()? {
-            Ok(mut message) => room.settle(std::slice::from_mut(&mut message)).map(|()| message),
+            Ok(message) => room.settle(std::slice::from_ref(&message)).map(|charge| Outgoing {
+                app_metadata: Bytes::new(),
+                message,
+                charge: Some(charge),
+            }),
             Err(error) => Err(status(&error)),
         };
-        let made = made.map(|message| Outgoing { app_metadata: Bytes::new(), message });
         Some((made, (messages, budget)))
     }))
 }
@@ -130,7 +140,8 @@ impl Outgoing {
         messages: ResponseStream<Self>,
     ) -> Response<ResponseStream<T>> {
         let mut response = Response::new(Box::pin(stream::empty()) as ResponseStream<T>);
-        let frames = Frames { messages, ready: VecDeque::new(), busy: Duration::ZERO, over: false };
+        let frames =
+            Frames { messages, ready: Parts::default(), busy: Duration::ZERO, over: false };
         response.extensions_mut().insert(Packed(Arc::new(Mutex::new(Some(frames)))));
         response
     }
@@ -147,12 +158,12 @@ impl Outgoing {
     }
 
     /// The parts of the message on the wire: gRPC's head and the fields of FlightData.
-    fn into_parts(self) -> VecDeque<Bytes> {
+    fn into_parts(self) -> Parts {
         const HEADER: u64 = 2;
         const APP_METADATA: u64 = 3;
         const BODY: u64 = 1_000;
-        let Self { app_metadata, message: Message { header, body, rest } } = self;
-        let body_bytes = body.len() + rest.iter().map(Bytes::len).sum::<usize>();
+        let Self { app_metadata, message: Message { header, body, rest }, charge } = self;
+        let body_bytes = body.len() + rest.iter().map(Part::len).sum::<usize>();
         let mut begin = BytesMut::new();
         for (field, bytes) in [(HEADER, &header), (APP_METADATA, &app_metadata)] {
             if !bytes.is_empty() {
@@ -167,8 +178,36 @@ impl Outgoing {
         head.put_u8(0);
         head.put_u32(u32::try_from(begin.len() + body_bytes).unwrap_or(u32::MAX));
         head.unsplit(begin);
-        let parts = [head.freeze(), body].into_iter().chain(rest);
-        parts.filter(|part| !part.is_empty()).collect()
+        let parts = [head.freeze(), body].map(Part::Own).into_iter().chain(rest);
+        Parts { parts: parts.filter(|part| !part.is_empty()).collect(), charge }
+    }
+}
+
+/// The parts of a message that are not sent yet.
+#[derive(Default)]
+struct Parts {
+    parts: VecDeque<Part>,
+    charge: Option<Arc<Charge>>,
+}
+
+impl Parts {
+    /// The next frame's data, which keeps the charge. Only as much of an object is copied.
+    fn next_slice(&mut self) -> Option<Result<Bytes, EncodeError>> {
+        let first = self.parts.front_mut()?;
+        let bytes = match first.take_front(FRAME_BYTES) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.parts.clear();
+                return Some(Err(error));
+            }
+        };
+        if first.is_empty() {
+            self.parts.pop_front();
+        }
+        Some(Ok(match &self.charge {
+            Some(charge) => Bytes::from_owner(Charged { bytes, _charge: Arc::clone(charge) }),
+            None => bytes,
+        }))
     }
 }
 
@@ -186,7 +225,7 @@ struct Packed(Arc<Mutex<Option<Frames>>>);
 /// The body of a response, made message by message when HTTP/2 asks for more.
 struct Frames {
     messages: ResponseStream<Outgoing>,
-    ready: VecDeque<Bytes>,
+    ready: Parts,
     /// Time spent on messages since the task last yielded.
     busy: Duration,
     over: bool,
@@ -199,12 +238,11 @@ impl fmt::Debug for Frames {
 }
 
 impl Frames {
-    fn next_slice(&mut self) -> Option<Bytes> {
-        let first = self.ready.front_mut()?;
-        if first.len() > FRAME_BYTES {
-            return Some(first.split_to(FRAME_BYTES));
-        }
-        self.ready.pop_front()
+    /// The last frame: the status of the stream.
+    fn end(&mut self, end: &Status) -> Result<Frame<Bytes>, Status> {
+        self.over = true;
+        let mut trailers = HeaderMap::new();
+        end.add_header(&mut trailers).map(|()| Frame::trailers(trailers))
     }
 }
 
@@ -217,8 +255,10 @@ impl Body for Frames {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
-            if let Some(slice) = self.next_slice() {
-                return Poll::Ready(Some(Ok(Frame::data(slice))));
+            match self.ready.next_slice() {
+                Some(Ok(slice)) => return Poll::Ready(Some(Ok(Frame::data(slice)))),
+                Some(Err(error)) => return Poll::Ready(Some(self.end(&status(&error)))),
+                None => {}
             }
             if self.over {
                 return Poll::Ready(None);
@@ -239,11 +279,7 @@ impl Body for Frames {
                 Some(Err(error)) => error,
                 None => Status::new(Code::Ok, ""),
             };
-            self.over = true;
-            let mut trailers = HeaderMap::new();
-            return Poll::Ready(Some(
-                end.add_header(&mut trailers).map(|()| Frame::trailers(trailers)),
-            ));
+            return Poll::Ready(Some(self.end(&end)));
         }
     }
 }
@@ -265,18 +301,18 @@ mod tests {
             (200, 7, 70_000, vec![]),
             (9, 0, 64, vec![70_000, 1, 130]),
         ] {
-            let body = part(3, body);
-            let rest: Vec<Bytes> = rest.into_iter().map(|length| part(4, length)).collect();
-            let data_body = [&[body.clone()][..], &rest].concat().concat();
+            let rest = rest.into_iter().map(|length| Part::Own(part(4, length))).collect();
+            let message = Message { header: part(1, header), body: part(3, body), rest };
+            let app_metadata = part(2, app_metadata);
             let data = FlightData {
                 flight_descriptor: None,
-                data_header: part(1, header),
-                app_metadata: part(2, app_metadata),
-                data_body: data_body.into(),
+                data_header: message.header.clone(),
+                app_metadata: app_metadata.clone(),
+                data_body: message.whole_body().unwrap(),
             };
-            let (header, app_metadata) = (data.data_header.clone(), data.app_metadata.clone());
-            let outgoing = Outgoing { app_metadata, message: Message { header, body, rest } };
-            let sent = outgoing.into_parts().into_iter().collect::<Vec<_>>().concat();
+            let mut parts = Outgoing { app_metadata, message, charge: None }.into_parts();
+            let slices = std::iter::from_fn(|| parts.next_slice());
+            let sent = slices.collect::<Result<Vec<_>, _>>().unwrap().concat();
             let encoded = data.encode_to_vec();
             assert_eq!(sent[..5], [&[0][..], &(encoded.len() as u32).to_be_bytes()].concat());
             assert_eq!(sent[5..], encoded);
@@ -290,10 +326,10 @@ mod tests {
         let message = || Message::new(Bytes::from(vec![1; 100]), Bytes::from(vec![2; 1000]));
         let mut messages = of_table([Ok(message()), Ok(message())].into_iter(), client);
         let next = std::future::poll_fn(|context| messages.as_mut().poll_next(context));
-        let Outgoing { message, .. } = next.await.unwrap().unwrap();
+        let mut parts = next.await.unwrap().unwrap().into_parts();
         assert_eq!(budget.used_bytes(), 1_100);
-        let slice = message.body.slice(3..4);
-        drop(message);
+        let slice = parts.next_slice().unwrap().unwrap();
+        drop(parts);
         assert_eq!(budget.used_bytes(), 1_100);
         drop((slice, messages));
         assert_eq!(budget.used_bytes(), 0);

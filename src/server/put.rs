@@ -58,9 +58,8 @@ impl Service {
         let mut messages = Vec::new();
         loop {
             let next = tokio::time::timeout(self.message_pause, stream.message()).await;
-            let next = next.map_err(|_| {
-                Status::deadline_exceeded("[IOV-1050] the client sends nothing more")
-            })?;
+            let next = next
+                .map_err(|_| Status::deadline_exceeded("[IOV-1050] the client stopped sending"))?;
             let Some(mut message) = next? else { break };
             if let Some(descriptor) = message.flight_descriptor.take() {
                 timeframe = match &descriptor.path[..] {
@@ -83,9 +82,9 @@ impl Service {
             let charge = charge_message(&message, budget)?;
             messages.push((message, charge));
         }
-        // hyper ends the body of a call that the client cancels (RST_STREAM with CANCEL) like one that is
-        // complete, and looks for the cancellation only when the call waits. Here it waits once, so
-        // that a timeframe of which only a part came is never registered.
+        // hyper ends the body of a call that the client cancels (RST_STREAM with CANCEL) like a
+        // complete one, and checks for the cancellation only when the call waits. The call yields
+        // once here, so that a timeframe of which only a part came is never registered.
         tokio::task::yield_now().await;
         let timeframe = timeframe
             .ok_or_else(|| malformed("no descriptor, expected path [\"timeframe\", id]"))?;

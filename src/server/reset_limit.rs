@@ -1,9 +1,9 @@
 //! Calls cancelled by clients: a connection with too many of them is cut.
 //!
 //! HTTP/2 lets a client begin a call and cancel it without waiting, so the service bears the cost
-//! (CVE-2023-44487). h2 limits the number of such calls that are pending. Those that the service
-//! has accepted are counted here, per connection: other processes of the same user or address keep
-//! their connections.
+//! (CVE-2023-44487). h2 limits the number of such calls that are pending. This module counts, per
+//! connection, the cancelled calls that the service has accepted: other processes of the same user
+//! or address keep their connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,11 +19,12 @@ pub(super) struct ConnectionWatch {
     pub(super) number: u64,
     /// Both ends, if the connection is over loopback.
     pub(super) loopback: Option<Loopback>,
-    /// Cancelled calls allowed at once, and as many more in each second.
+    /// Number of cancelled calls allowed at once, and in each further second.
     allowance: f64,
     level: Mutex<(f64, Instant)>,
     cut: AtomicBool,
-    /// The client hung up. Its running calls then end with the connection and are not counted.
+    /// Whether the client hung up. Its running calls then end with the connection and are not
+    /// counted.
     over: AtomicBool,
 }
 

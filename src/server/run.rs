@@ -11,10 +11,11 @@ use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tower::layer::util::{Identity as Bare, Stack};
 
-use super::auth::{Access, GuardLayer};
+use super::auth::Access;
 use super::ccdb::{self, Answering};
 use super::connection::{self, Acceptor};
 use super::flight::Service;
+use super::guard::GuardLayer;
 use super::http::{self, HttpOptions, Readiness};
 use super::limits::{Limits, in_memory};
 use super::listen::Listeners;
@@ -26,7 +27,7 @@ use crate::error::coded;
 /// The compiled descriptor of `schemas/flight.proto`, for reflection.
 pub const FLIGHT_DESCRIPTOR: &[u8] = include_bytes!("../../schemas/flight.bin");
 
-/// How a service runs.
+/// Options of a service.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
     /// Access control.
@@ -198,7 +199,7 @@ async fn end_servers<T: 'static>(
         () = hurry.cancelled() => false,
     };
     if !drained {
-        tracing::warn!("requests under way are broken off");
+        tracing::warn!("running requests are cancelled");
         servers.shutdown().await;
     }
 }

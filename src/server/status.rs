@@ -25,7 +25,7 @@ const fn code(kind: ErrorKind) -> Code {
 /// headers.
 const MAX_MESSAGE_BYTES: usize = 6_000;
 
-/// Length of the prefix of a message that fits.
+/// Length of the prefix of a message that fits into [`MAX_MESSAGE_BYTES`].
 fn room(message: &str) -> usize {
     let mut bytes = 0;
     let fits = |&(_, letter): &(usize, char)| {

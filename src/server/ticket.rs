@@ -55,9 +55,9 @@ pub(super) fn charge(json: &[u8], budget: &ClientBudget) -> Result<Charge, OverB
     budget.charge(json.len() as u64 + parsed_bytes(json), "a request")
 }
 
-/// Charges the schema of the table that a request asks for, beside `charge`: in memory it takes many
-/// times the bytes of the request. Columns that the configuration or a timeframe has cost the client
-/// nothing more.
+/// Charges the schema of the requested table, in addition to `charge`: in memory it takes many
+/// times the bytes of the request. Columns that the configuration or a timeframe defines are not
+/// charged to the client again.
 ///
 /// # Errors
 /// [`OverBudget`].
@@ -79,7 +79,7 @@ fn parsed_bytes(json: &[u8]) -> u64 {
     // A list grows by doubling.
     const TIMESTAMP_BYTES: u64 = 16;
     const FIELD_BYTES: u64 = 40;
-    // A value of a key that is a text has two quotes, and costs most where it is a new one.
+    // A text of a key has two quotes; a distinct one costs the most.
     const QUOTE_BYTES: u64 = 72;
     let (mut commas, mut colons, mut quotes) = (0_u64, 0_u64, 0_u64);
     for byte in json {
@@ -92,7 +92,7 @@ fn parsed_bytes(json: &[u8]) -> u64 {
     commas * TIMESTAMP_BYTES + colons * FIELD_BYTES + texts * QUOTE_BYTES
 }
 
-/// The key of a ticket in the service's tables: of fixed size for tickets of any length.
+/// The key of a ticket in the service's tables, of fixed size.
 pub(super) fn key(ticket: &[u8]) -> Arc<[u8]> {
     Arc::from(&Sha256::digest(ticket)[..])
 }

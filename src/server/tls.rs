@@ -30,19 +30,19 @@ impl fmt::Debug for Tls {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A file is no PEM with what is needed.
+    /// A file is no PEM with the expected content.
     #[error("the {what} cannot be read, expected PEM")]
     Pem {
-        /// Which file.
+        /// The content of the file.
         what: &'static str,
         /// The fault.
         #[source]
         error: pem::Error,
     },
-    /// Certificate and key do not belong together, or are none.
-    #[error("certificate and key do not go together")]
+    /// Certificate and key do not belong together, or are invalid.
+    #[error("certificate and key do not belong together")]
     Pair(#[source] rustls::Error),
-    /// The authority of clients is none.
+    /// The authority of clients is invalid.
     #[error("the authority of clients cannot be used")]
     Authority(#[source] VerifierBuilderError),
 }
@@ -95,8 +95,8 @@ fn config(
 }
 
 impl Tls {
-    /// From PEM: the certificate with its chain, its key, and the authority that signs clients'
-    /// certificates, if these are to count.
+    /// Reads PEM: the certificate with its chain, its key, and the authority that signs clients'
+    /// certificates, if client certificates are accepted.
     ///
     /// # Errors
     /// [`TlsError`].

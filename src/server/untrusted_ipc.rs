@@ -70,7 +70,7 @@ pub(super) fn rows_of_charged(
         ([], None) => rows_of_batches(&[], keys, charge),
         ([_], _) => Ok(parts.swap_remove(0)),
         _ => {
-            // All of the keys are there twice for a moment.
+            // While the parts are joined, all keys are in memory twice.
             let bytes: usize = parts.iter().map(|part| part.keys.memory_bytes()).sum();
             if let Some(charge) = charge {
                 charge.grow(bytes as u64).map_err(|error| status(&error))?;

@@ -1,45 +1,45 @@
-//! Where the bytes of an object go: the trait, and a body in the heap for copies and tests.
+//! Destination of the bytes of an object: the trait, and a body in the heap for copies and tests.
 
 use async_trait::async_trait;
 
 use super::error::BodyError;
 use crate::object::Md5Sum;
 
-/// Where the bytes of an object go: a block in shared memory, or a buffer in a test.
+/// Destination of the bytes of an object: a block in shared memory, or a buffer in a test.
 #[async_trait]
 pub trait Body: Send {
-    /// Makes room for `size_bytes` in all; keeps what was written before.
+    /// Makes room for `size_bytes` in total; bytes already written are kept.
     ///
-    /// Called before the first byte with the size as announced; again, with a larger size, only
-    /// where the source did not know it.
+    /// The source calls it with the announced size before the first byte. It calls it again, with a
+    /// larger size, only if it did not know the size.
     ///
     /// # Errors
-    /// [`BodyError`] if so much cannot be had.
+    /// [`BodyError`] if the room cannot be provided.
     async fn reserve(&mut self, size_bytes: u64) -> Result<(), BodyError>;
 
-    /// The room that is reserved and not yet written.
+    /// Room that is reserved and not yet written.
     fn spare(&mut self) -> &mut [u8];
 
-    /// Says that the first `count` bytes of [`spare`](Self::spare) are now written.
+    /// Marks the first `count` bytes of [`spare`](Self::spare) as written.
     ///
     /// # Panics
     /// If `count` is more than the spare room.
     fn advance(&mut self, count: usize);
 
-    /// How many bytes were written so far.
+    /// Number of bytes written so far.
     fn written_bytes(&self) -> u64;
 
-    /// Gives the MD5 of all bytes written so far, where the source has computed it from these very
-    /// bytes. A body that checks what it holds then need not compute it again.
+    /// Sets the MD5 of all bytes written so far, computed by the source from these very bytes. A
+    /// body that verifies its bytes then need not compute it again.
     fn set_md5(&mut self, md5: Md5Sum) {
         let _ = md5;
     }
 }
 
-/// Writes all of `bytes`; where `body` has no more room, it is asked for.
+/// Writes all of `bytes`, and reserves more room in `body` when it is full.
 ///
 /// # Errors
-/// [`BodyError`] if there is none.
+/// [`BodyError`] if `body` cannot provide the room.
 pub async fn write_all(body: &mut dyn Body, mut bytes: &[u8]) -> Result<(), BodyError> {
     while !bytes.is_empty() {
         if body.spare().is_empty() {
@@ -55,7 +55,7 @@ pub async fn write_all(body: &mut dyn Body, mut bytes: &[u8]) -> Result<(), Body
     Ok(())
 }
 
-/// Bytes in the heap.
+/// A [`Body`] in the heap.
 #[derive(Debug, Clone, Default)]
 pub struct VecBody {
     bytes: Vec<u8>,
@@ -63,12 +63,12 @@ pub struct VecBody {
 }
 
 impl VecBody {
-    /// What was written.
+    /// The bytes written so far.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.written]
     }
 
-    /// What was written.
+    /// The bytes written so far, without a copy.
     pub fn into_bytes(mut self) -> Vec<u8> {
         self.bytes.truncate(self.written);
         self.bytes

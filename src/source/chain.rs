@@ -1,15 +1,15 @@
-//! Several sources in order, each for some paths; and paths that stand for others.
+//! Several sources in order, each for some paths, and paths that stand for other paths.
 //!
 //! ```text
-//!  look_up(path, at) ─▶ first ──valid there──▶ that one, as far as it is valid
-//!                         │ nothing, or down
+//!  look_up(path, at) ─▶ first ──valid there──▶ its version, within its validity
+//!                         │ nothing valid, or down
 //!                         ▼
-//!                       second ─▶ … ─▶ nothing anywhere: absent; somebody down: not known
-//!  fetch(id) ─▶ the one that named it, then the others
+//!                       second ─▶ … ─▶ nothing in all: absent; one was down: unknown
+//!  fetch(id) ─▶ the source that named it, then the others
 //! ```
 //!
-//! Of two sources that both have something at a time, the first decides there, whenever it was
-//! created: so a folder in front of a server replaces what it has, and leaves the rest.
+//! If two sources have a valid version at a time, the first source decides, regardless of creation
+//! times. So a folder in front of a server replaces the objects it has, and no others.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -25,7 +25,7 @@ use super::{
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 
-/// Of so many versions it is remembered who named them.
+/// Maximum number of versions whose source is remembered.
 const MAX_ORIGINS: u64 = 1 << 20;
 
 /// One source of a chain.
@@ -33,7 +33,7 @@ const MAX_ORIGINS: u64 = 1 << 20;
 pub struct Link {
     /// The source.
     pub source: Arc<dyn Source>,
-    /// It is asked only for these paths and those below them; empty: for all.
+    /// Paths that the source serves; paths below them are included. Empty: all paths.
     pub prefixes: Vec<String>,
 }
 
@@ -43,23 +43,23 @@ impl Link {
     }
 }
 
-/// A path that stands for another, perhaps of another source (AliceO2's `condition-remap`).
+/// A path that stands for another, possibly of another source (AliceO2's `condition-remap`).
 #[derive(Debug, Clone)]
 pub struct Remap {
-    /// What is asked for.
+    /// Requested path.
     pub path: ObjectPath,
-    /// What is served.
+    /// Served path.
     pub to: ObjectPath,
-    /// From where; `None`: from the chain.
+    /// Source of the served path; `None`: the chain.
     pub source: Option<Arc<dyn Source>>,
 }
 
-/// Sources in order.
+/// Sources that are asked in order.
 pub struct ChainSource {
     url: String,
     links: Vec<Link>,
     remaps: HashMap<ObjectPath, Remap>,
-    /// By version: which link named it.
+    /// Index of the link that named a version, by id.
     origins: moka::sync::Cache<ObjectId, usize>,
 }
 
@@ -70,7 +70,7 @@ impl fmt::Debug for ChainSource {
 }
 
 impl ChainSource {
-    /// Sources in the order in which they are asked.
+    /// Asks the sources of `links` in their order, and replaces the paths of `remaps`.
     pub fn new(links: Vec<Link>, remaps: Vec<Remap>) -> Self {
         let urls: Vec<&str> = links.iter().map(|link| link.source.url()).collect();
         Self {
@@ -81,14 +81,14 @@ impl ChainSource {
         }
     }
 
-    /// The sources that serve a path, in order, and where each stands.
+    /// The sources that serve a path, in order, each with its index.
     fn links(&self, path: &ObjectPath) -> impl Iterator<Item = (usize, &Arc<dyn Source>)> {
         let path = path.clone();
         let links = self.links.iter().enumerate().filter(move |(_, link)| link.serves(&path));
         links.map(|(place, link)| (place, &link.source))
     }
 
-    /// The source that a version came from, and its path there.
+    /// The source of a version, and its path there.
     fn origin_of(&self, version: &ObjectInfo) -> Option<(Arc<dyn Source>, ObjectPath)> {
         let remap = self.remaps.get(&version.path);
         let path = remap.map_or(&version.path, |remap| &remap.to).clone();
@@ -146,13 +146,15 @@ impl ChainSource {
             }
         }
         match failure {
-            // Who could not be asked may have something: that is no 'nothing'.
+            // A source that could not be asked may have a version: the answer is unknown, not
+            // empty.
             Some(error) => Err(error),
             None => Ok(Knowledge { span, versions: Vec::new(), problems, stale }),
         }
     }
 
-    /// Every version of every source, each id once: that of the first source that has it.
+    /// Every version of every source. If several sources have an id, the first one's version is
+    /// taken.
     async fn list_in_order(
         &self,
         query: &Query,
@@ -163,7 +165,7 @@ impl ChainSource {
             let versions = match source.list(query).await {
                 Ok(Some(versions)) => versions,
                 Ok(None) => return Ok(None),
-                // The others may know a single version.
+                // The other sources can still look up single versions.
                 Err(error) if is_passing(&error) => return Ok(None),
                 Err(error) => return Err(error),
             };
@@ -178,7 +180,7 @@ impl ChainSource {
     }
 }
 
-/// Whether the next source may be asked instead.
+/// Whether the next source may be asked after this error.
 fn is_passing(error: &SourceError) -> bool {
     match error {
         SourceError::Down { .. }
@@ -189,14 +191,14 @@ fn is_passing(error: &SourceError) -> bool {
     }
 }
 
-/// The longest interval around `at` in which something is valid everywhere, or nothing anywhere,
-/// and which of the two.
+/// The longest interval around `at` in which a version is valid throughout, or in which none is
+/// valid anywhere; `true` for the former.
 fn piece_around(knowledge: &Knowledge, at: Timestamp) -> (ValidityInterval, bool) {
     let (mut from, mut until) = (knowledge.span.from(), knowledge.span.until());
     let mut pieces: Vec<ValidityInterval> =
         knowledge.versions.iter().map(|version| version.validity).collect();
     pieces.sort_by_key(|piece| (piece.from(), piece.until()));
-    // Intervals that touch or overlap become one.
+    // Merges intervals that touch or overlap.
     let mut joined: Vec<(Timestamp, Timestamp)> = Vec::new();
     for piece in pieces {
         match joined.last_mut() {
@@ -218,7 +220,7 @@ fn piece_around(knowledge: &Knowledge, at: Timestamp) -> (ValidityInterval, bool
     (ValidityInterval::new(from, until).unwrap_or(knowledge.span), false)
 }
 
-/// The same version under another path.
+/// A copy of `version` under another path.
 fn renamed(version: &ObjectInfo, path: &ObjectPath) -> ObjectInfo {
     ObjectInfo { path: path.clone(), ..version.clone() }
 }
@@ -236,7 +238,7 @@ impl Source for ChainSource {
     }
 
     fn subscribe(&self, listener: ChangeListener) {
-        // A path that stands for another changes with it.
+        // A change of the served path is also a change of the requested one.
         let named: Vec<(ObjectPath, ObjectPath)> =
             self.remaps.values().map(|remap| (remap.to.clone(), remap.path.clone())).collect();
         let told: ChangeListener = Arc::new(move |changed| {
@@ -339,14 +341,14 @@ impl Source for ChainSource {
         order.sort_by_key(|(place, _)| (Some(*place) != origin, *place));
         let mut failure: Option<SourceError> = None;
         for (_, source) in order {
-            // What the one before has written means nothing; only an empty body can be filled.
+            // Bytes of a failed source are useless, and only an empty body can be filled.
             if body.written_bytes() > 0 {
                 break;
             }
             match source.fetch(version, body).await {
                 Ok(()) => return Ok(()),
                 Err(error) if is_passing(&error) => {
-                    // That of the one that should have it says most.
+                    // The first error other than "no such version" tells most.
                     let vague = matches!(failure, None | Some(SourceError::NoSuchVersion { .. }));
                     if vague {
                         failure = Some(error);
@@ -382,7 +384,7 @@ impl Source for ChainSource {
         }
     }
 
-    /// By the first source that serves the path: what it has decides.
+    /// Changes the first source that serves the path: its versions take precedence.
     async fn change(
         &self,
         change: &Change,
@@ -552,7 +554,7 @@ mod tests {
         }
     }
 
-    /// Who is effective at a time, by the chain's own knowledge.
+    /// First byte of the id in effect at a time, according to the chain.
     async fn id_at(chain: &ChainSource, name: &str, at: i64) -> Option<u8> {
         let at = Timestamp::from_millis(at);
         let query = Query::all(path(name));
@@ -586,7 +588,7 @@ mod tests {
             assert_eq!(id_at(&chain, "A/B", at).await, id, "at {at}");
         }
         assert_eq!(id_at(&chain, "Only/Second", 5).await, Some(8));
-        // What is said of one time holds in all of the span that is told with it.
+        // The answer for one time holds in the whole span that comes with it.
         let query = Query::all(path("A/B"));
         let knowledge = chain.look_up(&query, Timestamp::from_millis(50), None).await.unwrap();
         let span = ValidityInterval::new(Timestamp::from_millis(30), Timestamp::from_millis(100));
@@ -616,7 +618,7 @@ mod tests {
         let mut body = VecBody::default();
         chain.fetch(version, &mut body).await.unwrap();
         assert_eq!(body.bytes(), [1; 3]);
-        // The same version lies in the second too.
+        // The second source gets a copy of the version.
         put(&second, "A/B", 1, 10, 20);
         first.off.store(true, Ordering::SeqCst);
         let mut body = VecBody::default();

@@ -1,4 +1,4 @@
-//! Changes at a source: what CCDB's POST, PUT, DELETE and truncate do.
+//! Changes at a source: the operations of CCDB's POST, PUT, DELETE and truncate.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,73 +10,73 @@ use futures::Stream;
 use crate::interval::Timestamp;
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath};
 
-/// The bytes of an upload, as they come.
+/// The bytes of an upload, piece by piece as they arrive.
 pub type UploadBytes = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
-/// What is to be changed.
+/// A request to change versions of one path.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// Under which path.
+    /// Path of the versions.
     pub path: ObjectPath,
-    /// The beginning of an upload; else the time at which the version is valid that is meant.
+    /// Upload: beginning of the interval. Other kinds: a time at which the version is valid.
     pub at: Timestamp,
-    /// The end of an upload (default: one millisecond after its beginning), or a new end.
+    /// Upload: end of the interval (default: one millisecond after `at`). Update: new end.
     pub until: Option<Timestamp>,
-    /// The id of an upload, or of the version that is meant.
+    /// Upload: id of the new version. Other kinds: only the version with this id matches.
     pub id: Option<ObjectId>,
-    /// The metadata of an upload, or those that the version that is meant has.
+    /// Upload: metadata of the new version. Other kinds: metadata that the version must have.
     pub metadata: BTreeMap<String, String>,
-    /// Limits on the creation time of the version that is meant.
+    /// Limits on the creation time of the version to change.
     pub limits: CreationLimits,
-    /// What is done.
+    /// Operation to perform.
     pub kind: ChangeKind,
 }
 
-/// What is done to a version.
+/// Operation on versions of a path.
 #[derive(Debug, Clone)]
 pub enum ChangeKind {
-    /// A new version.
+    /// Stores a new version.
     Upload {
-        /// The name of the file.
+        /// Name of the uploaded file.
         file_name: String,
-        /// Its media type.
+        /// Media type of the file.
         content_type: String,
     },
-    /// Other metadata, or another end of validity; a key with an empty value is removed.
+    /// Sets metadata, and the end of the validity interval if `until` is given.
     Update {
-        /// Metadata by key.
+        /// Metadata as (key, value); an empty value removes the key.
         set: Vec<(String, String)>,
     },
-    /// The version that a look-up would find goes.
+    /// Deletes the version that a look-up would find.
     Delete,
-    /// Every version of the path goes.
+    /// Deletes every version of the path that matches.
     Truncate,
 }
 
-/// What came of a change.
+/// Result of a [`Change`].
 #[derive(Debug, Clone)]
 pub enum Changed {
-    /// The version is there.
+    /// The version was stored.
     Created(Box<ObjectInfo>),
-    /// The version was changed.
+    /// The version was changed; its new description.
     Updated(Box<ObjectInfo>),
-    /// It is as it was before.
+    /// The version already was as requested.
     Unchanged,
-    /// This many versions are gone.
+    /// Number of deleted versions.
     Deleted(u64),
-    /// There is no such version.
+    /// No version matches.
     NotFound,
 }
 
-/// Who takes changes of a path.
+/// Where changes of a path are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteTarget {
-    /// Nobody.
+    /// Nowhere: the path can only be read.
     ReadOnly,
-    /// The source itself, by [`Source::change`](super::Source::change); where it is a CCDB, that
-    /// can be asked at this address as well.
+    /// Into the source itself, by [`Source::change`](super::Source::change). A CCDB server also
+    /// accepts them at its own address.
     Source {
-        /// Its URL without credentials, and the path there.
+        /// URL of the CCDB server without credentials, and the path there.
         ccdb: Option<(String, ObjectPath)>,
     },
 }

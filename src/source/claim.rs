@@ -1,11 +1,11 @@
-//! Selecting versions by what somebody else says of them: each has to be one that the source itself
-//! describes.
+//! Selects versions by descriptions that a client supplies. Each one must agree with the source's
+//! own description.
 //!
 //! ```text
 //!  claims of one path ──▶ Source::list ──all versions──▶ found by id
-//!                            │ not all
+//!                            │ path cannot be listed
 //!                            └──▶ one look-up per claim, at its `from`, within its creation time
-//!  found ──agrees──▶ the source's own description         not found, or other: an error
+//!  found ──agrees──▶ the source's own description         not found or different: an error
 //! ```
 
 use std::collections::HashMap;
@@ -18,37 +18,37 @@ use super::error::SourceError;
 use crate::error::coded;
 use crate::object::{ClaimDiffers, CreationLimits, ObjectId, ObjectInfo, ObjectPath, VersionClaim};
 
-/// Look-ups at a time, where the source does not list.
+/// Look-ups in parallel, if the source cannot list the path.
 const PARALLEL: usize = 16;
 
 /// Why a claimed version cannot be selected.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClaimError {
-    /// The source does not tell of such a version, or not any more.
+    /// The source has no such version, or has it no longer.
     #[error("the source has no version {id} of {path} that may be seen")]
     Unknown {
-        /// The path.
+        /// Path of the version.
         path: ObjectPath,
-        /// The version.
+        /// Id of the version.
         id: ObjectId,
     },
-    /// The source describes it otherwise.
+    /// The source describes the version differently.
     #[error("version {id} of {path}: {difference}")]
     Differs {
-        /// The path.
+        /// Path of the version.
         path: ObjectPath,
-        /// The version.
+        /// Id of the version.
         id: ObjectId,
-        /// The field, and both values.
+        /// The field that differs, with both values.
         difference: ClaimDiffers,
     },
     /// The source did not answer.
     #[error("cannot tell the versions of {path}")]
     Source {
-        /// The path.
+        /// Path of the versions.
         path: ObjectPath,
-        /// What it answered.
+        /// Answer of the source.
         #[source]
         error: SourceError,
     },
@@ -60,13 +60,13 @@ coded! { ClaimError {
     Source { error, .. } => error,
 } }
 
-/// The versions of `path` that `claims` name, each as the source describes it; each id once.
+/// Versions of `path` named in `claims`, by id, each as the source describes it.
 ///
-/// `listed` holds all versions of the path, where they are known; else the source is asked for each
-/// claim. Takes time linear in both.
+/// `listed` holds all versions of the path if they are known. With `None` the source is asked once
+/// per claimed id. The time is linear in the lengths of `claims` and `listed`.
 ///
 /// # Errors
-/// [`ClaimError`] for the first claim that the source does not bear out.
+/// [`ClaimError`] for the first claim that disagrees with the source.
 pub async fn select(
     source: &dyn Source,
     path: &ObjectPath,
@@ -114,7 +114,7 @@ pub async fn select(
     Ok(found.into_iter().filter_map(|(id, version)| Some((id, version?))).collect())
 }
 
-/// The version that a claim names, from a source that does not list the path.
+/// The version that a claim names, from a source that cannot list the path.
 async fn look_up(
     source: &dyn Source,
     path: &ObjectPath,

@@ -1,4 +1,4 @@
-//! The trait that every source implements, and what its answers are made of.
+//! The trait that every source implements, and the types of its answers.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,47 +15,49 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::telemetry::Timing;
 
-/// What a source knows of a path around a timestamp.
+/// Answer to a look-up: the versions of a path that decide in a span around a timestamp.
 ///
-/// For every timestamp in `span`, the versions in `versions` that hold there, and no others,
-/// decide (those created last win); where none of them holds, nothing is valid. Versions that win
-/// nowhere in `span` may be left out. Outside of `span` nothing is said.
+/// At a timestamp in `span`, the version in effect is the one created last among those of
+/// `versions` whose interval contains it. If there is none, nothing is valid at that timestamp.
+/// Versions that are in effect nowhere in `span` may be left out. The answer says nothing about
+/// timestamps outside of `span`.
 #[derive(Debug, Clone)]
 pub struct Knowledge {
-    /// Where this is all there is to know; it contains the timestamp that was asked for.
+    /// Span in which the answer is complete. It contains the requested timestamp.
     pub span: ValidityInterval,
-    /// All versions that match the query and decide anywhere in `span`, in any order.
+    /// All versions that match the query and are in effect anywhere in `span`, in any order.
     pub versions: Vec<Arc<ObjectInfo>>,
-    /// What was passed over because it could not be read, each named.
+    /// Entries that could not be read and were skipped.
     pub problems: Vec<Problem>,
-    /// The source could not be asked, and this is what it said earlier.
+    /// The source could not be reached: this is an earlier answer.
     pub stale: bool,
 }
 
-/// An entry of a source that could not be used and was passed over.
+/// An entry of a source that could not be used and was skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// Which entry: a file, a URL.
+    /// Name of the entry: a file or a URL.
     pub entry: String,
-    /// What is wrong with it.
+    /// Description of the fault.
     pub reason: String,
 }
 
-/// Versions of a path, those included that others hide at every time, in order of (from, id).
+/// A page of the versions of a path in order of (`from`, id). It includes versions that others hide
+/// at every time.
 #[derive(Debug, Clone, Default)]
 pub struct VersionPage {
     /// The versions of this page.
     pub versions: Vec<Arc<ObjectInfo>>,
-    /// What was passed over because it could not be read; on the first page.
+    /// Entries that could not be read and were skipped; only on the first page.
     pub problems: Vec<Problem>,
     /// Whether more versions follow the last one of this page.
     pub more: bool,
-    /// Whether the source can list the path at all: if not, `versions` is empty.
+    /// Whether the source can list the path. If not, `versions` is empty.
     pub whole: bool,
 }
 
 impl VersionPage {
-    /// The page behind `after` of all `versions`, which are in any order.
+    /// The page after `after` of all `versions`, which may be in any order.
     pub(crate) fn of(
         mut versions: Vec<Arc<ObjectInfo>>,
         after: Option<PageKey>,
@@ -70,10 +72,10 @@ impl VersionPage {
     }
 }
 
-/// Where a page ends: `from` and id of its last version.
+/// Key of the end of a page: `from` and id of its last version.
 pub type PageKey = (Timestamp, ObjectId);
 
-/// The place of a version in a listing.
+/// Key of a version in a listing.
 pub fn page_key(version: &ObjectInfo) -> PageKey {
     (version.validity.from(), version.id)
 }
@@ -83,48 +85,56 @@ pub fn page_key(version: &ObjectInfo) -> PageKey {
 pub struct PathSummary {
     /// The path.
     pub path: ObjectPath,
-    /// How many versions it has.
+    /// Number of versions.
     pub versions: u64,
 }
 
-/// Is told which paths changed in a source.
+/// Callback that gets the paths that changed in a source.
 pub type ChangeListener = Arc<dyn Fn(&HashSet<ObjectPath>) + Send + Sync>;
 
-/// A place from which versions of objects can be had.
+/// A store of versions of objects.
 #[async_trait]
 pub trait Source: fmt::Debug + Send + Sync + 'static {
-    /// The URL under which this source was configured, without credentials.
+    /// URL under which this source was configured, without credentials.
     fn url(&self) -> &str;
 
-    /// The source that this one wraps, if it wraps one: it gets the calls that a wrapper does not
-    /// implement itself and that have a default here, listings by page aside.
+    /// The wrapped source, if this source is a wrapper.
+    ///
+    /// The default implementations of [`refresh_of`](Self::refresh_of),
+    /// [`subscribe`](Self::subscribe), [`forget`](Self::forget),
+    /// [`known_details`](Self::known_details), [`details`](Self::details),
+    /// [`subfolders`](Self::subfolders), [`write_target`](Self::write_target) and
+    /// [`change`](Self::change) forward to it. Those of [`list`](Self::list),
+    /// [`list_page`](Self::list_page) and [`describe`](Self::describe) use the wrapper's own
+    /// look-ups.
     fn inner(&self) -> Option<&dyn Source> {
         None
     }
 
-    /// How long an answer of [`look_up`](Self::look_up) may be used before it is asked again.
+    /// Lifetime of an answer of [`look_up`](Self::look_up).
     fn refresh(&self) -> Duration;
 
-    /// The same for a single path.
+    /// Lifetime of an answer for `path`. Default: [`refresh`](Self::refresh) for every path.
     fn refresh_of(&self, path: &ObjectPath) -> Duration {
         self.inner().map_or_else(|| self.refresh(), |inner| inner.refresh_of(path))
     }
 
-    /// Has `listener` told of changes, where the source gets to know of them by itself. It must be
-    /// quick. By default nothing is told: what changes is seen when the source is asked.
+    /// Registers `listener`, which the source calls when it learns of changes by itself. The
+    /// listener must return quickly. By default it is never called: changes are seen at the next
+    /// look-up.
     fn subscribe(&self, listener: ChangeListener) {
         if let Some(inner) = self.inner() {
             inner.subscribe(listener);
         }
     }
 
-    /// Which versions decide at `at`, and in which span around it.
+    /// The versions that decide at `at`, and the span around it in which they do.
     ///
-    /// `held` is the version that the caller has for `at` from an earlier answer, if any: a source
-    /// that can ask conditionally spares itself the rest.
+    /// `held` is the version that the caller got for `at` in an earlier answer, if any. A source
+    /// that can ask conditionally uses it to avoid a full answer.
     ///
     /// # Errors
-    /// [`SourceError`]. That nothing is valid is no error but an empty list of versions.
+    /// [`SourceError`]. If nothing is valid, the list of versions is empty: that is no error.
     async fn look_up(
         &self,
         query: &Query,
@@ -132,23 +142,23 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError>;
 
-    /// Every version that `query` matches, also those that others hide at every time; `None` where
-    /// the source cannot tell all of them.
+    /// Every version that `query` matches, including those that others hide at every time; `None`
+    /// if the source cannot list all of them.
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         let knowledge = self.look_up(query, Timestamp::default(), None).await?;
         Ok((knowledge.span == ValidityInterval::ALL).then_some(knowledge.versions))
     }
 
-    /// Versions that match `query`, hidden ones included, in order of (from, id): at most `limit`
-    /// of those behind `after`.
+    /// Page of at most `limit` versions that match `query`, including hidden ones, in order of
+    /// (`from`, id). It begins after `after`, or with the first version.
     ///
-    /// By default those of [`list`](Self::list).
+    /// The default is cut from [`list`](Self::list).
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn list_page(
         &self,
         query: &Query,
@@ -160,13 +170,14 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
             .map_or_else(VersionPage::default, |versions| VersionPage::of(versions, after, limit)))
     }
 
-    /// The version `id` of `path`, of which it is said where its interval begins and when it was
-    /// created.
+    /// The version `id` of `path`, whose validity begins at `from` and which was created at
+    /// `created`. `None` if there is none.
     ///
-    /// By default, of the versions created in that millisecond, the one that decides at `from`.
+    /// The default finds it only if it is in effect at `from` among the versions created in that
+    /// millisecond.
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn describe(
         &self,
         path: &ObjectPath,
@@ -180,31 +191,31 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         Ok(knowledge.versions.into_iter().find(|version| version.id == id))
     }
 
-    /// Writes the bytes of `version` into `body`, all of them, checked against size and MD5 as far
-    /// as `version` or the source itself give them.
+    /// Writes all bytes of `version` into `body`. Size and MD5 are verified if `version` or the
+    /// source gives them.
     ///
-    /// After an error what `body` holds means nothing.
+    /// After an error the bytes in `body` are meaningless.
     ///
     /// # Errors
-    /// [`SourceError`], also what `body` answered.
+    /// [`SourceError`], which includes errors of `body`.
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError>;
 
-    /// Drops what it remembers of `path`, so that the next look-up asks anew.
+    /// Drops remembered answers for `path`, so that the next look-up asks the source again.
     fn forget(&self, path: &ObjectPath) {
         if let Some(inner) = self.inner() {
             inner.forget(path);
         }
     }
 
-    /// How `version` was uploaded, as far as that is known without a question to a server.
+    /// Facts about the upload of `version`, if they are known without a request to a server.
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
         self.inner()?.known_details(version)
     }
 
-    /// How `version` was uploaded, as far as the source tells.
+    /// Facts about the upload of `version`. Fields that the source does not know are `None`.
     ///
     /// # Errors
-    /// [`SourceError`]. That it tells nothing is no error.
+    /// [`SourceError`] if the source gives no usable answer.
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
         match self.inner() {
             Some(inner) => inner.details(version).await,
@@ -212,12 +223,12 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         }
     }
 
-    /// The folders one level below `path` (`""`: at the top), as whole paths, sorted.
+    /// The folders one level below `path` (`""`: the root), as whole paths, sorted.
     ///
-    /// By default those of [`paths`](Self::paths).
+    /// The default is derived from [`paths`](Self::paths).
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
         if let Some(inner) = self.inner() {
             return inner.subfolders(path).await;
@@ -238,15 +249,16 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         Ok(folders)
     }
 
-    /// Who takes changes of `path`.
+    /// Where changes of `path` are written. Default: [`WriteTarget::ReadOnly`].
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {
         self.inner().map_or(WriteTarget::ReadOnly, |inner| inner.write_target(path))
     }
 
-    /// Changes versions where they are kept; what it gives is true there by then. `bytes` are those
-    /// of an upload.
+    /// Changes versions in the source. When it returns, the result is in effect there. `bytes` are
+    /// the contents of an upload.
     ///
     /// # Errors
+    /// [`SourceError`]. By default [`SourceError::NotAllowed`].
     /// [`SourceError`].
     async fn change(
         &self,
@@ -263,38 +275,38 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         })
     }
 
-    /// Whether it answers, host by host.
+    /// Reachability and statistics of each host.
     fn health(&self) -> Vec<SourceHealth>;
 
-    /// The paths that are `prefix` or lie below it (`""`: all), sorted.
+    /// The paths that equal `prefix` or lie below it (`""`: all), sorted.
     ///
     /// # Errors
-    /// [`SourceError`].
+    /// [`SourceError`] if the source gives no usable answer.
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError>;
 }
 
 /// Whether a source answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reachability {
-    /// Its last answer was one, or it was not asked yet.
+    /// The last request was answered, or there was none yet.
     #[default]
     Up,
-    /// It could not be reached.
+    /// The source could not be reached.
     Down,
 }
 
-/// How a source, or one host of it, does.
+/// State of a source, or of one of its hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceHealth {
-    /// Its URL, without credentials.
+    /// URL without credentials.
     pub url: String,
     /// Whether it answers.
     pub state: Reachability,
-    /// What it was asked.
+    /// Number of requests.
     pub requests: u64,
-    /// What of that failed.
+    /// Number of failed requests.
     pub failures: u64,
-    /// How long its answers took: of a CCDB to the first byte, of a repository in full. Nothing where
-    /// they come from memory.
+    /// Response times: to the first byte for CCDB, to the last one for a repository. Empty for a
+    /// source in memory.
     pub latency: Timing,
 }

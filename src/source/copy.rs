@@ -1,14 +1,14 @@
-//! Copies versions from a source into a repository: a mirror, or an offline snapshot of what a run
-//! needs.
+//! Copies versions from a source into a repository: a mirror, or an offline snapshot with the
+//! versions that a run needs.
 //!
 //! ```text
 //!  Selection ──▶ versions ──not there yet──▶ fetch ──▶ a file ──checked──▶ Destination
 //!   lock file, or paths × range                 several at a time
 //! ```
 //!
-//! What the destination has already is not fetched, so a copy that was broken off is resumed by
-//! starting it again. Ids, intervals and creation times stay as they are: asked for the same
-//! timestamps, the copy answers as the source did.
+//! Versions that the destination already has are not fetched, so an interrupted copy is resumed by
+//! starting it again. Ids, intervals and creation times are kept: for the same timestamps, the copy
+//! gives the same answers as the source.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -30,46 +30,47 @@ use crate::error::{Coded as _, coded};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query, VersionClaim};
 
-/// A source that answers only by time is asked so often for one path.
+/// Maximum number of look-ups per path, for a source that cannot list.
 const MAX_LOOK_UPS: usize = 100_000;
-/// Versions that are synced and acknowledged together.
+/// Number of versions that are synced and acknowledged together.
 const BATCH_VERSIONS: usize = 256;
-/// Versions listed at a time.
+/// Number of versions per page of a listing.
 const PAGE_VERSIONS: usize = 10_000;
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// What is copied.
+/// Versions to copy.
 #[derive(Debug, Clone)]
 pub enum Selection {
-    /// The versions that a lock file names, of each path, as the source describes them.
+    /// The versions that a lock file names, by path. Each must agree with the source's description.
     Locked(Vec<(ObjectPath, VersionClaim)>),
-    /// All versions that hold anywhere in a range.
+    /// All versions that are valid anywhere in a range.
     Range {
-        /// Paths, and those below them; empty: all.
+        /// Paths; paths below them are included. Empty: all paths.
         prefixes: Vec<String>,
-        /// When.
+        /// The range.
         range: ValidityInterval,
-        /// Created when.
+        /// Limits on the creation time.
         limits: CreationLimits,
-        /// A source that answers only by time is asked so often, in ms.
+        /// Distance of look-ups in ms, for a source that cannot list.
         step: Option<i64>,
     },
 }
 
-/// Where copies go.
+/// Destination of the copies.
 #[derive(Debug)]
 pub enum Destination {
-    /// A local folder.
+    /// A repository in a local folder.
     Folder(Arc<RepositoryWriter>),
-    /// An object store.
+    /// A repository in an object store.
     Bucket(Bucket),
 }
 
 impl Destination {
-    /// Opens `file:///dir` (made if it is not there) or `s3://bucket/prefix` (also `gs`, `az`).
+    /// Opens `file:///dir` (created if it does not exist) or `s3://bucket/prefix` (also `gs`,
+    /// `az`).
     ///
     /// # Errors
-    /// [`SourceError::Configuration`].
+    /// [`SourceError::Configuration`] for another scheme, or if it cannot be opened.
     pub fn open(url: &str) -> Result<Self, SourceError> {
         let wrong = |reason: String| SourceError::Configuration { url: url.to_owned(), reason };
         match url.split_once("://") {
@@ -90,7 +91,7 @@ impl Destination {
         }
     }
 
-    /// With another durability in a folder. Default: [`Durability::Batch`].
+    /// Sets the durability of copies in a folder. Default: [`Durability::Batch`].
     #[must_use]
     pub fn with_durability(self, durability: Durability) -> Self {
         match self {
@@ -125,40 +126,40 @@ impl Destination {
     }
 }
 
-/// What a version is before its batch is committed.
+/// State of a version before its batch is committed.
 enum Staged {
-    /// It is in an object store, and new there or not.
+    /// Stored in an object store; whether it is new there.
     Put(bool),
     InFolder(Box<Stage>),
 }
 
-/// What came of a copy.
+/// Result of a copy.
 #[derive(Debug, Default)]
 pub struct Copied {
-    /// Versions that are new in the destination.
+    /// Number of versions that are new in the destination.
     pub new: u64,
-    /// Versions that were there already.
+    /// Number of versions that were already there.
     pub unchanged: u64,
-    /// Bytes of the new ones.
+    /// Total size of the new versions.
     pub bytes: u64,
-    /// What did not come, each with the reason.
+    /// Versions that were not copied, each with the reason.
     pub failed: Vec<(Arc<ObjectInfo>, CopyError)>,
 }
 
-/// Why something was not copied.
+/// Why versions were not copied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The source, or the listing of the destination.
+    /// The source failed, or the listing of the destination.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The source does not describe a version as the lock file says.
+    /// The source describes a version differently from the lock file.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// The destination.
+    /// The destination failed.
     #[error(transparent)]
     Destination(#[from] RepositoryError),
-    /// The source does not tell all versions of a path.
+    /// The source cannot list all versions of a path.
     #[error(
         "{path}: the source answers only for single times; say how finely it is to be asked \
          (--step), or allow it to list more (ccdb.browse_limit)"
@@ -167,18 +168,18 @@ pub enum CopyError {
         /// The path.
         path: ObjectPath,
     },
-    /// The batch that it was in could not be committed: none of it is acknowledged.
+    /// The batch of the version could not be committed: none of its versions is acknowledged.
     #[error("its batch was not committed: {reason}")]
     Batch {
-        /// Why.
+        /// Reason in words.
         reason: String,
     },
-    /// Between the source and the destination.
+    /// A temporary file between source and destination failed.
     #[error("{path}")]
     Io {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the file system.
         #[source]
         error: std::io::Error,
     },
@@ -193,12 +194,13 @@ coded! { CopyError {
     Batch => FailedPrecondition 3042,
 } }
 
-/// Copies what is selected, `parallel` versions at a time; `progress` is told after each how many
-/// are done, of how many, and the bytes that came.
+/// Copies the versions of `selection`, `parallel` of them at a time. At the start and after each
+/// batch it calls `progress` with the number of finished versions, the number of all, and the bytes
+/// copied.
 ///
 /// # Errors
-/// [`CopyError`] if it cannot be told what there is to copy. A version that does not come is no
-/// error of the whole but one of [`Copied::failed`].
+/// [`CopyError`] if the versions to copy cannot be determined. A single version that fails is
+/// listed in [`Copied::failed`] instead.
 pub async fn copy(
     source: &dyn Source,
     destination: &Destination,
@@ -230,7 +232,7 @@ pub async fn copy(
 }
 
 impl Copied {
-    /// Commits versions that were staged, and counts them: all of them, or none.
+    /// Commits staged versions as one batch, and counts them: all of them, or none.
     fn take(&mut self, destination: &Destination, done: Vec<StagedVersion>) {
         let mut batch = match destination {
             Destination::Folder(writer) => Some(writer.batch()),
@@ -266,7 +268,7 @@ impl Copied {
     }
 }
 
-/// Whether the destination's version is the one that is wanted, as far as both sides know.
+/// Whether the destination's version equals the wanted one, as far as both sides know.
 fn same(there: &ObjectInfo, wanted: &ObjectInfo) -> bool {
     there.path == wanted.path
         && there.validity == wanted.validity
@@ -313,7 +315,7 @@ async fn selected(
     Ok(versions)
 }
 
-/// All versions of a path that hold anywhere in `range`, as far as the source can tell.
+/// All versions of a path that are valid anywhere in `range`.
 async fn versions_of(
     source: &dyn Source,
     query: &Query,
@@ -359,10 +361,10 @@ fn tell(problem: &Problem) {
     tracing::warn!(entry = %problem.entry, reason = %problem.reason, "passed over");
 }
 
-/// A version and what staging it came to.
+/// A version, and the result of staging it with its size in bytes.
 type StagedVersion = (Arc<ObjectInfo>, Result<(Staged, u64), CopyError>);
 
-/// What of the paths of `versions` is in the destination.
+/// The versions in the destination, by id, of all paths that occur in `versions`.
 async fn present(
     destination: &Destination,
     versions: &[Arc<ObjectInfo>],
@@ -406,7 +408,7 @@ async fn one(
     Ok((destination.stage(new, file.0.clone()).await?, bytes))
 }
 
-/// A file that is gone when this is dropped.
+/// A file that is removed on drop.
 #[derive(Debug)]
 struct Temporary(PathBuf);
 
@@ -416,7 +418,7 @@ impl Drop for Temporary {
     }
 }
 
-/// A body that goes into a temporary file: of the whole only a buffer is in memory.
+/// A body that writes into a temporary file. Only a buffer is in memory.
 #[derive(Debug)]
 struct FileBody {
     file: File,

@@ -1,19 +1,19 @@
-//! What a source knows of a version beside what decides between versions.
+//! Facts about the upload of a version.
 
 use crate::interval::Timestamp;
 
-/// How a version was uploaded. None of it decides which version is served.
+/// Facts about the upload of a version. None of them decides which version is served.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Details {
-    /// The name of the uploaded file.
+    /// Name of the uploaded file.
     pub file_name: Option<String>,
-    /// The media type that its maker gave.
+    /// Media type given by the uploader.
     pub content_type: Option<String>,
-    /// When its description last changed.
+    /// Time of the last change of its properties.
     pub last_modified: Option<Timestamp>,
-    /// Until when it was valid as uploaded.
+    /// End of its validity interval at the time of the upload.
     pub initial_until: Option<Timestamp>,
-    /// The address of the uploader.
+    /// Network address of the uploader.
     pub uploaded_from: Option<String>,
 }

@@ -1,88 +1,88 @@
-//! Reasons why a source, or a body, does not do what it was asked for.
+//! Errors of sources and bodies.
 
 use crate::error::coded;
 use crate::object::{ObjectId, ObjectPath};
 
-/// Why a [`Body`](super::Body) takes no bytes.
+/// Why a [`Body`](super::Body) cannot store bytes.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BodyError {
-    /// It can never fit.
+    /// The bytes never fit.
     #[error("{size_bytes} bytes can never fit: {limit_bytes} is the limit")]
     TooLarge {
-        /// What was asked for.
+        /// Requested size.
         size_bytes: u64,
-        /// What could be had at most.
+        /// Maximum size.
         limit_bytes: u64,
     },
-    /// There is no room now.
+    /// There is no room at the moment.
     #[error("no room for {size_bytes} bytes now: {reason}")]
     NoRoom {
-        /// What was asked for.
+        /// Requested size.
         size_bytes: u64,
-        /// Why.
+        /// Reason in words.
         reason: String,
     },
 }
 
-/// Why a source did not answer.
+/// Why a source gave no usable answer.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// It could not be reached, or not in time, or said 5xx.
+    /// The source could not be reached, did not answer in time, or answered with status 5xx.
     #[error("{url} did not answer for {what}: {reason}")]
     Down {
-        /// The source.
+        /// URL of the source, without credentials.
         url: String,
-        /// The path, version or URL that was asked for.
+        /// Requested path, version or URL.
         what: String,
-        /// What happened.
+        /// Description of the failure.
         reason: String,
     },
-    /// It answered something that cannot be used: no ETag, a wrong length, a wrong MD5.
+    /// The answer cannot be used: an ETag is missing, or the length or MD5 is wrong.
     #[error("{url} gave an unusable answer for {what}: {reason}")]
     Unusable {
-        /// The source.
+        /// URL of the source, without credentials.
         url: String,
-        /// The path, version or URL that was asked for.
+        /// Requested path, version or URL.
         what: String,
-        /// What is wrong with it: what was expected, what was got.
+        /// Fault of the answer: expected and received value.
         reason: String,
     },
-    /// It has no such version (any more).
+    /// The source has no such version, or has it no longer.
     #[error("{url} has no version {id} of {path}")]
     NoSuchVersion {
-        /// The source.
+        /// URL of the source, without credentials.
         url: String,
-        /// The path.
+        /// Path of the version.
         path: ObjectPath,
-        /// The version.
+        /// Id of the version.
         id: ObjectId,
     },
-    /// It refuses us.
+    /// The source denies access.
     #[error("{url} does not let us read {what}: {reason}")]
     NotAllowed {
-        /// The source.
+        /// URL of the source, without credentials.
         url: String,
-        /// What was asked for.
+        /// Requested path, version or URL.
         what: String,
-        /// What it said.
+        /// Answer of the source.
         reason: String,
     },
     /// The configuration of the source is wrong.
     #[error("source {url:?}: {reason}")]
     Configuration {
-        /// As configured.
+        /// URL as configured.
         url: String,
-        /// What is wrong, and what is expected.
+        /// The mistake, and the expected form.
         reason: String,
     },
-    /// The bytes cannot be taken.
+    /// The body cannot store the bytes.
     #[error("{what} cannot be stored")]
     Body {
-        /// The path and version.
+        /// Path and version.
         what: String,
-        /// Why.
+        /// Error of the body.
         #[source]
         error: BodyError,
     },

@@ -1,17 +1,18 @@
-//! AliceO2's flattened map of headers behind each object, as DPL's `extractCCDBHeaders` reads it.
+//! AliceO2's flattened map of headers after the bytes of each object, as read by DPL's
+//! `extractCCDBHeaders`.
 //!
 //! ```text
-//!  ┌────────────────────┬─────────────────────────────────┬────────┬──────────────┐
+//!  ┌─────────────────────┬──────────────────────────────────┬────────┬──────────────┐
 //!  │ bytes of the object │ key NUL value NUL … in key order │ int32  │ $HEADER$ NUL │
-//!  └────────────────────┴─────────────────────────────────┴────────┴──────────────┘
-//!                        ◀────── the int32: bytes from here to the end ───────────▶
+//!  └─────────────────────┴──────────────────────────────────┴────────┴──────────────┘
+//!                        ◀────── value of int32: bytes from here to the end ────────▶
 //! ```
 //!
 //! Format: AliceO2, `CcdbApi::appendFlatHeader` and `DataRefUtils::extractCCDBHeaders`.
 //!
-//! A source that appends the map describes each version with the size of both, so reservations,
-//! limits and tables count it. The inner source sees its own description again: what differs is
-//! undone by [`BODY`] in the metadata.
+//! The size in the description of a version covers object and map, so reservations, limits and
+//! tables count both. The inner source gets its own description back, restored from the metadata
+//! [`BODY`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,30 +28,31 @@ use super::{
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
-/// Metadata of a version that has the map: size and MD5 of the object alone, as `<size>:<md5>`,
-/// either empty where the inner source does not tell it.
+/// Metadata key of versions with a map. Its value is size and MD5 of the object alone as
+/// `<size>:<md5>`; either is empty if the inner source does not give it.
 const BODY: &str = "iovcache.body";
 
-/// What ends the map.
+/// End of the map.
 const ANNOTATION: &[u8] = b"$HEADER$\0";
 
-/// Bytes that are hashed in one piece on a runtime thread; more block it for too long.
+/// Minimum size of a piece that is hashed while other tasks leave the thread: smaller pieces are
+/// hashed at once.
 const HASH_BESIDE_FROM_BYTES: usize = 256 << 10;
 
-/// A source whose objects are followed by their flattened headers.
+/// A source that appends the flattened headers to each object.
 #[derive(Debug)]
 pub struct HeaderSource {
     inner: Arc<dyn Source>,
 }
 
 impl HeaderSource {
-    /// Over `inner`.
+    /// Appends the headers to the objects of `inner`.
     pub fn new(inner: Arc<dyn Source>) -> Self {
         Self { inner }
     }
 }
 
-/// The flattened headers of `version`, which is described without them.
+/// The flattened headers of `version`, described as by the inner source.
 fn flat_headers(version: &ObjectInfo) -> Vec<u8> {
     let mut headers: BTreeMap<&str, String> =
         version.metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
@@ -66,7 +68,7 @@ fn flat_headers(version: &ObjectInfo) -> Vec<u8> {
     }
     let mut map = Vec::new();
     for (key, value) in headers {
-        // Either would end early for who reads it.
+        // A NUL or an empty key would end the map early for its reader.
         if key.contains('\0') || value.contains('\0') || key.is_empty() {
             continue;
         }
@@ -81,7 +83,7 @@ fn flat_headers(version: &ObjectInfo) -> Vec<u8> {
     map
 }
 
-/// The description of `version` with its map.
+/// The description of `version` with its map included.
 fn with_map(version: &Arc<ObjectInfo>) -> Arc<ObjectInfo> {
     if version.metadata.contains_key(BODY) {
         return Arc::clone(version);
@@ -96,7 +98,7 @@ fn with_map(version: &Arc<ObjectInfo>) -> Arc<ObjectInfo> {
     Arc::new(ObjectInfo { size_bytes, md5: None, metadata, ..ObjectInfo::clone(version) })
 }
 
-/// The description of `version` as the inner source gave it.
+/// The description of `version` as given by the inner source.
 fn without_map(version: &ObjectInfo) -> ObjectInfo {
     let mut inner = version.clone();
     if let Some(body) = inner.metadata.remove(BODY) {
@@ -107,11 +109,11 @@ fn without_map(version: &ObjectInfo) -> ObjectInfo {
     inner
 }
 
-/// What the inner source writes into: room for the map is kept behind it.
+/// The body passed to the inner source: it keeps room for the map after the object.
 struct BodyWithMap<'a> {
     outer: &'a mut dyn Body,
     map_bytes: u64,
-    /// What the inner source has reserved.
+    /// Size reserved by the inner source.
     reserved_bytes: u64,
     digest: Md5,
 }
@@ -180,7 +182,7 @@ impl Source for HeaderSource {
         let mut knowledge = self.inner.look_up(query, at, inner_held.as_ref()).await?;
         for version in &mut knowledge.versions {
             *version = match (held, &inner_held) {
-                // The same version keeps being the same one.
+                // An unchanged version stays the same `Arc`.
                 (Some(held), Some(inner)) if Arc::ptr_eq(version, inner) => Arc::clone(held),
                 _ => with_map(version),
             };
@@ -241,7 +243,7 @@ impl Source for HeaderSource {
             return Err(unusable(format!("its MD5 is {found}, expected {expected}")));
         }
         let stored = async {
-            // An object without bytes may have reserved nothing.
+            // For an object without bytes, the inner source may have reserved nothing.
             outer.reserve(written.saturating_add(map_bytes)).await?;
             write_all(outer, &map).await
         };
@@ -301,7 +303,7 @@ mod tests {
         Arc::clone(&knowledge.versions[0])
     }
 
-    /// What AliceO2's `extractCCDBHeaders` finds at the end of a payload, and what is before it.
+    /// The payload without its map, and the headers as AliceO2's `extractCCDBHeaders` finds them.
     fn extracted(payload: &[u8]) -> (&[u8], BTreeMap<String, String>) {
         let (rest, annotation) = payload.split_at(payload.len() - 9);
         assert_eq!(annotation, b"$HEADER$\0");

@@ -1,4 +1,4 @@
-//! A source in memory: for tests, and for workflows that make their objects themselves.
+//! A source in memory, for tests and for workflows that produce their own objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::telemetry::Timing;
 
 const URL: &str = "memory:";
 
-/// Versions and their bytes, put at run time.
+/// Versions and their bytes in memory, added at run time with [`put`](Self::put).
 #[derive(Debug, Default)]
 pub struct MemorySource {
     paths: RwLock<BTreeMap<ObjectPath, BTreeMap<ObjectId, StoredObject>>>,
@@ -31,12 +31,13 @@ struct StoredObject {
 }
 
 impl MemorySource {
-    /// Without any version.
+    /// An empty source.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Puts a version; one of the same path and id is replaced. Its size becomes that of `bytes`.
+    /// Adds a version, or replaces the one with the same path and id. `size_bytes` of `info` is set
+    /// to the length of `bytes`.
     pub fn put(&self, mut info: ObjectInfo, bytes: impl Into<Arc<[u8]>>) {
         let bytes = bytes.into();
         info.size_bytes = Some(bytes.len() as u64);
@@ -53,7 +54,7 @@ impl Source for MemorySource {
     }
 
     fn refresh(&self) -> Duration {
-        // It can be asked as often as one likes.
+        // An answer costs nothing, so none is reused.
         Duration::ZERO
     }
 

@@ -1,14 +1,15 @@
-//! Where objects come from: one trait, several implementations, one suite that all of them pass.
+//! Sources of objects: one trait, several implementations, and one suite that all of them pass.
 //!
 //! ```text
-//!  cache ──look_up(query, at)──▶ Source ──▶ Knowledge: within this span, these versions decide
+//!  cache ──look_up(query, at)──▶ Source ──▶ Knowledge: the versions that decide in a span
 //!        ──fetch(version, body)─▶        ──▶ bytes, straight into the caller's memory
-//!        ──paths(prefix)────────▶        ──▶ which paths there are
+//!        ──paths(prefix)────────▶        ──▶ paths with their number of versions
 //! ```
 //!
-//! The two questions are kept apart on purpose: *which version at t* is small and changes, *the
-//! bytes of a version* are large and never change. A source does not know where the bytes go: it
-//! writes into a [`Body`] that the cache implements over a block in shared memory.
+//! The first two calls are separate on purpose: the version that decides at a timestamp is small
+//! and changes, the bytes of a version are large and never change. A source does not know the
+//! destination of the bytes: it writes into a [`Body`], which the cache implements over a block in
+//! shared memory.
 
 mod blocking;
 mod body;

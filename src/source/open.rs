@@ -1,4 +1,4 @@
-//! From a URL to a source.
+//! Opens the source that a URL names.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,24 +8,24 @@ use super::ccdb::{CcdbOptions, CcdbSource};
 use super::repository::{BUCKET_SCHEMES, Bucket, RepositoryOptions, RepositorySource};
 use super::{MemorySource, Source, SourceError};
 
-/// What holds for sources of each kind.
+/// Options of sources, by kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SourceOptions {
-    /// What is put into a source is seen within this. Default: 1 s for a folder, 10 s for CCDB and
-    /// object stores.
+    /// Longest time until a new version in the source is seen. Default: 1 s for a folder, 10 s for
+    /// CCDB and object stores.
     pub refresh: Option<Duration>,
-    /// Limits and habits with CCDB servers.
+    /// Options for CCDB servers.
     pub ccdb: CcdbOptions,
 }
 
-/// A bucket is listed so often where nothing else is said: a listing is a request, and is paid for.
+/// Default interval between listings of a bucket: a listing is a request that is paid for.
 const BUCKET_REFRESH: Duration = Duration::from_secs(10);
 
 /// Opens the source that `url` names: `http(s)://host:port[/base]` (CCDB), `file:///dir`,
 /// `s3://bucket/prefix` (also `gs`, `az`; credentials from the environment) or `memory:`.
 ///
 /// # Errors
-/// [`SourceError::Configuration`] if it names none, or nothing is there.
+/// [`SourceError::Configuration`] if the scheme is unknown, or the source cannot be opened.
 pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, SourceError> {
     check_url(url)?;
     let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
@@ -53,10 +53,10 @@ pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, Sourc
     }
 }
 
-/// Whether [`open`] would know what to do with `url`; nothing is opened.
+/// Checks whether [`open`] accepts `url`, without opening anything.
 ///
 /// # Errors
-/// [`SourceError::Configuration`].
+/// [`SourceError::Configuration`] if it does not.
 #[doc(hidden)]
 pub fn check_url(url: &str) -> Result<(), SourceError> {
     match url.split_once(':') {
@@ -77,8 +77,8 @@ fn wrong(url: &str, reason: &str) -> SourceError {
     SourceError::Configuration { url: url.to_owned(), reason: reason.to_owned() }
 }
 
-/// `URL#PREFIX,PREFIX`: a source for some paths only. Gives the URL and the prefixes. A `#` in the
-/// name of a folder that exists belongs to that name.
+/// Splits `URL#PREFIX,PREFIX`, a source for some paths only, into the URL and the prefixes. If a
+/// folder whose name contains `#` exists, the `#` belongs to the name.
 #[doc(hidden)]
 pub fn split_prefixes(text: &str) -> (&str, Vec<String>) {
     let is_folder = |url: &str| {

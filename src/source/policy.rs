@@ -1,7 +1,7 @@
-//! What holds for single paths: what is served where nothing is valid, how long a source may take,
-//! how often an answer is asked again.
+//! Policies for single paths: behaviour where no version is valid, time limit of the source, and
+//! lifetime of answers.
 //!
-//! Of the policies that fit a path the one for the longest prefix counts, whole.
+//! The policy with the longest matching prefix applies alone: policies are not merged.
 
 use std::fmt;
 use std::path::Path;
@@ -15,42 +15,44 @@ use super::{Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHe
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
-/// The metadata by which a default object is known.
+/// Metadata key that marks a default object.
 const DEFAULT: &str = "iovcache.default";
 
-/// What a table gets where nothing is valid, whatever its request says.
+/// Behaviour of a table where no version is valid. It overrides the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenMissing {
-    /// An error.
+    /// The request fails.
     Required,
-    /// Null.
+    /// The value is null.
     Optional,
 }
 
-/// What holds for a path and those below it.
+/// Policy for a path and the paths below it.
 #[derive(Debug, Clone, Default)]
 pub struct PathPolicy {
     /// The path.
     pub prefix: String,
-    /// Where nothing is valid; `None`: as the request says.
+    /// Behaviour where no version is valid; `None`: as the request says.
     pub missing: Option<WhenMissing>,
-    /// What is served there instead of nothing.
+    /// Bytes of the object served where no version is valid.
     pub default: Option<Arc<[u8]>>,
-    /// How long the source may take for a look-up, and for a body.
+    /// Time limit of the source for a look-up, and for a body.
     pub timeout: Option<Duration>,
-    /// How long an answer may be used before it is asked again.
+    /// Lifetime of an answer of the source.
     pub refresh: Option<Duration>,
 }
 
 impl PathPolicy {
+    /// With the contents of `file` as the default object.
+    ///
     /// # Errors
-    /// If the file of a default object cannot be read.
+    /// If `file` cannot be read.
     pub fn with_default_file(self, file: &Path) -> std::io::Result<Self> {
         Ok(Self { default: Some(std::fs::read(file)?.into()), ..self })
     }
 }
 
-/// All policies.
+/// All policies, those with the longest prefix first.
 #[derive(Debug, Clone, Default)]
 pub struct Policies(Arc<[PathPolicy]>);
 
@@ -63,12 +65,12 @@ impl FromIterator<PathPolicy> for Policies {
 }
 
 impl Policies {
-    /// The one that counts for `path`.
+    /// The policy that applies to `path`.
     pub fn of(&self, path: &ObjectPath) -> Option<&PathPolicy> {
         self.0.iter().find(|policy| path.starts_with(policy.prefix.trim_matches('/')))
     }
 
-    /// What a table gets where nothing is valid under `path`, if that is not left to its request.
+    /// Behaviour where no version of `path` is valid; `None`: as the request says.
     pub fn missing(&self, path: &ObjectPath) -> Option<WhenMissing> {
         self.of(path)?.missing
     }
@@ -87,7 +89,7 @@ impl fmt::Debug for PolicySource {
 }
 
 impl PolicySource {
-    /// `inner` under `policies`.
+    /// Applies `policies` to `inner`.
     pub fn new(inner: Arc<dyn Source>, policies: Policies) -> Self {
         Self { inner, policies }
     }
@@ -115,7 +117,7 @@ impl PolicySource {
     }
 }
 
-/// The version that holds for all of time, and loses against any other.
+/// The version of a default object: valid at all times, and outranked by every other version.
 fn default_version(path: &ObjectPath, bytes: &[u8]) -> ObjectInfo {
     let md5 = Md5Sum(Md5::digest(bytes).into());
     let (validity, created) = (ValidityInterval::ALL, Timestamp::MIN);
@@ -155,9 +157,9 @@ impl Source for PolicySource {
         at: Timestamp,
         held: Option<&Arc<ObjectInfo>>,
     ) -> Result<Knowledge, SourceError> {
-        // A source does not know the default object and must not be asked whether it changed.
+        // The source does not know the default object: it cannot tell whether that changed.
         let held = held.filter(|version| !version.metadata.contains_key(DEFAULT));
-        // What the source remembers may be older than a path that is refreshed more often allows.
+        // Answers that the source remembers may be older than the policy of this path allows.
         if self.refresh_of(&query.path) < self.inner.refresh_of(&query.path) {
             self.inner.forget(&query.path);
         }

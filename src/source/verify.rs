@@ -1,31 +1,31 @@
-//! What is wrong with what lies on a disk, and what was done about it.
+//! Results of the verification of files on a disk.
 
 use std::path::PathBuf;
 
-/// Something that is not right.
+/// A fault of a file or folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// Which file or folder.
+    /// Path of the file or folder.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// Description of the fault.
     pub reason: String,
-    /// What was done about it.
+    /// Action taken.
     pub done: RepairOutcome,
 }
 
-/// What was done about something that is not right.
+/// Action taken for a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RepairOutcome {
-    /// Nothing: nothing was to be done, or it is not ours.
+    /// None: no action was needed, or the file belongs to another program.
     LeftAlone,
-    /// It is gone.
+    /// The file was removed.
     Removed,
-    /// It lies beside its old place, under a name that no reader looks at: `.NAME.damaged`.
+    /// The file was renamed to `.NAME.damaged` in its folder. No reader uses that name.
     SetAside,
 }
 
 impl RepairOutcome {
-    /// In words.
+    /// Name for messages and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::LeftAlone => "left alone",
@@ -35,14 +35,14 @@ impl RepairOutcome {
     }
 }
 
-/// What lies there.
+/// Result of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Files, or versions, that are right.
+    /// Number of valid files, or valid versions.
     pub files: u64,
-    /// Their bytes.
+    /// Total size of the valid files.
     pub bytes: u64,
-    /// What is not.
+    /// Faults found.
     pub damaged: Vec<Damage>,
 }
 

@@ -1,4 +1,4 @@
-//! The bodies of the actions and of DoPut, and what they answer.
+//! Bodies of the actions and of DoPut, and their answers.
 
 use std::collections::HashSet;
 
@@ -11,24 +11,24 @@ use super::request::{Columns, RequestError, parse_json};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;
 
-/// Why an action is none.
+/// Why the body of an action is refused.
 pub type ActionError = RequestError;
 
-/// `consumed`: who is done with what.
+/// Body of `consumed`: a consumer has finished with one timeframe or with all older ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Consumed {
-    /// With one timeframe.
+    /// The consumer has finished with one timeframe.
     One {
-        /// Which.
+        /// Id of the timeframe.
         timeframe: u64,
-        /// Who.
+        /// Name of the consumer.
         consumer: String,
     },
-    /// With all below one.
+    /// The consumer has finished with all timeframes below an id.
     Below {
-        /// The first with which it may not be done.
+        /// The oldest timeframe that the consumer may still need.
         oldest_possible: u64,
-        /// Who.
+        /// Name of the consumer.
         consumer: String,
     },
 }
@@ -57,21 +57,21 @@ impl Consumed {
     }
 }
 
-/// What `consumed` answers.
+/// Answer of `consumed`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsumedAnswer {
-    /// The timeframes of which this was the last consumer.
+    /// Ids of the timeframes that were dropped, because this was their last consumer.
     pub dropped: Vec<u64>,
-    /// How many are in flight now.
+    /// Number of timeframes in flight now.
     pub in_flight: u64,
 }
 
-/// `prefetch`: what to load before it is asked for.
+/// Body of `prefetch`: load objects before they are requested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prefetch {
-    /// Which columns.
+    /// The columns to load.
     pub columns: Columns,
-    /// For which time.
+    /// The span of time to load them for.
     pub range: ValidityInterval,
 }
 
@@ -100,57 +100,58 @@ impl Prefetch {
     }
 }
 
-/// `invalidate`: forget what is known of a path.
+/// Body of `invalidate`: discard the known versions of a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Invalidate {
-    /// Which.
+    /// The object path.
     pub path: ObjectPath,
 }
 
-/// `drop_timeframe`: whoever still waits for it.
+/// Body of `drop_timeframe`: drop a timeframe even if consumers still wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DropTimeframe {
-    /// Which.
+    /// Id of the timeframe.
     pub timeframe: u64,
 }
 
-/// `release`: a lease is not needed any more.
+/// Body of `release`: end a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
-    /// Which.
+    /// Id of the lease.
     pub lease: String,
 }
 
-/// `{}`, of `segments` and `status`.
+/// Body of `segments` and `status`: `{}`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
-/// What `segments` answers.
+/// Answer of `segments`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentsAnswer {
-    /// The instance.
+    /// Epoch of the service instance.
     pub epoch: String,
-    /// Where the attach socket is, if there is one.
+    /// Path of the attach socket, if there is one.
     pub attach: Option<String>,
-    /// All of them.
+    /// All segments and regions of the instance.
     pub segments: Vec<crate::shm::attach::SegmentEntry>,
 }
 
-/// What a timeframe is registered with, beside its timestamps.
+/// Registration of a timeframe, without its timestamps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Register {
-    /// Which columns.
+    /// The columns.
     pub columns: Columns,
-    /// For whom it waits; empty: for whoever asks.
+    /// Names of the consumers that must finish with the timeframe; empty: the first consumer that
+    /// asks.
     pub consumers: Vec<String>,
 }
 
 impl Register {
-    /// Bytes of memory that its names and columns take, about.
+    /// Approximate memory of the names and columns, in bytes.
     #[cfg(feature = "cache")]
     pub(crate) fn memory_bytes(&self) -> u64 {
         let columns = match &self.columns {
@@ -161,19 +162,22 @@ impl Register {
         columns + names as u64
     }
 
+    /// A registration with these columns.
+    pub fn new(
+        columns: impl IntoIterator<Item = ColumnRequest>,
+        consumers: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        let columns = Columns::Own(columns.into_iter().collect());
+        Self { columns, consumers: consumers.into_iter().map(Into::into).collect() }
+    }
+
     /// From `{"columns" or "table", "consumers": […]}`.
     ///
     /// # Errors
     /// [`RequestError`].
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Raw {
-            columns: Option<ColumnList>,
-            table: Option<String>,
-            consumers: Option<AtMost<String, { RequestLimits::MOST.consumers }>>,
-        }
-        let Raw { columns, table, consumers } = parse_json("registration of a timeframe", json)?;
+        let message = parse_json("registration of a timeframe", json)?;
+        let RegisterMessage { columns, table, consumers } = message;
         let consumers = consumers.map(|AtMost(consumers)| consumers).unwrap_or_default();
         let most = RequestLimits::MOST.name_bytes;
         let mut seen = HashSet::with_capacity(consumers.len());
@@ -181,7 +185,7 @@ impl Register {
             let wrong = if name.is_empty() || name.len() > most {
                 Some(format!("a name has 1 to {most} bytes, not {}", name.len()))
             } else if !seen.insert(name) {
-                Some(format!("{name:?} stands twice"))
+                Some(format!("{name:?} occurs twice"))
             } else {
                 None
             };
@@ -195,34 +199,45 @@ impl Register {
         }
     }
 
-    /// The registration as it crosses the wire.
-    pub fn to_json(columns: &[ColumnRequest], consumers: &[String]) -> String {
-        #[derive(Serialize)]
-        struct Message<'a> {
-            columns: ColumnList,
-            consumers: &'a [String],
-        }
-        let message = Message { columns: ColumnList(columns.to_vec()), consumers };
+    /// The registration as it crosses the wire (`schemas/register-timeframe.schema.json`).
+    pub fn to_json(&self) -> String {
+        let (columns, table) = match self.columns.clone() {
+            Columns::Own(columns) => (Some(ColumnList(columns)), None),
+            Columns::Table(table) => (None, Some(table)),
+            Columns::Registered => (None, None),
+        };
+        let consumers = Some(AtMost(self.consumers.clone()));
         // Strings alone: nothing in them can fail.
-        serde_json::to_string(&message).unwrap_or_default()
+        serde_json::to_string(&RegisterMessage { columns, table, consumers }).unwrap_or_default()
     }
 }
 
-/// What DoPut answers.
+/// A registration field by field.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegisterMessage {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    columns: Option<ColumnList>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<String>,
+    consumers: Option<AtMost<String, { RequestLimits::MOST.consumers }>>,
+}
+
+/// Answer of DoPut.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutAnswer {
-    /// The timeframe.
+    /// Id of the timeframe.
     pub timeframe: u64,
-    /// Its timestamps.
+    /// Number of its timestamps.
     pub rows: u64,
-    /// Its distinct objects.
+    /// Number of its distinct objects.
     pub objects: u64,
-    /// How far it is: loading, ready, delivered; consumed, if all of its consumers are done with it
-    /// already.
+    /// State of the timeframe: `loading`, `ready` or `delivered`; `consumed` if all of its
+    /// consumers have finished with it already.
     pub state: String,
 }
 
-/// The body of an action.
+/// Parses the body of the action `name`.
 ///
 /// # Errors
 /// [`RequestError`], which names unknown fields.
@@ -233,14 +248,14 @@ pub fn parse_action<'a, T: Deserialize<'a>>(
     parse_json(name, json)
 }
 
-/// The actions that there are, each with a word on it.
+/// Name and one-line description of each action.
 #[doc(hidden)]
 pub const fn action_types() -> &'static [(&'static str, &'static str)] {
     &[
         ("consumed", "a consumer is done with a timeframe, or with all below one"),
         ("prefetch", "load what a range of time needs, before it is asked for"),
         ("invalidate", "forget what is known of a path and ask the source again"),
-        ("drop_timeframe", "drop a timeframe, whoever still waits for it"),
+        ("drop_timeframe", "drop a timeframe even if consumers still wait for it"),
         ("release", "end a lease"),
         ("segments", "the segments of shared memory"),
         ("status", "memory, timeframes, sessions, sources"),

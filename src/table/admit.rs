@@ -1,4 +1,4 @@
-//! Requests against the limits of a service, once they are parsed.
+//! Checks parsed requests against the limits of a service.
 
 use super::action::Register;
 use super::column::{ColumnPath, ColumnRequest};
@@ -6,10 +6,10 @@ use super::limits::{RequestLimits, metadata_bytes, too_many};
 use super::request::{Columns, Request, RequestError};
 
 impl RequestLimits {
-    /// Whether a request keeps within these.
+    /// Checks that a request keeps within these limits.
     ///
     /// # Errors
-    /// [`RequestError::Field`] names the limit.
+    /// [`RequestError::Field`], which names the limit that was exceeded.
     pub fn check(&self, request: &Request) -> Result<(), RequestError> {
         self.check_columns(&request.columns)?;
         let names = [("consumer", &request.consumer), ("session", &request.session)];
@@ -24,10 +24,10 @@ impl RequestLimits {
         within("lock", entries, self.lock_entries, "entries")
     }
 
-    /// Whether the registration of a timeframe keeps within these.
+    /// Checks that the registration of a timeframe keeps within these limits.
     ///
     /// # Errors
-    /// [`RequestError::Field`] names the limit.
+    /// [`RequestError::Field`], which names the limit that was exceeded.
     #[doc(hidden)]
     pub fn check_registration(&self, register: &Register) -> Result<(), RequestError> {
         self.check_columns(&register.columns)?;

@@ -1,4 +1,4 @@
-//! Key columns out of Arrow: integers of any width and strings; plain, dictionary or run-end
+//! Reads key columns from Arrow: integers of any width and strings; plain, dictionary or run-end
 //! encoded.
 
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use arrow_schema::DataType;
 use super::key_rows::{KeyColumns, KeyError};
 use crate::index::{KeyBuilder, KeyColumn, KeyType, KeyValue, Timestamps};
 
-/// Rows between two charges for the memory of a key that is being read.
+/// Number of rows after which the memory of a key that is being read is charged again.
 const CHARGED_ROWS: usize = 4_096;
 
-/// The keys of these names in a batch. `charge` is told of the memory that they take, before it is
-/// taken, and may refuse.
+/// The key columns `names` of a batch. `charge` gets the bytes that they take before they are
+/// allocated, and may refuse.
 ///
 /// # Errors
-/// [`KeyError::Missing`] is left to [`KeyColumns::check_columns`], which knows the columns: here a key
-/// that is no column of the batch is left out. [`KeyError`] for a column that is no key, or what
-/// `charge` says.
+/// [`KeyError`] for a column that cannot be a key, or the error of `charge`. A name without a
+/// column in the batch is left out: [`KeyColumns::check_columns`], which knows the columns, returns
+/// [`KeyError::Missing`] for it.
 pub(super) fn keys_from_batch<E: From<KeyError>>(
     names: &[Arc<str>],
     batch: &RecordBatch,
@@ -37,10 +37,10 @@ pub(super) fn keys_from_batch<E: From<KeyError>>(
     keys.collect()
 }
 
-/// The key of this name in batches of one table.
+/// The key column `name` of a table, its batches concatenated.
 ///
 /// # Errors
-/// [`KeyError`] if there is no such column, or it is no key.
+/// [`KeyError`] if no column has this name, or the column cannot be a key.
 pub fn key_from_batches(name: &str, batches: &[RecordBatch]) -> Result<KeyColumn, KeyError> {
     let names = [Arc::from(name)];
     let parts = batches.iter().map(|batch| keys_from_batch(&names, batch, &mut |_| Ok(())));
@@ -57,7 +57,7 @@ pub fn key_from_batches(name: &str, batches: &[RecordBatch]) -> Result<KeyColumn
 struct KeyReader<'a, E> {
     name: &'a Arc<str>,
     charge: &'a mut dyn FnMut(u64) -> Result<(), E>,
-    /// Bytes that were charged for it.
+    /// Bytes charged for it so far.
     charged: u64,
 }
 
@@ -91,7 +91,7 @@ impl<E: From<KeyError>> KeyReader<'_, E> {
         Ok(builder.finish())
     }
 
-    /// The values of an array, each for the rows up to its end, or for one row.
+    /// Appends the values of an array: each for the rows up to its end in `ends`, or for one row.
     fn values(
         &mut self,
         array: &ArrayRef,
@@ -144,7 +144,7 @@ impl<E: From<KeyError>> KeyReader<'_, E> {
         })
     }
 
-    /// Values of a dictionary are converted once, and repeated by key.
+    /// Appends a dictionary array: each value is converted once and repeated by key.
     fn dictionary(
         &mut self,
         array: &ArrayRef,
@@ -158,7 +158,8 @@ impl<E: From<KeyError>> KeyReader<'_, E> {
         let mut values = Vec::new();
         (self.charge)(dictionary.values().len() as u64 * 24)?;
         let mut texts = KeyBuilder::new(key_type);
-        // Each value is a row: equal neighbours share a run, so they are found by row.
+        // `texts` has a row per dictionary value, but equal neighbours share a run: map runs back
+        // to rows.
         self.values(dictionary.values(), None, &mut texts)?;
         let column = texts.finish();
         let mut start = 0;
@@ -192,7 +193,7 @@ impl<E: From<KeyError>> KeyReader<'_, E> {
         value: impl Fn(usize) -> Result<KeyValue<'v>, KeyError>,
     ) -> Result<(), E> {
         for row in 0..array.len() {
-            // What stands under a null means nothing.
+            // The value under a null has no meaning.
             let value = if array.is_null(row) { None } else { Some(value(row)?) };
             builder.push(rows_of(row, ends), value);
             if row % CHARGED_ROWS == 0 {
@@ -203,7 +204,7 @@ impl<E: From<KeyError>> KeyReader<'_, E> {
     }
 }
 
-/// How many rows the value in `place` has.
+/// Number of rows of the value at `place`.
 fn rows_of(place: usize, ends: Option<&[usize]>) -> usize {
     ends.map_or(1, |ends| ends[place] - place.checked_sub(1).map_or(0, |before| ends[before]))
 }
@@ -218,14 +219,14 @@ fn key_type(data_type: &DataType) -> Option<KeyType> {
     }
 }
 
-/// The ends of the runs that a run-end encoded array touches, and their values.
+/// Ends of the runs that a run-end encoded array touches, and their values.
 fn run_ends(array: &ArrayRef) -> Option<(Vec<usize>, ArrayRef)> {
     fn of<R: RunEndIndexType>(array: &ArrayRef) -> Option<(Vec<usize>, ArrayRef)> {
         let array = array.as_any().downcast_ref::<RunArray<R>>()?;
         if array.is_empty() {
             return Some((Vec::new(), array.values().slice(0, 0)));
         }
-        // A slice keeps all runs: only those that it touches count.
+        // A slice keeps all runs of its array; only the runs inside the slice count.
         let ends = array.run_ends();
         let (first, last) = (ends.get_start_physical_index(), ends.get_end_physical_index());
         let offset = ends.offset();

@@ -1,5 +1,5 @@
-//! Timestamps out of Arrow: every type that a table of timestamps comes in, converted exactly or
-//! refused.
+//! Reads timestamps from Arrow: each supported type is converted to milliseconds, finer units
+//! rounded down, or refused.
 
 use std::sync::Arc;
 
@@ -20,21 +20,21 @@ use super::range::RangeRequest;
 use crate::error::coded;
 use crate::index::Timestamps;
 
-/// The name of the column in tables of timestamps, and in ours.
+/// Name of the timestamp column.
 pub(super) const TIMESTAMP: &str = "timestamp";
-/// What AliceO2's tables call it.
+/// Name of the timestamp column in AliceO2's tables.
 const O2_TIMESTAMP: &str = "fTimestamp";
-/// So many rows are taken that are not run-end encoded: as many as a range can have.
+/// Maximum number of rows that are not run-end encoded: that of a range.
 const MAX_PLAIN_ROWS: usize = RangeRequest::MAX_ROWS as usize;
-/// What is taken.
+/// The accepted types, for error messages.
 const EXPECTED: &str = "int64 or uint64 in milliseconds, or timestamp; plain, dictionary or \
                         run-end encoded";
 
-/// Why these are no timestamps.
+/// Why timestamps cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TimestampsError {
-    /// No column of a fitting type, or several and none has the name.
+    /// No column has a fitting type, or several have one and none has the expected name.
     #[error("there is no column of timestamps: expected one named timestamp or fTimestamp, or \
              only one of a fitting type ({EXPECTED}); there are {}", columns.join(", "))]
     NoColumn {
@@ -49,7 +49,7 @@ pub enum TimestampsError {
         /// Its type.
         got: String,
     },
-    /// A value cannot be given in milliseconds as i64.
+    /// A value does not fit into an i64 of milliseconds.
     #[error("column {column:?} has the value {value}, which is no i64 in milliseconds")]
     Overflow {
         /// The column.
@@ -57,20 +57,20 @@ pub enum TimestampsError {
         /// The value.
         value: String,
     },
-    /// More rows than Int32 can count, or than are taken row by row.
+    /// There are more rows than Int32 can count, or than may be sent without run-end encoding.
     #[error(
         "{rows} timestamps are too many: at most {} are taken, and {MAX_PLAIN_ROWS} that are not \
          run-end encoded",
         Timestamps::MAX_ROWS
     )]
     TooMany {
-        /// How many there are.
+        /// Number of rows.
         rows: usize,
     },
-    /// The batches do not belong together.
-    #[error("batch {batch} has other columns than the first")]
+    /// The batches have different schemas.
+    #[error("batch {batch} and the first have different columns")]
     Batches {
-        /// Which, counted from 0.
+        /// Index of the first batch that differs, from 0.
         batch: usize,
     },
     /// There is no batch.
@@ -96,21 +96,23 @@ fn fits(data_type: &DataType) -> bool {
     }
 }
 
-/// The timestamps of a table: column `timestamp`, else `fTimestamp`, else the only one that fits.
+/// Timestamps of a table: the column `timestamp`, else `fTimestamp`, else the only column of a
+/// fitting type.
 ///
 /// # Errors
-/// [`TimestampsError`].
+/// [`TimestampsError`] if there is no such column, or its values do not fit into milliseconds.
 pub fn timestamps_from_batches(batches: &[RecordBatch]) -> Result<Timestamps, TimestampsError> {
     let first = batches.first().ok_or(TimestampsError::Empty)?;
     let place = timestamp_column(&first.schema(), &[])?;
     timestamps_in(batches, place)
 }
 
-/// The rows of a table: its timestamps, and the columns of the keys of these names, those that are
-/// there. Other columns are ignored. `charge` is told of the memory that keys take, and may refuse.
+/// Rows of a table: its timestamps, and the key columns of these names that exist. Other columns
+/// are ignored. `charge` gets the bytes that the keys take before they are allocated, and may
+/// refuse.
 ///
 /// # Errors
-/// [`TimestampsError`], [`KeyError`], or what `charge` says.
+/// [`TimestampsError`], [`KeyError`], or the error of `charge`.
 pub fn rows_from_batches<E: From<TimestampsError> + From<KeyError>>(
     batches: &[RecordBatch],
     keys: &[Arc<str>],
@@ -124,7 +126,7 @@ pub fn rows_from_batches<E: From<TimestampsError> + From<KeyError>>(
     Ok(TableRows { timestamps, keys: KeyColumns::concat(&parts)? })
 }
 
-/// The place of the column of timestamps. A key is one only if it is named so.
+/// Index of the timestamp column. A column named in `keys` is never chosen by its type alone.
 fn timestamp_column(schema: &SchemaRef, keys: &[Arc<str>]) -> Result<usize, TimestampsError> {
     let named = [TIMESTAMP, O2_TIMESTAMP].iter().find_map(|name| schema.index_of(name).ok());
     let place = named.or_else(|| {
@@ -166,7 +168,7 @@ fn timestamps_in(batches: &[RecordBatch], place: usize) -> Result<Timestamps, Ti
 }
 
 impl TableRows {
-    /// The rows of all parts, one after the other; each part has the same keys.
+    /// Concatenates the rows of all parts. Each part must have the same keys.
     ///
     /// # Errors
     /// [`TimestampsError::TooMany`], [`KeyError::Type`].
@@ -179,7 +181,7 @@ impl TableRows {
     }
 }
 
-/// The timestamps of all parts, one after the other.
+/// Concatenates the timestamps of all parts.
 ///
 /// # Errors
 /// [`TimestampsError::TooMany`].
@@ -191,17 +193,17 @@ fn together(parts: &[Timestamps]) -> Result<Timestamps, TimestampsError> {
     Ok(Timestamps::concat(parts))
 }
 
-/// The timestamps of a batch as it crossed the wire, where they are its one column, plain, without
-/// nulls: read where they lie, or copied once if they lie askew. `None`: it is another kind of batch, or
-/// contradicts itself; that is for arrow's decoder to say.
+/// Timestamps of a received batch that has one column, plain and without nulls: read in place, or
+/// copied if they are short. `None`: the batch has another form or contradicts itself, and arrow's
+/// decoder must read it.
 #[cfg(feature = "server")]
 pub(crate) fn plain_timestamps(
     schema: &Schema,
     batch: arrow_ipc::RecordBatch<'_>,
     body: &Bytes,
 ) -> Option<Timestamps> {
-    /// So many are copied: as they lie, they would keep the buffer of the connection in memory for as
-    /// long as their timeframe lives, which may be much larger than they are.
+    /// Timestamps of at most this many bytes are copied. Read in place, they would keep the buffer
+    /// of the connection, which may be much larger, in memory until their timeframe ends.
     const COPIED_BYTES: usize = 256 << 10;
     if cfg!(target_endian = "big") {
         return None;
@@ -234,10 +236,10 @@ pub(crate) fn plain_timestamps(
     }))
 }
 
-/// The timestamps in one array; `column` is its name, for errors.
+/// Timestamps of one array; `column` is its name for error messages.
 ///
 /// # Errors
-/// [`TimestampsError`].
+/// [`TimestampsError`] if the array has another type, or a value does not fit into milliseconds.
 pub fn timestamps_from_array(
     column: &str,
     array: &dyn Array,
@@ -274,7 +276,7 @@ pub fn timestamps_from_array(
             let dictionary = array.as_any_dictionary_opt().ok_or_else(wrong_type)?;
             let values = timestamps_from_array(column, dictionary.values())?;
             if values.is_empty() {
-                // Then every key is null.
+                // Without values, every key is null.
                 let nothing = ScalarBuffer::from(vec![0; array.len()]);
                 return Ok(Timestamps::new(nothing, Some(NullBuffer::new_null(array.len()))));
             }
@@ -305,7 +307,7 @@ fn converted<T: ArrowPrimitiveType>(
     for (row, &value) in array.values().iter().enumerate() {
         match to_millis(value) {
             Some(at) => millis.push(at),
-            // What stands under a null means nothing.
+            // The value under a null has no meaning.
             None if array.is_null(row) => millis.push(0),
             None => {
                 let (column, value) = (column.to_owned(), format!("{value:?}"));
@@ -327,7 +329,7 @@ fn runs<R: RunEndIndexType>(
     if array.is_empty() {
         return Ok(Timestamps::new(Vec::new(), None));
     }
-    // A slice of a run array keeps all of its runs: only those that it touches count.
+    // A slice of a run array keeps all of its runs; only the runs inside the slice count.
     let run_ends = array.run_ends();
     let (first, last) = (run_ends.get_start_physical_index(), run_ends.get_end_physical_index());
     let offset = run_ends.offset();

@@ -1,4 +1,4 @@
-//! Arrays of cells.
+//! Builds Arrow arrays of cells.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use arrow_schema::{ArrowError, DataType};
 use super::content::{Cell, Objects};
 use super::encode_error::EncodeError;
 use super::layout::{header_fields, o2_item};
-use super::request::CellKind;
+use super::request_options::CellKind;
 use crate::shm::MetaHeader;
 
-/// What stands under a null: it means nothing, but it must be the same everywhere.
+/// Filler under a null: it has no meaning, but must be equal everywhere.
 pub(super) const NOTHING: MetaHeader = MetaHeader::managed(0, 0, 0, 0);
 
-/// An array of run-end encoded values, without a look at what they mean. Not RunArray::try_new: that
-/// takes every value for nullable.
+/// Run-end encoded array, its values unchecked. `RunArray::try_new` does not fit: it declares all
+/// values nullable.
 pub(super) fn run_array(
     data_type: &DataType,
     ends: Int32Array,
@@ -36,7 +36,7 @@ pub(super) fn run_array(
     Ok(Arc::new(RunArray::<Int32Type>::from(data)))
 }
 
-/// MetaHeaders as bytes; `None` gives a null.
+/// MetaHeaders as `FixedSizeBinary(40)`; `None` gives a null.
 pub(super) fn header_array(
     headers: impl ExactSizeIterator<Item = Option<MetaHeader>> + Clone,
 ) -> Result<ArrayRef, EncodeError> {
@@ -50,7 +50,7 @@ pub(super) fn header_array(
     Ok(Arc::new(FixedSizeBinaryArray::try_new_with_len(size, bytes, nulls, count)?))
 }
 
-/// One cell each, of these objects; `None` gives a null.
+/// Array with one cell of kind `kind` per object; `None` gives a null.
 pub(super) fn cell_array<'a>(
     kind: CellKind,
     cells: impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone,

@@ -1,37 +1,37 @@
-//! What the action `check` asks, and what it answers.
+//! Body and answer of the action `check`.
 
 use serde::{Deserialize, Serialize};
 
-/// `check`: whether everything adds up.
+/// Body of `check`: verify the invariants of the service.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckRequest {
-    /// Every object is read too, and its CRC-32C compared.
+    /// Whether to read each object too, and to compare its CRC-32C.
     #[serde(default)]
     pub contents: bool,
 }
 
-/// What `check` found.
+/// Answer of `check`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckAnswer {
-    /// All that is wrong, each in a sentence.
+    /// The faults found, a sentence each.
     pub faults: Vec<String>,
-    /// How often it was looked at: once where nothing seemed to be wrong.
+    /// Number of attempts: 1 if the first found no fault.
     pub looks: u64,
-    /// Segments of shared memory.
+    /// Number of segments of shared memory.
     pub segments: u64,
-    /// Objects in them.
+    /// Number of objects in the segments.
     pub objects: u64,
-    /// Bytes of the places that are taken.
+    /// Bytes of the occupied blocks.
     pub used_bytes: u64,
-    /// Bytes of the objects that are pinned.
+    /// Bytes of the pinned objects.
     pub pinned_bytes: u64,
-    /// Processes that are attached.
+    /// Number of attached processes.
     pub sessions: u64,
-    /// Leases, of sessions and others.
+    /// Number of leases, those of sessions included.
     pub leases: u64,
-    /// Timeframes in flight.
+    /// Number of timeframes in flight.
     pub timeframes: u64,
-    /// Bytes of objects that were read.
+    /// Bytes of objects that were read; 0 unless `contents` was set.
     pub read_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! The columns of a request: name, path or paths by ranges of a key, and how the key is used.
+//! Columns of a request: name, path or paths by ranges of a key, and use of the key.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -14,34 +14,34 @@ use crate::object::ObjectPath;
 /// A column of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ColumnRequest {
-    /// Its name in the table.
+    /// Name in the table.
     pub name: Arc<str>,
-    /// The path of its objects, or several of which the key chooses one.
+    /// Path of its objects, or paths that the key chooses from.
     pub path: ColumnPath,
     /// Metadata that a version must have.
     pub metadata: BTreeMap<String, String>,
-    /// The key on which it depends beside the timestamp.
+    /// The key on which the column depends in addition to the timestamp.
     pub key: Option<KeyUse>,
 }
 
-/// Where the objects of a column are.
+/// Object path of a column.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ColumnPath {
-    /// Below one path.
+    /// One path.
     One(ObjectPath),
-    /// Below the path of the first range that holds the value of the key.
+    /// The path of the first range that contains the value of the key.
     ByRange(Arc<[PathRange]>),
 }
 
-/// A path for the values of a key from `from` to `until`, both inclusive. Without bounds it is the
-/// fallback, for all other values.
+/// Path for the key values from `from` to `until`, both inclusive. Without bounds it is the
+/// fallback for all other values.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathRange {
-    /// The least value; `None`: there is no lower bound.
+    /// Lowest value; `None`: no lower bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<i64>,
-    /// The greatest value; `None`: there is no upper bound.
+    /// Highest value; `None`: no upper bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<i64>,
     /// The path.
@@ -54,7 +54,7 @@ impl PathRange {
         self.from.is_none() && self.until.is_none()
     }
 
-    /// Whether it is for this value.
+    /// Whether the range contains this value.
     pub fn contains(&self, value: i64) -> bool {
         self.from.is_none_or(|from| from <= value) && self.until.is_none_or(|until| value <= until)
     }
@@ -63,23 +63,22 @@ impl PathRange {
 /// How a column depends on a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyUse {
-    /// The name of the key column.
+    /// Name of the key column.
     pub key: Arc<str>,
-    /// What the value of the key decides, beside the path.
+    /// The part of the look-up, besides the path, that the value of the key determines.
     pub look_up: KeyLookUp,
-    /// Whether there is one look-up per distinct value of the key, at the timestamp of its first
-    /// row.
+    /// Whether each distinct value of the key is looked up once, at the timestamp of its first row.
     pub uniform: bool,
 }
 
-/// What the value of a key decides in a look-up.
+/// The part of a look-up that the value of a key determines.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum KeyLookUp {
-    /// Nothing but the path: it is looked up at the timestamp.
+    /// The path alone: objects are looked up at the timestamp.
     AtTimestamp,
-    /// The time: it is looked up at the value of the key in place of the timestamp.
+    /// The time: objects are looked up at the value of the key instead of the timestamp.
     AtKey,
-    /// The metadata of this name, which a version must have with the value of the key.
+    /// The metadata of this name: a version must have the value of the key there.
     WithMetadata(Arc<str>),
 }
 
@@ -89,7 +88,7 @@ impl ColumnPath {
         self.numbered().0
     }
 
-    /// The distinct paths, and by range the number of its path.
+    /// The distinct paths, and for each range the index of its path.
     fn numbered(&self) -> (Vec<&ObjectPath>, Vec<u32>) {
         let ranges = match self {
             Self::One(path) => return (vec![path], vec![0]),
@@ -106,21 +105,21 @@ impl ColumnPath {
         (paths, by_range)
     }
 
-    /// The paths as a step function over the values of the key: the index into
-    /// [`paths`](Self::paths) that holds from each start on; `None`: no range is for these values.
+    /// The paths as a step function over the values of the key: the starts of the steps, and for
+    /// each step an index into [`paths`](Self::paths). `None`: no range contains these values.
     pub fn steps(&self) -> (Vec<i64>, Vec<Option<u32>>) {
         let Self::ByRange(ranges) = self else { return (vec![i64::MIN], vec![Some(0)]) };
         let (_, by_range) = self.numbered();
         let mut starts = vec![i64::MIN];
         for range in ranges.iter() {
             starts.extend(range.from);
-            // Behind the greatest i64 there is no value.
+            // No value follows the greatest i64.
             starts.extend(range.until.and_then(|until| until.checked_add(1)));
         }
         starts.sort_unstable();
         starts.dedup();
         let mut places: Vec<Option<u32>> = vec![None; starts.len()];
-        // The first step at or behind each that no earlier range has taken.
+        // For each step, the first step at or after it that no earlier range has taken.
         let mut free: Vec<usize> = (0..=starts.len()).collect();
         for (range, path) in ranges.iter().zip(by_range) {
             let before = |bound: i64| starts.partition_point(|start| *start < bound);
@@ -138,7 +137,7 @@ impl ColumnPath {
     }
 }
 
-/// Follows the links from `step` to a free one, and shortens them.
+/// Follows the links from `step` to a free step, and shortens them.
 fn first_free(free: &mut [usize], mut step: usize) -> usize {
     while free[step] != step {
         free[step] = free[free[step]];
@@ -169,13 +168,22 @@ impl fmt::Display for ColumnPath {
 }
 
 impl ColumnRequest {
-    /// A column with the objects of one path, whatever their metadata.
+    /// A column with the objects of one path, without conditions on their metadata.
     pub fn new(name: impl Into<Arc<str>>, path: ObjectPath) -> Self {
         let path = ColumnPath::One(path);
         Self { name: name.into(), path, metadata: BTreeMap::new(), key: None }
     }
 
-    /// The path, where there is only one and no key.
+    /// A column as the request's schema describes it: a path, or an object with path, key and more.
+    ///
+    /// # Errors
+    /// An error that names what is wrong.
+    pub fn from_json(name: &str, json: &str) -> Result<Self, serde_json::Error> {
+        let OneColumn(column) = serde_json::from_str(json)?;
+        checked(name.into(), column)
+    }
+
+    /// The path of a column with one path and no key.
     #[doc(hidden)]
     pub fn plain_path(&self) -> Option<&ObjectPath> {
         match (&self.path, &self.key) {
@@ -184,13 +192,13 @@ impl ColumnRequest {
         }
     }
 
-    /// Whether the values of its key must be integers.
+    /// Whether the values of the key must be integers.
     pub(crate) fn needs_integers(&self) -> bool {
         matches!(self.path, ColumnPath::ByRange(_))
             || self.key.as_ref().is_some_and(|key| key.look_up == KeyLookUp::AtKey)
     }
 
-    /// Bytes of memory that it takes, about.
+    /// Approximate memory of the column, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         let metadata = self.metadata.iter().map(|(key, value)| key.len() + value.len() + 96);
         let path = match &self.path {
@@ -242,7 +250,7 @@ fn check_ranges(path: &ColumnPath) -> Result<(), String> {
     }
 }
 
-/// Columns in the order in which they were named, each name once.
+/// Columns in the order in which they were named; each name occurs once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ColumnList(pub Vec<ColumnRequest>);
 
@@ -280,7 +288,7 @@ impl Serialize for ColumnPath {
 const AS_TIMESTAMP: &str = "timestamp";
 const AS_METADATA: &str = "metadata:";
 
-/// A column without its name, as JSON has it.
+/// JSON of a column, without its name.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawColumn {
@@ -324,7 +332,7 @@ impl RawColumn {
     }
 }
 
-/// `"path"` or the full form.
+/// A column given as `"path"` or in full.
 struct OneColumn(RawColumn);
 
 impl<'de> Deserialize<'de> for OneColumn {
@@ -349,7 +357,7 @@ impl<'de> Deserialize<'de> for OneColumn {
     }
 }
 
-/// A name, taken over without a copy in between.
+/// A name, parsed without an intermediate copy.
 struct Name(Arc<str>);
 
 impl<'de> Deserialize<'de> for Name {
@@ -386,14 +394,8 @@ impl<'de> Deserialize<'de> for ColumnList {
                     }
                     columns.push(checked(name, column)?);
                 }
-                let mut names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
-                names.sort_unstable();
-                match names.windows(2).find(|pair| pair[0] == pair[1]) {
-                    Some(pair) => {
-                        Err(A::Error::custom(format!("column {:?} stands twice", pair[0])))
-                    }
-                    None => Ok(ColumnList(columns)),
-                }
+                check_column_names(&columns).map_err(A::Error::custom)?;
+                Ok(ColumnList(columns))
             }
         }
         deserializer.deserialize_map(InOrder)
@@ -401,7 +403,18 @@ impl<'de> Deserialize<'de> for ColumnList {
 }
 
 /// # Errors
-/// An error of `E` that names the column and what is wrong with it.
+/// A text that names a column which occurs twice.
+pub(super) fn check_column_names(columns: &[ColumnRequest]) -> Result<(), String> {
+    let mut names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("column {:?} occurs twice", pair[0])),
+        None => Ok(()),
+    }
+}
+
+/// # Errors
+/// An error of `E` that names the column and the fault.
 fn checked<E: serde::de::Error>(name: Arc<str>, column: RawColumn) -> Result<ColumnRequest, E> {
     check_name("a column", &name)?;
     check_metadata(&column.metadata)?;
@@ -420,32 +433,42 @@ fn checked<E: serde::de::Error>(name: Arc<str>, column: RawColumn) -> Result<Col
 
 impl Serialize for ColumnList {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Full<'a> {
-            path: &'a ColumnPath,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            key: Option<&'a str>,
-            #[serde(rename = "as", skip_serializing_if = "Option::is_none")]
-            look_up: Option<String>,
-            #[serde(skip_serializing_if = "std::ops::Not::not")]
-            uniform: bool,
-            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-            metadata: &'a BTreeMap<String, String>,
+        serializer.collect_map(self.0.iter().map(|column| (&column.name, JsonColumn::of(column))))
+    }
+}
+
+/// A column without its name, as it is written: a plain one is its path alone.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum JsonColumn<'a> {
+    Plain(&'a ColumnPath),
+    Full {
+        path: &'a ColumnPath,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key: Option<&'a str>,
+        #[serde(rename = "as", skip_serializing_if = "Option::is_none")]
+        look_up: Option<String>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        uniform: bool,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        metadata: &'a BTreeMap<String, String>,
+    },
+}
+
+impl<'a> JsonColumn<'a> {
+    fn of(column: &'a ColumnRequest) -> Self {
+        let ColumnRequest { path, metadata, key, .. } = column;
+        if column.plain_path().is_some() && metadata.is_empty() {
+            return Self::Plain(path);
         }
-        let full = |column: &'_ ColumnRequest| {
-            let look_up = column.key.as_ref().and_then(|key| match &key.look_up {
-                KeyLookUp::AtTimestamp => None,
-                KeyLookUp::AtKey => Some(AS_TIMESTAMP.to_owned()),
-                KeyLookUp::WithMetadata(name) => Some(format!("{AS_METADATA}{name}")),
-            });
-            (look_up, column.key.as_ref().is_some_and(|key| key.uniform))
-        };
-        serializer.collect_map(self.0.iter().map(|column| {
-            let (look_up, uniform) = full(column);
-            let key = column.key.as_ref().map(|key| &*key.key);
-            let (path, metadata) = (&column.path, &column.metadata);
-            (&column.name, Full { path, key, look_up, uniform, metadata })
-        }))
+        let look_up = key.as_ref().and_then(|key| match &key.look_up {
+            KeyLookUp::AtTimestamp => None,
+            KeyLookUp::AtKey => Some(AS_TIMESTAMP.to_owned()),
+            KeyLookUp::WithMetadata(name) => Some(format!("{AS_METADATA}{name}")),
+        });
+        let uniform = key.as_ref().is_some_and(|key| key.uniform);
+        let key = key.as_ref().map(|key| &*key.key);
+        Self::Full { path, key, look_up, uniform, metadata }
     }
 }
 

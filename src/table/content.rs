@@ -1,4 +1,4 @@
-//! What a table holds, before it gets its Arrow form: runs of cells.
+//! Content of a table before it is encoded as Arrow: runs of cells.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,31 +9,34 @@ use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::shm::MetaHeader;
 
-/// The objects that the cells of a table name by number, and who keeps them in place.
+/// The objects that the cells of a table refer to by number. An implementation keeps them in place.
 pub trait Objects: fmt::Debug + Send + Sync {
-    /// The id of the version.
+    /// Id of the version.
     fn id(&self, number: u32) -> ObjectId;
 
-    /// Which version it is.
+    /// Description of the version.
     fn version(&self, number: u32) -> &ObjectInfo;
 
-    /// Its bytes.
+    /// Payload of the object.
     fn bytes(&self, number: u32) -> &[u8];
+
+    /// Called for each frame that a client takes, so that a slow client that reads keeps its lease.
+    fn note_reading(&self) {}
 }
 
-/// How an object came.
+/// Where an object came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheState {
     /// It was in shared memory.
     Hit,
     /// It was loaded for this table.
     Loaded,
-    /// That it is the right one could not be confirmed by the source in time.
+    /// The source could not confirm in time that it is the valid version.
     Stale,
 }
 
 impl CacheState {
-    /// As it stands in the objects view.
+    /// Name in the objects view.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -46,40 +49,40 @@ impl CacheState {
 /// One distinct object of a column.
 #[derive(Debug, Clone, Copy)]
 pub struct Cell {
-    /// Where it lies.
+    /// Location of the object.
     pub header: MetaHeader,
-    /// Its number among the table's [`Objects`].
+    /// Number of the object in the table's [`Objects`].
     pub object: u32,
-    /// How it came.
+    /// Where it came from.
     pub cache: CacheState,
 }
 
-/// Rows that one cell serves.
+/// A run of rows that one cell serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CellRun {
-    /// The row behind the last one; the first is the end of the run before.
+    /// The row after the last one; the run starts where the run before it ends.
     pub end: i32,
-    /// A place among the column's cells; `None`: null.
+    /// Index into the column's cells; `None`: null.
     pub cell: Option<u32>,
 }
 
 /// A column of a table.
 #[derive(Debug, Clone)]
 pub struct Column {
-    /// Its name.
+    /// Name of the column.
     pub name: Arc<str>,
-    /// Whose objects.
+    /// Path or paths of its objects.
     pub path: ColumnPath,
-    /// They tile the rows, and neighbours differ.
+    /// Runs that cover all rows without gaps. Neighbouring runs have different cells.
     pub runs: Arc<[CellRun]>,
-    /// The distinct objects.
+    /// The distinct objects of the column.
     pub cells: Vec<Cell>,
     /// The key on which it depends.
     pub key: Option<KeyColumn>,
 }
 
 impl Column {
-    /// The places of the runs that touch the rows from `from` to before `until`.
+    /// Indices of the runs that touch the rows `from..until`.
     pub(super) fn runs_within(&self, from: i32, until: i32) -> std::ops::Range<usize> {
         let first = self.runs.partition_point(|run| run.end <= from);
         let last = first + self.runs[first..].partition_point(|run| run.end < until);
@@ -87,47 +90,47 @@ impl Column {
     }
 }
 
-/// A piece of time that one object serves.
+/// A span of time that one object serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IntervalRow {
-    /// The piece.
+    /// The span.
     pub interval: ValidityInterval,
-    /// A place among the column's cells.
+    /// Index into the column's cells.
     pub cell: u32,
 }
 
-/// The effective spans of a column over a range.
+/// Effective spans of a column over a range.
 #[derive(Debug, Clone)]
 pub struct IntervalColumn {
-    /// Its name.
+    /// Name of the column.
     pub name: Arc<str>,
-    /// Whose objects.
+    /// Path of its objects.
     pub path: ObjectPath,
-    /// In order; where nothing is valid there is none.
+    /// Spans in ascending order. Where no object is valid there is no span.
     pub rows: Vec<IntervalRow>,
-    /// The distinct objects.
+    /// The distinct objects of the column.
     pub cells: Vec<Cell>,
 }
 
-/// What a table holds.
+/// Content of a table.
 #[derive(Debug, Clone)]
 pub struct Content {
-    /// What stands in it.
+    /// Rows or spans.
     pub shown: TableBody,
-    /// What its cells name.
+    /// The objects that the cells refer to.
     pub objects: Arc<dyn Objects>,
 }
 
-/// What stands in a table.
+/// Rows or spans of a table.
 #[derive(Debug, Clone)]
 pub enum TableBody {
-    /// A cell for each timestamp; of the views rows, objects and chunks.
+    /// One cell per timestamp and column: the views rows, objects, distinct and chunks.
     Rows {
-        /// The columns, as they were asked for.
+        /// The columns, as requested.
         columns: Arc<Vec<Column>>,
-        /// One per row.
+        /// One timestamp per row.
         timestamps: Arc<Timestamps>,
     },
-    /// Of the view intervals: the columns, as they were asked for.
+    /// The columns of the view intervals, as requested.
     Intervals(Arc<Vec<IntervalColumn>>),
 }

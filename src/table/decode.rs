@@ -1,9 +1,9 @@
-//! From a column, in whatever encoding, back to runs of cells, which are read where they lie. What
-//! comes from elsewhere is checked.
+//! Decodes columns in any encoding into runs of cells, which are read in place. Received arrays are
+//! checked.
 //!
 //! ```text
 //!  run_end     ends, values     ─┐
-//!  dictionary  keys,  values    ─┼─▶ ColumnRuns: where each run ends, and the place of its cell
+//!  dictionary  keys,  values    ─┼─▶ ColumnRuns: the end of each run, and the index of its cell
 //!  plain       values           ─┤         │
 //!  intervals × timestamps       ─┘         └─▶ CellValue: null, a MetaHeader, bytes
 //! ```
@@ -19,33 +19,33 @@ use arrow_schema::DataType;
 use crate::error::coded;
 use crate::shm::MetaHeader;
 
-/// What stands in a cell.
+/// Content of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CellValue<'a> {
-    /// Nothing.
+    /// A null.
     Null,
-    /// Where the object lies.
+    /// Location of the object.
     Header(MetaHeader),
-    /// Where the object lies, without a generation: the cell `o2`.
+    /// Location of the object without a generation: the cell `o2`.
     O2 {
         /// Offset of the chunk header in the segment.
         handle: i64,
-        /// The managed segment.
+        /// Id of the managed segment.
         segment: i64,
-        /// Payload bytes.
+        /// Size of the payload in bytes.
         size: i64,
     },
-    /// The object's bytes.
+    /// Payload of the object.
     Payload(&'a [u8]),
 }
 
-/// A column is not of a form that tables have.
+/// A received column does not have the form of a column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a column is {got}: {reason}")]
 pub struct DecodeError {
-    /// Its type.
+    /// Its Arrow type.
     pub got: String,
-    /// What is wrong with it.
+    /// Why it is refused.
     pub reason: String,
 }
 
@@ -55,7 +55,7 @@ pub(super) fn wrong(array: &dyn Array, reason: &str) -> DecodeError {
     DecodeError { got: array.data_type().to_string(), reason: reason.to_owned() }
 }
 
-/// Where a cell lies: which array, and its place there.
+/// Position of a cell: an array, and an index into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct CellPosition {
     array: u32,
@@ -66,20 +66,21 @@ impl CellPosition {
     const NONE: Self = Self { array: u32::MAX, at: 0 };
 }
 
-/// The runs of a column: they tile its rows, and neighbours differ. Their cells stay where they came.
+/// Runs of a column. They cover all rows without gaps, and neighbours differ. Cells stay in the
+/// arrays in which they were received.
 #[derive(Debug, Clone, Default)]
 pub struct ColumnRuns {
-    /// The row behind the last one of each.
+    /// For each run, the row after its last one.
     ends: Vec<usize>,
     places: Vec<CellPosition>,
     arrays: Vec<CellArray>,
 }
 
 impl ColumnRuns {
-    /// No rows yet, of cells that lie in these arrays.
+    /// No rows yet; their cells will be in these arrays.
     ///
     /// # Errors
-    /// [`DecodeError`] if they hold no cells.
+    /// [`DecodeError`] if an array holds no cells.
     pub(super) fn of_cells<'a>(
         arrays: impl IntoIterator<Item = &'a ArrayRef>,
     ) -> Result<Self, DecodeError> {
@@ -88,37 +89,37 @@ impl ColumnRuns {
         Ok(Self { arrays, ..Self::default() })
     }
 
-    /// How many runs there are.
+    /// Number of runs.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no runs.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The runs, in the order of their rows: the row behind the last one of each, and its cell.
+    /// The runs in order: the row after the last one of each, and its cell.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (usize, CellValue<'_>)> + Clone {
         self.ends.iter().zip(&self.places).map(|(end, place)| (*end, self.cell(*place)))
     }
 
-    /// The row behind the last one of each run, in ascending order.
+    /// For each run, the row after its last one, in ascending order.
     pub fn ends(&self) -> &[usize] {
         &self.ends
     }
 
-    /// The cell of a run, counted from 0; `None`: there is no such run.
+    /// Cell of a run, counted from 0; `None`: there is no such run.
     pub fn run(&self, run: usize) -> Option<CellValue<'_>> {
         Some(self.cell(*self.places.get(run)?))
     }
 
-    /// What stands in a row; `None`: there is no such row.
+    /// Cell of a row, counted from 0; `None`: there is no such row.
     pub fn at(&self, row: usize) -> Option<CellValue<'_>> {
         let run = self.ends.partition_point(|end| *end <= row);
         Some(self.cell(*self.places.get(run)?))
@@ -131,13 +132,13 @@ impl ColumnRuns {
         }
     }
 
-    /// The rows before `end` that are no others' have the cell `at` of the array that is the `array`th.
+    /// Appends a run up to the row before `end`, with cell `at` of array `array`.
     pub(super) fn push(&mut self, end: usize, array: usize, at: usize) {
-        // Run ends and keys are Int32, so places are no more.
+        // Run ends and keys are Int32, so indices fit as well.
         self.push_place(end, CellPosition { array: array as u32, at: at as u32 });
     }
 
-    /// The rows before `end` that are no others' have null cells.
+    /// Appends a run of null cells up to the row before `end`.
     pub(super) fn push_null(&mut self, end: usize) {
         self.push_place(end, CellPosition::NONE);
     }
@@ -154,10 +155,10 @@ impl ColumnRuns {
         }
     }
 
-    /// The rows of a further batch.
+    /// Appends the rows of a further batch.
     ///
     /// # Errors
-    /// [`DecodeError`].
+    /// [`DecodeError`] if the array is no column of a table.
     pub fn extend(&mut self, column: &dyn Array) -> Result<(), DecodeError> {
         let (before, array) = (self.rows(), self.arrays.len());
         match column.data_type() {
@@ -179,7 +180,7 @@ impl ColumnRuns {
                     let end = usize::try_from(ends.values()[at])
                         .map_err(|_| wrong(column, "a run end is negative"))?;
                     let end = before + end.saturating_sub(ends.offset()).min(runs.len());
-                    // What was one run before it was cut into batches is one again.
+                    // A run that was cut at the end of a batch becomes one run again.
                     if at == first {
                         self.push(end, array, at);
                     } else {
@@ -217,17 +218,17 @@ impl ColumnRuns {
     }
 }
 
-/// The runs of a column.
+/// Runs of a column.
 ///
 /// # Errors
-/// [`DecodeError`].
+/// [`DecodeError`] if the array is no column of a table.
 pub fn column_runs(column: &dyn Array) -> Result<ColumnRuns, DecodeError> {
     let mut runs = ColumnRuns::default();
     runs.extend(column)?;
     Ok(runs)
 }
 
-/// The runs of rows that are the same: the first row of each, and the one behind the last.
+/// Runs of equal rows: the first row of each, and the row after its last one.
 fn merged(
     rows: usize,
     same: impl Fn(usize, usize) -> bool,
@@ -246,7 +247,7 @@ fn merged(
     })
 }
 
-/// Cells, in one of the forms that they have.
+/// Array of cells, by kind.
 #[derive(Debug, Clone)]
 enum CellArray {
     Headers(FixedSizeBinaryArray),
@@ -258,7 +259,7 @@ enum CellArray {
 
 impl CellArray {
     /// # Errors
-    /// [`DecodeError`] if these are no cells.
+    /// [`DecodeError`] if the array holds no cells.
     fn of(array: &dyn Array) -> Result<Self, DecodeError> {
         match array.data_type() {
             DataType::FixedSizeBinary(width) if *width as usize == MetaHeader::BYTES => {
@@ -276,14 +277,14 @@ impl CellArray {
                     integers.ok_or_else(|| wrong(array, "its integers are not Int64"))?;
                 Ok(Self::Places(cells, integers))
             }
-            _ => Err(wrong(array, "it is no cell")),
+            _ => Err(wrong(array, "it is not an array of cells")),
         }
     }
 
     fn cell(&self, row: usize) -> CellValue<'_> {
         match self {
             Self::Headers(array) if array.is_valid(row) => {
-                // All have so many bytes.
+                // The type of the array fixes the length of its values.
                 MetaHeader::from_bytes(array.value(row)).map_or(CellValue::Null, CellValue::Header)
             }
             Self::Fields(fields) if fields.cells.is_valid(row) => {
@@ -302,7 +303,7 @@ impl CellArray {
     }
 }
 
-/// MetaHeaders, each field as an array.
+/// MetaHeaders as one array per field.
 #[derive(Debug, Clone)]
 struct HeaderFields {
     cells: StructArray,

@@ -1,4 +1,4 @@
-//! From runs of cells to record batches: as many as it takes to keep each small on the wire.
+//! Encodes runs of cells as record batches, each small enough for the wire.
 
 use std::sync::Arc;
 
@@ -14,26 +14,27 @@ use super::cells::{cell_array, run_array};
 use super::content::{Cell, Column, Content, IntervalColumn, Objects, TableBody};
 use super::encode_error::EncodeError;
 use super::ipc::{BatchMessages, MessageWriter};
-use super::ipc_body::{Dictionaries, RowWindow, payload_dictionaries, with_payloads};
+use super::ipc_body::{Dictionaries, Payloads, RowWindow, payload_dictionaries, with_payloads};
 use super::layout::TableLayout;
+use super::part::PayloadPins;
 use super::records::{
     MAX_CELL_BYTES, PAYLOAD_BATCH_BYTES, RECORD_BYTES, RECORD_FIXED_BYTES, RECORD_ROWS,
     RecordCursor,
 };
-use super::request::{CellKind, Encoding, View};
+use super::request_options::{CellKind, Encoding, View};
 use super::text_runs::TextRuns;
 use crate::index::Timestamps;
 use crate::object::ObjectId;
 use crate::shm::MetaHeader;
 
-/// Batches of MetaHeaders stay below this, so that with their heads they are below 2 MiB.
+/// Maximum size of a batch of MetaHeaders: with its message header it is below 2 MiB.
 const BATCH_BYTES: u64 = 1_900 << 10;
-/// All payloads of one batch or dictionary can have this much.
+/// Maximum size of all payloads of one batch or dictionary.
 const MAX_PAYLOADS_BYTES: u64 = 1 << 30;
-/// One chunk of the view chunks.
+/// Size of one chunk of the view chunks.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// The batches of a table, made one after the other; at least one, if only an empty one.
+/// Iterator over the batches of a table. There is at least one, which may be empty.
 pub struct Batches {
     shape: Arc<TableLayout>,
     schema: SchemaRef,
@@ -41,20 +42,21 @@ pub struct Batches {
     /// By column: the values of the dictionary, the same array in all batches.
     dictionaries: Vec<ArrayRef>,
     next: usize,
-    /// Of the view intervals: the column that is next, and the span of it.
+    /// View intervals: the next column, and its next span.
     next_in_column: (usize, usize),
-    /// Of the views objects and distinct: the next record.
+    /// Views objects and distinct: the next record.
     records: RecordCursor,
     over: bool,
 }
 
 impl Content {
-    /// The batches of this in the given form.
+    /// Batches of this content in the given layout.
     pub fn batches(&self, shape: &TableLayout) -> Batches {
         self.batches_of(Arc::new(shape.clone()), shape.schema())
     }
 
-    /// The same with the schema that goes with `shape`, which can have other metadata.
+    /// Like [`batches`](Self::batches), with the schema that goes with `shape`; it can have other
+    /// metadata.
     pub(crate) fn batches_of(&self, shape: Arc<TableLayout>, schema: SchemaRef) -> Batches {
         Batches {
             schema,
@@ -90,19 +92,28 @@ impl Iterator for Batches {
     }
 }
 
-/// The same batches as messages, one after the other: the dictionaries that one needs, then the
-/// batch itself.
+/// Iterator over the batches as messages: for each batch the dictionaries that it needs, then the
+/// batch.
 pub struct EncodedMessages {
+    pins: Arc<PayloadPins>,
     batches: Batches,
     writer: MessageWriter,
     dictionaries: Arc<Dictionaries>,
+}
+
+impl EncodedMessages {
+    /// The pins of the payloads that the messages name. The messages hold them until all parts are
+    /// read, or until they are withdrawn.
+    pub fn payload_pins(&self) -> &Arc<PayloadPins> {
+        &self.pins
+    }
 }
 
 impl Iterator for EncodedMessages {
     type Item = Result<BatchMessages, EncodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Self { batches, writer, dictionaries } = self;
+        let Self { pins, batches, writer, dictionaries } = self;
         if batches.over {
             return None;
         }
@@ -112,10 +123,10 @@ impl Iterator for EncodedMessages {
                 if shape.view == View::Rows
                     && matches!(shape.cell, CellKind::Binary | CellKind::Payload) =>
             {
-                batches.row_messages(&columns, &timestamps, dictionaries)
+                batches.row_messages(&columns, &timestamps, dictionaries, pins)
             }
             TableBody::Intervals(columns) if shape.cell == CellKind::Payload => {
-                batches.interval_messages(&columns, writer)
+                batches.interval_messages(&columns, writer, pins)
             }
             _ => return Some(batches.next()?.and_then(|batch| writer.write(&batch))),
         };
@@ -125,19 +136,21 @@ impl Iterator for EncodedMessages {
 }
 
 impl Batches {
-    /// The batches as messages that follow the schema; `dictionaries`: those of tables like this one.
+    /// The batches as messages that follow the schema. `dictionaries` holds those of similar
+    /// tables.
     pub fn into_messages(self, dictionaries: Arc<Dictionaries>) -> EncodedMessages {
         EncodedMessages {
+            pins: PayloadPins::new(Arc::clone(&self.content.objects)),
             writer: MessageWriter::after_schema(&self.schema),
             batches: self,
             dictionaries,
         }
     }
 
-    /// Checks, before the first batch is made, that the objects can be cells.
+    /// Checks that the objects can be cells, before the first batch is made.
     ///
     /// # Errors
-    /// [`EncodeError`].
+    /// [`EncodeError`] if an object is too large or lies in the wrong kind of segment.
     pub fn check(&self) -> Result<(), EncodeError> {
         let TableBody::Rows { columns, .. } = &self.content.shown else { return Ok(()) };
         if self.shape.view != View::Rows {
@@ -152,7 +165,7 @@ impl Batches {
         self.check_payloads(columns)
     }
 
-    /// The schema of all of them.
+    /// Schema of all batches.
     pub fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
     }
@@ -162,12 +175,13 @@ impl Batches {
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }
 
-    /// The next rows, written without arrays in between.
+    /// Writes the next rows as messages, without intermediate arrays.
     fn row_messages(
         &mut self,
         columns: &[Column],
         timestamps: &Timestamps,
         kept: &Dictionaries,
+        pins: &Arc<PayloadPins>,
     ) -> Result<BatchMessages, EncodeError> {
         let shape = Arc::clone(&self.shape);
         if self.next == 0 {
@@ -175,15 +189,15 @@ impl Batches {
         }
         let (from, until) = self.next_rows(columns, timestamps)?;
         let timestamps = shape.timestamps_column.then_some(timestamps);
-        let objects = &self.content.objects;
-        let window = RowWindow { columns, timestamps, from, until, cell: shape.cell, objects };
+        let payloads = Payloads { objects: self.objects(), pins };
+        let window = RowWindow { columns, timestamps, from, until, cell: shape.cell, payloads };
         let (dictionaries, batch) = match shape.encoding {
             Encoding::RunEnd => (Arc::default(), window.run_end()),
             Encoding::Plain => (Arc::default(), window.plain()),
             Encoding::Dictionary if from > 0 => (Arc::default(), window.dictionary()),
             Encoding::Dictionary => {
                 let dictionaries = match shape.cell {
-                    CellKind::Payload => payload_dictionaries(columns, objects),
+                    CellKind::Payload => payload_dictionaries(columns, payloads),
                     _ => kept.messages(columns),
                 };
                 (dictionaries, window.dictionary())
@@ -192,18 +206,19 @@ impl Batches {
         Ok(BatchMessages { dictionaries, batch })
     }
 
-    /// The next effective spans with their payloads, which stay where they lie.
+    /// Writes the next effective spans with their payloads, which are not copied.
     fn interval_messages(
         &mut self,
         columns: &[IntervalColumn],
         writer: &mut MessageWriter,
+        pins: &Arc<PayloadPins>,
     ) -> Result<BatchMessages, EncodeError> {
-        let objects = Arc::clone(&self.content.objects);
         let (mut arrays, cells) = self.next_intervals(columns)?;
         let empty = OffsetBuffer::<i64>::new_zeroed(cells.len());
         arrays.push(Arc::new(LargeBinaryArray::try_new(empty, Buffer::default(), None)?));
         let messages = writer.write(&self.batch(arrays, cells.len())?)?;
-        let batch = with_payloads(&messages.batch, &cells, &objects)?;
+        let batch =
+            with_payloads(&messages.batch, &cells, Payloads { objects: self.objects(), pins })?;
         Ok(BatchMessages { batch, ..messages })
     }
 
@@ -233,7 +248,7 @@ impl Batches {
         self.batch(arrays, until - from)
     }
 
-    /// The rows of the next batch.
+    /// Rows of the next batch.
     fn next_rows(
         &mut self,
         columns: &[Column],
@@ -245,7 +260,7 @@ impl Batches {
         Ok((from, self.next))
     }
 
-    /// Checks that payloads can be sent.
+    /// Checks that the payloads can be sent.
     fn check_payloads(&self, columns: &[Column]) -> Result<(), EncodeError> {
         if self.shape.cell != CellKind::Payload {
             return Ok(());
@@ -261,7 +276,7 @@ impl Batches {
         Ok(())
     }
 
-    /// Checks what cannot be sent, and makes the dictionaries.
+    /// Checks that the columns can be sent, and builds the dictionaries.
     fn begin(&mut self, columns: &[Column]) -> Result<(), EncodeError> {
         self.check_payloads(columns)?;
         for column in columns {
@@ -295,7 +310,7 @@ impl Batches {
         Err(EncodeError::TooLarge { column, path, bytes, limit_bytes })
     }
 
-    /// The row behind the last one of the batch that begins with `from`.
+    /// The row after the last one of the batch that begins at `from`.
     fn end_of_batch(
         &self,
         columns: &[Column],
@@ -304,7 +319,7 @@ impl Batches {
     ) -> Result<usize, EncodeError> {
         let payload = self.shape.cell == CellKind::Payload;
         let most = if payload { PAYLOAD_BATCH_BYTES } else { BATCH_BYTES };
-        // Twice as far each time: what is looked at is about what goes into the batch.
+        // The step doubles each time, so the rows inspected are about those of the batch.
         let (mut fits, mut too_far) = (from + 1, from.saturating_add(2));
         loop {
             too_far = too_far.min(rows);
@@ -323,7 +338,7 @@ impl Batches {
             let middle = fits + (too_far - fits) / 2;
             if self.bytes(columns, from, middle) <= most { fits = middle } else { too_far = middle }
         }
-        // A payload crosses once per run: so it is not cut in two where that can be helped.
+        // A payload is sent once per run: batches end between runs where possible.
         if payload && self.shape.encoding == Encoding::RunEnd {
             fits = whole_runs(columns, from, fits, rows);
             let bytes = self.bytes(columns, from, fits);
@@ -334,7 +349,7 @@ impl Batches {
         Ok(fits)
     }
 
-    /// What a batch of these rows takes on the wire, but for its head.
+    /// Size of a batch of these rows on the wire, without its message header.
     fn bytes(&self, columns: &[Column], from: usize, until: usize) -> u64 {
         let rows = (until - from) as u64;
         let cell_bytes = match self.shape.cell {
@@ -344,7 +359,7 @@ impl Batches {
         };
         let timestamps = if self.shape.timestamps_column { rows * 8 + rows / 8 } else { 0 };
         let column_bytes = |column: &Column| {
-            // Buffers are padded to 64 bytes, and there are some per column.
+            // Buffers are padded to 64 bytes, and each column has several.
             let padding = 512;
             let runs = column.runs_within(from as i32, until as i32);
             padding
@@ -365,7 +380,7 @@ impl Batches {
         timestamps + columns.iter().map(column_bytes).sum::<u64>()
     }
 
-    /// The bytes of the runs' objects: each once, or once per row of the window.
+    /// Bytes of the objects of the runs: each object once, or once per row of the window.
     fn payload_bytes(
         &self,
         column: &Column,
@@ -426,7 +441,7 @@ impl Batches {
         Ok(Arc::new(DictionaryArray::try_new(keys, Arc::clone(&self.dictionaries[place]))?))
     }
 
-    /// The next records of what served the rows.
+    /// The next records of the objects view: one per run.
     fn records(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
         let objects = Arc::clone(&self.content.objects);
         let (arrays, rows) = self.records.objects(columns, &*objects, self.shape.keyed)?;
@@ -442,7 +457,7 @@ impl Batches {
         self.batch(arrays, rows)
     }
 
-    /// The effective spans.
+    /// The next effective spans.
     fn intervals(&mut self, columns: &[IntervalColumn]) -> Result<RecordBatch, EncodeError> {
         let (mut arrays, cells) = self.next_intervals(columns)?;
         let rows = cells.len();
@@ -450,7 +465,7 @@ impl Batches {
         self.batch(arrays, rows)
     }
 
-    /// The next effective spans: all columns but the last, and the cells that stand in that.
+    /// The next effective spans: all arrays but the last, and the cells for the last one.
     fn next_intervals<'a>(
         &mut self,
         columns: &'a [IntervalColumn],
@@ -507,7 +522,7 @@ impl Batches {
         Ok((vec![column?, path?, from, until, Arc::new(ids.finish())], cells))
     }
 
-    /// The next piece of the one object.
+    /// The next chunk of the object.
     fn chunk(&mut self, columns: &[Column]) -> Result<RecordBatch, EncodeError> {
         let objects = Arc::clone(&self.content.objects);
         let cell = columns.first().and_then(|column| column.cells.first());
@@ -526,7 +541,7 @@ impl Batches {
     }
 }
 
-/// The cells in these places of a column.
+/// The cells at these indices of a column.
 fn at<'a>(
     column: &'a Column,
     places: &'a [Option<u32>],
@@ -534,7 +549,7 @@ fn at<'a>(
     places.iter().map(|place| place.map(|place| &column.cells[place as usize]))
 }
 
-/// The place of the cell of each row.
+/// The cell index of each row.
 fn expanded(column: &Column, from: usize, until: usize) -> Vec<Option<u32>> {
     let mut places = Vec::with_capacity(until - from);
     let mut start = from as i32;
@@ -546,7 +561,7 @@ fn expanded(column: &Column, from: usize, until: usize) -> Vec<Option<u32>> {
     places
 }
 
-/// The last row up to `wanted` at which a run of every column ends, or the first one after it.
+/// The last row up to `wanted` at which a run of every column ends, or the first such row after it.
 fn whole_runs(columns: &[Column], from: usize, wanted: usize, rows: usize) -> usize {
     let ends_at =
         |column: &Column, row: i32| column.runs.binary_search_by_key(&row, |run| run.end).is_ok();

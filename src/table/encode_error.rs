@@ -2,11 +2,11 @@
 
 use crate::error::coded;
 
-/// Why a table has no such Arrow form.
+/// Why a table cannot be encoded as requested.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncodeError {
-    /// Objects are too large to be cells.
+    /// The objects are too large to be cells.
     #[error(
         "column {column:?} ({path}) has {bytes} bytes of payload where {limit_bytes} are possible: \
          read large objects with \"view\": \"chunks\", or through shared memory"
@@ -16,27 +16,28 @@ pub enum EncodeError {
         column: String,
         /// Its path, or its paths by range.
         path: String,
-        /// What it has.
+        /// Bytes of payload in the column.
         bytes: u64,
-        /// What is possible.
+        /// The limit in bytes.
         limit_bytes: u64,
     },
-    /// AliceO2's cell names a managed segment, and the objects lie in a region.
+    /// The cell `o2` names a managed segment, but the objects lie in a region.
     #[error("the cell o2 needs managed segments, the objects lie in region {region}")]
     Unmanaged {
-        /// The region.
+        /// Id of the region.
         region: u16,
     },
-    /// The lease of the table has ended while it was being sent: what it names may be gone.
+    /// The lease of the table ended while the table was being sent: its objects may have been
+    /// evicted.
     #[error(
         "the lease of the table has ended before all of it was read: released, revoked, or its time \
          ran out"
     )]
     LeaseEnded,
-    /// A bug of ours.
-    #[error("the table cannot be put together: {reason}")]
+    /// A bug in the encoder.
+    #[error("the table cannot be encoded: {reason}")]
     Arrow {
-        /// What Arrow says.
+        /// The error of Arrow.
         reason: String,
     },
 }

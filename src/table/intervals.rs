@@ -1,5 +1,4 @@
-//! The intervals view on the other side: effective spans, joined with timestamps that stay where
-//! they are.
+//! Decodes the intervals view: effective spans, joined with timestamps that stay with the client.
 //!
 //! ```text
 //!  rows (column, from, until, cell) ─▶ ColumnSpans: a step function of cells
@@ -22,20 +21,20 @@ use crate::index::{Slot, Timestamps, join_steps};
 /// The effective spans of one column.
 #[derive(Debug, Clone)]
 pub struct ColumnSpans {
-    /// Where each step begins: the first at the beginning of time.
+    /// Start of each step; the first step begins at the lowest timestamp.
     starts: Vec<i64>,
-    /// What holds from there on: a row of one of the batches.
+    /// Cell of each step: a batch and a row in it.
     cells: Vec<Option<(usize, usize)>>,
-    /// No rows of the cells of all batches.
+    /// The cells of all batches, without runs.
     empty: ColumnRuns,
 }
 
-/// Rows of a column, each run with its cell.
+/// Rows of a column as runs of cells.
 #[derive(Debug, Clone)]
 pub struct JoinedColumn {
-    /// Its runs.
+    /// The runs of the column.
     pub runs: ColumnRuns,
-    /// Whether nothing is valid at some timestamps; they have null cells.
+    /// Whether no object is valid at some timestamps; their cells are null.
     pub gaps: bool,
 }
 
@@ -44,14 +43,14 @@ impl ColumnSpans {
         Self { starts: vec![i64::MIN], cells: vec![None], empty }
     }
 
-    /// Puts a span behind the others; says whether it belongs there.
+    /// Appends a span; returns `false` if it is empty or overlaps the last one.
     fn push(&mut self, from: i64, until: i64, cell: (usize, usize)) -> bool {
         let Some(&last) = self.starts.last() else { return false };
         if from < last || from >= until {
             return false;
         }
         if from == last {
-            // It begins where the one before ended.
+            // It begins where the last span ended.
             self.starts.pop();
             self.cells.pop();
         }
@@ -60,10 +59,11 @@ impl ColumnSpans {
         true
     }
 
-    /// The columns of these names from the batches of an intervals view.
+    /// Spans of the columns `names` from the batches of an intervals view.
     ///
     /// # Errors
-    /// [`DecodeError`] if they have other columns, or the spans of one overlap.
+    /// [`DecodeError`] if the batches have other columns, a span is of a column that is not in
+    /// `names`, or spans of one column overlap.
     #[doc(hidden)]
     pub fn of_batches(names: &[&str], batches: &[RecordBatch]) -> Result<Vec<Self>, DecodeError> {
         let places: HashMap<&str, usize> = names.iter().copied().zip(0..).collect();
@@ -80,13 +80,13 @@ impl ColumnSpans {
             let headers = cells[number].as_fixed_size_binary_opt();
             let headers = headers.filter(|headers| headers.null_count() == 0);
             let (Some(from), Some(until), Some(_)) = (from, until, headers) else {
-                return Err(wrong(batch.column(0), "from, until and cell are of other types"));
+                return Err(wrong(batch.column(0), "from, until and cell have other types"));
             };
             let mut row = 0;
             for (end, name) in text_runs(column("column")?)? {
                 let place = places.get(name).copied();
                 let place = place.ok_or_else(|| {
-                    wrong(batch.column(0), &format!("{name:?} was not asked for"))
+                    wrong(batch.column(0), &format!("{name:?} was not requested"))
                 })?;
                 let spans = &mut columns[place];
                 for row in row..end {
@@ -101,9 +101,9 @@ impl ColumnSpans {
         Ok(columns)
     }
 
-    /// The cell of each timestamp.
+    /// Looks up the cell of each timestamp.
     pub fn join(&self, timestamps: &Timestamps) -> JoinedColumn {
-        // The numbers of steps are those of cells.
+        // Numbers of steps index the cells.
         let slot = |step: usize| match self.cells.get(step) {
             Some(Some(_)) => Slot::Version(step as u32),
             _ => Slot::Absent,
@@ -130,14 +130,14 @@ impl ColumnSpans {
 fn column_of<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, DecodeError> {
     batch.column_by_name(name).ok_or_else(|| DecodeError {
         got: "missing".to_owned(),
-        reason: format!("the view intervals has a column {name:?}"),
+        reason: format!("the view intervals must have a column {name:?}"),
     })
 }
 
-/// A batch of run-end encoded columns from runs of MetaHeaders and nulls.
+/// Batch of run-end encoded columns from runs of MetaHeaders and nulls.
 ///
 /// # Errors
-/// [`EncodeError`] if these are not the columns of `schema`.
+/// [`EncodeError`] if the runs are not the columns of `schema`.
 #[doc(hidden)]
 pub fn run_end_batch(
     schema: &SchemaRef,
@@ -159,9 +159,9 @@ pub fn run_end_batch(
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), arrays, &options)?)
 }
 
-/// The runs of equal texts in a column, run-end encoded or not.
+/// Runs of equal texts in a column, run-end encoded or not.
 fn text_runs(column: &ArrayRef) -> Result<Vec<(usize, &str)>, DecodeError> {
-    let not_text = || wrong(column, "it is no text");
+    let not_text = || wrong(column, "it is not a column of text");
     if let Some(array) = column.as_string_opt::<i32>() {
         let mut runs: Vec<(usize, &str)> = Vec::new();
         for row in 0..array.len() {
@@ -196,7 +196,7 @@ mod tests {
         MetaHeader::managed(0, 4144, n, 1000 + n)
     }
 
-    /// No spans yet, of cells of so many sizes.
+    /// Columns without spans, for cells of `count` sizes.
     fn none(count: u32) -> ColumnSpans {
         let cells = header_array((0..count).map(|n| Some(header(u64::from(n))))).unwrap();
         ColumnSpans::none(ColumnRuns::of_cells([&cells]).unwrap())

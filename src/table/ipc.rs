@@ -1,8 +1,8 @@
-//! Record batches as IPC messages, ready for the wire.
+//! Encodes record batches as IPC messages.
 //!
-//! Each dictionary crosses once: all batches of a table share its array. What is missing here, on
-//! purpose, is arrow-flight's encoder: by default it expands dictionaries, and it splits batches by
-//! slicing, which counts whole buffers.
+//! Each dictionary is sent once: all batches of a table share its array. arrow-flight's encoder is
+//! not used: by default it expands dictionaries, and it splits batches by slicing, which counts
+//! whole buffers.
 
 use std::sync::Arc;
 
@@ -12,67 +12,89 @@ use arrow_ipc::writer::{
     IpcWriteOptions,
 };
 use arrow_schema::{DataType, Schema};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::encode_error::EncodeError;
+use super::part::Part;
 
 /// One IPC message: schema, dictionary or batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Message {
     /// The flatbuffer (`data_header` of FlightData).
     pub header: Bytes,
     /// The buffers (`data_body` of FlightData), or the first part of them.
     pub body: Bytes,
-    /// The parts of the buffers behind `body`. Large objects are parts of their own: their bytes
-    /// stay in shared memory, pinned as long as the part lives.
-    pub rest: Vec<Bytes>,
+    /// The parts of the buffers after `body`. The payload of a large object is a part of its own,
+    /// which stays in shared memory until it is sent.
+    pub rest: Vec<Part>,
 }
 
 impl Message {
-    /// A message whose buffers lie in one piece.
+    /// A message whose buffers are contiguous.
     pub fn new(header: Bytes, body: Bytes) -> Self {
         Self { header, body, rest: Vec::new() }
     }
 
-    /// The parts of the buffers, in order.
-    pub fn parts(&self) -> impl Iterator<Item = &Bytes> {
-        [&self.body].into_iter().chain(&self.rest)
+    /// All buffers in one piece. Copies the payloads.
+    ///
+    /// # Errors
+    /// [`EncodeError::LeaseEnded`] if the lease of the table has ended.
+    pub fn whole_body(&self) -> Result<Bytes, EncodeError> {
+        if self.rest.is_empty() {
+            return Ok(self.body.clone());
+        }
+        let mut body = BytesMut::with_capacity(self.body.len() + self.rest_bytes());
+        body.extend_from_slice(&self.body);
+        for mut part in self.rest.iter().cloned() {
+            body.extend_from_slice(&part.take_front(usize::MAX)?);
+        }
+        Ok(body.freeze())
     }
 
-    /// The bytes of the header and of all buffers.
+    /// Size of the parts after `body` in bytes.
+    pub fn rest_bytes(&self) -> usize {
+        self.rest.iter().map(Part::len).sum()
+    }
+
+    /// Size of the header and all buffers in bytes.
     pub fn bytes(&self) -> usize {
-        self.header.len() + self.parts().map(Bytes::len).sum::<usize>()
-    }
-
-    /// Whether it is the very same in memory: then it need not be compared.
-    pub fn is(&self, other: &Self) -> bool {
-        let same =
-            |one: &Bytes, other: &Bytes| (one.as_ptr(), one.len()) == (other.as_ptr(), other.len());
-        same(&self.header, &other.header)
-            && same(&self.body, &other.body)
-            && self.rest.is_empty()
-            && other.rest.is_empty()
+        self.header.len() + self.body.len() + self.rest_bytes()
     }
 }
 
-/// The messages of one batch.
+/// Payloads in shared memory are not compared: a message with such payloads equals no message.
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        self.rest.is_empty()
+            && other.rest.is_empty()
+            && is_same(&self.header, &other.header)
+            && is_same(&self.body, &other.body)
+    }
+}
+
+/// Compares addresses before bytes: cached messages are the same memory.
+fn is_same(one: &Bytes, other: &Bytes) -> bool {
+    (one.as_ptr(), one.len()) == (other.as_ptr(), other.len()) || one == other
+}
+
+/// Messages of one batch.
 #[derive(Debug, Clone)]
 pub struct BatchMessages {
-    /// The dictionaries that it needs, in the order of the columns, or none where they were sent with
-    /// a batch before it.
+    /// The dictionaries that it needs, in the order of the columns; empty if they were sent with an
+    /// earlier batch.
     pub dictionaries: Arc<[Message]>,
-    /// The batch.
+    /// The batch itself.
     pub batch: Message,
 }
 
 impl BatchMessages {
-    /// One after the other, as they are sent.
+    /// The messages in the order in which they are sent.
     pub fn into_messages(self) -> impl Iterator<Item = Message> {
         let Self { dictionaries, batch } = self;
         (0..dictionaries.len()).map(move |place| dictionaries[place].clone()).chain([batch])
     }
 
-    /// The bytes of memory that they take.
+    /// Size of all messages in bytes.
     pub fn bytes(&self) -> usize {
         let all = self.dictionaries.iter().chain([&self.batch]);
         all.map(Message::bytes).sum()
@@ -85,7 +107,7 @@ impl From<EncodedData> for Message {
     }
 }
 
-/// Writes one stream of messages.
+/// Writer of one stream of IPC messages.
 pub struct MessageWriter {
     generator: IpcDataGenerator,
     tracker: DictionaryTracker,
@@ -98,7 +120,7 @@ fn options() -> IpcWriteOptions {
 }
 
 impl MessageWriter {
-    /// A stream, and its first message.
+    /// Begins a stream; returns the writer and the schema message.
     pub fn begin(schema: &Schema) -> (Self, Message) {
         let generator = IpcDataGenerator::default();
         let mut tracker = DictionaryTracker::new(false);
@@ -109,11 +131,11 @@ impl MessageWriter {
         (Self { generator, tracker, options, context }, first.into())
     }
 
-    /// A stream whose first message, of this schema, is made elsewhere.
+    /// Continues a stream whose schema message was made elsewhere.
     pub(crate) fn after_schema(schema: &Schema) -> Self {
         let generator = IpcDataGenerator::default();
         let mut tracker = DictionaryTracker::new(false);
-        // Tables have dictionaries in no other place; each has an id, in their order.
+        // Only top-level fields of a table are dictionaries. They have consecutive ids.
         let fields = schema.fields().iter();
         for _ in fields.filter(|field| matches!(field.data_type(), DataType::Dictionary(..))) {
             tracker.next_dict_id();
@@ -122,10 +144,10 @@ impl MessageWriter {
         Self { generator, tracker, options: options(), context }
     }
 
-    /// The messages of one batch: dictionaries that are new, then the batch.
+    /// Messages of one batch: new dictionaries, then the batch.
     ///
     /// # Errors
-    /// [`EncodeError::Arrow`].
+    /// [`EncodeError::Arrow`] if Arrow cannot encode the batch.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<BatchMessages, EncodeError> {
         let Self { generator, tracker, options, context } = self;
         let (dictionaries, batch) = generator.encode(batch, tracker, options, context)?;

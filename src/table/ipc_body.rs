@@ -1,14 +1,14 @@
-//! MetaHeaders as they cross the wire, without arrays in between: what most tables are, and where an
-//! array for each of many short columns would cost more than all else.
+//! Writes MetaHeaders as IPC messages without intermediate arrays. Most tables hold MetaHeaders,
+//! and for many short columns building an array each would dominate the cost.
 //!
 //! ```text
 //!  run_end     node rows ─ run_ends: node, no validity, Int32 … ─ values: node, validity, 40 B …
 //!  dictionary  node rows ─ validity, keys Int32 …           and before, by column: values 40 B …
 //! ```
 //!
-//! From one table of a kind to the next most objects are the same, so most dictionaries are: those
-//! that were encoded last are kept, and what is the same message again can be seen without a look at
-//! its bytes.
+//! Consecutive tables of a kind have mostly the same objects, and so the same dictionaries. The
+//! dictionaries encoded last are kept, and equal messages are recognised by their address, without
+//! comparing their bytes.
 
 use std::sync::Arc;
 
@@ -23,38 +23,36 @@ use super::cells::NOTHING;
 use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
 use super::ipc::Message;
-use super::request::CellKind;
+use super::part::{ObjectPart, Part, PayloadPins};
+use super::request_options::CellKind;
 use crate::index::Timestamps;
 use crate::shm::MetaHeader;
 use crate::sync::{Mutex, MutexGuard};
 
-/// Arrow pads each buffer to this.
+/// Alignment of each buffer, as in Arrow's writer.
 const ALIGNMENT: usize = 64;
 
-/// Objects of at least this size are not copied into a message: they are parts of it where they lie.
+/// Objects of at least this size are not copied into a message: their bytes in shared memory become
+/// parts of it.
 const SHARED_BYTES: usize = 4 << 10;
 
-/// The body of a message, and where its buffers are in it.
+/// Body of a message, and the positions of its buffers.
 #[derive(Default)]
 struct BodyBuffers {
-    /// The bytes behind `parts`.
+    /// The bytes after `parts`.
     bytes: Vec<u8>,
-    parts: Vec<Bytes>,
-    /// Length of all parts.
+    parts: Vec<Part>,
+    /// Total length of the parts.
     parts_bytes: usize,
     buffers: Vec<Buffer>,
 }
 
-/// An object's bytes where they lie, kept in place by whatever keeps the table's objects.
-struct ObjectBytes {
-    objects: Arc<dyn Objects>,
-    number: u32,
-}
-
-impl AsRef<[u8]> for ObjectBytes {
-    fn as_ref(&self) -> &[u8] {
-        self.objects.bytes(self.number)
-    }
+/// Payloads of a table, for copying into a message or for parts of it.
+#[derive(Clone, Copy)]
+pub(super) struct Payloads<'a> {
+    pub(super) objects: &'a dyn Objects,
+    /// Keeps these objects in place for the parts of messages.
+    pub(super) pins: &'a Arc<PayloadPins>,
 }
 
 impl BodyBuffers {
@@ -67,7 +65,7 @@ impl BodyBuffers {
         self.parts_bytes + self.bytes.len()
     }
 
-    /// One more buffer, with what `write` puts behind the others.
+    /// Appends a buffer with the bytes that `write` adds.
     fn buffer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.len();
         write(&mut self.bytes);
@@ -81,14 +79,15 @@ impl BodyBuffers {
         self.buffers.push(Buffer::new(start as i64, length as i64));
     }
 
-    fn part(&mut self, part: Bytes) {
+    fn part(&mut self, part: Part) {
         if !part.is_empty() {
             self.parts_bytes += part.len();
             self.parts.push(part);
         }
     }
 
-    /// One more buffer: a bit for each item, set where `is_valid`; empty if all are.
+    /// Appends a validity buffer: a bit per item, set where `is_valid`; empty if all items are
+    /// valid.
     fn validity(&mut self, nulls: usize, is_valid: impl ExactSizeIterator<Item = bool>) {
         self.buffer(|bytes| {
             if nulls > 0 {
@@ -101,14 +100,15 @@ impl BodyBuffers {
         });
     }
 
-    /// Two more buffers: where the payload of each cell ends, and the payloads. Those of large objects
-    /// stay where they lie.
+    /// Appends two buffers: the end offset of each cell's payload, and the payloads. Payloads of
+    /// large objects are not copied.
     fn payloads<'a>(
         &mut self,
         cells: impl Iterator<Item = Option<&'a Cell>> + Clone,
-        objects: &Arc<dyn Objects>,
+        payloads: Payloads<'_>,
     ) {
-        let payload = |cell: Option<&Cell>| cell.map_or(&[][..], |cell| objects.bytes(cell.object));
+        let payload =
+            |cell: Option<&Cell>| cell.map_or(&[][..], |cell| payloads.objects.bytes(cell.object));
         self.buffer(|bytes| {
             let mut end = 0_i64;
             bytes.extend_from_slice(&end.to_le_bytes());
@@ -118,7 +118,6 @@ impl BodyBuffers {
             }
         });
         let start = self.len();
-        let mut last: Option<(u32, Bytes)> = None;
         for cell in cells {
             let Some(Cell { object: number, .. }) = cell else { continue };
             let bytes = payload(cell);
@@ -127,32 +126,24 @@ impl BodyBuffers {
                 continue;
             }
             let before = std::mem::take(&mut self.bytes);
-            self.part(before.into());
-            let part = match last.take().filter(|(known, _)| known == number) {
-                Some((_, part)) => part,
-                None => {
-                    let objects = Arc::clone(objects);
-                    Bytes::from_owner(ObjectBytes { objects, number: *number })
-                }
-            };
-            self.part(part.clone());
-            last = Some((*number, part));
+            self.part(Part::Own(before.into()));
+            self.part(Part::Object(ObjectPart::new(payloads.pins, *number, bytes.len())));
         }
         self.end_buffer(start);
     }
 
-    /// The buffers of an array of these cells; its node.
+    /// Appends the buffers of an array of these cells; returns its node.
     fn cells<'a>(
         &mut self,
         cells: impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone,
         kind: CellKind,
-        objects: &Arc<dyn Objects>,
+        payloads: Payloads<'_>,
     ) -> FieldNode {
         let nulls = cells.clone().filter(Option::is_none).count();
         let count = cells.len();
         self.validity(nulls, cells.clone().map(|cell| cell.is_some()));
         match kind {
-            CellKind::Payload => self.payloads(cells, objects),
+            CellKind::Payload => self.payloads(cells, payloads),
             _ => self.buffer(|bytes| {
                 for cell in cells {
                     let header = cell.map_or(NOTHING, |cell| cell.header);
@@ -168,7 +159,7 @@ impl BodyBuffers {
         let body_bytes = self.len();
         let Self { bytes, mut parts, buffers, .. } = self;
         if !bytes.is_empty() {
-            parts.push(bytes.into());
+            parts.push(Part::Own(bytes.into()));
         }
         let room = buffers.len() * 16 + nodes.len() * 16 + 256;
         let mut builder = FlatBufferBuilder::with_capacity(room);
@@ -196,29 +187,33 @@ impl BodyBuffers {
         let message = message.finish();
         builder.finish(message, None);
         let header = builder.finished_data().to_vec().into();
-        let mut parts = parts.into_iter();
-        let body = parts.next().unwrap_or_default();
-        Message { header, body, rest: parts.collect() }
+        let mut rest = parts.into_iter().peekable();
+        let own = rest.next_if(|part| matches!(part, Part::Own(_)));
+        let body = match own {
+            Some(Part::Own(bytes)) => bytes,
+            _ => Bytes::new(),
+        };
+        Message { header, body, rest: rest.collect() }
     }
 }
 
-/// The dictionaries that were encoded last, for tables of one kind.
+/// The dictionaries encoded last, for tables of one kind.
 #[derive(Debug, Default)]
 pub struct Dictionaries(Mutex<Arc<SentDictionaries>>);
 
 #[derive(Debug, Default)]
 struct SentDictionaries {
-    /// By column: what stands in it.
+    /// By column: the cells of its dictionary.
     cells: Vec<Vec<MetaHeader>>,
-    /// And as messages.
+    /// The dictionaries as messages.
     messages: Arc<[Message]>,
 }
 
-/// Beyond so many cells in all, dictionaries are made anew for each table.
+/// Above this total number of cells, dictionaries are encoded anew for each table.
 const MAX_KEPT_CELLS: usize = 512;
 
 impl Dictionaries {
-    /// Those of these columns, in their order.
+    /// The dictionaries of these columns, in the order of the columns.
     pub(super) fn messages(&self, columns: &[Column]) -> Arc<[Message]> {
         let made = |(column, id): (&Column, i64)| dictionary_message(&column.cells, id);
         if columns.iter().map(|column| column.cells.len()).sum::<usize>() > MAX_KEPT_CELLS {
@@ -253,7 +248,7 @@ impl Dictionaries {
     }
 }
 
-/// The message of a dictionary whose values are these MetaHeaders.
+/// Dictionary message whose values are the MetaHeaders of `cells`.
 fn dictionary_message(cells: &[Cell], id: i64) -> Message {
     let mut body = BodyBuffers::with_capacity(cells.len() * MetaHeader::BYTES + ALIGNMENT, 2);
     body.buffer(|_| {});
@@ -264,28 +259,25 @@ fn dictionary_message(cells: &[Cell], id: i64) -> Message {
     body.into_message(cells.len(), &nodes, Some(id))
 }
 
-/// The dictionaries of columns whose cells are payloads, in their order.
-pub(super) fn payload_dictionaries(
-    columns: &[Column],
-    objects: &Arc<dyn Objects>,
-) -> Arc<[Message]> {
+/// Dictionaries of columns whose cells are payloads, in the order of the columns.
+pub(super) fn payload_dictionaries(columns: &[Column], payloads: Payloads<'_>) -> Arc<[Message]> {
     let message = |(column, id): (&Column, i64)| {
         let mut body = BodyBuffers::default();
-        let node = body.cells(column.cells.iter().map(Some), CellKind::Payload, objects);
+        let node = body.cells(column.cells.iter().map(Some), CellKind::Payload, payloads);
         body.into_message(column.cells.len(), &[node], Some(id))
     };
     columns.iter().zip(0..).map(message).collect()
 }
 
-/// The message of a batch whose last column, of payloads, was left empty: with the payloads of
-/// `cells`.
+/// Fills the last column, of payloads, of a batch message that was encoded with an empty one, with
+/// the payloads of `cells`.
 ///
 /// # Errors
 /// [`EncodeError::Arrow`] if `message` is not such a batch.
 pub(super) fn with_payloads(
     message: &Message,
     cells: &[Option<&Cell>],
-    objects: &Arc<dyn Objects>,
+    payloads: Payloads<'_>,
 ) -> Result<Message, EncodeError> {
     let wrong = |reason: String| EncodeError::Arrow { reason };
     let parsed = root_as_message(&message.header).map_err(|error| wrong(error.to_string()))?;
@@ -299,20 +291,20 @@ pub(super) fn with_payloads(
     let bytes = message.body.get(..end).ok_or_else(|| wrong("no body".to_owned()))?.to_vec();
     let mut body = BodyBuffers { bytes, buffers, ..BodyBuffers::default() };
     body.buffer(|_| {});
-    body.payloads(cells.iter().copied(), objects);
+    body.payloads(cells.iter().copied(), payloads);
     Ok(body.into_message(cells.len(), &nodes, None))
 }
 
-/// The rows of one batch: those from `from` to before `until`.
+/// The rows `from..until` of a table: one batch.
 pub(super) struct RowWindow<'a> {
     pub(super) columns: &'a [Column],
-    /// Where the table has a column of them.
+    /// The timestamps, if the table has a column of them.
     pub(super) timestamps: Option<&'a Timestamps>,
     pub(super) from: usize,
     pub(super) until: usize,
-    /// Binary or payload.
+    /// Kind of the cells: binary or payload.
     pub(super) cell: CellKind,
-    pub(super) objects: &'a Arc<dyn Objects>,
+    pub(super) payloads: Payloads<'a>,
 }
 
 impl RowWindow<'_> {
@@ -320,7 +312,7 @@ impl RowWindow<'_> {
         self.until - self.from
     }
 
-    /// The runs of a column that touch the rows: the rows of each, and its cell.
+    /// The runs of a column within the window: the rows of each, and its cell.
     fn runs<'c>(
         &self,
         column: &'c Column,
@@ -333,7 +325,7 @@ impl RowWindow<'_> {
         })
     }
 
-    /// The column of timestamps, if there is one.
+    /// Appends the timestamp column, if there is one.
     fn begin(&self, body: &mut BodyBuffers, nodes: &mut Vec<FieldNode>) {
         let Some(timestamps) = self.timestamps else { return };
         let mut runs: Vec<(usize, Option<i64>)> = Vec::new();
@@ -357,7 +349,7 @@ impl RowWindow<'_> {
         });
     }
 
-    /// The batch with columns that are run-end encoded.
+    /// Batch message with run-end encoded columns.
     pub(super) fn run_end(&self) -> Message {
         let (from, until) = (self.from as i32, self.until as i32);
         let runs = self.columns.iter().map(|one| &one.runs[one.runs_within(from, until)]);
@@ -379,12 +371,12 @@ impl RowWindow<'_> {
                 ends.for_each(|end| bytes.extend_from_slice(&end.to_le_bytes()));
             });
             let cells = runs.iter().map(|run| run.cell.map(|cell| &column.cells[cell as usize]));
-            nodes.push(body.cells(cells, self.cell, self.objects));
+            nodes.push(body.cells(cells, self.cell, self.payloads));
         }
         body.into_message(self.rows(), &nodes, None)
     }
 
-    /// The batch whose columns are keys: places of the columns' cells.
+    /// Batch message with dictionary columns: their keys index the columns' cells.
     pub(super) fn dictionary(&self) -> Message {
         let room = (self.rows() * size_of::<i32>()).next_multiple_of(ALIGNMENT) + ALIGNMENT;
         let mut body =
@@ -395,7 +387,7 @@ impl RowWindow<'_> {
             nodes.push(self.validity(&mut body, column));
             body.buffer(|bytes| {
                 for (rows, cell) in self.runs(column) {
-                    // As in Arrow's own: under a null stands the first.
+                    // As in Arrow's own encoder, the key under a null is the first.
                     let key = cell.map_or(0, |cell| cell as i32);
                     repeat(bytes, &key.to_le_bytes(), rows);
                 }
@@ -404,7 +396,7 @@ impl RowWindow<'_> {
         body.into_message(self.rows(), &nodes, None)
     }
 
-    /// The batch with a cell in each row.
+    /// Batch message with a cell in each row.
     pub(super) fn plain(&self) -> Message {
         let mut body = BodyBuffers::default();
         if self.cell == CellKind::Binary {
@@ -419,7 +411,7 @@ impl RowWindow<'_> {
             let runs = self.runs(column);
             if self.cell == CellKind::Payload {
                 let rows = runs.flat_map(|(rows, place)| std::iter::repeat_n(cell(place), rows));
-                body.payloads(rows, self.objects);
+                body.payloads(rows, self.payloads);
                 continue;
             }
             body.buffer(|bytes| {
@@ -432,7 +424,7 @@ impl RowWindow<'_> {
         body.into_message(self.rows(), &nodes, None)
     }
 
-    /// Which rows of a column are not null; its node.
+    /// Appends the validity buffer of a column; returns its node.
     fn validity(&self, body: &mut BodyBuffers, column: &Column) -> FieldNode {
         let runs = self.runs(column);
         let nulls = runs.clone().filter(|(_, cell)| cell.is_none());
@@ -442,7 +434,7 @@ impl RowWindow<'_> {
     }
 }
 
-/// One more buffer: a bit per row, set in the runs that are valid; empty if all are.
+/// Appends a validity buffer: a bit per row, set in the valid runs; empty if all are valid.
 fn bits(
     body: &mut BodyBuffers,
     rows: usize,
@@ -464,7 +456,7 @@ fn bits(
     });
 }
 
-/// Writes `item` `times` times. What is written doubles with each copy.
+/// Writes `item` `times` times. Each copy doubles the bytes that were written.
 fn repeat(bytes: &mut Vec<u8>, item: &[u8], times: usize) {
     let start = bytes.len();
     let wanted = item.len() * times;

@@ -1,11 +1,11 @@
-//! The rows that a table is asked for: timestamps, and key columns beside them.
+//! Rows of a requested table: timestamps and key columns.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::column::ColumnRequest;
 use super::limits::{RequestLimits, check_name};
@@ -16,9 +16,9 @@ use crate::index::{KeyBuilder, KeyColumn, KeyType, KeyValue, Timestamps};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// A column depends on a key that is not there.
+    /// A column depends on a key that was not given.
     #[error(
-        "column {column:?} depends on the key {key:?}, which is not given beside the timestamps; \
+        "column {column:?} depends on the key {key:?}, which is not given with the timestamps; \
          given are: {}",
         if known.is_empty() { "none".to_owned() } else { known.join(", ") }
     )]
@@ -27,15 +27,15 @@ pub enum KeyError {
         column: String,
         /// The key.
         key: String,
-        /// The keys that are there.
+        /// The keys that were given.
         known: Vec<String>,
     },
-    /// There is no such column in a batch.
+    /// A batch has no such column.
     #[error("there is no column {key:?}; there are {}", columns.join(", "))]
     NoColumn {
         /// The key.
         key: String,
-        /// The columns that are there.
+        /// The columns of the batch.
         columns: Vec<String>,
     },
     /// No column depends on the key.
@@ -44,39 +44,39 @@ pub enum KeyError {
         /// The key.
         key: String,
     },
-    /// There is not one value per timestamp.
+    /// The number of values differs from the number of timestamps.
     #[error("keys: {key:?} has {rows} values for {timestamps} timestamps")]
     Length {
         /// The key.
         key: String,
-        /// How many values it has.
+        /// Number of values.
         rows: usize,
-        /// How many timestamps there are.
+        /// Number of timestamps.
         timestamps: usize,
     },
-    /// The key column is neither of integers nor of strings.
+    /// The key column holds neither integers nor strings.
     #[error(
         "keys: {key:?} is {got}, expected integers or strings; plain, dictionary or run-end encoded"
     )]
     Type {
         /// The key.
         key: String,
-        /// The type of the column.
+        /// The Arrow type of the column.
         got: String,
     },
-    /// One value is of another type than the first.
+    /// A value has another type than the values before it.
     #[error("keys: {key:?} has {got} in row {row}, expected {expected} as in the rows before")]
     Mixed {
         /// The key.
         key: String,
-        /// The row.
+        /// The row, from 0.
         row: usize,
-        /// What stands there.
+        /// The value, in words.
         got: String,
-        /// The type of the values before.
+        /// The type of the values before it.
         expected: &'static str,
     },
-    /// A column chooses a path or a time by the key, whose values are strings.
+    /// A column uses the key to choose a path or a time, but the values of the key are strings.
     #[error(
         "column {column:?} needs integers of the key {key:?} for its ranges or as timestamps, and \
          got strings"
@@ -87,17 +87,17 @@ pub enum KeyError {
         /// The key.
         key: String,
     },
-    /// A value is no i64.
+    /// A value does not fit into an i64.
     #[error("keys: {key:?} has the value {value} in row {row}, which is no i64")]
     Overflow {
         /// The key.
         key: String,
-        /// The row.
+        /// The row, from 0.
         row: usize,
         /// The value.
         value: String,
     },
-    /// A column needs one look-up for each of too many values.
+    /// A column needs one look-up per distinct value of the key, and there are too many values.
     #[error(
         "column {column:?} needs a look-up for each of {distinct} distinct values of the key \
          {key:?}, at most {limit} are possible"
@@ -107,12 +107,12 @@ pub enum KeyError {
         column: String,
         /// The key.
         key: String,
-        /// Its distinct values.
+        /// Number of distinct values.
         distinct: usize,
-        /// The limit.
+        /// The maximum number.
         limit: usize,
     },
-    /// The table has no rows for which there could be keys.
+    /// A column depends on a key, but the request has no rows that could have keys.
     #[error(
         "column {column:?} depends on the key {key:?}, and {what} has none: keys stand beside the \
          timestamps of a request, of a timeframe or of an exchange"
@@ -122,7 +122,7 @@ pub enum KeyError {
         column: String,
         /// The key.
         key: String,
-        /// What has no keys.
+        /// The part of the request without keys.
         what: &'static str,
     },
 }
@@ -140,12 +140,12 @@ coded! { KeyError {
     NoColumn => InvalidArgument 1049,
 } }
 
-/// Key columns by name, shared where they are copied.
+/// Key columns by name. Clones share their memory.
 #[derive(Debug, Clone, Default)]
 pub struct KeyColumns(Arc<BTreeMap<Arc<str>, KeyColumn>>);
 
 impl KeyColumns {
-    /// The column of a key.
+    /// Column of the key `name`.
     pub fn get(&self, name: &str) -> Option<&KeyColumn> {
         self.0.get(name)
     }
@@ -155,17 +155,17 @@ impl KeyColumns {
         self.0.iter()
     }
 
-    /// Whether there is none.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Bytes of memory that they take.
+    /// Memory of the names and columns, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.0.iter().map(|(name, key)| name.len() + key.memory_bytes()).sum()
     }
 
-    /// Whether both have the same keys with the same value in every row.
+    /// Whether both have the same keys, with equal values in every row.
     pub fn same_rows(&self, other: &Self) -> bool {
         let pairs = self.0.iter().zip(other.0.iter());
         Arc::ptr_eq(&self.0, &other.0)
@@ -173,10 +173,10 @@ impl KeyColumns {
                 && pairs.into_iter().all(|(a, b)| a.0 == b.0 && a.1.same_rows(b.1)))
     }
 
-    /// The rows of all parts, one after the other; each part has the same keys.
+    /// Concatenates the rows of all parts. Each part must have the same keys.
     ///
     /// # Errors
-    /// [`KeyError::Type`] if a key is of integers in one part and of strings in another.
+    /// [`KeyError::Type`] if a key has integers in one part and strings in another.
     pub(crate) fn concat(parts: &[Self]) -> Result<Self, KeyError> {
         let Some(first) = parts.first() else { return Ok(Self::default()) };
         let whole = first.0.keys().map(|name| {
@@ -191,10 +191,10 @@ impl KeyColumns {
         whole.collect()
     }
 
-    /// Whether these are the keys that `columns` depend on, for `rows` timestamps.
+    /// Checks that these are the keys that `columns` depend on, with `rows` values each.
     ///
     /// # Errors
-    /// [`KeyError`].
+    /// [`KeyError`] for a key that is missing, unused, of the wrong type or of another length.
     pub fn check(&self, columns: &[ColumnRequest], rows: usize) -> Result<(), KeyError> {
         self.check_columns(columns)?;
         for (name, key) in self.0.iter() {
@@ -211,10 +211,10 @@ impl KeyColumns {
         Ok(())
     }
 
-    /// Whether each key that `columns` depend on is there, with values of a fitting type.
+    /// Checks that each key that `columns` depend on is given, with values of a fitting type.
     ///
     /// # Errors
-    /// [`KeyError`].
+    /// [`KeyError::Missing`], or the error for a key of strings where integers are needed.
     pub fn check_columns(&self, columns: &[ColumnRequest]) -> Result<(), KeyError> {
         for column in columns {
             let Some(used) = &column.key else { continue };
@@ -223,7 +223,7 @@ impl KeyColumns {
                 let known = self.0.keys().map(ToString::to_string).collect();
                 return Err(KeyError::Missing { column: name, key, known });
             };
-            // A key without any value is of no type.
+            // A key that is null in all rows has no type.
             let is_text = values.key_type() == KeyType::Texts && !values.is_all_null();
             if column.needs_integers() && is_text {
                 return Err(KeyError::NotIntegers { column: name, key });
@@ -239,24 +239,24 @@ impl FromIterator<(Arc<str>, KeyColumn)> for KeyColumns {
     }
 }
 
-/// The rows of a table: one timestamp each, and the values of key columns.
+/// Rows of a requested table: one timestamp per row, and the values of key columns.
 #[derive(Debug, Clone)]
 pub struct TableRows {
-    /// One per row.
+    /// One timestamp per row.
     pub timestamps: Arc<Timestamps>,
     /// The key columns, each with one value per row.
     pub keys: KeyColumns,
 }
 
 impl TableRows {
-    /// Bytes of memory that they take.
+    /// Memory of the timestamps and keys, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.timestamps.memory_bytes() + self.keys.memory_bytes()
     }
 }
 
 impl TableRows {
-    /// Whether both have the same timestamp and the same keys in every row, however encoded.
+    /// Whether both have equal timestamps and keys in every row, in any encoding.
     pub fn same_rows(&self, other: &Self) -> bool {
         self.timestamps.same_rows(&other.timestamps) && self.keys.same_rows(&other.keys)
     }
@@ -274,7 +274,7 @@ impl From<Arc<Timestamps>> for TableRows {
     }
 }
 
-/// The names of the keys that `columns` depend on, each once.
+/// Names of the keys that `columns` depend on, each once.
 pub fn key_names(columns: &[ColumnRequest]) -> Vec<Arc<str>> {
     let mut names: Vec<Arc<str>> =
         columns.iter().filter_map(|column| Some(Arc::clone(&column.key.as_ref()?.key))).collect();
@@ -283,10 +283,49 @@ pub fn key_names(columns: &[ColumnRequest]) -> Vec<Arc<str>> {
     names
 }
 
-/// `{"<name>": [values]}` of a request: what is wrong with a value is kept until the request is
-/// complete, so that it is told as [`KeyError`].
-#[derive(Debug)]
-pub(super) struct JsonKeys(pub(super) Result<KeyColumns, KeyError>);
+/// `{"<name>": [values]}` of a request. The error of a value is kept until the request is parsed,
+/// so that it is returned as [`KeyError`].
+#[derive(Debug, Clone)]
+pub(crate) struct JsonKeys(pub(super) Result<KeyColumns, KeyError>);
+
+impl Default for JsonKeys {
+    fn default() -> Self {
+        Self(Ok(KeyColumns::default()))
+    }
+}
+
+impl JsonKeys {
+    /// Adds a key, or replaces its values.
+    pub(super) fn insert(&mut self, name: Arc<str>, values: KeyColumn) {
+        if let Ok(KeyColumns(keys)) = &mut self.0 {
+            Arc::make_mut(keys).insert(name, values);
+        }
+    }
+}
+
+impl Serialize for JsonKeys {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let keys = self.0.as_ref().map_err(serde::ser::Error::custom)?;
+        serializer.collect_map(keys.iter().map(|(name, values)| (name, KeyRows(values))))
+    }
+}
+
+/// The values of a key, one per row.
+struct KeyRows<'a>(&'a KeyColumn);
+
+impl Serialize for KeyRows<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut start = 0;
+        serializer.collect_seq(self.0.runs().flat_map(|(end, value)| {
+            let value = match value {
+                None => serde_json::Value::Null,
+                Some(KeyValue::Integer(value)) => value.into(),
+                Some(KeyValue::Text(text)) => text.into(),
+            };
+            std::iter::repeat_n(value, end - std::mem::replace(&mut start, end))
+        }))
+    }
+}
 
 impl<'de> Deserialize<'de> for JsonKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -302,14 +341,14 @@ impl<'de> Deserialize<'de> for JsonKeys {
                 while let Some(name) = map.next_key::<String>()? {
                     check_name("a key", &name)?;
                     if keys.len() == RequestLimits::MOST.columns {
-                        return Err(A::Error::custom("more keys than there can be columns"));
+                        return Err(A::Error::custom("more keys than a table can have columns"));
                     }
                     let name: Arc<str> = name.into();
                     let values = JsonValues::new(Arc::clone(&name));
                     match map.next_value_seed(values)? {
                         Ok(key) => {
                             if keys.insert(Arc::clone(&name), key).is_some() {
-                                let twice = format_args!("key {name:?} stands twice");
+                                let twice = format_args!("key {name:?} occurs twice");
                                 return Err(A::Error::custom(twice));
                             }
                         }
@@ -323,11 +362,11 @@ impl<'de> Deserialize<'de> for JsonKeys {
     }
 }
 
-/// The values of one key, row by row.
+/// Values of one key, row by row.
 struct JsonValues {
     name: Arc<str>,
     builder: Option<KeyBuilder>,
-    /// Nulls before the first value, which decides the type.
+    /// Number of nulls before the first value, which determines the type.
     nulls: usize,
     wrong: Option<KeyError>,
 }
@@ -432,14 +471,14 @@ impl<'de> Visitor<'de> for JsonValues {
     }
 }
 
-/// One value of a key.
+/// A value of a key.
 enum JsonValue {
     Null,
     Integer(i64),
     Text(String),
-    /// An integer that is no i64.
+    /// An integer that does not fit into an i64.
     Overflow(u64),
-    /// Something else, in words.
+    /// Another JSON type, in words.
     Other(String),
 }
 

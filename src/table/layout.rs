@@ -1,4 +1,4 @@
-//! The schema of a table: known before anything is loaded.
+//! Layout and schema of a table, known before any object is loaded.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,55 +7,55 @@ use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 
 use super::arrow_timestamps::TIMESTAMP;
 use super::column::ColumnPath;
-use super::request::{CellKind, Encoding, View};
+use super::request_options::{CellKind, Encoding, View};
 use super::schema_metadata::SchemaMetadata;
 use crate::shm::MetaHeader;
 
-/// The key under which a column names its object path, as AliceO2's tables do.
+/// Metadata key of a column for its object path, as in AliceO2's tables.
 const URL: &str = "url";
 const EXTENSION_NAME: &str = "ARROW:extension:name";
 const EXTENSION: &str = "iovcache.metaheader";
-/// The keys of the schema's metadata that differ from table to table.
+/// Keys of the schema's metadata whose values differ from table to table.
 pub(super) const TIMEFRAME: &str = "iovcache.timeframe";
 pub(super) const LEASE: &str = "iovcache.lease";
 
-/// What the schema's metadata say of a table.
+/// Metadata of a table's schema.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meta {
-    /// The instance.
+    /// Epoch of the service instance.
     pub epoch: String,
-    /// Where the attach socket is.
+    /// Path of the attach socket.
     pub attach: Option<String>,
-    /// The timeframe.
+    /// Id of the timeframe.
     pub timeframe: Option<u64>,
-    /// What keeps the objects.
+    /// Id of the lease that keeps the objects.
     pub lease: Option<String>,
     /// What the request asked for.
     pub requested: SchemaMetadata,
 }
 
-/// The form of a table.
+/// Layout of a table: rows, columns and their Arrow types.
 #[derive(Debug, Clone)]
 pub struct TableLayout {
-    /// What the rows are.
+    /// Kind of the rows.
     pub view: View,
     /// How columns are encoded.
     pub encoding: Encoding,
-    /// What stands in a cell.
+    /// Kind of the cells.
     pub cell: CellKind,
-    /// Whether the timestamps come first.
+    /// Whether the timestamps are the first column.
     pub timestamps_column: bool,
     /// Whether timestamps can be null.
     pub null_timestamps: bool,
     /// Whether cells can be null.
     pub nullable: bool,
-    /// Columns whose cells can be null all the same.
+    /// Columns whose cells can be null even if `nullable` is false.
     pub optional: Vec<String>,
     /// Name and path of each column.
     pub columns: Vec<(Arc<str>, ColumnPath)>,
-    /// Whether a column depends on a key: then the view objects says which value it had.
+    /// Whether a column depends on a key; the view objects then has a column with its value.
     pub keyed: bool,
-    /// What else the schema says.
+    /// Other metadata of the schema.
     pub meta: Meta,
 }
 
@@ -76,7 +76,7 @@ impl Meta {
 }
 
 impl TableLayout {
-    /// The table's schema.
+    /// Arrow schema of the table; [`View`] lists the columns.
     pub fn schema(&self) -> SchemaRef {
         let fields = match self.view {
             View::Rows => self.row_fields(),
@@ -91,7 +91,7 @@ impl TableLayout {
         Arc::new(Schema::new_with_metadata(fields, self.meta.entries()))
     }
 
-    /// The schema of a table like this one: `like` is one of those.
+    /// Arrow schema of the table, made from that of a table with the same layout, `like`.
     #[doc(hidden)]
     pub fn schema_of(
         &self,
@@ -165,12 +165,12 @@ pub(super) fn header_fields() -> Fields {
     ])
 }
 
-/// The three integers of AliceO2's cell.
+/// Item of `FixedSizeList<Int64>[3]`, AliceO2's cell.
 pub(super) fn o2_item() -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Int64, false))
 }
 
-/// The type of one cell.
+/// Arrow type of a cell.
 pub(super) fn cell_type(cell: CellKind) -> DataType {
     match cell {
         CellKind::Binary => DataType::FixedSizeBinary(MetaHeader::BYTES as i32),
@@ -180,7 +180,7 @@ pub(super) fn cell_type(cell: CellKind) -> DataType {
     }
 }
 
-/// The type of texts that are the same in many rows of the intervals view.
+/// Arrow type of texts that repeat over many rows of the intervals view.
 pub(super) fn text_type(encoding: Encoding) -> DataType {
     match encoding {
         Encoding::Plain | Encoding::Dictionary => DataType::Utf8,
@@ -204,7 +204,7 @@ fn encoded_type(encoding: Encoding, cell: CellKind, nullable: bool) -> DataType 
     }
 }
 
-/// The columns of the objects view.
+/// Columns of the objects view.
 fn object_fields(keyed: bool) -> Fields {
     let entry = Fields::from(vec![
         Field::new("key", DataType::Utf8, false),

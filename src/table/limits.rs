@@ -1,36 +1,36 @@
-//! What one request may have: numbers of parts, and lengths of names.
+//! Limits of one request: numbers of parts, and lengths of names.
 //!
-//! The most that is possible is checked while a request is parsed, so that nothing larger is built. A
-//! service can be set to allow less, which is checked once it is parsed.
+//! The hard limits are checked while a request is parsed, so that nothing larger is built. A
+//! service can be configured with lower limits; those are checked on the parsed request.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
-/// What one request may have.
+/// Limits of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
-    /// Columns.
+    /// Maximum number of columns.
     pub columns: usize,
-    /// Consumers of a timeframe.
+    /// Maximum number of consumers of a timeframe.
     pub consumers: usize,
-    /// Ranges of a key in the path of a column.
+    /// Maximum number of ranges of a key in the path of a column.
     pub path_ranges: usize,
-    /// Distinct values of a key, for each of which a column has a look-up of its own.
+    /// Maximum number of distinct values of a key; a column may need one look-up for each.
     pub key_values: usize,
-    /// Entries of a lock.
+    /// Maximum number of entries in a lock.
     pub lock_entries: usize,
-    /// The name of a column, a table, a consumer or a session.
+    /// Maximum length of the name of a column, table, consumer or session, in bytes.
     pub name_bytes: usize,
-    /// The metadata of a column, all keys and values together.
+    /// Maximum metadata of a column in bytes, the sum of all keys and values.
     pub metadata_bytes: usize,
 }
 
 impl RequestLimits {
-    /// The most that is possible, and the default.
+    /// The hard limits, and the default.
     pub const MOST: Self = Self {
         columns: 10_000,
         consumers: 1_000,
@@ -46,13 +46,13 @@ pub(super) fn too_many(got: usize, most: usize, what: &str) -> String {
     format!("it has {got} {what}, at most {most} are possible")
 }
 
-/// All keys and values together.
+/// Total length of all keys and values, in bytes.
 pub(super) fn metadata_bytes(metadata: &BTreeMap<String, String>) -> usize {
     metadata.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
 /// # Errors
-/// An error of `E` if a name is empty or longer than is possible.
+/// An error of `E` if a name is empty or too long.
 pub(super) fn check_name<E: Error>(what: &str, name: &str) -> Result<(), E> {
     let most = RequestLimits::MOST.name_bytes;
     match name.len() {
@@ -67,15 +67,15 @@ pub(super) fn check_name<E: Error>(what: &str, name: &str) -> Result<(), E> {
 }
 
 /// # Errors
-/// An error of `E` if a column has more metadata than is possible.
+/// An error of `E` if a column has too much metadata.
 pub(super) fn check_metadata<E: Error>(metadata: &BTreeMap<String, String>) -> Result<(), E> {
     let (got, most) = (metadata_bytes(metadata), RequestLimits::MOST.metadata_bytes);
     if got <= most { Ok(()) } else { Err(E::custom(too_many(got, most, "bytes of metadata"))) }
 }
 
-/// A list of at most `MOST` items: the first one beyond ends the parsing.
-#[derive(Debug)]
-pub(super) struct AtMost<T, const MOST: usize>(pub(super) Vec<T>);
+/// A list of at most `MOST` items. Parsing ends at the first item beyond.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct AtMost<T, const MOST: usize>(pub(crate) Vec<T>);
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -90,7 +90,7 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T,
                 while let Some(item) = list.next_element()? {
                     if items.len() == MOST {
                         return Err(A::Error::custom(format_args!(
-                            "a list has more than {MOST} items, which are possible"
+                            "a list has more than {MOST} items"
                         )));
                     }
                     items.push(item);

@@ -1,4 +1,5 @@
-//! Lock files: the objects view of a table, with which the very same versions come again later.
+//! Lock files: the objects view of a table, which later requests use to get exactly the same
+//! versions.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,55 +10,55 @@ use serde::{Deserialize, Serialize};
 use crate::interval::{EmptyInterval, Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectPath, VersionClaim};
 
-/// One row of an objects view. What is not needed to find the version again may be left out.
+/// One row of an objects view. Fields that are not needed to find the version again are optional.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockEntry {
-    /// The column that it served.
+    /// The column that the version served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub column: Option<String>,
-    /// The path.
+    /// Object path.
     pub path: ObjectPath,
-    /// The first row that it served.
+    /// The first row that the version served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_start: Option<i64>,
-    /// The row behind the last one.
+    /// The row after the last one that it served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_end: Option<i64>,
-    /// The version.
+    /// Id of the version.
     pub object_id: ObjectId,
-    /// Where its own interval begins.
+    /// Start of its validity interval, inclusive, in milliseconds since 1970.
     #[serde(deserialize_with = "rounded")]
     pub valid_from: Timestamp,
-    /// Where its own interval ends. The greatest i64 as a 64-bit floating-point number, which is how
-    /// JavaScript writes it, is the greatest i64.
+    /// End of its validity interval, exclusive, in milliseconds since 1970. The greatest i64 may be
+    /// given as a 64-bit floating-point number, which is how JavaScript writes it.
     #[serde(deserialize_with = "rounded")]
     pub valid_until: Timestamp,
-    /// When it was created.
+    /// Time of its creation, in milliseconds since 1970.
     pub created: Timestamp,
-    /// Its size in bytes.
+    /// Size in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// The generation of its block then. It is not looked at.
+    /// Generation of its block at that time. It is ignored.
     #[serde(default, skip_serializing)]
     pub generation: Ignored,
-    /// How it came then.
+    /// Its cache state at that time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
-    /// Its metadata.
+    /// Metadata of the version.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
-    /// The value that the key of the column had in these rows. A look-up for one value of a key
-    /// selects among the entries of that value, and those that name none.
+    /// Value of the column's key in these rows. A look-up for one value of a key uses the entries
+    /// with that value, and those without any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
 }
 
 impl LockEntry {
-    /// What it says of the version that it names.
+    /// The version that the entry names, with its recorded properties.
     ///
     /// # Errors
-    /// [`EmptyInterval`].
+    /// [`EmptyInterval`] if `valid_from` is not before `valid_until`.
     pub fn claim(&self) -> Result<VersionClaim, EmptyInterval> {
         Ok(VersionClaim {
             id: self.object_id,
@@ -68,7 +69,7 @@ impl LockEntry {
     }
 }
 
-/// A value that may stand there and means nothing.
+/// A value that is accepted and ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ignored;
 
@@ -78,9 +79,10 @@ impl<'de> Deserialize<'de> for Ignored {
     }
 }
 
-/// Milliseconds, where the two ends of i64 may have gone through a 64-bit floating-point number.
+/// Milliseconds since 1970. The two ends of i64 may have been rounded to 64-bit floating-point
+/// numbers.
 fn rounded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
-    /// 2^63: the least number above i64, and what its greatest value is rounded to.
+    /// 2^63: the lowest number above i64, to which its greatest value is rounded.
     const END: f64 = 9_223_372_036_854_775_808.0;
     struct Millis;
     impl Visitor<'_> for Millis {

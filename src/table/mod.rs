@@ -1,11 +1,12 @@
-//! Tables: what is asked for, and the Arrow form of the answer. Shared by service and clients.
+//! Tables: requests, and the Arrow form of the answers. Shared by service and clients.
 //!
 //! ```text
 //!  JSON ──▶ Request ──(cache: versions, pins)──▶ Content (runs of cells) ──┐
-//!                                                                          ▼
-//!  Shape (encoding, cell, view, nulls) ─▶ schema ──────────▶ batches ─▶ IPC messages
-//!                                                               │ on the other side
-//!                                            runs of MetaHeaders ◀── decode
+//!                                                            ┌─────────────┘
+//!                                                            ▼
+//!  TableLayout (encoding, cell, view, nulls) ─▶ schema ─▶ batches ─▶ IPC messages
+//!                                                            │ on the other side
+//!                                         runs of MetaHeaders ◀── decode
 //! ```
 //!
 //! Everything works on runs of rows; only `plain` and the keys of `dictionary` ever expand them.
@@ -28,12 +29,16 @@ mod key_rows;
 mod layout;
 mod limits;
 mod lock_file;
+mod part;
 mod range;
 mod records;
 mod request;
+mod request_message;
+mod request_options;
 mod schema_message;
 mod schema_metadata;
 mod status;
+mod table_request;
 #[cfg(test)]
 mod tests;
 mod text_runs;
@@ -67,11 +72,16 @@ pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
 pub use layout::{Meta, TableLayout};
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
+pub use part::{ObjectPart, Part, PayloadPins};
 pub use range::{RangeError, RangeRequest, RunRange, SHORT_SPAN};
-pub use request::{CellKind, Columns, Encoding, Missing, Request, RequestError, View, When};
+pub use request::{Columns, Request, RequestError, When};
+#[cfg(feature = "client")]
+pub(crate) use request_message::Times;
+pub use request_options::{CellKind, Encoding, Missing, View};
 pub use schema_message::SchemaMessage;
 pub use schema_metadata::SchemaMetadata;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
     TimeframeStatus,
 };
+pub use table_request::TableRequest;

@@ -1,4 +1,4 @@
-//! Ranges of time, from one time to another or of a run.
+//! Ranges of time, given by two times or by a run.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,46 +6,46 @@ use crate::error::Code;
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
 
-/// Why a range is none.
+/// A range is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct RangeError {
-    /// What is wrong with it.
+    /// The reason, in words.
     pub reason: String,
 }
 
-/// `{"from", "until", "step"}`.
+/// JSON of a range: `{"from", "until", "step", "gap"}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RangeRequest {
-    /// The first millisecond inside.
+    /// Start of the range, inclusive, in milliseconds since 1970.
     pub from: Timestamp,
-    /// The first that is no longer inside.
+    /// End of the range, exclusive, in milliseconds since 1970.
     pub until: Timestamp,
     /// Milliseconds from row to row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<i64>,
-    /// Of the view intervals: no two neighbouring timestamps of whom the spans are for are farther
-    /// apart than so many milliseconds.
+    /// View intervals: longest pause in milliseconds between two neighbouring timestamps that the
+    /// spans will be joined with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap: Option<i64>,
 }
 
-/// The code of the refusal of a range that has spans which are shorter than its `gap`.
+/// Code of the error for a range with spans that are shorter than its `gap`.
 pub const SHORT_SPAN: Code = Code(2013);
 
 impl RangeRequest {
-    /// A range can have as many rows as any table.
+    /// Maximum number of rows of a range, that of any table.
     pub const MAX_ROWS: u64 = Timestamps::MAX_ROWS as u64;
 
     pub(super) fn wrong(reason: String) -> RangeError {
         RangeError { reason }
     }
 
-    /// The time from `from` to `until`.
+    /// The span from `from` to `until`.
     ///
     /// # Errors
-    /// [`RangeError`] if there is none.
+    /// [`RangeError`] if `from` is not before `until`.
     pub fn interval(&self) -> Result<ValidityInterval, RangeError> {
         ValidityInterval::new(self.from, self.until).map_err(|error| Self::wrong(error.to_string()))
     }
@@ -53,11 +53,11 @@ impl RangeRequest {
     /// One timestamp per step.
     ///
     /// # Errors
-    /// [`RangeError`] if it has no step, or too many rows.
+    /// [`RangeError`] if the range has no step, or too many rows.
     pub fn timestamps(&self) -> Result<Timestamps, RangeError> {
         let interval = self.interval()?;
         let Some(step) = self.step else {
-            return Err(Self::wrong("it needs a step, but for the view intervals".into()));
+            return Err(Self::wrong("it needs a step, except in the view intervals".into()));
         };
         if step <= 0 {
             return Err(Self::wrong(format!("step is {step}, it must be positive")));
@@ -72,19 +72,19 @@ impl RangeRequest {
     }
 }
 
-/// The time of a run, which is looked up by its number.
+/// The time span of a run, looked up by the number of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunRange {
-    /// The number of the run.
+    /// Number of the run.
     pub run: i64,
-    /// Milliseconds from row to row; `None`: the effective spans.
+    /// Milliseconds from row to row; `None`: the effective spans are requested.
     pub step: Option<i64>,
 }
 
-/// `{"from", "until", "step"}` or `{"run", "step"}`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "RawRange")]
-pub(super) enum RequestedRange {
+/// JSON of a range: `{"from", "until", "step", "gap"}` or `{"run", "step"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawRange", into = "RawRange")]
+pub(crate) enum RequestedRange {
     Times(RangeRequest),
     Run { run: RunRange, gap: Option<i64> },
 }
@@ -105,14 +105,30 @@ impl RequestedRange {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRange {
+    #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     step: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     gap: Option<i64>,
+}
+
+impl From<RequestedRange> for RawRange {
+    fn from(range: RequestedRange) -> Self {
+        let (step, gap) = (range.step(), range.gap());
+        let (from, until, run) = match range {
+            RequestedRange::Times(range) => (Some(range.from), Some(range.until), None),
+            RequestedRange::Run { run, .. } => (None, None, Some(run.run)),
+        };
+        Self { from, until, run, step, gap }
+    }
 }
 
 impl TryFrom<RawRange> for RequestedRange {

@@ -1,4 +1,5 @@
-//! The views of records: which version served which rows, and which objects a table has.
+//! The views of records: objects (which version served which rows) and distinct (the objects of a
+//! table).
 
 use std::sync::Arc;
 
@@ -10,22 +11,22 @@ use super::column::ColumnPath;
 use super::content::{Cell, Column, Objects};
 use super::encode_error::EncodeError;
 use super::layout::TableLayout;
-use super::request::{CellKind, Encoding};
+use super::request_options::{CellKind, Encoding};
 use super::text_runs::TextRuns;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 
-/// Batches of payloads aim at this; one row can have more.
+/// Target size of batches of payloads; a single row can exceed it.
 pub(super) const PAYLOAD_BATCH_BYTES: u64 = 4 << 20;
-/// Batches of the views objects and intervals aim at this.
+/// Target size of batches of the views objects and intervals.
 pub(super) const RECORD_BYTES: usize = 1 << 20;
-/// What a row of them takes beside its texts.
+/// Size of a record without its texts.
 pub(super) const RECORD_FIXED_BYTES: usize = 128;
-/// A payload cell can have this much.
+/// Maximum size of a payload cell.
 pub(super) const MAX_CELL_BYTES: u64 = 64 << 20;
-/// Rows of one batch of the views objects and intervals.
+/// Maximum number of rows of one batch of the views objects and intervals.
 pub(super) const RECORD_ROWS: usize = 4_000;
 
-/// The value of a column's key at `row`, as text, and the row up to which it and `end` hold.
+/// Value of a column's key at `row` as text, and the first row up to `end` where it changes.
 fn key_of(column: &Column, row: usize, end: usize) -> (Option<String>, usize) {
     let Some(key) = &column.key else { return (None, end) };
     let run = key.run_of(row);
@@ -35,7 +36,7 @@ fn key_of(column: &Column, row: usize, end: usize) -> (Option<String>, usize) {
     }
 }
 
-/// The path of an object in a column: two paths can have a version of one id.
+/// Path of an object in a column. Versions with one id can occur under two paths.
 fn path_of<'a>(column: &'a Column, version: &'a ObjectInfo) -> &'a ObjectPath {
     match &column.path {
         ColumnPath::One(path) => path,
@@ -43,27 +44,27 @@ fn path_of<'a>(column: &'a Column, version: &'a ObjectInfo) -> &'a ObjectPath {
     }
 }
 
-/// Where the records of a table go on.
+/// Position of the next record.
 #[derive(Debug, Default)]
 pub(super) struct RecordCursor {
-    /// The next column.
+    /// Index of the column.
     column: usize,
-    /// Its next run or cell.
+    /// Index of its run or cell.
     item: usize,
-    /// Its next row.
+    /// The row in the column.
     row: usize,
-    /// By cell of the column: its first row and number of rows.
+    /// By cell of the column: its first row and its number of rows.
     served: Vec<(i64, i64)>,
     is_over: bool,
 }
 
 impl RecordCursor {
-    /// Whether there are no more records.
+    /// Whether all records were made.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// The record of what served the rows: one row per run.
+    /// Batch of the objects view: one record per run of rows.
     pub(super) fn objects(
         &mut self,
         columns: &[Column],
@@ -92,7 +93,7 @@ impl RecordCursor {
                 continue;
             };
             let start = self.row;
-            // A run goes on over several values of a key: each has a record of its own.
+            // A run that spans several values of a key has a record per value.
             let (key, end) = key_of(column, start, run.end as usize);
             self.row = end;
             next_run += usize::from(end == run.end as usize);
@@ -124,7 +125,7 @@ impl RecordCursor {
             rows += 1;
             bytes += column.name.len() + path.len() + RECORD_FIXED_BYTES;
         }
-        // What is left may be runs without an object.
+        // The remaining runs may all be without an object.
         while let Some(column) = columns.get(place)
             && column.runs[next_run..].iter().all(|run| run.cell.is_none())
         {
@@ -148,7 +149,7 @@ impl RecordCursor {
         Ok((arrays, rows))
     }
 
-    /// The distinct objects: one record per entry of each column's dictionary, in its order.
+    /// Batch of the distinct view: one record per entry of each column's dictionary, in its order.
     pub(super) fn distinct(
         &mut self,
         columns: &[Column],
@@ -206,10 +207,10 @@ impl RecordCursor {
     }
 }
 
-/// The bytes of an object that is a cell of its own.
+/// Size in bytes of an object as a payload cell.
 ///
 /// # Errors
-/// [`EncodeError::TooLarge`].
+/// [`EncodeError::TooLarge`] if it exceeds the limit of a cell.
 fn payload_of(column: &Column, cell: &Cell, objects: &dyn Objects) -> Result<u64, EncodeError> {
     let bytes = objects.bytes(cell.object).len() as u64;
     if bytes <= MAX_CELL_BYTES {
@@ -219,7 +220,7 @@ fn payload_of(column: &Column, cell: &Cell, objects: &dyn Objects) -> Result<u64
     Err(EncodeError::TooLarge { column, path, bytes, limit_bytes: MAX_CELL_BYTES })
 }
 
-/// By cell of a column: the first row that it serves, and how many it serves.
+/// By cell of a column: the first row that it serves, and the number of rows.
 fn rows_of_cells(column: &Column) -> Vec<(i64, i64)> {
     let mut served = vec![(0, 0); column.cells.len()];
     let mut start = 0;

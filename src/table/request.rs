@@ -1,93 +1,35 @@
-//! What a table is asked for with: JSON, every rule checked, every unknown field refused by name.
+//! Requests for tables: JSON with every rule checked and every unknown field refused by name.
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use arrow_buffer::NullBufferBuilder;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::column::{ColumnList, ColumnRequest};
 use super::key_rows::{JsonKeys, KeyColumns, KeyError, TableRows};
 use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
 use super::range::{RangeError, RangeRequest, RequestedRange, RunRange};
+use super::request_message::{RequestMessage, Times};
+use super::request_options::{CellKind, Encoding, Missing, View};
 use super::schema_metadata::SchemaMetadata;
 use crate::error::coded;
 use crate::index::Timestamps;
-use crate::interval::{Timestamp, ValidityInterval};
+use crate::interval::ValidityInterval;
 use crate::object::CreationLimits;
 
-/// The shape of a column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Encoding {
-    /// `Dictionary<Int32, cell>`.
-    #[default]
-    Dictionary,
-    /// `RunEndEncoded<Int32, cell>`.
-    RunEnd,
-    /// The cell itself in every row.
-    Plain,
-}
-
-/// What stands in a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CellKind {
-    /// The MetaHeader's bytes: `FixedSizeBinary(40)`.
-    #[default]
-    Binary,
-    /// The MetaHeader's seven fields: `Struct`.
-    Struct,
-    /// handle, segment id, size: `FixedSizeList<Int64>[3]`, the cell of AliceO2's CCDB tables.
-    O2,
-    /// The object's bytes: `LargeBinary`.
-    Payload,
-}
-
-/// What the rows of the answer are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum View {
-    /// One per timestamp.
-    #[default]
-    Rows,
-    /// One per run: which version served it.
-    Objects,
-    /// One per effective span that touches a range.
-    Intervals,
-    /// Pieces of one object.
-    Chunks,
-    /// One per distinct object of a column.
-    Distinct,
-}
-
-/// What happens where nothing is valid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Missing {
-    /// The request fails.
-    #[default]
-    Error,
-    /// The cell is null.
-    Null,
-}
-
-/// Which columns.
+/// Columns of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Columns {
-    /// These.
+    /// The columns given in the request.
     Own(Vec<ColumnRequest>),
-    /// Those that the configuration names so.
+    /// The columns that the configuration lists under this name.
     Table(String),
-    /// Those that the timeframe was registered with.
+    /// The columns with which the timeframe was registered.
     Registered,
 }
 
 impl Columns {
-    /// From the two fields of a message, of which at most one may be there.
+    /// From the two fields of a message, of which at most one may be given.
     pub(super) fn of(
         columns: Option<ColumnList>,
         table: Option<String>,
@@ -95,7 +37,7 @@ impl Columns {
         match (columns, table) {
             (Some(_), Some(_)) => Err(RequestError::TooMany { fields: "columns, table" }),
             (Some(ColumnList(columns)), None) if columns.is_empty() => {
-                Err(RequestError::Field { field: "columns", reason: "it names none".into() })
+                Err(RequestError::Field { field: "columns", reason: "the list is empty".into() })
             }
             (Some(ColumnList(columns)), None) => Ok(Self::Own(columns)),
             (None, Some(table)) if table.len() > RequestLimits::MOST.name_bytes => {
@@ -109,86 +51,86 @@ impl Columns {
     }
 }
 
-/// For which times.
+/// Timestamps or time span of a request.
 #[derive(Debug, Clone)]
 pub enum When {
     /// The timestamps of a timeframe in flight.
     Timeframe(u64),
-    /// These, with the values of the keys beside them.
+    /// The timestamps of the request, with the values of the keys.
     Timestamps(TableRows),
     /// All effective spans between two times.
     Range(ValidityInterval),
-    /// The time of a run, which is looked up first.
+    /// The time span of a run, which is looked up first.
     Run(RunRange),
 }
 
 /// A request for a table.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Which columns.
+    /// The columns.
     pub columns: Columns,
-    /// For which times.
+    /// The timestamps or the time span.
     pub when: When,
-    /// Of a range without a step: so far apart are the timestamps that the spans are for, at most.
-    /// A span in which none of them may lie is refused.
+    /// Of a range without a step: longest pause in milliseconds between two neighbouring timestamps
+    /// that the spans will be joined with. A span that may contain none of them is refused.
     pub gap: Option<i64>,
-    /// Who reads.
+    /// Name of the consumer that reads the table.
     pub consumer: Option<String>,
-    /// For which session the objects are pinned.
+    /// Id of the session for which the objects are pinned.
     pub session: Option<String>,
-    /// The shape of the columns.
+    /// Arrow encoding of the columns.
     pub encoding: Encoding,
-    /// What stands in a cell.
+    /// Kind of the cells.
     pub cell: CellKind,
-    /// What the rows are.
+    /// Kind of the rows.
     pub view: View,
-    /// What happens where nothing is valid.
+    /// Treatment of timestamps at which no object is valid.
     pub missing: Missing,
-    /// Whether the timestamps come first.
+    /// Whether the timestamps are the first column.
     pub timestamps_column: bool,
     /// Metadata of the schema, beside that of the service.
     pub schema_metadata: SchemaMetadata,
-    /// Which versions are seen.
+    /// Limits on the creation time of the versions considered.
     pub limits: CreationLimits,
-    /// The only versions that there are.
+    /// The only versions considered.
     pub lock: Option<Vec<LockEntry>>,
-    /// How long it may take, the source included.
+    /// Maximum duration of the request, source included.
     pub wait: Duration,
 }
 
-/// Why a request is no request.
+/// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// It is not the JSON that is expected.
+    /// The body is not the expected JSON.
     #[error("this is no {what}: {reason}")]
     Malformed {
-        /// What was expected.
+        /// The expected message.
         what: &'static str,
-        /// What is wrong, unknown fields by name.
+        /// The reason; unknown fields are named.
         reason: String,
     },
-    /// A field says something impossible.
+    /// A field has a value that is not allowed.
     #[error("{field}: {reason}")]
     Field {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// One is needed.
+    /// None of several fields is given, of which one is required.
     #[error("one of {fields} is needed")]
     NoneOf {
-        /// Of these.
+        /// The fields, of which one is required.
         fields: &'static str,
     },
-    /// Only one may stand there.
+    /// More than one of several exclusive fields is given.
     #[error("only one of {fields} may be given")]
     TooMany {
-        /// Of these.
+        /// The fields, of which at most one may be given.
         fields: &'static str,
     },
-    /// The key columns do not fit.
+    /// The key columns do not fit the request.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
@@ -207,109 +149,44 @@ coded! { RequestError {
     Key(error) => error,
 } }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Raw {
-    columns: Option<ColumnList>,
-    table: Option<String>,
-    timeframe: Option<u64>,
-    timestamps: Option<Times>,
-    keys: Option<JsonKeys>,
-    range: Option<RequestedRange>,
-    consumer: Option<String>,
-    session: Option<String>,
-    #[serde(default)]
-    encoding: Encoding,
-    #[serde(default)]
-    cell: CellKind,
-    #[serde(default)]
-    view: View,
-    #[serde(default)]
-    missing: Missing,
-    #[serde(default)]
-    timestamps_column: bool,
-    #[serde(default)]
-    schema_metadata: SchemaMetadata,
-    not_after: Option<Timestamp>,
-    not_before: Option<Timestamp>,
-    lock: Option<AtMost<LockEntry, { RequestLimits::MOST.lock_entries }>>,
-    wait_ms: Option<u64>,
-}
-
-/// Timestamps as a list of numbers and nulls.
-struct Times(Timestamps);
-
-impl<'de> Deserialize<'de> for Times {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = Times;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of milliseconds and nulls")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Times, A::Error> {
-                let mut values: Vec<i64> = Vec::new();
-                let mut nulls: Option<NullBufferBuilder> = None;
-                while let Some(at) = list.next_element::<Option<i64>>()? {
-                    if at.is_none() && nulls.is_none() {
-                        let mut before = NullBufferBuilder::new(values.len() + 1);
-                        before.append_n_non_nulls(values.len());
-                        nulls = Some(before);
-                    }
-                    if let Some(nulls) = &mut nulls {
-                        nulls.append(at.is_some());
-                    }
-                    if values.len() == Timestamps::MAX_ROWS {
-                        return Err(A::Error::custom("more rows than a table can have"));
-                    }
-                    values.push(at.unwrap_or_default());
-                }
-                let nulls = nulls.and_then(|mut nulls| nulls.finish());
-                Ok(Times(Timestamps::new(values, nulls)))
-            }
-        }
-        deserializer.deserialize_seq(List)
-    }
-}
-
 const WHEN: &str = "timeframe, timestamps, range";
 
-impl Raw {
+impl RequestMessage {
     fn check_step(&self, range: &RequestedRange) -> Result<(), RequestError> {
-        let is_intervals = self.view == View::Intervals;
+        let is_intervals = self.view == Some(View::Intervals);
         let wrong = |reason: &str| Err(RangeRequest::wrong(reason.to_owned()).into());
         match (range.step(), range.gap()) {
             (Some(_), _) if is_intervals => wrong("it has no step for the view intervals"),
             (_, Some(..=0)) if is_intervals => wrong("gap must be positive"),
             (_, Some(_)) if !is_intervals => wrong("gap goes with the view intervals"),
             (None, _) if !is_intervals && matches!(range, RequestedRange::Run { .. }) => {
-                wrong("it needs a step, but for the view intervals")
+                wrong("it needs a step, except in the view intervals")
             }
             (Some(step @ ..=0), _) => wrong(&format!("step is {step}, it must be positive")),
             _ => Ok(()),
         }
     }
 
-    /// For which times, if that is said.
+    /// The timestamps or the time span, if one is given.
     fn when(&mut self) -> Result<Option<When>, RequestError> {
         let keys = match self.keys.take() {
             Some(JsonKeys(keys)) => keys?,
             None => KeyColumns::default(),
         };
         if !keys.is_empty() && self.timestamps.is_none() {
-            let reason = "they go with timestamps: one value per timestamp".to_owned();
+            let reason = "they need timestamps: one value per timestamp".to_owned();
             return Err(RequestError::Field { field: "keys", reason });
         }
         Ok(Some(match (self.timeframe, self.timestamps.take(), self.range) {
             (Some(timeframe), None, None) => When::Timeframe(timeframe),
             (None, Some(Times(timestamps)), None) => {
-                When::Timestamps(TableRows { timestamps: Arc::new(timestamps), keys })
+                When::Timestamps(TableRows { timestamps, keys })
             }
             (None, None, Some(range)) => {
                 self.check_step(&range)?;
                 match range {
                     RequestedRange::Run { run, .. } => When::Run(run),
-                    RequestedRange::Times(range) if self.view == View::Intervals => {
+                    RequestedRange::Times(range) if self.view == Some(View::Intervals) => {
                         When::Range(range.interval()?)
                     }
                     RequestedRange::Times(range) => When::Timestamps(range.timestamps()?.into()),
@@ -322,34 +199,40 @@ impl Raw {
 }
 
 impl Request {
-    /// How long a request may take that does not say.
+    /// Maximum duration of a request that gives none.
     pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
-    /// From JSON.
+    /// Parses a request from JSON.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`], which names the faulty field.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
-        let mut raw: Raw = parse_json("request", json)?;
-        let when = raw.when()?.ok_or(RequestError::NoneOf { fields: WHEN })?;
-        let request = Self::of(raw, when)?;
+        Self::from_message(parse_json("request", json)?)
+    }
+
+    /// # Errors
+    /// [`RequestError`] if the fields of the message do not go together.
+    pub(super) fn from_message(mut message: RequestMessage) -> Result<Self, RequestError> {
+        let when = message.when()?.ok_or(RequestError::NoneOf { fields: WHEN })?;
+        let request = Self::of(message, when)?;
         request.check_view()?;
         Ok(request)
     }
 
-    /// From JSON without `timeframe`, `timestamps` and `range`: the request of an exchange, in which
-    /// the timestamps come later. Its tables can have null cells, since timestamps can.
+    /// Parses the request of an exchange, in which the timestamps follow as batches: JSON without
+    /// `timeframe`, `timestamps` and `range`. Its tables can have null cells, since timestamps can
+    /// be null.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`], which names the faulty field.
     pub fn parse_template(json: &[u8]) -> Result<Self, RequestError> {
-        let mut raw: Raw = parse_json("request", json)?;
-        if raw.when()?.is_some() {
+        let mut message: RequestMessage = parse_json("request", json)?;
+        if message.when()?.is_some() {
             let reason = "in an exchange the timestamps come with each batch".to_owned();
             return Err(RequestError::Field { field: WHEN, reason });
         }
         let when = When::Timestamps(Timestamps::new(Vec::new(), None).into());
-        let request = Self::of(raw, when)?;
+        let request = Self::of(message, when)?;
         match request.view {
             View::Rows | View::Objects | View::Distinct => request.check_view()?,
             View::Intervals | View::Chunks => {
@@ -360,30 +243,30 @@ impl Request {
         Ok(request)
     }
 
-    fn of(raw: Raw, when: When) -> Result<Self, RequestError> {
-        let columns = Columns::of(raw.columns, raw.table)?;
+    fn of(message: RequestMessage, when: When) -> Result<Self, RequestError> {
+        let columns = Columns::of(message.columns, message.table)?;
         if columns == Columns::Registered && !matches!(when, When::Timeframe(_)) {
             return Err(RequestError::NoneOf { fields: "columns, table" });
         }
         Ok(Self {
             columns,
             when,
-            gap: raw.range.and_then(|range| range.gap()),
-            consumer: raw.consumer,
-            session: raw.session,
-            encoding: raw.encoding,
-            cell: raw.cell,
-            view: raw.view,
-            missing: raw.missing,
-            timestamps_column: raw.timestamps_column,
-            schema_metadata: raw.schema_metadata,
-            limits: CreationLimits { not_before: raw.not_before, not_after: raw.not_after },
-            lock: raw.lock.map(|AtMost(entries)| entries),
-            wait: raw.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),
+            gap: message.range.and_then(|range| range.gap()),
+            consumer: message.consumer,
+            session: message.session,
+            encoding: message.encoding.unwrap_or_default(),
+            cell: message.cell.unwrap_or_default(),
+            view: message.view.unwrap_or_default(),
+            missing: message.missing.unwrap_or_default(),
+            timestamps_column: message.timestamps_column.unwrap_or_default(),
+            schema_metadata: message.schema_metadata.unwrap_or_default(),
+            limits: CreationLimits { not_before: message.not_before, not_after: message.not_after },
+            lock: message.lock.map(|AtMost(entries)| entries),
+            wait: message.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),
         })
     }
 
-    /// Whether it sees all versions that the service sees.
+    /// Whether it considers all versions that the service knows.
     #[doc(hidden)]
     pub fn is_plain(&self) -> bool {
         self.limits == CreationLimits::default() && self.lock.is_none()
@@ -427,7 +310,7 @@ impl Request {
     }
 }
 
-/// JSON of a known form.
+/// Parses JSON; `what` names the message in the error.
 pub(super) fn parse_json<'a, T: Deserialize<'a>>(
     what: &'static str,
     json: &'a [u8],
@@ -440,6 +323,7 @@ pub(super) fn parse_json<'a, T: Deserialize<'a>>(
 mod tests {
     use super::*;
     use crate::error::Coded as _;
+    use crate::interval::Timestamp;
 
     fn error(json: &str) -> String {
         Request::parse(json.as_bytes()).unwrap_err().message()

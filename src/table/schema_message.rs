@@ -1,12 +1,12 @@
-//! The first message of a table, its schema, made once for all tables of one form.
+//! Schema message of tables: encoded once for all tables of one layout.
 //!
 //! ```text
-//!  Shape ──encode once──▶ … "iovcache.lease" ················ "url" "TPC/Calib/VDriftTgl" …
-//!                                            └ of each table its own, written into its place
+//!  TableLayout ──encode once──▶ … "iovcache.lease" ················ "url" "TPC/Calib/VDriftTgl" …
+//!                                                 └ value of each table, written into its place
 //! ```
 //!
-//! A schema of 50 columns takes longer to encode than the table itself, and only what keeps the
-//! table and the timeframe that it is of differ from one to the next.
+//! Encoding the schema of 50 columns takes longer than encoding the table itself, and only the
+//! lease and the timeframe differ from one table to the next.
 
 use std::ops::Range;
 
@@ -16,14 +16,14 @@ use bytes::Bytes;
 use super::ipc::{Message, MessageWriter};
 use super::layout::{LEASE, Meta, TIMEFRAME, TableLayout};
 
-/// As many characters as the name of a lease has.
+/// Length of the name of a lease.
 const LEASE_ROOM: usize = 32;
-/// As many digits as a u64 can have.
+/// Maximum number of digits of a u64.
 const TIMEFRAME_ROOM: usize = 20;
-/// In a flatbuffer the length of a text stands in front of it, in four bytes.
+/// Bytes of the length that precedes a text in a flatbuffer.
 const LENGTH_BYTES: usize = size_of::<u32>();
 
-/// The encoded schema of all tables of one form.
+/// Encoded schema of all tables of one layout.
 #[derive(Debug)]
 pub struct SchemaMessage {
     bytes: Vec<u8>,
@@ -32,8 +32,8 @@ pub struct SchemaMessage {
 }
 
 impl SchemaMessage {
-    /// For tables like `shape`: those of a timeframe if that is of one, those with a lease if that has
-    /// one; which does not matter.
+    /// For tables with the layout `shape`: with a timeframe if `shape` has one, with a lease if it
+    /// has one. The values of both are ignored.
     pub fn new(shape: &TableLayout) -> Self {
         let meta = Meta {
             lease: shape.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
@@ -47,7 +47,8 @@ impl SchemaMessage {
         Self { bytes, lease, timeframe }
     }
 
-    /// The schema of the table that `lease` keeps; `None` where they have no room in it.
+    /// Schema message of a table with this timeframe and lease; `None` if they do not fit into
+    /// their places.
     pub fn message(&self, timeframe: Option<u64>, lease: Option<&str>) -> Option<Message> {
         let mut bytes = self.bytes.clone();
         let digits = timeframe.map(|timeframe| timeframe.to_string());
@@ -56,13 +57,13 @@ impl SchemaMessage {
         Some(Message::new(bytes.into(), Bytes::new()))
     }
 
-    /// The bytes of memory that it takes.
+    /// Memory of the encoded schema, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 }
 
-/// Where the value of a schema's metadata stands.
+/// Position of a value in the schema's metadata.
 fn place(bytes: &[u8], key: &str) -> Option<Range<usize>> {
     let schema = root_as_message(bytes).ok()?.header_as_schema()?;
     let metadata = schema.custom_metadata()?;
@@ -71,8 +72,8 @@ fn place(bytes: &[u8], key: &str) -> Option<Range<usize>> {
     Some(start..start + value.len())
 }
 
-/// Writes a text and its length into the place of a longer one; what is left of that is not part of
-/// any text any more.
+/// Writes a text and its length over a longer one. The remaining bytes belong to no text
+/// afterwards.
 fn write(
     bytes: &mut [u8],
     place: Option<&Range<usize>>,
@@ -133,7 +134,7 @@ mod tests {
                 let read = root_as_message(&message.header).unwrap();
                 let schema = try_fb_to_schema(read.header_as_schema().unwrap()).unwrap();
                 assert_eq!(schema, *shape.schema());
-                // The next one has all of its own.
+                // The next message has only its own values.
                 let next = head.message(timeframe.map(|_| 7), lease.map(|_| "next")).unwrap();
                 let next = root_as_message(&next.header).unwrap();
                 let next = try_fb_to_schema(next.header_as_schema().unwrap()).unwrap();

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::limits::{RequestLimits, metadata_bytes, too_many};
 
@@ -21,11 +21,20 @@ const RESERVED: [&str; 2] = ["iovcache.", "ARROW:"];
 ///
 /// A key has 1 to 256 bytes, all keys and values together at most 64 KiB, and no key begins with
 /// `iovcache.` or `ARROW:`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct SchemaMetadata(Option<Arc<BTreeMap<String, String>>>);
 
 impl SchemaMetadata {
+    /// Checks the entries.
+    ///
+    /// # Errors
+    /// A sentence about the first entry that is not possible.
+    pub(super) fn new(entries: BTreeMap<String, String>) -> Result<Self, String> {
+        entries.keys().try_for_each(|key| Self::check_key(key))?;
+        Self::check_bytes(metadata_bytes(&entries))?;
+        Ok(Self((!entries.is_empty()).then(|| Arc::new(entries))))
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
@@ -42,23 +51,33 @@ impl SchemaMetadata {
         self.0.as_ref().map_or(0, |entries| metadata_bytes(entries))
     }
 
-    fn check_key<E: Error>(key: &str) -> Result<(), E> {
+    fn check_key(key: &str) -> Result<(), String> {
         let most = RequestLimits::MOST.name_bytes;
         let begin: String = key.chars().take(40).collect();
         if !(1..=most).contains(&key.len()) {
             let got = key.len();
-            let reason = format_args!(
+            return Err(format!(
                 "schema_metadata: key {begin:?} has {got} bytes, expected 1 to {most}"
-            );
-            return Err(E::custom(reason));
+            ));
         }
         match RESERVED.iter().find(|prefix| key.starts_with(**prefix)) {
-            Some(prefix) => Err(E::custom(format_args!(
+            Some(prefix) => Err(format!(
                 "schema_metadata: key {begin:?} begins with {prefix}, which is reserved: choose \
                  another key"
-            ))),
+            )),
             None => Ok(()),
         }
+    }
+
+    fn check_bytes(bytes: usize) -> Result<(), String> {
+        let most = RequestLimits::MOST.metadata_bytes;
+        if bytes <= most { Ok(()) } else { Err(too_many(bytes, most, "bytes of schema_metadata")) }
+    }
+}
+
+impl Serialize for SchemaMetadata {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
     }
 }
 
@@ -73,15 +92,11 @@ impl<'de> Deserialize<'de> for SchemaMetadata {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SchemaMetadata, A::Error> {
-                let most = RequestLimits::MOST.metadata_bytes;
                 let (mut entries, mut bytes) = (BTreeMap::new(), 0);
                 while let Some((key, value)) = map.next_entry::<String, String>()? {
-                    SchemaMetadata::check_key(&key)?;
+                    SchemaMetadata::check_key(&key).map_err(A::Error::custom)?;
                     bytes += key.len() + value.len();
-                    if bytes > most {
-                        let reason = too_many(bytes, most, "bytes of schema_metadata");
-                        return Err(A::Error::custom(reason));
-                    }
+                    SchemaMetadata::check_bytes(bytes).map_err(A::Error::custom)?;
                     match entries.entry(key) {
                         Entry::Vacant(place) => place.insert(value),
                         Entry::Occupied(known) => {

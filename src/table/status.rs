@@ -1,74 +1,74 @@
-//! What the action `status` answers: one picture of the whole service, drawn at one moment.
+//! Answer of the action `status`: a snapshot of the whole service at one moment.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The whole service.
+/// State of the whole service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The version of the program.
+    /// Version of the program.
     pub version: String,
-    /// The instance: MetaHeaders of another epoch are stale.
+    /// Epoch of the instance. MetaHeaders of another epoch are stale.
     pub epoch: String,
-    /// Its process.
+    /// Process id.
     pub pid: u32,
-    /// How long it runs, in milliseconds.
+    /// Time since the start, in milliseconds.
     pub uptime_ms: u64,
-    /// Where the memory is.
+    /// Use of the memory.
     pub memory: MemoryStatus,
-    /// Objects in shared memory.
+    /// Number of objects in shared memory.
     pub objects: u64,
-    /// Cells that were answered from shared memory, one per distinct object of a table.
+    /// Number of cells answered from shared memory, one per distinct object of a table.
     pub hits: u64,
-    /// Objects that were loaded from a source.
+    /// Number of objects loaded from a source.
     pub loads: u64,
-    /// Tables that had to wait for memory.
+    /// Number of tables that had to wait for memory.
     pub waits: u64,
-    /// Objects that were thrown out to make room.
+    /// Number of objects evicted.
     pub evictions: u64,
-    /// Cells that were served although the source could not confirm them in time.
+    /// Number of cells served although the source could not confirm them in time.
     pub stale: u64,
-    /// The timeframes in flight, by id.
+    /// Timeframes in flight, in ascending order of their ids.
     pub timeframes: Vec<TimeframeStatus>,
-    /// The processes that are attached.
+    /// Attached processes.
     pub sessions: Vec<SessionStatus>,
-    /// Where objects come from.
+    /// Sources of the objects.
     pub sources: Vec<SourceStatus>,
-    /// Segments with names that another program removed or wrote over, each in a sentence.
+    /// Named segments that another program removed or overwrote, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost_segments: Vec<String>,
 }
 
-/// Where the memory is; `used = pinned + candidates for eviction`.
+/// Use of the memory, in bytes. Objects that are used and not pinned can be evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryStatus {
-    /// What the cache may use in all.
+    /// Memory that the cache may use.
     pub total_bytes: u64,
-    /// What objects take, their headers and rounding included.
+    /// Memory of all objects, headers and rounding included.
     pub used_bytes: u64,
-    /// What pinned objects take.
+    /// Memory of pinned objects.
     pub pinned_bytes: u64,
-    /// What no object takes.
+    /// Memory without objects.
     pub free_bytes: u64,
-    /// The largest object that fits without throwing another out.
+    /// Size of the largest object that fits without an eviction.
     pub largest_free_bytes: u64,
 }
 
-/// How far a consumer is with a timeframe.
+/// State of a timeframe for one consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConsumerState {
-    /// It has not asked yet.
+    /// The consumer has not asked yet.
     Waiting,
-    /// Its table was sent.
+    /// The table was sent to the consumer.
     Delivered,
-    /// It has reported the timeframe as consumed.
+    /// The consumer has reported the timeframe as consumed.
     Consumed,
 }
 
 impl ConsumerState {
-    /// As it crosses the wire.
+    /// Name in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -78,20 +78,20 @@ impl ConsumerState {
     }
 }
 
-/// How far a timeframe is.
+/// State of a timeframe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TimeframeState {
-    /// Not all of its objects are in shared memory yet.
+    /// Some of its objects are not in shared memory yet.
     Loading,
     /// All of its objects are in shared memory and pinned.
     Ready,
-    /// And each of its consumers was sent its table.
+    /// The table was also sent to each of its consumers.
     Delivered,
 }
 
 impl TimeframeState {
-    /// As it crosses the wire.
+    /// Name in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Loading => "loading",
@@ -104,54 +104,54 @@ impl TimeframeState {
 /// A timeframe in flight.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeframeStatus {
-    /// The id.
+    /// Id of the timeframe.
     pub timeframe: u64,
-    /// How far it is.
+    /// State of the timeframe.
     pub state: TimeframeState,
-    /// Its timestamps.
+    /// Number of its timestamps.
     pub rows: u64,
-    /// Its distinct objects.
+    /// Number of its distinct objects.
     pub objects: u64,
-    /// The bytes of memory that these take; 0 while loading.
+    /// Memory of these objects in bytes; 0 while loading.
     pub bytes: u64,
-    /// How far each consumer is.
+    /// State for each consumer, by name.
     pub consumers: BTreeMap<String, ConsumerState>,
 }
 
 /// A process on the node that is attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatus {
-    /// A number among the sessions of this instance. The id of a session is a secret of its process.
+    /// Number of the session in this instance. The id of a session is a secret of its process.
     pub number: u64,
-    /// What it calls itself.
+    /// Name that the process gave.
     pub consumer: String,
-    /// Its process, as the kernel says.
+    /// Process id, from the kernel.
     pub pid: i32,
-    /// Its user, as the kernel says.
+    /// User id, from the kernel.
     pub uid: u32,
-    /// Bytes that it pins, each object counted once.
+    /// Bytes that it pins; each object counts once.
     pub pinned_bytes: u64,
 }
 
-/// Whether a source answers.
+/// Availability of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceState {
-    /// Its last answer was one.
+    /// Its last request was answered.
     Up,
-    /// It could not be reached.
+    /// Its last request did not reach it.
     Down,
 }
 
-/// A source.
+/// State of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStatus {
-    /// As configured, without credentials.
+    /// URL as configured, without credentials.
     pub url: String,
-    /// Whether it answers.
+    /// Availability of the source.
     pub state: SourceState,
-    /// What it was asked.
+    /// Number of requests sent to it.
     pub requests: u64,
-    /// What of that failed.
+    /// Number of these that failed.
     pub failures: u64,
 }

@@ -1,4 +1,4 @@
-//! A column of texts in which equal ones follow each other, as runs.
+//! Builds a column of texts from runs of equal texts.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use arrow_array::{ArrayRef, Int32Array, StringArray};
 use super::cells::run_array;
 use super::encode_error::EncodeError;
 use super::layout::text_type;
-use super::request::Encoding;
+use super::request_options::Encoding;
 
-/// Texts, each with the number of rows that it stands for.
+/// Texts, each with the number of its rows.
 #[derive(Default)]
 pub(super) struct TextRuns<'a>(Vec<(&'a str, i32)>);
 

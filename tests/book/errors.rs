@@ -2,6 +2,7 @@
 //! the variants.
 #![allow(unreachable_pub, reason = "each test binary is a crate of its own")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,13 +17,37 @@ pub struct Known {
     pub text: String,
 }
 
-pub fn all() -> Vec<Known> {
+/// Each source file, and its text without tests.
+fn sources() -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
-    let mut all = Vec::new();
-    for file in files {
+    let without_tests = |file: PathBuf| {
         let whole = fs::read_to_string(&file).unwrap();
-        let code = whole.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        let code = whole.split("#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned();
+        (file, code)
+    };
+    files.into_iter().map(without_tests).collect()
+}
+
+/// The codes that stand in texts outside of the tables, each with what follows it.
+pub fn in_texts() -> BTreeSet<(u16, String)> {
+    let mut found = BTreeSet::new();
+    for (_, code) in sources() {
+        let texts = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for text in texts.flat_map(|line| line.split("[IOV-").skip(1)) {
+            let Some((number, text)) = text.split_once("] ") else { continue };
+            let words = text.split(' ').take(3).collect::<Vec<_>>().join(" ");
+            found.extend(number.parse().ok().map(|number: u16| (number, words)));
+        }
+    }
+    assert!(found.len() > 15, "{found:?}");
+    found
+}
+
+pub fn all() -> Vec<Known> {
+    let mut all = Vec::new();
+    for (file, code) in sources() {
+        let code = code.as_str();
         assert!(!code.contains("\nimpl Coded for "), "{file:?}: the table `coded!` is the form");
         for rest in code.split("\ncoded! { ").skip(1) {
             let (owner, table) = rest.split_once(' ').unwrap_or_default();

@@ -1,5 +1,7 @@
 //! Quotas of consumers, and consumers that release nothing.
 
+use iovcache::table::{EncodeError, Message, Part};
+
 use super::*;
 
 /// A cache whose consumers are limited, over two versions of 100 kB, and the clock that drives it.
@@ -194,8 +196,8 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
     let table = |more: &str| {
         format!(r#"{{"columns": {{"b": "A/B"}}, "timestamps": [5], "cell": "payload"{more}}}"#)
     };
-    let code = |message: Option<Result<_, iovcache::table::EncodeError>>| {
-        message.unwrap().map(|_: iovcache::table::Message| ()).unwrap_err().code().0
+    let code = |message: Option<Result<_, EncodeError>>| {
+        message.unwrap().map(|_: Message| ()).unwrap_err().code().0
     };
 
     // The lease is revoked.
@@ -210,6 +212,22 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
     assert_eq!(code(unread.next()), 5003);
     assert!(unread.next().is_none());
 
+    // So is what was made already: all messages, of which a part of one was sent.
+    let answer = ask(&cache, &table(r#", "consumer": "x""#)).await.unwrap();
+    let mut made: Vec<Message> = answer.messages().unwrap().map(Result::unwrap).collect();
+    drop(answer);
+    let large = |message: &mut Message| {
+        let is_object = |part: &&mut Part| matches!(part, Part::Object(_));
+        message.rest.iter_mut().find(is_object).map(|part| part.take_front(60_000))
+    };
+    assert_eq!(made.iter_mut().find_map(large).unwrap().unwrap().len(), 60_000);
+    assert!(cache.status().memory.pinned_bytes > 0);
+    clock.advance(Duration::from_millis(100));
+    until_counted("revoked", || cache.counters().slow_revoked.get(), 2).await;
+    nothing_is_pinned(&cache);
+    assert_eq!(made.iter_mut().find_map(large).unwrap().unwrap_err().code().0, 5003);
+    drop(made);
+
     // The lease expires; while the stream was read it did not.
     let answer = ask(&cache, &table("")).await.unwrap();
     let mut unread = answer.messages().unwrap();
@@ -219,6 +237,18 @@ async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
         unread.next().unwrap().unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    // Nor while one message was read.
+    let answer = ask(&cache, &table("")).await.unwrap();
+    let made: Vec<Message> = answer.messages().unwrap().map(Result::unwrap).collect();
+    drop(answer);
+    let mut parts: Vec<Part> = made.into_iter().flat_map(|message| message.rest).collect();
+    let object = parts.iter_mut().find(|part| matches!(part, Part::Object(_))).unwrap();
+    while !object.is_empty() {
+        clock.advance(Duration::from_millis(150));
+        object.take_front(25_000).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(parts);
     let expired = cache.counters().leases_expired.get();
     clock.advance(Duration::from_millis(200));
     until_counted("expired", || cache.counters().leases_expired.get(), expired + 1).await;

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::common::{PATIENCE, Service};
+use iovcache::table::{CellKind, Encoding};
 
 /// FairMQ's number for a session's name, as documented for users.
 fn shmid(session: &str) -> String {
@@ -220,7 +221,7 @@ async fn lost_names_are_made_anew_under_fresh_numbers_and_consumers_by_name_get_
     for told in ["m_8 was removed", "m_9 was removed", "m_10 was overwritten"] {
         assert_eq!(log.matches(told).count(), 1, "{told}: {log}");
     }
-    // No number comes back after a restart, and FairMQ's book has none of them.
+    // No number comes back after a restart, and FairMQ's registry has none of them.
     let told =
         well("register", &run(Path::new(&program), &["--remove", &session.shmid, "8:1"], b""));
     assert_eq!(told, "");
@@ -403,7 +404,8 @@ async fn the_shim_registers_what_the_service_has_made_and_makes_nothing_itself()
     // A cell of AliceO2's tables carries all fields that are needed.
     let client = Client::connect(&service.unix()).await.unwrap();
     let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
-    let table = client.batches(&request.cell("o2").encoding("plain")).await.unwrap();
+    let table =
+        client.batches(&request.cell(CellKind::O2).encoding(Encoding::Plain)).await.unwrap();
     let cells = arrow_array::cast::AsArray::as_fixed_size_list(table[0].column(0));
     for (row, at) in TIMES.iter().enumerate() {
         let cell = cells.value(row);

@@ -31,7 +31,7 @@ async fn a_consumer_in_cpp_looks_up_by_itself_what_was_asked_for_in_its_session(
     let client = Client::connect(&service.unix()).await.unwrap();
     // As its own Flight client would: the request names the session, and so is seen to be local.
     let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
-    let request = request.field("session", session.trim().into());
+    let request = request.session(session.trim());
     let stop = std::sync::atomic::AtomicBool::new(false);
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
     let told = std::thread::scope(|scope| {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::common::Service;
+use iovcache::table::View;
 
 /// Default number of forged headers; `IOVCACHE_FORGED` sets another.
 const FORGED: &str = "2000000";
@@ -25,7 +26,7 @@ async fn a_consumer_in_cpp_attaches_by_path_and_by_descriptor_and_resolves_in_ev
     let table = client.table(request.timestamps([1000, 3000])).await.unwrap();
     let cells = [bytes_of(&table, "drift"), bytes_of(&table, "empty")].concat();
     let objects = client
-        .batches(&TableRequest::new().column("drift", DRIFT).timestamps([1000]).view("objects"))
+        .batches(&TableRequest::new().column("drift", DRIFT).timestamps([1000]).view(View::Objects))
         .await
         .unwrap();
     let id = objects[0].column_by_name("object_id").unwrap();

@@ -10,7 +10,7 @@ use iovcache::error::Coded as _;
 use iovcache::shm::PoolOptions;
 use iovcache::shm::attach::Attachment;
 use iovcache::source::repository::{RepositoryOptions, RepositorySource};
-use iovcache::table::{Consumed, Register, Request};
+use iovcache::table::{Consumed, Encoding, Register, Request};
 use iovcache::{Cache, Clock, Timestamp};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -236,7 +236,7 @@ async fn a_remote_consumer_that_sleeps_too_long_is_told_that_its_lease_has_ended
     let service = service(folder.path(), &[]);
     let client = observer(&service).await;
     let request = TableRequest::new().column("a", path(0)).timestamps([5]).consumer("far");
-    let batches = client.batches(&request.clone().encoding("plain")).await.unwrap();
+    let batches = client.batches(&request.clone().encoding(Encoding::Plain)).await.unwrap();
     let lease = batches[0].schema().metadata()["iovcache.lease"].clone();
     tokio::time::sleep(Duration::from_secs(63)).await;
     let error = client

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use iovcache::client::TableRequest;
 use iovcache::error::{Coded as _, ErrorKind};
+use iovcache::table::{Encoding, View};
 use serde_json::json;
 
 use crate::common::{Service, until};
@@ -88,14 +89,14 @@ async fn a_thousand_who_want_one_absent_object_cause_one_request_also_when_it_fa
     let (server, service) = slow_server().await;
     let client = observer(&service).await;
     // The valid version is known in advance, so all requests need the body.
-    let objects = one(1).view("objects");
+    let objects = one(1).view(View::Objects);
     server.inject(Ask::Body, Fault::HangUp, 0);
     let _ = client.batches(&objects.clone().wait(Duration::from_millis(500))).await;
     server.heal();
     server.habits().latency = Duration::from_millis(700);
     let asked = (0..1000).map(|_| {
         let client = client.clone();
-        tokio::spawn(async move { client.batches(&one(0).encoding("plain")).await })
+        tokio::spawn(async move { client.batches(&one(0).encoding(Encoding::Plain)).await })
     });
     let asked: Vec<_> = asked.collect();
     for one in asked {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use iovcache::client::{Client, ClientOptions, TableRequest};
 use iovcache::error::Coded as _;
 use iovcache::shm::attach::LineReader;
+use iovcache::table::View;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use serde_json::{Value, json};
 
@@ -264,7 +265,7 @@ async fn a_successor_whose_source_is_down_serves_what_is_known_and_says_that_it_
         read(&client, number, 2).await;
     }
     use arrow_array::cast::AsArray as _;
-    let batches = client.batches(&one(0, 2).view("objects")).await.unwrap();
+    let batches = client.batches(&one(0, 2).view(View::Objects)).await.unwrap();
     let how = batches[0].column_by_name("cache").unwrap().as_string::<i32>().value(0).to_owned();
     assert_eq!(how, "stale");
     // A version that was never requested is unknown: a transient error, not an empty answer.

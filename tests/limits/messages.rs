@@ -9,7 +9,7 @@ use serde_json::json;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use crate::common::{PATIENCE, Service, Version, put};
+use crate::common::{PATIENCE, Service, Version, put, run_well, until};
 use crate::setup::{DRIFT, Limited};
 
 /// Calls by hand: sends the first `sent` bytes of a message with the announced `length`; returns
@@ -221,4 +221,55 @@ async fn what_one_request_may_have_is_set_by_options() {
     let (code, message) = put(json!(["a"])).await;
     assert_eq!(code, Code::ResourceExhausted, "{message}");
     assert!(message.contains("registrations"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_not_read_lose_their_pins_when_their_lease_is_revoked() {
+    const BYTES: usize = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let repository = folder.path().join("repository");
+    for version in 0..12 {
+        let bytes = vec![version as u8; BYTES];
+        let (from, until) = (version * 10, version * 10 + 10);
+        put(&repository, &Version { path: DRIFT, from, until, created: 1, bytes: &bytes });
+    }
+    let source = format!("file://{}", repository.display());
+    let options = ["--source", &source, "--slow-after", "300ms", "--slow-consumer", "revoke"];
+    // Twelve objects do not fit, so that what is pinned for ever shows as a refusal.
+    let service = Service::start_sized("8MiB", "4MiB", &options);
+    let endpoint = Endpoint::from_shared(service.tcp().replace("grpc://", "http://")).unwrap();
+    // By default the client's library itself reads a whole object.
+    let endpoint = endpoint.initial_stream_window_size(1 << 16);
+    let mut streams = Vec::new();
+    for (version, encoding) in ["plain", "run_end", "dictionary"].into_iter().enumerate() {
+        for number in 0..2 {
+            let from = (version * 2 + number) * 10;
+            let request = json!({
+                "columns": {"drift": DRIFT}, "consumer": format!("unread {encoding} {number}"),
+                "range": {"from": from, "until": from + 10, "step": 1},
+                "encoding": encoding, "cell": "payload",
+            });
+            let ticket = Ticket { ticket: request.to_string().into_bytes().into() };
+            let mut client = FlightServiceClient::new(endpoint.connect().await.unwrap());
+            streams.push(client.do_get(ticket).await.unwrap().into_inner());
+        }
+    }
+    let pinned = || {
+        let status = run_well(&["status", "--json", "--server", &service.unix()]);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["memory"]["pinned_bytes"].as_u64().unwrap()
+    };
+    until("the pins of what is not read end", || (pinned() == 0).then_some(()));
+    // The first bytes were sent; what is missing is told as an error, not as an end.
+    for mut stream in streams {
+        let error = loop {
+            match stream.next().await.expect("an end as if it were whole") {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        assert!(error.message().starts_with("[IOV-5003]"), "{error}");
+    }
+    service.adds_up();
 }

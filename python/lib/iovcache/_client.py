@@ -1,4 +1,4 @@
-"""The client: asks a service for tables."""
+"""The client, which requests tables from a service."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ._times import Time, integer, moment
 
 if sys.version_info >= (3, 11):
     from typing import Literal, NotRequired, TypedDict
-else:  # the names alone: nothing at run time depends on them
+else:  # only the names are needed at run time
     from typing import Literal, TypedDict
 
     NotRequired = Optional
 
 
 class PathRange(TypedDict, total=False):
-    """A path for a range of a key's values; bounds inclusive."""
+    """A path for a range of a key's values; both bounds are inclusive."""
 
     path: str
 
 
 class ColumnSpec(TypedDict, total=False):
-    """A column that depends on more than its path."""
+    """A column with more conditions than its path."""
 
     path: Union[str, Sequence[Mapping[str, Union[str, int]]]]
     metadata: Mapping[str, str]
     key: str
-    #: The field ``as`` is a word of Python: give such columns as a plain dict.
+    #: ``as`` is a keyword of Python: use a plain dict for columns with that field.
     uniform: bool
 
 
@@ -63,16 +63,16 @@ def connect(
 
     Args:
         url: the address of the service.
-        consumer: the name of this process.
+        consumer: the name of this process; default: ``python-`` and its process id.
         token: the token, if the service requires one; default: ``IOVCACHE_TOKEN``.
-        remote: never attach, even on the node: objects come over the wire.
-        patience: seconds that a call waits for a service that restarts; for a table its own
-            ``wait_ms`` counts.
-        tls_root_certs: the authorities that are trusted for the service's certificate (PEM);
-            default: the system's.
+        remote: never attach to shared memory: objects come over the wire, even on the same node.
+        patience: seconds for which a call waits for a service that restarts. For a table its
+            ``wait_ms`` counts instead.
+        tls_root_certs: certificates (PEM) of the authorities trusted for the service's
+            certificate; default: those of the system.
         cert_chain: the certificate of this client (PEM).
-        private_key: its key (PEM).
-        insecure: send the token even over plain TCP to another node, where it can be read.
+        private_key: the key of that certificate (PEM).
+        insecure: send the token even over plain TCP to another node, where others can read it.
 
     Raises:
         Unavailable: the service cannot be reached.
@@ -95,8 +95,8 @@ def connect(
 class Client:
     """A connection to a service, made by :func:`connect`. Threads may share it.
 
-    A forked child cannot use the client of its parent: its calls raise :class:`ForkedProcess`, and a
-    client that the child connects works.
+    A forked child cannot use the client of its parent, whose calls raise :class:`ForkedProcess`
+    there. It can connect a client of its own.
     """
 
     def __init__(self, native: NativeClient, url: str) -> None:
@@ -105,12 +105,12 @@ class Client:
         self.url = url
 
     def close(self) -> None:
-        """Ends the connection. The session ends with the last table and object of this client."""
+        """Closes the connection. The session ends with the last table and object of this client."""
         self._native.close()
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """Whether the client is closed."""
         return self._native.closed
 
     def __enter__(self) -> Client:
@@ -144,38 +144,38 @@ class Client:
         wait_ms: Optional[int] = None,
         session: Optional[str] = None,
     ) -> Table:
-        """Requests a table. Its objects are pinned until it is closed.
+        """Requests a table. Its objects are pinned until the table is closed.
 
         Args:
-            columns: ``{"name": "path"}`` or ``{"name": {"path": …, "metadata": {…}}}``, or the name
-                of a table of the service's configuration.
-            timestamps: a column of times: integers (milliseconds since the Unix epoch) or None,
-                datetimes, or an array of numpy, pandas, Polars or pyarrow; any iterable of these.
+            columns: ``{"name": "path"}`` or ``{"name": {"path": …, "metadata": {…}}}``, or the
+                name of a table in the service's configuration.
+            timestamps: a column of times, one per row: any iterable of integers (milliseconds since
+                the Unix epoch), None or datetimes, or an array of numpy, pandas, Polars or pyarrow.
                 Or a DataFrame or Arrow table with the times (``timestamp``, ``fTimestamp``, or its
                 only column of times) and the keys.
-            range: (from, until, step in milliseconds), or for the time of a run
-                ``{"run": 544123, "step": 1000}``.
-            timeframe: the timestamps, and unless others are given the columns, of a timeframe.
+            range: (from, until, step in milliseconds), or ``{"run": 544123, "step": 1000}`` for the
+                time of a run.
+            timeframe: id of a registered timeframe: use its timestamps and, without ``columns``,
+                its columns.
             consumer: the consumer that reads the timeframe.
-            keys: for each key that the columns depend on one value per timestamp, integers or
-                strings: ``{"run": […]}``; or the names of columns of the DataFrame (default: those
-                that the columns name).
-            encoding: how ``table.arrow`` is encoded.
-            cell: what stands in a cell; default: MetaHeaders where this client is attached, else
-                the bytes.
-            missing: ``"null"``: where nothing is valid, a null cell instead of an error.
+            keys: ``{"run": […]}``: for each key in the columns, one value per timestamp, integers
+                or strings. Or names of columns of the DataFrame (default: the keys in the columns).
+            encoding: the encoding of ``table.arrow``.
+            cell: the kind of cells; default: MetaHeaders if this client is attached, else the
+                bytes.
+            missing: ``"null"``: null cells instead of an error where nothing is valid.
             timestamps_column: prepend the timestamps as column ``timestamp``.
             schema_metadata: keys and values (strings) for the metadata of ``table.arrow.schema``,
                 such as AliceO2's ``outputRoute``.
             not_after: only versions created at or before this time.
             not_before: only versions created at or after this time.
-            lock: the objects of an earlier table: the very same versions.
-            wait_ms: how long the service may take, its source included.
-            session: the session that pins the objects; default: that of this client.
+            lock: ``objects`` of an earlier table: use exactly these versions.
+            wait_ms: time limit of the service in milliseconds, including its source.
+            session: the session that pins the objects; default: the session of this client.
 
         Raises:
-            NotFound: nothing is valid for some timestamps, each column named.
-            IovcacheError: and the other kinds of it.
+            NotFound: nothing is valid for some timestamps; the message names each column.
+            IovcacheError: any other error, as one of its subclasses.
         """
         fields: Dict[str, Any] = {"encoding": encoding}
         plain = {
@@ -217,7 +217,7 @@ class Client:
         not_before: Optional[Time] = None,
         wait_ms: Optional[int] = None,
     ) -> Object:
-        """Requests the object of a path at a time. It is pinned while it, or a view of it, is in use.
+        """Requests the object of a path at a time. It is pinned while it, or a view, is in use.
 
         Raises:
             NotFound: no version is valid at that time.
@@ -245,9 +245,14 @@ class Client:
         consumers: Iterable[str] = (),
         keys: Union[Mapping[str, Any], Sequence[str], None] = None,
     ) -> Dict[str, Any]:
-        """Registers a timeframe. Its objects are loaded, and kept until each consumer has consumed it.
+        """Registers a timeframe. Its objects are loaded, and kept until all consumers reported it.
 
-        ``timestamps`` and ``keys`` are as those of :meth:`table`.
+        Args:
+            timeframe: its id.
+            timestamps: as for :meth:`table`.
+            columns: its columns; or ``table``, the name of a table in the service's configuration.
+            consumers: names of the consumers that will read it.
+            keys: as for :meth:`table`.
 
         Returns:
             ``{"timeframe", "rows", "objects", "state"}``
@@ -281,9 +286,9 @@ class Client:
         lock: Any = None,
         wait_ms: Optional[int] = None,
     ) -> Table:
-        """Requests the table of a timeframe. Leaving its ``with`` reports the timeframe as consumed.
+        """Requests the table of a timeframe. The end of its ``with`` block reports it as consumed.
 
-        If the body raises, nothing is reported, so that the consumer can ask again.
+        If the block raises, nothing is reported, so that the consumer can request it again.
         """
         table = self.table(
             columns,
@@ -307,33 +312,33 @@ class Client:
         return self._act("consumed", {"timeframe": number, "consumer": consumer})
 
     def oldest_possible(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
-        """Reports that a consumer has consumed all timeframes below one."""
+        """Reports that a consumer has consumed all timeframes with ids below ``timeframe``."""
         number = _count(timeframe, "timeframe")
         return self._act("consumed", {"consumer": consumer, "oldest_possible": number})
 
     def prefetch(self, columns: Columns, *, range: Tuple[Time, Time]) -> Dict[str, Any]:  # noqa: A002
-        """Loads the objects of a range of time in advance."""
+        """Loads all objects that are valid in a range of time in advance."""
         bounds = {"from": moment(range[0], "range from"), "until": moment(range[1], "range until")}
         return self._act("prefetch", {"columns": dict(columns), "range": bounds})
 
     def invalidate(self, path: str) -> Dict[str, Any]:
-        """Makes the service ask the sources again about a path."""
+        """Makes the service ask the source of a path again."""
         return self._act("invalidate", {"path": path})
 
     def drop_timeframe(self, timeframe: int) -> Dict[str, Any]:
-        """Drops a timeframe, whichever consumers still wait for it."""
+        """Drops a timeframe, even if consumers have not consumed it."""
         return self._act("drop_timeframe", {"timeframe": _count(timeframe, "timeframe")})
 
     def status(self) -> Dict[str, Any]:
-        """One picture of the whole service."""
+        """A snapshot of the whole service."""
         return self._act("status", {})
 
     def segments(self) -> Dict[str, Any]:
-        """The segments of its shared memory."""
+        """The segments of the service's shared memory."""
         return self._act("segments", {})
 
     def paths(self, prefix: str = "") -> Dict[str, int]:
-        """The paths at a prefix and below, and how many versions each has."""
+        """The paths at or below a prefix, each with its number of versions."""
         return dict(self._native.paths(prefix))
 
     def _act(self, name: str, body: Mapping[str, Any]) -> Dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Errors, one class for each kind of reaction of the caller."""
+"""Errors: one class per kind, which tells the caller how to react."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class IovcacheError(Exception):
 
 
 class InvalidArgument(IovcacheError, ValueError):
-    """The request is wrong: change it."""
+    """The request is wrong, and must be changed."""
 
 
 class NotFound(IovcacheError, LookupError):
-    """Nothing is valid at that time, or there is no such timeframe, table or path."""
+    """No version is valid at that time, or there is no such timeframe, table or path."""
 
 
 class AlreadyExists(IovcacheError):
-    """The id is taken by something else."""
+    """The id is in use, with other contents."""
 
 
 class Unavailable(IovcacheError, ConnectionError):
-    """Try again later: no connection, a source is down, memory is pinned."""
+    """Try again later: there is no connection, a source is down, or all memory is pinned."""
 
 
 class ResourceExhausted(IovcacheError):
-    """It can never fit, or is over the quota."""
+    """The request is too large for the memory, or exceeds a quota."""
 
 
 class FailedPrecondition(IovcacheError):
@@ -43,23 +43,23 @@ class FailedPrecondition(IovcacheError):
 
 
 class Stale(FailedPrecondition):
-    """The object was given up by the service: its memory may hold something else."""
+    """The service has evicted the object: its memory may hold another one."""
 
 
 class ForkedProcess(FailedPrecondition):
-    """This process was forked, and the client is its parent's: connect anew in the child."""
+    """The client belongs to the parent of this forked process: connect again in the child."""
 
 
 class Unauthenticated(IovcacheError, PermissionError):
-    """The service asks for a token or certificate, or does not know this one."""
+    """The service requires a token or certificate, or does not accept this one."""
 
 
 class PermissionDenied(IovcacheError, PermissionError):
-    """The role of the token does not allow it."""
+    """The role of the token does not allow the call."""
 
 
 class DeadlineExceeded(IovcacheError, TimeoutError):
-    """It was not done in time."""
+    """The call did not finish in time."""
 
 
 class Internal(IovcacheError):
@@ -67,9 +67,9 @@ class Internal(IovcacheError):
 
 
 class ObjectsInUse(UserWarning):
-    """A table was closed while objects of it are in use: its memory is released with the last."""
+    """A table was closed while its objects are in use: its memory is released with the last one."""
 
 
 def invalid(message: str) -> InvalidArgument:
-    """An argument that this package refuses by itself."""
+    """The error for an argument that this package refuses itself."""
     return InvalidArgument(f"[IOV-7014] {message}", "IOV-7014")

@@ -11,7 +11,7 @@ _HEADER = struct.Struct("<QQqqHHB3x")
 
 
 class MetaHeader(NamedTuple):
-    """Where an object lies. It pins nothing: objects come from tables."""
+    """The place of an object in shared memory. It pins no object: only tables and objects do."""
 
     size: int
     hint: int
@@ -23,7 +23,7 @@ class MetaHeader(NamedTuple):
 
     @classmethod
     def from_bytes(cls, data: Union[bytes, bytearray, memoryview]) -> MetaHeader:
-        """From exactly 40 bytes."""
+        """Parses exactly 40 bytes. Raises :class:`InvalidArgument` for any other length."""
         if len(data) != _HEADER.size:
             message = f"[IOV-4020] a MetaHeader has 40 bytes, these are {len(data)}"
             raise InvalidArgument(message, "IOV-4020")

@@ -1,4 +1,4 @@
-"""Key columns beside the timestamps, and both out of one DataFrame."""
+"""Key columns, given separately or in one DataFrame with the timestamps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ._errors import invalid
 
-#: The names of columns of timestamps, as the service looks for them.
+#: Names of the column of timestamps, in order of preference, as in the service.
 TIMESTAMPS = ("timestamp", "fTimestamp")
 
 
@@ -80,7 +80,7 @@ def frame(values: Any) -> Optional[pa.Table]:
 
 
 def named_in(columns: Any) -> List[str]:
-    """The keys on which columns depend."""
+    """Names of the keys in the columns."""
     if not isinstance(columns, Mapping):
         return []
     specs = [column for column in columns.values() if isinstance(column, Mapping)]
@@ -90,8 +90,8 @@ def named_in(columns: Any) -> List[str]:
 def split(
     timestamps: Any, keys: Any, columns: Any
 ) -> Tuple[Any, Dict[str, pa.Array]]:
-    """The timestamps and the keys of a call: a mapping of keys beside a column of timestamps, or a
-    DataFrame that has both, with ``keys`` as names or left out."""
+    """The timestamps and the keys of a call. Given are a column of timestamps and a mapping of
+    keys, or a DataFrame with both; in that case ``keys`` are names of its columns, or None."""
     given = {} if not isinstance(keys, Mapping) else dict(keys)
     names: Iterable[str] = ()
     if isinstance(keys, str):
@@ -101,7 +101,7 @@ def split(
     elif keys is None:
         names = named_in(columns)
     if not names and not given:
-        # Without keys a DataFrame is refused: nothing says which of its columns is meant.
+        # Without keys a DataFrame is refused: its column of timestamps would be a guess.
         return timestamps, {}
     table = frame(timestamps)
     if table is None:

@@ -44,9 +44,9 @@ class NativeTable:
 
 @final
 class Object:
-    """An object: bytes-like, read-only, and the pin of its bytes.
+    """An object: bytes-like, read-only, and a pin on its bytes.
 
-    Its buffer, and every memoryview or numpy array over it, stays unchanged as long as it lives, also
+    Its buffer, and every memoryview or numpy array over it, stays unchanged for its lifetime, also
     after the table is closed.
     """
 
@@ -107,7 +107,7 @@ class Column:
 
 @final
 class Attachment:
-    """A session with a service on this node: what is held for it is held as long as it lives."""
+    """A session with a service on this node. Pins of the session last until it ends."""
 
     def __init__(
         self, path: Union[str, PathLike[str]], consumer: str, token: Optional[str] = None

@@ -21,8 +21,8 @@ _warned = threading.Event()
 
 
 class Table:
-    """A table. Its objects stay where they are until it is closed, and each of them as long as it is
-    in use: the lease ends with the last.
+    """A table. Its objects are pinned until the table is closed, and longer while they are in use:
+    the lease ends with the last one.
     """
 
     def __init__(self, native: NativeTable, consumed: Optional[Callable[[], object]] = None) -> None:
@@ -34,14 +34,14 @@ class Table:
 
     @property
     def arrow(self) -> pa.Table:
-        """The table as Arrow has it: one column of cells per object path."""
+        """The table in Arrow: one row per timestamp, one column of cells per requested column."""
         if self._arrow is None:
             self._arrow = _read(self._native.arrow())
         return self._arrow
 
     @property
     def objects(self) -> pa.Table:
-        """Which version served which rows: column, path, row_start, row_end, object_id, …"""
+        """The version of each run of rows: column, path, row_start, row_end, object_id, …"""
         if self._objects is None:
             self._objects = _read(self._native.objects())
         return self._objects
@@ -53,31 +53,31 @@ class Table:
 
     @property
     def epoch(self) -> Optional[str]:
-        """The instance of the service."""
+        """The id of the service's instance."""
         return self._native.metadata("iovcache.epoch")
 
     @property
     def column_names(self) -> List[str]:
-        """The columns of objects."""
+        """Names of the columns of objects."""
         return list(self._columns)
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """Whether the table is closed."""
         return self._native.closed
 
     def __arrow_c_stream__(self, requested_schema: Optional[object] = None) -> object:
-        """The table for any library that takes Arrow streams: ``polars.DataFrame(table)``, DuckDB's
-        ``from table``. Dictionaries and runs are spelled out, which every reader knows.
+        """The table for any library that reads Arrow streams: ``polars.DataFrame(table)``, DuckDB's
+        ``from table``. Dictionaries and runs are decoded, because not every reader supports them.
         """
         return _plain(self.arrow).__arrow_c_stream__(requested_schema)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per timestamp, the cells as Arrow has them, dictionaries and runs spelled out."""
+        """One row per timestamp; cells as in :attr:`arrow`, with dictionaries and runs decoded."""
         return _plain(self.arrow).to_pandas()
 
     def to_polars(self) -> polars.DataFrame:
-        """One row per timestamp, the cells as Arrow has them, dictionaries and runs spelled out."""
+        """One row per timestamp; cells as in :attr:`arrow`, with dictionaries and runs decoded."""
         import polars
 
         frame = polars.from_arrow(_plain(self.arrow))
@@ -101,7 +101,7 @@ class Table:
             raise KeyError(f"the table has no column {name!r}; it has {known}") from None
 
     def close(self) -> None:
-        """Releases the objects that are not in use; those in use as soon as they are not."""
+        """Releases the objects: those in use once they are no longer used, the others at once."""
         if self._native.close() and not _warned.is_set():
             _warned.set()
             warnings.warn(
@@ -121,7 +121,7 @@ class Table:
         trace: Optional[TracebackType],
     ) -> None:
         self.close()
-        # A consumer that failed can ask again.
+        # A consumer that failed can request the table again.
         if self._consumed is not None and kind is None:
             self._consumed()
 
@@ -154,7 +154,7 @@ def _plain(table: pa.Table) -> pa.Table:
         if pa.types.is_run_end_encoded(column.type):
             column = compute.run_end_decode(column)
         elif pa.types.is_dictionary(column.type):
-            # A cast, and dictionary_decode, do not support nested types.
+            # Neither cast nor dictionary_decode supports nested types.
             rows = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
             column = pa.chunked_array(rows, column.type.value_type)
         columns.append(column)

@@ -1,8 +1,8 @@
-"""Times as Python, numpy, pandas, Polars and Arrow have them, as milliseconds since the Unix epoch.
+"""Converts times of Python, numpy, pandas, Polars and Arrow to milliseconds since the Unix epoch.
 
-A single time must name a moment: an integer, a text of ISO 8601 with a zone, ``now``, ``now-1h``, or
-an aware datetime. A sequence of times is a column: as in Arrow and numpy, a column without a zone is
-in UTC. A value that is no whole millisecond is floored.
+A single time is an integer, an ISO 8601 text with a zone, ``now``, ``now-1h``, or an aware
+datetime. A sequence of times is a column: as in Arrow and numpy, a column without a zone is in UTC.
+Fractions of a millisecond are rounded down.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXPECTED = "milliseconds, an aware datetime, ISO 8601 with a zone, or now, now-
 
 
 class NaiveTimestamps(UserWarning):
-    """Datetimes without a zone stand in a column of timestamps: they are taken as UTC."""
+    """A column of timestamps has datetimes without a zone, which are read as UTC."""
 
 
 def moment(value: Any, what: str) -> int:
@@ -222,7 +222,7 @@ def _is_nat(value: Any) -> bool:
 
 
 def _compute(name: str) -> Any:
-    """A function of pyarrow.compute, which takes a while to import and makes them at run time."""
+    """A function of pyarrow.compute, imported on demand: the import is slow."""
     import pyarrow.compute
 
     return getattr(pyarrow.compute, name)
@@ -256,7 +256,7 @@ def _millis(array: pa.Array) -> pa.Int64Array:
 
 
 def _floored(ticks: pa.Int64Array, scale: int) -> pa.Int64Array:
-    # Arrow divides towards zero.
+    # Arrow rounds quotients towards zero.
     unit, subtract = pa.scalar(scale, pa.int64()), _compute("subtract")
     quotient = _compute("divide")(ticks, unit)
     rest = subtract(ticks, _compute("multiply")(quotient, unit))

@@ -1,4 +1,4 @@
-"""The calls of :mod:`iovcache` for asyncio: each runs in a thread, and the event loop goes on.
+"""The calls of :mod:`iovcache` for asyncio. Each call runs in a thread.
 
     >>> from iovcache import aio
     >>> async def main():
@@ -25,7 +25,7 @@ __all__ = ["AsyncClient", "AsyncTable", "connect"]
 
 
 async def _run(call: Callable[..., _T], *args: Any, **options: Any) -> _T:
-    # A call that is cancelled runs to its end in its thread; its result is then released.
+    # A cancelled call runs to its end in its thread. Its result is then released.
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(None, functools.partial(call, *args, **options))
 
@@ -36,10 +36,10 @@ async def connect(url: str, **options: Any) -> AsyncClient:
 
 
 class AsyncTable:
-    """A table for ``async with``; everything else is that of :class:`iovcache.Table`."""
+    """A table for ``async with``. All other attributes are those of :class:`iovcache.Table`."""
 
     def __init__(self, table: Table) -> None:
-        #: The table itself.
+        #: The wrapped table.
         self.table = table
 
     def __getattr__(self, name: str) -> Any:
@@ -68,10 +68,10 @@ class AsyncTable:
 
 
 class AsyncClient:
-    """A connection to a service; the arguments are those of :class:`iovcache.Client`."""
+    """A connection to a service. Its methods have the arguments of :class:`iovcache.Client`."""
 
     def __init__(self, client: _client.Client) -> None:
-        #: The client whose calls are made.
+        #: The wrapped client.
         self.client = client
 
     @property

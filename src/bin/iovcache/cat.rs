@@ -1,9 +1,10 @@
-//! `cat`: the bytes of an object.
+//! `cat`: writes the bytes of an object to stdout.
 
 use std::io::{self, Write as _};
 
 use clap::Args;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
+use iovcache::table::CellKind;
 
 use crate::common::Server;
 use crate::failure::Failure;
@@ -15,10 +16,10 @@ pub(crate) struct Arguments {
     server: Server,
     /// The path of the object.
     path: String,
-    /// For which time: ms, ISO 8601 with a zone, a date, now, now-1h.
+    /// Timestamp of the request: ms, ISO 8601 with a zone, a date, now, now-1h.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     at: i64,
-    /// Over the wire, even on the node of the service.
+    /// Read over the network, even on the node of the service.
     #[arg(long)]
     remote: bool,
 }
@@ -42,7 +43,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     written.and_then(|()| out.flush()).map_err(Failure::stdout)
 }
 
-/// The object in shared memory, if this is the node where it is.
+/// The object in shared memory; `None` on another node than the service's, or if the object does
+/// not fit into a cell.
 async fn local(
     client: &Client,
     path: &str,
@@ -52,8 +54,9 @@ async fn local(
     if remote {
         return Ok(None);
     }
-    // An object too large for a cell comes in chunks, which would only appear as an error here.
-    let request = TableRequest::new().column("object", path).timestamps([at]).cell("binary");
+    // An object that is too large for a cell is read in chunks. Here it would only be an error.
+    let request =
+        TableRequest::new().column("object", path).timestamps([at]).cell(CellKind::Binary);
     let table = client.table(request).await?;
     let here = table.column("object")?.get(0).is_ok();
     Ok(here.then_some(table))

@@ -1,4 +1,4 @@
-//! What the commands share: access to a service, output, sizes and times.
+//! Shared by the commands: access to a service, output, sizes and times.
 
 use std::fmt;
 use std::fs;
@@ -13,10 +13,10 @@ use iovcache::{Clock, Secret, Timestamp};
 
 use crate::failure::Failure;
 
-/// Which service.
+/// The service to connect to.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Server {
-    /// The service: grpc://host:port, grpc+tls://host:port or grpc+unix:///path/flight.sock.
+    /// URL of the service: grpc://host:port, grpc+tls://host:port or grpc+unix:///path/flight.sock.
     #[arg(
         long = "server",
         value_name = "URL",
@@ -28,28 +28,28 @@ pub(crate) struct Server {
     access: Access,
 }
 
-/// What lets us in.
+/// Credentials of the client: token, certificate and authority.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Access {
-    /// What lets us in, where the service asks for it. It can be seen in the list of processes:
-    /// better in the environment, or in a file.
+    /// The token, if the service requires one. The list of processes shows it: prefer the
+    /// environment or a file.
     #[arg(long, value_name = "TOKEN", env = "IOVCACHE_TOKEN", hide_env_values = true)]
     #[arg(value_parser = secret)]
     token: Option<Secret>,
-    /// A file with the token.
+    /// File with the token.
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
     /// The authority that signed the service's certificate (PEM), for grpc+tls://; by default the
     /// system's.
     #[arg(long, value_name = "FILE", env = "IOVCACHE_CA")]
     ca: Option<PathBuf>,
-    /// The certificate by which the service knows us (PEM).
+    /// The certificate of the client (PEM).
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
-    /// Its private key (PEM).
+    /// Private key of the client's certificate (PEM).
     #[arg(long = "cert-key", value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
-    /// Send the token even over plain TCP to another node, where it can be read on the way.
+    /// Send the token over plain TCP to another node too, where others can read it.
     #[arg(long)]
     insecure: bool,
 }
@@ -69,7 +69,10 @@ impl Server {
 }
 
 impl Access {
-    /// Connects with this to a service.
+    /// Connects to the service at `url` with these credentials.
+    ///
+    /// # Errors
+    /// [`Failure`] if a file cannot be read or the service cannot be reached.
     pub(crate) async fn connect(
         &self,
         url: &str,
@@ -92,8 +95,8 @@ impl Access {
         Ok(Client::connect_with(url, options).await?)
     }
 
-    /// Gives the same to another process of this program. The token goes through its environment,
-    /// which others do not see.
+    /// Passes these credentials to another process of this program. The token goes through the
+    /// environment, which other users cannot read.
     pub(crate) fn hand_on(&self, command: &mut Command) {
         let Self { token, token_file, ca, cert, key, insecure } = self;
         if let Some(token) = token {
@@ -112,12 +115,12 @@ impl Access {
     }
 }
 
-/// When versions are synced to the disk.
+/// When versions are synced to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Durable {
-    /// Each version before the next.
+    /// Each version is synced before the next one is written.
     Each,
-    /// Some together, before any of them is acknowledged.
+    /// Several versions are synced together, before any of them is acknowledged.
     Batch,
 }
 
@@ -130,12 +133,12 @@ impl From<Durable> for Durability {
     }
 }
 
-/// The time of day.
+/// The current time of day.
 pub(crate) fn now() -> Timestamp {
     Clock::system().wall()
 }
 
-/// Writes to stdout.
+/// Writes to stdout and flushes it.
 pub(crate) fn out(text: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     out.write_all(text).and_then(|()| out.flush()).map_err(Failure::stdout)
@@ -146,7 +149,7 @@ pub(crate) fn out_line(line: impl fmt::Display) -> Result<(), Failure> {
     out(format!("{line}\n").as_bytes())
 }
 
-/// Bytes as a person reads them.
+/// A number of bytes in a readable unit, e.g. `1.5 MiB`.
 pub(crate) fn show_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
@@ -158,7 +161,7 @@ pub(crate) fn show_bytes(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// A bar of progress on stderr, shown only where a person looks.
+/// A progress bar on stderr; hidden where stderr is no terminal.
 pub(crate) fn progress(what: &str, length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {eta}");
     let bar = match style {

@@ -1,4 +1,4 @@
-//! `config`: is a configuration right, and what does it come to?
+//! `config`: checks a configuration, and prints the effective one.
 
 use std::path::{Path, PathBuf};
 
@@ -22,21 +22,21 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Say all that is wrong with a configuration: file, line and key of each fault, in its text and
-    /// in the files, folders and ports that it names.
+    /// Report all faults of a configuration, with file, line and key: those of its text, and those
+    /// of the files, folders and ports that it names.
     Check {
         /// The file; - is stdin.
         file: PathBuf,
-        /// Say it as JSON.
+        /// Print the result as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Print a configuration to begin with: every key with its text and default, as comments.
+    /// Print a template: every key with its description and default, as comments.
     New,
-    /// Print what a service would run with, and where each value came from: the default, the file,
-    /// the environment or the command line. It is a configuration itself.
+    /// Print the effective configuration of a service, and the origin of each value: the default,
+    /// the file, the environment or the command line. The output is itself a configuration.
     Show {
-        /// The file; without one, --config.
+        /// The file; by default that of --config.
         file: Option<PathBuf>,
         #[command(flatten)]
         serve: Box<serve::Arguments>,
@@ -76,7 +76,7 @@ fn check(file: PathBuf, as_json: bool) -> Result<(), Failure> {
             crate::stderr::say(&format!("note: {}", escape(note)));
         }
         if faults.is_empty() {
-            crate::stderr::say(&format!("{} is right", escape(&file.display().to_string())));
+            crate::stderr::say(&format!("{} is valid", escape(&file.display().to_string())));
         }
     }
     if faults.is_empty() {
@@ -85,8 +85,8 @@ fn check(file: PathBuf, as_json: bool) -> Result<(), Failure> {
     Err(settings::wrong(ConfigError { file: Some(file), faults }))
 }
 
-/// Every key with its text, as TOML. With `settings` each stands with its value and where that came
-/// from; without, with its default, and all of it as comments.
+/// Every key with its description, as TOML. With `settings`: each key with its value and origin.
+/// Without: each key with its default, all commented out.
 fn written(settings: Option<&Settings>) -> Result<String, Failure> {
     let failed = |error| Failure::failed(format!("cannot print it: {error}"));
     let config = settings.map(|settings| settings.config.clone()).unwrap_or_default();
@@ -137,7 +137,7 @@ fn written(settings: Option<&Settings>) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Text as a comment of TOML.
+/// `text` as a comment of TOML, wrapped.
 fn comment(text: &str) -> String {
     const WIDTH: usize = 98;
     let mut lines = vec![String::new()];

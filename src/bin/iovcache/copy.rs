@@ -1,4 +1,4 @@
-//! `copy`: versions from one source into a repository, resumed where it was broken off.
+//! `copy`: copies versions from a source into a repository, and resumes an interrupted copy.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,43 +19,43 @@ use crate::time;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Where the versions are: http(s)://host:port (CCDB), file:///folder, s3://bucket/prefix.
+    /// URL to copy from: http(s)://host:port (CCDB), file:///folder, s3://bucket/prefix.
     source: String,
-    /// Where they go: file:///folder (made if it is not there) or s3://bucket/prefix.
+    /// URL to copy to: file:///folder (made if it is missing) or s3://bucket/prefix.
     destination: String,
     /// Only this path and those below it (may be given several times).
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
-    /// Only versions that hold somewhere in this time (ms or ISO 8601).
+    /// Only versions whose interval overlaps this range (ms or ISO 8601).
     #[arg(long, value_name = "FROM:UNTIL", allow_hyphen_values = true)]
     range: Option<String>,
-    /// How finely a source is asked that answers only for single times (ms).
+    /// Step between requests (ms), for a source that answers for single times only.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(i64).range(1..))]
     step: Option<i64>,
     /// Exactly the versions of this lock file (an objects view as JSON).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["paths", "range", "step", "not_after", "not_before"])]
     lock: Option<PathBuf>,
-    /// Only versions created at or before this.
+    /// Only versions created at or before this time.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_after: Option<i64>,
-    /// Only versions created at or after this.
+    /// Only versions created at or after this time.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_before: Option<i64>,
-    /// How many versions are copied at a time.
+    /// Number of versions copied at a time.
     #[arg(long, value_name = "N", default_value_t = 4)]
     parallel: usize,
-    /// When versions are synced to a folder: each before the next, or some together.
+    /// When versions are synced to a folder: each before the next, or several together.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Batch)]
     durable: Durable,
     /// A configuration in TOML, for the limits of CCDB servers.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Say what was done as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Paths with up to so many versions are listed whole for a copy.
+/// Largest number of versions of a path that a copy lists at once.
 const BROWSE_LIMIT: usize = 100_000;
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -91,7 +91,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     } else {
         let (new, unchanged) = (copied.new, copied.unchanged);
         let bytes = show_bytes(copied.bytes);
-        out_line(format_args!("{new} versions copied ({bytes}), {unchanged} were there already"))?;
+        out_line(format_args!("{new} versions copied ({bytes}), {unchanged} unchanged"))?;
         for (version, error) in &copied.failed {
             let text = format!("not copied: {} {}: {}", version.path, version.id, error.message());
             crate::stderr::say(&escape(&text));
@@ -120,7 +120,7 @@ fn selection(arguments: &Arguments) -> Result<Selection, Failure> {
             let wrong = |reason| Failure::usage(format!("--range: {reason}"));
             let (from, until, step) = time::parse_range(text).map_err(wrong)?;
             if step.is_some() {
-                return Err(Failure::usage("--range: the step stands in --step"));
+                return Err(Failure::usage("--range: give the step with --step"));
             }
             ValidityInterval::new(Timestamp::from_millis(from), Timestamp::from_millis(until))?
         }

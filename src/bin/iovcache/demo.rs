@@ -1,5 +1,5 @@
-//! `demo`: a repository, a service and three consumers at work, each a process of its own, and what
-//! came of it.
+//! `demo`: runs a repository, a service and three consumers, each in a process of its own, and
+//! prints a report.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -10,7 +10,7 @@ use clap::Args;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest};
 use iovcache::error::ErrorKind;
 use iovcache::source::repository::{NewVersion, RepositoryWriter};
-use iovcache::table::{ColumnRequest, Status};
+use iovcache::table::{CellKind, ColumnRequest, Status};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +21,7 @@ use crate::status::show;
 use crate::text_chart::{Bar, bars, screen_columns, wrap};
 use crate::time;
 
-/// The versions that the demo makes: path, from, until, created, kilobytes. They overlap.
+/// The versions of the demo: path, from, until, created (all ms), kilobytes. They overlap.
 const VERSIONS: [(&str, i64, i64, i64, usize); 9] = [
     ("Demo/Calib/Drift", 0, 6_000, 1, 40),
     ("Demo/Calib/Drift", 1_500, 2_500, 5, 40),
@@ -36,28 +36,28 @@ const VERSIONS: [(&str, i64, i64, i64, usize); 9] = [
 /// The columns of each timeframe.
 const COLUMNS: [(&str, &str); 3] =
     [("drift", "Demo/Calib/Drift"), ("noise", "Demo/Calib/Noise"), ("run", "Demo/Config/Run")];
-/// Name and milliseconds of work per timeframe of each consumer.
+/// Name of each consumer, and its work per timeframe in milliseconds.
 const CONSUMERS: [(&str, u64); 3] = [("quick", 1), ("steady", 8), ("slow", 25)];
-/// Timestamps of one timeframe, one per millisecond step.
+/// Number of timestamps of a timeframe, one per millisecond.
 const ROWS: i64 = 200;
-/// Nothing here takes so long.
+/// Time limit of a consumer for one timeframe.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// How many timeframes are registered.
+    /// Number of timeframes to register.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=45))]
     timeframes: u64,
-    /// Keep the service running until Ctrl-C, to try more with it.
+    /// Keep the service running until Ctrl-C, for further commands.
     #[arg(long)]
     stay: bool,
-    /// Be a consumer of the demo: its name.
+    /// Run as the consumer of this name.
     #[arg(long, hide = true, requires = "flight")]
     consumer: Option<String>,
-    /// The service that the consumer asks.
+    /// The URL of the consumer's service.
     #[arg(long, hide = true)]
     flight: Option<String>,
-    /// How long the consumer works on a timeframe.
+    /// Work of the consumer per timeframe (ms).
     #[arg(long, hide = true, default_value_t = 0)]
     work_ms: u64,
 }
@@ -75,14 +75,14 @@ struct Report {
     consumer: String,
     timeframes: u64,
     rows: u64,
-    /// Rows whose bytes are not those of the version that is right for their timestamp.
+    /// Rows whose bytes differ from those of the version that is valid at their timestamp.
     wrong: u64,
     bytes: u64,
-    /// How long it waited for its tables, in microseconds, sorted.
+    /// Waiting times for tables in microseconds, sorted.
     waits_us: Vec<u64>,
 }
 
-/// A process that ends with this.
+/// A child process; dropping this kills it.
 pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
@@ -102,14 +102,14 @@ fn timestamps_of(timeframe: u64) -> Vec<i64> {
     (first..first + ROWS).collect()
 }
 
-/// The bytes of a version say which one it is, again and again.
+/// The bytes of a version: a line that identifies the version, repeated.
 fn content(version: &(&str, i64, i64, i64, usize)) -> Vec<u8> {
     let (path, from, until, created, kilobytes) = version;
     let line = format!("{path} [{from}, {until}) created {created}\n");
     line.bytes().cycle().take(kilobytes * 1_000).collect()
 }
 
-/// Which version is right for a timestamp, by looking at every one.
+/// Index of the version that is valid at a timestamp, found by a linear scan.
 fn right(path: &str, at: i64) -> Option<usize> {
     let valid = VERSIONS
         .iter()
@@ -125,7 +125,7 @@ async fn show_all(arguments: &Arguments) -> Result<(), Failure> {
     shown
 }
 
-/// Prints a paragraph as wide as the screen, and an empty line.
+/// Prints a paragraph, wrapped at the width of the screen, and an empty line.
 fn say(text: &str) {
     println!("{}", wrap(text, screen_columns()));
 }
@@ -198,7 +198,7 @@ async fn show_timelines(client: &Client, columns: usize) -> Result<(), Failure> 
 }
 
 /// # Errors
-/// [`Failure`] if a row was wrong or anything is still held.
+/// [`Failure`] if a row is wrong, or if pins or timeframes are left.
 fn check(reports: &[Report], status: &Status) -> Result<(), Failure> {
     let wrong: u64 = reports.iter().map(|report| report.wrong).sum();
     if wrong > 0 {
@@ -244,7 +244,7 @@ async fn stay(service: &Running) -> Result<(), Failure> {
     }
 }
 
-/// Starts the consumers, each a process.
+/// Starts each consumer in a process of its own.
 fn start_consumers(flight: &str, timeframes: u64) -> Result<Vec<Process>, Failure> {
     let mut consumers = Vec::new();
     for (name, work_ms) in CONSUMERS {
@@ -261,7 +261,7 @@ fn start_consumers(flight: &str, timeframes: u64) -> Result<Vec<Process>, Failur
     Ok(consumers)
 }
 
-/// Registers the timeframes; gives the status of the service halfway.
+/// Registers the timeframes. Gives the status of the service after half of them.
 async fn register(client: &Client, timeframes: u64) -> Result<Option<Status>, Failure> {
     let column =
         |(name, path): &(&str, &str)| Ok(ColumnRequest::new(*name, ObjectPath::new(path)?));
@@ -328,7 +328,7 @@ fn fill(repository: &Path, file: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The service of the demo; it ends with this.
+/// The service of the demo; dropping this ends it.
 struct Running {
     _process: Process,
     flight: String,
@@ -367,7 +367,7 @@ fn serve(repository: &Path, sockets: &Path) -> Result<Running, Failure> {
 async fn spans(client: &Client, path: &str) -> Result<Vec<Bar>, Failure> {
     let request = TableRequest::new().column("object", path).intervals(-1_000, 10_000);
     let mut spans = Vec::new();
-    for batch in client.batches(&request.cell("payload")).await? {
+    for batch in client.batches(&request.cell(CellKind::Payload)).await? {
         use arrow_array::cast::AsArray as _;
         use arrow_array::types::Int64Type;
         let from = batch.column(2).as_primitive::<Int64Type>();
@@ -407,12 +407,12 @@ fn report_of(consumer: &mut Process) -> Result<Report, Failure> {
     if let Some(stdout) = consumer.0.stdout.take() {
         BufReader::new(stdout)
             .read_line(&mut line)
-            .map_err(|error| Failure::io("a consumer says nothing", error))?;
+            .map_err(|error| Failure::io("a consumer sends no report", error))?;
     }
     serde_json::from_str(&line).map_err(|_| Failure::failed("a consumer failed"))
 }
 
-/// The process of a consumer: reads every timeframe, checks each run, says that it is done.
+/// The process of a consumer: reads every timeframe, checks each run and reports it as consumed.
 async fn consume(name: &str, flight: &str, arguments: &Arguments) -> Result<(), Failure> {
     let options = ClientOptions { consumer: Some(name.to_owned()), ..ClientOptions::default() };
     let client = Client::connect_with(flight, options).await?;
@@ -425,7 +425,7 @@ async fn consume(name: &str, flight: &str, arguments: &Arguments) -> Result<(), 
             let asked = Instant::now();
             match client.table(request.clone()).await {
                 Ok(table) => break (table, asked.elapsed()),
-                // It is yet to come.
+                // The timeframe is not registered yet.
                 Err(ClientError::Service { kind: ErrorKind::NotFound, .. })
                     if Instant::now() < deadline =>
                 {
@@ -442,7 +442,7 @@ async fn consume(name: &str, flight: &str, arguments: &Arguments) -> Result<(), 
                 let (rows, bytes) = run?;
                 report.rows += rows.len() as u64;
                 report.bytes += bytes.map_or(0, <[u8]>::len) as u64;
-                // Which version these bytes are; every row of the run must want that one.
+                // The version of these bytes; it must be the right one for every row of the run.
                 let got = bytes.and_then(|bytes| contents.iter().position(|one| one == bytes));
                 let wrong = rows.filter(|&row| got.is_none() || right(path, at[row]) != got);
                 report.wrong += wrong.count() as u64;

@@ -1,4 +1,4 @@
-//! Failures of commands: lines for a person, a status for a program.
+//! Failures of commands: lines for a person, an exit status for a program.
 
 use std::fmt;
 use std::io;
@@ -8,20 +8,20 @@ use std::sync::OnceLock;
 use iovcache::error::{Coded, ErrorKind};
 use iovcache::escape::escape;
 
-/// The service that this command asks.
+/// URL of the service that this command uses.
 static SERVICE: OnceLock<String> = OnceLock::new();
 
-/// Names the service that this command asks; errors of the transport do not.
+/// Sets the URL that messages name: errors of the transport do not name it.
 pub(crate) fn name_service(url: &str) {
     let _ = SERVICE.set(url.to_owned());
 }
 
-/// Why a command failed: a line or several for a person, a status for a program.
+/// Why a command failed: one or more lines for a person, an exit status for a program.
 #[derive(Debug)]
 pub(crate) struct Failure {
     status: u8,
     message: String,
-    /// What else is wrong, a line each.
+    /// Further faults, one per line.
     more: Vec<String>,
 }
 
@@ -30,7 +30,7 @@ impl Failure {
         Self { status, message: message.to_string(), more: Vec::new() }
     }
 
-    /// Something could not be read or written.
+    /// `what` could not be read or written.
     pub(crate) fn io(what: impl fmt::Display, error: io::Error) -> Self {
         let status = match error.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound.exit_status(),
@@ -40,7 +40,7 @@ impl Failure {
         Self::new(status, format_args!("{what}: {error}"))
     }
 
-    /// stdout takes no more. A reader that has enough (`| head`) ends the command quietly.
+    /// Writing to stdout failed. A closed reader (`| head`) ends the command quietly.
     pub(crate) fn stdout(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::new(0, ""),
@@ -48,38 +48,38 @@ impl Failure {
         }
     }
 
-    /// What was asked for makes no sense.
+    /// The arguments are invalid.
     pub(crate) fn usage(message: impl fmt::Display) -> Self {
         Self::new(ErrorKind::InvalidArgument.exit_status(), message)
     }
 
-    /// There is no such thing.
+    /// The requested object or path does not exist.
     pub(crate) fn not_found(message: impl fmt::Display) -> Self {
         Self::new(ErrorKind::NotFound.exit_status(), message)
     }
 
-    /// What a caller can do about it is known.
+    /// A failure with the exit status of `kind`.
     pub(crate) fn of_kind(kind: ErrorKind, message: impl fmt::Display) -> Self {
         Self::new(kind.exit_status(), message)
     }
 
-    /// It did not work.
+    /// Any other failure: exit status 1.
     pub(crate) fn failed(message: impl fmt::Display) -> Self {
         Self::new(1, message)
     }
 
-    /// Some of many things did not work, the first of them for this reason.
+    /// `count` items failed, the first of them with the error `first`.
     pub(crate) fn of_many(count: usize, what: &str, first: &impl Coded) -> Self {
         let message = format!("{count} {what}, the first: {}", first.message());
         Self::new(first.kind().exit_status(), message)
     }
 
-    /// The same with further lines.
+    /// Adds further lines.
     pub(crate) fn with_more(self, more: Vec<String>) -> Self {
         Self { more, ..self }
     }
 
-    /// Says it on stderr, and with which status to leave.
+    /// Writes the failure to stderr and gives the exit status.
     pub(crate) fn tell(self) -> ExitCode {
         if self.status != 0 {
             crate::stderr::say(&format!("iovcache: {}", escape(&self.message)));

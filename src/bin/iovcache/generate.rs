@@ -7,7 +7,7 @@ use crate::failure::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompletionsArguments {
-    /// For which shell.
+    /// The shell.
     shell: clap_complete::Shell,
 }
 
@@ -19,7 +19,7 @@ pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<(), Failur
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ManArguments {
-    /// Write a page for each command into this folder, e.g. iovcache-serve.1, instead of all of them
+    /// Write a page for each command into this folder, e.g. iovcache-serve.1, instead of one page
     /// to stdout.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,

@@ -1,5 +1,5 @@
-//! What helps after NOT_FOUND: known paths like the one that was asked for, the nearest intervals,
-//! the unit that was probably meant.
+//! Hints after NOT_FOUND: known paths similar to the requested one, the nearest intervals, the unit
+//! that was probably meant.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use iovcache::error::ErrorKind;
 use crate::failure::Failure;
 use crate::time;
 
-/// Longest time that hints may take.
+/// Time limit for hints.
 const LIMIT: Duration = Duration::from_secs(3);
-/// Most paths for which there are hints.
+/// Largest number of requested paths that get hints.
 const MAX_PATHS: usize = 5;
-/// Most known paths that are named for one.
+/// Largest number of similar paths that a hint names.
 const MAX_SIMILAR: usize = 3;
-/// Least similarity (of Jaro and Winkler, 0 to 1) of a path that is named.
+/// Smallest Jaro-Winkler similarity (0 to 1) of a path that a hint names.
 const MIN_SIMILARITY: f64 = 0.8;
 
-/// The failure of a request for `paths` at `times`, with hints where something was not found.
+/// The failure of a request for `paths` at `times` (ms). NOT_FOUND gets hints.
 pub(crate) async fn explain(
     client: &Client,
     error: ClientError,
@@ -37,7 +37,7 @@ pub(crate) async fn explain(
     failure.with_more(hints.unwrap_or_default())
 }
 
-/// The hints, a line each.
+/// The hints, one per line.
 pub(crate) async fn hints(client: &Client, paths: &[&str], times: &[i64]) -> Vec<String> {
     let mut lines = Vec::new();
     let known = client.paths("").await.unwrap_or_default();
@@ -73,7 +73,7 @@ fn similar(path: &str, known: &[&str]) -> String {
     }
 }
 
-/// The effective spans of a path, in their order.
+/// The effective spans of a path in ascending order: begin and end in ms.
 async fn spans(client: &Client, path: &str) -> Result<Vec<(i64, i64)>, ClientError> {
     let request = TableRequest::new().column("object", path).intervals(i64::MIN, i64::MAX);
     let mut spans = Vec::new();
@@ -95,17 +95,17 @@ fn nearest(path: &str, at: i64, spans: &[(i64, i64)]) -> String {
     let at = time::show(at);
     match (before, after) {
         (Some(before), Some(after)) => format!(
-            "{path} has nothing at {at}; the nearest intervals are {} and {}",
+            "{path} has no version at {at}; the nearest intervals are {} and {}",
             show(before),
             show(after)
         ),
         (Some(before), None) => {
-            format!("{path} has nothing at {at}; its last interval is {}", show(before))
+            format!("{path} has no version at {at}; its last interval is {}", show(before))
         }
         (None, Some(after)) => {
-            format!("{path} has nothing at {at}; its first interval is {}", show(after))
+            format!("{path} has no version at {at}; its first interval is {}", show(after))
         }
-        (None, None) => format!("{path} has nothing at {at}"),
+        (None, None) => format!("{path} has no version at {at}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `import`: the objects of a manifest into a repository folder.
+//! `import`: stores the objects of a manifest in a repository folder.
 
 use std::path::PathBuf;
 
@@ -11,17 +11,17 @@ use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The folder; it is made if it is not there.
+    /// The folder; made if it is missing.
     #[arg(long, value_name = "FOLDER")]
     repository: PathBuf,
     /// CSV with the columns path, valid_from_ms, valid_until_ms, created_ms, id, file, size, md5,
-    /// note; files are relative to it. All of it is checked before anything is written.
+    /// note; files are relative to it. It is checked completely before anything is written.
     manifest: PathBuf,
-    /// When versions are synced to the disk: each before the next, or some together. What was not
-    /// acknowledged is put when the import is started again.
+    /// When versions are synced to disk: each before the next, or several together. A repeated
+    /// import stores the versions that were not acknowledged.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Batch)]
     durable: Durable,
-    /// Say what was done as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -31,7 +31,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let writer = writer.with_durability(arguments.durable.into());
     let bar = progress("checking", 0);
     let tell = bar.clone();
-    // Reading and syncing files blocks.
+    // Reading and syncing files block.
     let imported = tokio::task::spawn_blocking(move || {
         import(&arguments.manifest, &writer, |done| {
             let what = if done.storing { "storing" } else { "checking" };

@@ -1,4 +1,4 @@
-//! `index`: makes the index of a repository folder anew, or compares it with the folders.
+//! `index`: rebuilds the index of a repository folder, or compares it with the folders.
 
 use std::path::PathBuf;
 
@@ -14,10 +14,10 @@ pub(crate) struct Arguments {
     /// The repository folder.
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
-    /// Change nothing: compare the index with the folders, and fail if it is not as they are.
+    /// Change nothing: compare the index with the folders, and fail if they differ.
     #[arg(long)]
     check: bool,
-    /// Say what was found as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -61,7 +61,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     match check && !report.is_current() {
         true => {
-            Err(Failure::failed("the index is not as the folders are; iovcache index mends it"))
+            Err(Failure::failed("the index differs from the folders; iovcache index rebuilds it"))
         }
         false => Ok(()),
     }

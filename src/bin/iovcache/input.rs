@@ -1,5 +1,5 @@
-//! Files that commands read: `-` is stdin, and what editors of Windows put before a text is none
-//! of it.
+//! Input files of commands: `-` is stdin, and a byte order mark (as Windows editors write it) is
+//! removed.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -7,7 +7,10 @@ use std::path::Path;
 
 use crate::failure::Failure;
 
-/// All bytes of a file, or of stdin where it is called `-`.
+/// All bytes of a file; `-` is stdin.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be read.
 pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
     if path.as_os_str() != "-" {
         return fs::read(path).map_err(|error| Failure::io(path.display(), error));
@@ -19,11 +22,14 @@ pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// A text in UTF-8, without a byte order mark.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be read or is not UTF-8.
 pub(crate) fn text(path: &Path) -> Result<String, Failure> {
     as_text(bytes(path)?, path)
 }
 
-/// The same of bytes that were read from `path`.
+/// Like [`text`], of `bytes` that were read from `path`.
 pub(crate) fn as_text(bytes: Vec<u8>, path: &Path) -> Result<String, Failure> {
     let path = path.display();
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
@@ -31,7 +37,7 @@ pub(crate) fn as_text(bytes: Vec<u8>, path: &Path) -> Result<String, Failure> {
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Failure::usage(format!("{path} is no text in UTF-8: byte {at} cannot be read"))
+        Failure::usage(format!("{path} is not UTF-8: invalid byte at {at}"))
     })?;
     Ok(match text.strip_prefix('\u{feff}') {
         Some(text) => text.to_owned(),

@@ -10,8 +10,12 @@ use iovcache::table::key_from_batches;
 use crate::failure::Failure;
 use crate::input;
 
-/// The request with the keys of `arguments`: `NAME=VALUE`, `NAME=VALUE,VALUE…`, `NAME=FILE`, or
-/// `NAME` for a column of `batches`.
+/// Adds the keys of `arguments` to the request: `NAME=VALUE`, `NAME=VALUE,VALUE…`, `NAME=FILE`, or
+/// `NAME` for a column of `batches`. Each key has one value for each of `rows` timestamps.
+///
+/// # Errors
+/// [`Failure`] if a file cannot be read, a column is missing, or the number of values is not
+/// `rows`.
 pub(crate) fn with_keys(
     mut request: TableRequest,
     arguments: &[String],
@@ -42,7 +46,7 @@ fn from_batches(name: &str, batches: &[RecordBatch]) -> Result<KeyColumn, Failur
         .map_err(|error| Failure::usage(format!("--key {name}: {error}")))
 }
 
-/// The values of `NAME=…`: integers where all of them are.
+/// The values of `NAME=…`: integers if all of them are integers, else texts.
 fn key_of(name: &str, value: &str, rows: usize) -> Result<KeyColumn, Failure> {
     if value.is_empty() {
         return Err(Failure::usage(format!("--key {name}=: expected a value or a file")));
@@ -58,7 +62,7 @@ fn key_of(name: &str, value: &str, rows: usize) -> Result<KeyColumn, Failure> {
     Ok(key_from_texts([(rows, value)].into_iter()))
 }
 
-/// Each text for so many rows; an empty one is null.
+/// A key column of pairs of number of rows and text; an empty text is null.
 fn key_from_texts<'a>(texts: impl Iterator<Item = (usize, &'a str)> + Clone) -> KeyColumn {
     let mut given = texts.clone().filter(|(_, text)| !text.is_empty());
     let is_integer = given.all(|(_, text)| text.parse::<i64>().is_ok());

@@ -1,7 +1,7 @@
-//! What goes to stderr, and, where the program was built with `otel`, the spans that go to a
-//! collector of traces.
+//! The log on stderr, and, if the program is built with `otel`, the spans that go to a collector of
+//! traces.
 //!
-//! A service writes its log by a thread of its own ([`LogWriter`]): a stderr that is not read must
+//! A service writes its log on a separate thread ([`LogWriter`]): a stderr that is not read must
 //! not stop requests. Other commands write directly.
 
 use std::fs::File;
@@ -22,24 +22,30 @@ use tracing_subscriber::{EnvFilter, Layer as _, fmt, reload};
 use crate::failure::Failure;
 use crate::stderr;
 
-/// Most bytes of the log that wait to be written.
+/// Maximum bytes of queued log.
 const QUEUE_BYTES: usize = 4 << 20;
-/// Longest time that the end of the process waits for its log to be written.
+/// Time limit for writing the queued log when the process ends.
 const END_LIMIT: Duration = Duration::from_millis(500);
 
 /// Replaces the filter of the log.
 type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
 static FILTER: OnceLock<SetFilter> = OnceLock::new();
 
-/// Logs to stderr what `filter` lets through.
+/// Logs to stderr the events that `filter` selects.
+///
+/// # Errors
+/// [`Failure`] if `filter` is invalid, or the collector of traces cannot be used.
 pub(crate) fn begin(filter: &str, format: LogFormat) -> Result<(), Failure> {
     start(filter, format, io::stderr)
 }
 
-/// The same by a thread of its own. Panics go there too.
+/// Like [`begin`], with a thread that writes. Panics are logged too.
+///
+/// # Errors
+/// As [`begin`], or if the thread cannot be started.
 pub(crate) fn begin_queued(filter: &str, format: LogFormat) -> Result<LogWriter, Failure> {
     let failed = |error| Failure::io("cannot start the thread that writes the log", error);
-    // Not `io::stderr()`: its lock, held by a write that is blocked, would block all others.
+    // Not `io::stderr()`: a blocked write holds its lock and would block all others.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned().map_err(failed)?);
     let writer = LogWriter::start(out, QUEUE_BYTES, move |lost| notice(lost, format));
     let writer = writer.map_err(failed)?;
@@ -78,15 +84,16 @@ fn parse(filter: &str) -> Result<EnvFilter, Failure> {
     EnvFilter::try_new(filter).map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))
 }
 
-/// Logs what another filter lets through, from now on.
+/// Replaces the filter of the log.
 pub(crate) fn set_filter(filter: &str) -> Result<(), Failure> {
     let filter = parse(filter)?;
+    // Unset only before the log begins.
     let Some(set) = FILTER.get() else { return Ok(()) };
-    set(filter).map_err(|error| Failure::failed(format!("the filter of the log: {error}")))
+    set(filter).map_err(|error| Failure::failed(format!("the log filter: {error}")))
 }
 
-/// Fields as `name=value`, the message without its name. Each value is escaped, since it may come
-/// from a client: it stays within its line.
+/// Formats fields as `name=value`, and the message without its name. Each value is escaped: it may
+/// come from a client and must stay within its line.
 fn text_fields() -> impl for<'a> fmt::FormatFields<'a> + Send + Sync + 'static {
     let fields = format::debug_fn(|writer: &mut Writer<'_>, field, value| {
         use std::fmt::Write as _;
@@ -98,8 +105,8 @@ fn text_fields() -> impl for<'a> fmt::FormatFields<'a> + Send + Sync + 'static {
     fields.delimited(" ")
 }
 
-/// Escapes what JSON leaves as it is in a line of it, and a terminal obeys: control characters
-/// beyond ASCII, and those that change the direction of text.
+/// Escapes characters that JSON permits in a line but that a terminal obeys: control characters
+/// beyond ASCII, and characters that change the direction of text.
 struct JsonLine<W>(W);
 
 impl<W: io::Write> io::Write for JsonLine<W> {
@@ -126,13 +133,13 @@ impl<W: io::Write> io::Write for JsonLine<W> {
     }
 }
 
-/// The line in place of those that were lost.
+/// The line that reports `lost` lines.
 fn notice(lost: u64, format: LogFormat) -> String {
     let message = format!("{lost} lines of the log were lost: stderr is not read fast enough");
     format!("{}\n", line_of("WARN", "iovcache::log", &message, format))
 }
 
-/// A line that no filter holds back, in the form of the others.
+/// A line in the format of the log, past its filter.
 fn line_of(level: &str, target: &str, message: &str, format: LogFormat) -> String {
     let mut time = String::new();
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
@@ -153,8 +160,7 @@ pub(crate) fn say_as(message: &str, format: LogFormat) {
     stderr::say(&line_of("INFO", "iovcache::serve", message, format));
 }
 
-/// Sends the spans that have not gone out yet, and writes what is left of the log, for at most
-/// [`END_LIMIT`].
+/// Sends the queued spans and writes the queued log, for at most [`END_LIMIT`].
 pub(crate) fn end() {
     #[cfg(feature = "otel")]
     traces::end();
@@ -178,11 +184,12 @@ mod traces {
 
     static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 
-    /// The variables that name a collector, as OpenTelemetry has them.
+    /// The variables that name a collector, as OpenTelemetry defines them.
     const ENDPOINTS: [&str; 2] =
         ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
-    /// Sends our own spans to the collector that the environment names, if it names one.
+    /// Sends the spans of this crate to the collector that the environment names; `None` if it
+    /// names none.
     pub(super) fn layer<S>() -> Result<Option<impl Layer<S>>, Failure>
     where
         S: Subscriber + for<'span> LookupSpan<'span>,
@@ -200,7 +207,7 @@ mod traces {
             .build();
         let tracer = provider.tracer("iovcache");
         let _ = PROVIDER.set(provider);
-        // Not those of the libraries: the exporter's own would never end.
+        // Without the spans of libraries: the exporter would export its own without end.
         let ours = filter_fn(|span| span.is_span() && span.target().starts_with("iovcache"));
         Ok(Some(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(ours)))
     }

@@ -1,4 +1,4 @@
-//! `ls`: the paths that a service knows.
+//! `ls`: lists the paths that a service knows.
 
 use clap::Args;
 use iovcache::escape::escape;
@@ -11,10 +11,10 @@ use crate::failure::Failure;
 pub(crate) struct Arguments {
     #[command(flatten)]
     server: Server,
-    /// Only this path and those below it.
+    /// Only this path and the paths below it.
     #[arg(default_value = "")]
     prefix: String,
-    /// One JSON object per line.
+    /// Print one JSON object per line.
     #[arg(long)]
     json: bool,
 }

@@ -51,18 +51,18 @@ pub(crate) struct Program {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the service. Of an option that is given twice the last counts.
+    /// Run the service. If an option is given twice, the last one counts.
     #[command(args_override_self = true)]
     Serve(Box<serve::Arguments>),
     /// Put one version of an object into a repository folder.
     Put(put::Arguments),
     /// Put all objects of a manifest into a repository folder.
     Import(import::Arguments),
-    /// Make the index of a repository folder anew, or check it.
+    /// Rebuild the index of a repository folder, or check it.
     Index(index::Arguments),
     /// Copy versions from a source into a repository.
     Copy(Box<copy::Arguments>),
-    /// Ask for a table and print it.
+    /// Request a table and print it.
     Table(Box<table::Arguments>),
     /// Write the bytes of an object to stdout (also: get).
     #[command(alias = "get")]
@@ -71,19 +71,19 @@ enum Command {
     Ls(ls::Arguments),
     /// Show which version of a path is valid when.
     Timeline(timeline::Arguments),
-    /// Show what a service does: memory, timeframes, sessions, sources.
+    /// Show the state of a service: memory, timeframes, sessions, sources.
     Status(status::Arguments),
-    /// Show all of it at work, without any file or server.
+    /// Show repository, service and consumers at work, without any file or server.
     Demo(demo::Arguments),
-    /// Measure a service under load: latency, throughput, cost, and whether every byte is right.
+    /// Measure a service under load: latency, throughput, cost, and whether every byte is correct.
     Bench(Box<bench::Arguments>),
-    /// Check what lies in a repository folder, or in that of a disk tier.
+    /// Check the files of a repository folder or of a disk tier's folder.
     Verify(verify::Arguments),
-    /// Make a token that lets a client in, and its entry for `serve --tokens`.
+    /// Make a token that gives a client access, and its entry for `serve --tokens`.
     Token(token::Arguments),
-    /// Check a configuration, or show what it comes to.
+    /// Check a configuration, or print the effective one.
     Config(config::Arguments),
-    /// Write the completions of a shell to stdout.
+    /// Write the completion script of a shell to stdout.
     Completions(generate::CompletionsArguments),
     /// Write the manual page to stdout.
     Man(generate::ManArguments),
@@ -101,7 +101,8 @@ pub(crate) fn program() -> clap::Command {
     settings::without_empty_variables(with_earlier_names(command))
 }
 
-/// `--cert-key` is also `--key`, as it was named earlier, except where that names a key of columns.
+/// Keeps `--key` as an alias of `--cert-key`, its earlier name, except in commands where `--key`
+/// names a key of columns.
 fn with_earlier_names(mut command: clap::Command) -> clap::Command {
     let has_key = |one: &&clap::Command| one.get_arguments().any(|arg| arg.get_id() == "key");
     let named = command.get_subcommands().filter(has_key).map(|one| one.get_name().to_owned());
@@ -112,12 +113,15 @@ fn with_earlier_names(mut command: clap::Command) -> clap::Command {
     command
 }
 
-/// Ends as clap does, but shows no control characters of the arguments.
+/// Exits as clap does, with the control characters of the arguments escaped.
 fn refuse(error: &clap::Error) -> ! {
     let mut text = error.render().to_string();
     let variable = settings::variable_at_fault(&program(), error);
     if let Some(variable) = &variable {
-        text = format!("{}\n(the value stands in the environment, in {variable})", text.trim_end());
+        text = format!(
+            "{}\n(the value comes from the environment variable {variable})",
+            text.trim_end()
+        );
     }
     if variable.is_some() || text.lines().any(|line| line.chars().any(must_escape)) {
         text.lines().for_each(|line| stderr::say(&escape(line)));
@@ -130,7 +134,7 @@ fn main() -> ExitCode {
     let matches = program().try_get_matches().unwrap_or_else(|error| refuse(&error));
     let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| refuse(&error));
     let Program { log: to_log, command } = program;
-    // A service logs as its configuration says, which is yet to be read.
+    // A service logs as its configuration says, which is read later.
     let begun = match command {
         Command::Serve(_) => Ok(()),
         _ => log::begin(&to_log.filter(), to_log.format()),
@@ -172,7 +176,7 @@ fn main() -> ExitCode {
         Err(failure) => failure.tell(),
     };
     log::end();
-    // A blocking read of a dead disk must not keep the process.
+    // A blocking read of a dead disk must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     status
 }

@@ -1,4 +1,4 @@
-//! `put`: one version into a repository folder.
+//! `put`: stores one version in a repository folder.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,32 +14,32 @@ use crate::time;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The folder; it is made if it is not there.
+    /// The folder; made if it is missing.
     #[arg(long, value_name = "FOLDER")]
     repository: PathBuf,
     /// The path of the object, e.g. TPC/Calib/VDriftTgl.
     path: String,
-    /// The file with its bytes; - is stdin.
+    /// The file with the bytes; - is stdin.
     file: PathBuf,
-    /// When it begins to hold (ms, ISO 8601, now-1h).
+    /// Begin of the validity (ms, ISO 8601, now-1h).
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     from: i64,
-    /// When it no longer holds ; by default never.
+    /// End of the validity, exclusive; by default never.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     until: Option<i64>,
-    /// When it was created ; by default now.
+    /// Time of creation; by default now.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     created: Option<i64>,
-    /// Its id; by default derived from all of this and the bytes.
+    /// Id of the version; by default derived from its properties and bytes.
     #[arg(long, value_name = "UUID")]
     id: Option<String>,
     /// Metadata (may be given several times).
     #[arg(long = "meta", value_name = "KEY=VALUE")]
     metadata: Vec<String>,
-    /// When it is synced to the disk: every file by itself, or all of them together.
+    /// When the version is synced to disk: every file by itself, or all of them together.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Each)]
     durable: Durable,
-    /// Say what was put as JSON.
+    /// Print the stored version as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -88,7 +88,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             "new": stored.new,
         }))?;
     } else {
-        let word = if stored.new { "put" } else { "was there already:" };
+        let word = if stored.new { "put" } else { "already stored:" };
         let (from, until) = (info.validity.from(), info.validity.until());
         let (from, until) = (time::show(from.as_millis()), time::show(until.as_millis()));
         crate::stderr::say(&format!("{word} {} [{from}, {until}) {}", info.path, info.id));

@@ -1,4 +1,4 @@
-//! Where the settings of a service come from: options, variables of the environment, a file.
+//! The sources of a service's settings: options, environment variables, a file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use iovcache::server::{ConfigError, Document, Override, Settings, ValueOrigin, s
 use crate::failure::Failure;
 use crate::serve::arguments::{Arguments, LogArguments};
 
-/// What was given to a command, kept so that the file can be read again while it runs.
+/// The settings given to a command beside its file. They are kept so that the file can be read
+/// again while the service runs.
 #[derive(Debug, Clone)]
 pub(crate) struct CommandLine {
     file: Option<PathBuf>,
@@ -26,7 +27,7 @@ impl CommandLine {
         log: &LogArguments,
         matches: &ArgMatches,
     ) -> Result<Self, Failure> {
-        let written = |error| Failure::failed(format!("cannot write the options down: {error}"));
+        let written = |error| Failure::failed(format!("cannot serialise the options: {error}"));
         let mut said = Vec::new();
         let options = options(matches);
         flatten("", toml::Table::try_from(arguments).map_err(written)?, &options, &mut said);
@@ -34,24 +35,30 @@ impl CommandLine {
         Ok(Self { file: arguments.config.clone(), said })
     }
 
-    /// The same with another file.
+    /// Replaces the file.
     pub(crate) fn with_file(self, file: PathBuf) -> Self {
         Self { file: Some(file), ..self }
     }
 
-    /// Reads the file, and puts over it what was said beside it.
+    /// Reads the file, and overrides it with the options and variables.
+    ///
+    /// # Errors
+    /// [`Failure`] with all faults of the configuration.
     pub(crate) fn settings(&self) -> Result<Settings, Failure> {
         let document = self.file.as_deref().map(read).transpose()?;
         Settings::merge(document.as_ref(), self.said.clone()).map_err(wrong)
     }
 }
 
-/// The settings that stand in a file.
+/// The settings of a file.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be read, or with all of its faults.
 pub(crate) fn of_file(file: &Path) -> Result<Settings, Failure> {
     Settings::merge(Some(&read(file)?), Vec::new()).map_err(wrong)
 }
 
-/// Each fault in a line of its own.
+/// A failure with one line for each fault.
 pub(crate) fn wrong(error: ConfigError) -> Failure {
     let mut lines = error.lines();
     let first = lines.next().unwrap_or_default();
@@ -64,8 +71,8 @@ fn read(file: &Path) -> Result<Document, Failure> {
     Document::parse(&text, Some(file)).map_err(wrong)
 }
 
-/// Gives each option that is a key of the configuration its variable of the environment, and tells
-/// its default in its help.
+/// Adds to the help of each option that is a configuration key its default, and gives it its
+/// environment variable.
 pub(crate) fn document_options(command: Command) -> Command {
     let keys = sections().iter().flat_map(|section| &section.keys);
     let mut defaults: BTreeMap<&str, &Option<String>> =
@@ -88,7 +95,7 @@ pub(crate) fn document_options(command: Command) -> Command {
     })
 }
 
-/// A variable of the environment that is set to nothing counts as not set.
+/// Treats environment variables that are empty as not set.
 pub(crate) fn without_empty_variables(command: Command) -> Command {
     let command = command.mut_args(|option| {
         let is_empty =
@@ -98,8 +105,8 @@ pub(crate) fn without_empty_variables(command: Command) -> Command {
     command.mut_subcommands(without_empty_variables)
 }
 
-/// The variable of the environment that has the value which clap refuses, where it is none of the
-/// command line.
+/// The environment variable whose value clap refuses; `None` if the value was given on the command
+/// line.
 pub(crate) fn variable_at_fault(command: &Command, error: &clap::Error) -> Option<String> {
     let text = |kind| match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),
@@ -126,18 +133,18 @@ pub(crate) fn variable_at_fault(command: &Command, error: &clap::Error) -> Optio
     None
 }
 
-/// An option that is a key, with its variable of the environment.
+/// Gives an option that is a configuration key its environment variable.
 pub(crate) fn in_environment(option: Arg) -> Arg {
     let variable = variable(option.get_id().as_str());
     option.env(variable).hide_env_values(true)
 }
 
-/// The variable of the environment that stands for a key.
+/// The environment variable of a key.
 fn variable(key: &str) -> String {
     format!("IOVCACHE_{}", key.replace('.', "_").to_uppercase())
 }
 
-/// Which keys were given, and whether as an option or in the environment.
+/// The keys that were given, with their source: option or environment.
 fn options(matches: &ArgMatches) -> BTreeMap<&str, ValueSource> {
     let ids = matches.ids().map(clap::Id::as_str);
     ids.filter_map(|id| Some((id, matches.value_source(id)?))).collect()
@@ -164,7 +171,7 @@ fn flatten(
     }
 }
 
-/// The option that stands for a key.
+/// The option of a key.
 fn option_of(key: &str) -> String {
     let serve = crate::program();
     let serve = serve.find_subcommand("serve");

@@ -1,4 +1,4 @@
-//! `status`: what a service does, once or again and again; with `--check`, whether it adds up.
+//! `status`: shows the state of a service, once or repeatedly; `--check` checks its consistency.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -13,24 +13,24 @@ use crate::common::{Server, out, show_bytes};
 use crate::failure::Failure;
 use crate::text_chart::gauge;
 
-/// So many timeframes are shown, the oldest ones.
+/// Maximum number of timeframes that are shown, the oldest first.
 const MAX_TIMEFRAMES: usize = 8;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     server: Server,
-    /// Again every second.
+    /// Repeat every second.
     #[arg(long)]
     watch: bool,
-    /// Look whether pins, places and bytes add up in the running service; if not, say what does not,
-    /// and leave with status 1.
+    /// Check whether pins, blocks and bytes of the running service are consistent; if not, print
+    /// the faults and exit with status 1.
     #[arg(long, conflicts_with = "watch")]
     check: bool,
-    /// With --check: the service reads every object too, and compares its CRC-32C.
+    /// With --check: the service also reads every object and compares its CRC-32C.
     #[arg(long, requires = "check")]
     contents: bool,
-    /// As it comes.
+    /// Print the service's JSON.
     #[arg(long)]
     json: bool,
 }
@@ -47,7 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             false => show(&status),
         };
         if arguments.watch && !arguments.json && std::io::stdout().is_terminal() {
-            // Moves to the top left, and clears the screen below.
+            // Moves the cursor to the top left and clears the screen.
             out(b"\x1b[H\x1b[J")?;
         }
         out(text.as_bytes())?;
@@ -82,11 +82,11 @@ async fn check(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
     }
     match found.faults.len() {
         0 => Ok(()),
-        count => Err(Failure::failed(format!("{count} things do not add up"))),
+        count => Err(Failure::failed(format!("{count} figures do not add up"))),
     }
 }
 
-/// As a person likes to read it.
+/// The status as text for a terminal.
 pub(crate) fn show(status: &Status) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -103,7 +103,7 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
     let picture = gauge(&[(memory.pinned_bytes, '█'), (candidates, '▒')], memory.total_bytes, 50);
     writeln!(
         text,
-        "memory   {picture}  {} pinned █, {} can go ▒, {} in all",
+        "memory   {picture}  {} pinned █, {} evictable ▒, {} in all",
         show_bytes(memory.pinned_bytes),
         show_bytes(candidates),
         show_bytes(memory.total_bytes)

@@ -1,4 +1,4 @@
-//! `table`: asks for a table and prints it.
+//! `table`: requests a table and prints it.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -13,11 +13,15 @@ use arrow_cast::pretty::pretty_format_batches;
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::ArrowError;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use iovcache::client::{ClientOptions, TableRequest};
 use iovcache::escape::{escape, must_escape};
 use iovcache::server::TimeSpan;
-use iovcache::table::{CellValue, column_runs, rows_from_batches};
+use iovcache::table::{
+    CellKind, CellValue, ColumnRequest, Encoding, View, column_runs, rows_from_batches,
+};
+use serde::de::DeserializeOwned;
 
 use crate::common::{Server, out};
 use crate::failure::Failure;
@@ -27,74 +31,75 @@ use crate::{hints, input, keys, time};
 pub(crate) struct Arguments {
     #[command(flatten)]
     server: Server,
-    /// A column (may be given several times); what depends on more than its path as JSON:
-    /// NAME={"path": "…", "key": "run", "uniform": true}.
+    /// A column (may be given several times). A column with more properties than its path is given
+    /// as JSON: NAME={"path": "…", "key": "run", "uniform": true}.
     #[arg(long = "column", value_name = "NAME=PATH")]
     columns: Vec<String>,
-    /// A key on which columns depend (may be given several times): one value for all times, one for
-    /// each of them with commas, or a file with one per line (empty: null; - is stdin). Without a
-    /// value: the column of this name in the Arrow file of --timestamps.
+    /// A key on which columns depend (may be given several times): one value for all times, values
+    /// with commas between them, one for each time, or a file with one value per line (empty: null;
+    /// - is stdin). Without a value: the column of this name in the Arrow file of --timestamps.
     #[arg(long = "key", value_name = "NAME[=VALUE|FILE]")]
     keys: Vec<String>,
-    /// The columns that the service's configuration names so.
+    /// A set of columns from the service's configuration, by its name.
     #[arg(long, value_name = "NAME", conflicts_with = "columns")]
     table: Option<String>,
-    /// For these times, each in ms, ISO 8601 with a zone, a date, now or now-1h.
+    /// Request these times, each in ms, ISO 8601 with a zone, a date, now or now-1h.
     #[arg(long, value_name = "TIME,TIME…", value_delimiter = ',', allow_hyphen_values = true)]
     #[arg(value_parser = time::parse, group = "when")]
     at: Option<Vec<i64>>,
-    /// For the times in a file (- is stdin): text with one per line (empty: null), or an Arrow file
-    /// or stream.
+    /// Request the times in a file (- is stdin): text with one time per line (empty: null), or an
+    /// Arrow file or stream.
     #[arg(long, value_name = "FILE", group = "when")]
     timestamps: Option<PathBuf>,
-    /// For each step of a range (times as in --at; a step in ms, or as 30s); without a step with
-    /// --view intervals.
+    /// Request each step of a range (times as in --at; a step in ms, or as 30s); without a step
+    /// with --view intervals.
     #[arg(long, value_name = "FROM:UNTIL[:STEP]", group = "when", allow_hyphen_values = true)]
     range: Option<String>,
-    /// For each step of the time of a run, which the service looks up; without a step with
+    /// Request each step of a run's time range, which the service looks up; without a step with
     /// --view intervals.
     #[arg(long, value_name = "RUN[:STEP]", group = "when")]
     run: Option<String>,
-    /// For the times of a timeframe in flight.
+    /// Request the times of a timeframe in flight.
     #[arg(long, value_name = "ID", group = "when")]
     timeframe: Option<u64>,
     /// The consumer that reads a timeframe.
     #[arg(long, value_name = "NAME")]
     consumer: Option<String>,
-    /// What the rows are.
-    #[arg(long, value_enum, default_value_t = View::Rows)]
+    /// Rows of the table.
+    #[arg(long, default_value = "rows", value_parser = one_of::<View>(VIEWS))]
     view: View,
-    /// How columns are encoded.
-    #[arg(long, value_enum)]
+    /// Encoding of the columns.
+    #[arg(long, value_parser = one_of::<Encoding>(ENCODINGS))]
     encoding: Option<Encoding>,
-    /// What stands in a cell.
-    #[arg(long, value_enum)]
-    cell: Option<Cell>,
-    /// Null cells where nothing is valid, instead of an error.
+    /// Content of a cell.
+    #[arg(long, value_parser = one_of::<CellKind>(CELLS))]
+    cell: Option<CellKind>,
+    /// Give null cells where nothing is valid, instead of an error.
     #[arg(long)]
     missing_as_null: bool,
-    /// Only versions created at or before this are seen.
+    /// Only versions created at or before this time.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_after: Option<i64>,
-    /// Only versions created at or after this are seen.
+    /// Only versions created at or after this time.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_before: Option<i64>,
     /// Metadata for the schema of the table, as consumers of --output arrow may expect it.
     #[arg(long = "schema-metadata", value_name = "KEY=VALUE")]
     schema_metadata: Vec<String>,
-    /// The very versions of an earlier table (- is stdin): what `--view objects --output json` wrote.
+    /// Exactly the versions of an earlier table (- is stdin), as `--view objects --output json`
+    /// wrote them.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
-    /// How long it may take.
+    /// Time limit of the request.
     #[arg(long, value_name = "TIME")]
     wait: Option<TimeSpan>,
-    /// How it is printed.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// The same as --output json.
+    /// Short for --output json.
     #[arg(long, conflicts_with = "output")]
     json: bool,
-    /// Show times in milliseconds (tables for people; other output always does).
+    /// Show times in milliseconds in tables for people; other output always does.
     #[arg(long)]
     ms: bool,
 }
@@ -111,33 +116,8 @@ impl Arguments {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum View {
-    Rows,
-    Objects,
-    Intervals,
-    Chunks,
-    Distinct,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum Encoding {
-    Dictionary,
-    RunEnd,
-    Plain,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Cell {
-    Binary,
-    Struct,
-    O2,
-    Payload,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people.
+    /// A table for people.
     Table,
     Csv,
     /// An array of objects.
@@ -146,9 +126,16 @@ enum Output {
     Arrow,
 }
 
-/// The name of a value, as it crosses the wire.
-fn name(value: impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+const VIEWS: [&str; 5] = ["rows", "objects", "intervals", "chunks", "distinct"];
+const ENCODINGS: [&str; 3] = ["dictionary", "run_end", "plain"];
+const CELLS: [&str; 4] = ["binary", "struct", "o2", "payload"];
+
+/// Parses an option of the request, whose values have these names in JSON.
+fn one_of<T>(names: impl Into<PossibleValuesParser>) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    names.into().try_map(|name| serde_json::from_value::<T>(name.into()))
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -187,7 +174,11 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
             .split_once('=')
             .ok_or_else(|| Failure::usage(format!("--column {column:?}: expected NAME=PATH")))?;
         request = match path.starts_with('{') {
-            true => request.column_value(name, column_of(column, path)?),
+            true => {
+                ColumnRequest::from_json(name, path)
+                    .map_err(|error| Failure::usage(format!("--column {column:?}: {error}")))?;
+                request.column_json(name, path)
+            }
             false => request.column(name, path),
         };
     }
@@ -214,18 +205,18 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         request = request.timeframe(timeframe);
     } else if arguments.at.is_none() && arguments.timestamps.is_none() {
         return Err(Failure::usage(
-            "for which times? --at, --timestamps, --range, --run or --timeframe",
+            "no times given: use --at, --timestamps, --range, --run or --timeframe",
         ));
     }
     if let Some(consumer) = &arguments.consumer {
         request = request.consumer(consumer);
     }
-    request = request.view(name(arguments.view));
+    request = request.view(arguments.view);
     if let Some(encoding) = arguments.encoding {
-        request = request.encoding(name(encoding));
+        request = request.encoding(encoding);
     }
     if let Some(cell) = arguments.cell {
-        request = request.cell(name(cell));
+        request = request.cell(cell);
     }
     if arguments.missing_as_null {
         request = request.missing_as_null();
@@ -234,7 +225,7 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         request = request.timestamps_column();
     }
     if !arguments.schema_metadata.is_empty() {
-        request = request.schema_metadata(&schema_metadata(&arguments.schema_metadata)?);
+        request = request.schema_metadata(schema_metadata(&arguments.schema_metadata)?);
     }
     if let Some(not_after) = arguments.not_after {
         request = request.not_after(not_after);
@@ -265,11 +256,6 @@ fn schema_metadata(given: &[String]) -> Result<BTreeMap<String, String>, Failure
     Ok(metadata)
 }
 
-fn column_of(column: &str, json: &str) -> Result<serde_json::Value, Failure> {
-    serde_json::from_str(json)
-        .map_err(|error| Failure::usage(format!("--column {column:?}: {error}")))
-}
-
 fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failure> {
     let wrong = |reason| Failure::usage(format!("--range: {reason}"));
     Ok(match time::parse_range(range).map_err(wrong)? {
@@ -291,7 +277,7 @@ fn with_run(request: TableRequest, given: &str) -> Result<TableRequest, Failure>
     }
 }
 
-/// The times in a file, and the batches that have them in an Arrow file.
+/// The times in a file (ms), and the batches of an Arrow file.
 type FileTimes = (Vec<Option<i64>>, Vec<RecordBatch>);
 
 fn timestamps(path: &Path, arguments: &Arguments) -> Result<FileTimes, Failure> {
@@ -315,7 +301,7 @@ fn timestamps(path: &Path, arguments: &Arguments) -> Result<FileTimes, Failure> 
 }
 
 fn rows(batches: Vec<RecordBatch>, arguments: &Arguments) -> Result<FileTimes, Failure> {
-    // A column that is a key is not taken for the timestamps.
+    // A column that is a key is not the column of timestamps.
     let keys: Vec<Arc<str>> = arguments.keys.iter().map(|key| Arc::from(&**key)).collect();
     let found = rows_from_batches(&batches, &keys, |_| Ok::<_, Failure>(()))?;
     let at = |row| found.timestamps.value(row).map(|at| at.as_millis());
@@ -383,8 +369,7 @@ fn text_of(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     Ok(std::sync::Arc::new(texts))
 }
 
-/// The same batch, with cells as people read them: size and place instead of 40 bytes.
-/// Columns of times are in ISO 8601, unless they are to be in milliseconds.
+/// Replaces cells by their size and position, and times by ISO 8601 unless `as_millis`.
 fn readable(batch: &RecordBatch, as_millis: bool) -> Result<RecordBatch, ArrowError> {
     let schema = batch.schema();
     let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
@@ -414,14 +399,14 @@ fn readable(batch: &RecordBatch, as_millis: bool) -> Result<RecordBatch, ArrowEr
 /// The names of columns of times in the views.
 const TIMES: [&str; 6] = ["timestamp", "from", "until", "valid_from", "valid_until", "created"];
 
-/// Milliseconds as people read times; what is no Int64 as it is.
+/// Replaces milliseconds by ISO 8601 in UTC; a column that is no Int64 stays as it is.
 fn times_of(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     let Some(times) = column.as_primitive_opt::<Int64Type>() else { return text_of(column) };
     let texts: StringArray = times.iter().map(|at| at.map(time::show)).collect();
     Ok(std::sync::Arc::new(texts))
 }
 
-/// The same texts with control characters escaped: they come from clients and sources.
+/// Escapes control characters: the texts come from clients and sources.
 fn escaped(texts: &ArrayRef) -> ArrayRef {
     let texts = texts.as_string::<i32>().iter();
     std::sync::Arc::new(texts.map(|text| text.map(escape)).collect::<StringArray>())

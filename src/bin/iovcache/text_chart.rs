@@ -1,14 +1,14 @@
-//! Pictures in text: spans of time as bars, shares as gauges.
+//! Charts in text: time spans as bars, shares as gauges.
 
 use std::fmt::Write as _;
 
 use iovcache::escape::escape;
 
-/// Widest chart of spans, without borders and labels.
+/// Largest width of a chart of spans, without borders and labels.
 const MAX_WIDTH: usize = 60;
-/// Narrowest chart of spans: on a narrower screen its lines are wrapped.
+/// Smallest width of a chart of spans; on a narrower screen its lines are wrapped.
 const MIN_WIDTH: usize = 10;
-/// Columns that are assumed where stdout is no terminal.
+/// Assumed width of the screen where stdout is no terminal.
 const DEFAULT_COLUMNS: usize = 120;
 
 /// Columns of the terminal at stdout.
@@ -20,8 +20,8 @@ pub(crate) fn screen_columns() -> usize {
     })
 }
 
-/// Breaks lines between words so that none is longer than `columns`, if its words are not. What is
-/// broken off is indented like its line, and by two more.
+/// Breaks lines between words at `columns` columns; a longer word is not broken. A continuation is
+/// indented by two more than its line.
 pub(crate) fn wrap(text: &str, columns: usize) -> String {
     let mut wrapped = String::new();
     for line in text.lines() {
@@ -30,10 +30,10 @@ pub(crate) fn wrap(text: &str, columns: usize) -> String {
         let mut rest = line;
         loop {
             let is_long = rest.chars().nth(left).is_some();
-            // A blank right behind the limit is a place to break, too.
+            // A blank directly after the limit is a place to break too.
             let blanks = rest.char_indices().take(left + 1).filter(|&(_, c)| c == ' ');
             let place = blanks.last().map(|(at, _)| at).filter(|&at| {
-                // A line of blanks alone would never end.
+                // Breaking at leading blanks would never end.
                 is_long && !rest[..at].trim().is_empty()
             });
             let Some(place) = place else { break };
@@ -47,7 +47,7 @@ pub(crate) fn wrap(text: &str, columns: usize) -> String {
     wrapped
 }
 
-/// A span of time and what it is called.
+/// A time span with its label.
 #[derive(Debug, Clone)]
 pub(crate) struct Bar {
     pub(crate) from: i64,
@@ -55,10 +55,10 @@ pub(crate) struct Bar {
     pub(crate) label: String,
 }
 
-/// One line per span: its borders as `show` has them, where it lies among all of them, its label. A
-/// line has at most `columns` columns if that leaves the chart its least width.
+/// One line per span: its bounds as `show` formats them, its position among all spans, its label. A
+/// line has at most `columns` columns if that leaves the chart its smallest width.
 pub(crate) fn bars(spans: &[Bar], show: impl Fn(i64) -> String, columns: usize) -> String {
-    // Ends without end would leave nothing of the rest: they are drawn a bit beyond it.
+    // An unbounded end would compress all finite spans: it is drawn slightly beyond them.
     let finite = || {
         let borders = spans.iter().flat_map(|span| [span.from, span.until]);
         borders.filter(|&at| at != i64::MIN && at != i64::MAX)
@@ -99,7 +99,7 @@ pub(crate) fn bars(spans: &[Bar], show: impl Fn(i64) -> String, columns: usize) 
     text
 }
 
-/// A share of a whole, as a gauge.
+/// A gauge of `width` characters: each part in proportion to `whole`.
 pub(crate) fn gauge(parts: &[(u64, char)], whole: u64, width: usize) -> String {
     let mut text = String::new();
     for &(part, mark) in parts {

@@ -1,5 +1,5 @@
-//! The threads of the program, made at the start: where the system allows no more of them, that is
-//! an error then, and not a panic or a request that waits for ever later.
+//! The threads of the program are made at the start. If the system allows too few of them, the
+//! start fails; without this a later request would panic or wait for ever.
 
 use std::io;
 use std::sync::Arc;
@@ -12,18 +12,21 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::failure::Failure;
 
 /// Threads that read files and make segments. Each thread keeps memory of its own: with tokio's
-/// 512, ten thousand small objects cost twice as much as they need.
+/// 512, ten thousand small objects take twice the memory.
 const MAX_BLOCKING_THREADS: usize = 32;
-/// Of these, threads that a service makes at its start.
+/// Blocking threads that a service makes at its start.
 const FIRST_BLOCKING_THREADS: usize = 4;
-/// Threads beside those of the runtime: the log's, the disk tier's, and one to spare.
+/// Threads outside the runtime: the log's, the disk tier's, and one to spare.
 const OTHER_THREADS: usize = 3;
-/// Longest time that the first blocking threads take to come up.
+/// Time limit for the start of the first blocking threads.
 const START_LIMIT: Duration = Duration::from_secs(2);
-/// Idle threads are kept: a thread that was given back may not be had again.
+/// Idle threads are kept: the system may refuse a new one later.
 const KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The runtime of a service, or of another command.
+///
+/// # Errors
+/// [`Failure`] if the system does not allow enough threads.
 pub(crate) fn runtime(is_service: bool) -> Result<Runtime, Failure> {
     let mut builder = Builder::new_multi_thread();
     builder.max_blocking_threads(MAX_BLOCKING_THREADS).enable_all();
@@ -32,19 +35,22 @@ pub(crate) fn runtime(is_service: bool) -> Result<Runtime, Failure> {
     }
     let workers = workers();
     builder.worker_threads(workers);
-    // tokio panics where it cannot make its workers. So it is tried before.
+    // tokio panics where it cannot make its workers: the threads are tried first.
     try_threads(workers + 1 + if is_service { OTHER_THREADS } else { 0 })?;
     builder.build().map_err(|error| Failure::io("cannot start", error))
 }
 
-/// As many as tokio would make by itself.
+/// Number of worker threads that tokio makes by default.
 fn workers() -> usize {
     let named = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|text| text.parse().ok());
     let possible = || std::thread::available_parallelism().map_or(1, usize::from);
     named.filter(|&count| count > 0).unwrap_or_else(possible)
 }
 
-/// Whether `count` threads can be made at a time.
+/// Makes `count` threads at the same time and ends them.
+///
+/// # Errors
+/// [`Failure`] if the system does not allow that many threads.
 fn try_threads(count: usize) -> Result<(), Failure> {
     let gate = Arc::new(Gate::default());
     let made: io::Result<Vec<_>> = (0..count)
@@ -67,7 +73,8 @@ fn try_threads(count: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes the first blocking threads, within the runtime. Fewer than wanted are enough.
+/// Makes the first blocking threads; must be called within the runtime. The system may allow fewer
+/// of them.
 pub(crate) async fn start_blocking_threads() {
     let gate = Arc::new(Gate::default());
     let waiting: Vec<_> = (0..FIRST_BLOCKING_THREADS)
@@ -97,16 +104,16 @@ pub(crate) async fn start_blocking_threads() {
     }
 }
 
-/// Makes SIGXFSZ (a file grew beyond `ulimit -f`) an error of the write. By default it ends the
-/// process. Within the runtime.
+/// Turns SIGXFSZ (a file grew beyond `ulimit -f`), which ends the process by default, into an error
+/// of the write. Must be called within the runtime.
 pub(crate) fn outlive_file_limits() {
-    // Once installed, tokio's handler stays.
+    // Once installed, tokio's handler stays installed.
     if let Err(error) = signal(SignalKind::from_raw(libc::SIGXFSZ)) {
         tracing::debug!(%error, "SIGXFSZ keeps its default");
     }
 }
 
-/// Threads wait here together until it is opened.
+/// Threads wait here until the gate opens.
 #[derive(Debug, Default)]
 struct Gate {
     state: Mutex<GateState>,

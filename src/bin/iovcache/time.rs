@@ -1,15 +1,18 @@
-//! Times as people write and read them: milliseconds, ISO 8601, and offsets from now.
+//! Times in options and output: milliseconds, ISO 8601, and offsets from now.
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat};
 use iovcache::server::TimeSpan;
 
 use crate::common::now;
 
-/// What an option that takes a time says of it.
+/// The accepted forms of a time, for messages.
 pub(crate) const FORMS: &str = "milliseconds since 1970, ISO 8601 with a zone \
     (2024-11-06T12:00:00Z), a date (its midnight UTC), now, now-1h or now+30m";
 
-/// Milliseconds since the Unix epoch, of any of [`FORMS`].
+/// Milliseconds since the Unix epoch, from a text in one of the [`FORMS`].
+///
+/// # Errors
+/// A message with the text and the accepted forms.
 pub(crate) fn parse(text: &str) -> Result<i64, String> {
     let text = text.trim();
     if let Ok(millis) = text.parse() {
@@ -18,7 +21,7 @@ pub(crate) fn parse(text: &str) -> Result<i64, String> {
     if let Some(offset) = text.strip_prefix("now") {
         return from_now(offset).ok_or_else(|| wrong(text));
     }
-    // With seconds or without, with fractions, with a T or a blank.
+    // Seconds and fractions are optional; a T or a blank separates date and time.
     let zoned = ["%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M%#z"];
     let normal = text.replacen(' ', "T", 1).replacen(" ", "", 1);
     let at = zoned.iter().find_map(|form| DateTime::parse_from_str(&normal, form).ok());
@@ -30,16 +33,18 @@ pub(crate) fn parse(text: &str) -> Result<i64, String> {
     }
     let naive = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M"];
     if naive.iter().any(|form| NaiveDateTime::parse_from_str(&normal, form).is_ok()) {
-        return Err(format!("{text:?} has no time zone: append Z for UTC, or an offset as +01:00"));
+        return Err(format!(
+            "{text:?} has no time zone: append Z for UTC, or an offset such as +01:00"
+        ));
     }
     Err(wrong(text))
 }
 
 fn wrong(text: &str) -> String {
-    format!("{text:?} is no time, expected {FORMS}")
+    format!("{text:?} is not a time, expected {FORMS}")
 }
 
-/// `""`, `-1h`, `+30m`: that far from now.
+/// Now plus an offset: `""`, `-1h`, `+30m`. In ms since the Unix epoch.
 fn from_now(offset: &str) -> Option<i64> {
     let now = now().as_millis();
     if offset.is_empty() {
@@ -53,18 +58,21 @@ fn from_now(offset: &str) -> Option<i64> {
     now.checked_add(sign * self::span(span)?)
 }
 
-/// A span of time in milliseconds: `1500ms`, `30s`, `5m`, `1h`, `7d`.
+/// A duration in milliseconds: `1500ms`, `30s`, `5m`, `1h`, `7d`.
 fn span(text: &str) -> Option<i64> {
     let millis = match text.strip_suffix('d') {
         Some(days) => days.parse::<i64>().ok()?.checked_mul(86_400_000)?,
-        // A number alone has no unit.
+        // A plain number has no unit.
         None if text.ends_with(|last: char| last.is_ascii_digit()) => return None,
         None => i64::try_from(text.parse::<TimeSpan>().ok()?.duration().as_millis()).ok()?,
     };
     (millis >= 0).then_some(millis)
 }
 
-/// The parts of `FROM:UNTIL` or `FROM:UNTIL:STEP`; times may have colons of their own.
+/// Splits `FROM:UNTIL` or `FROM:UNTIL:STEP`, in ms; times may contain colons.
+///
+/// # Errors
+/// A message with the text and the accepted forms.
 pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String> {
     let pieces: Vec<&str> = text.split(':').collect();
     let time = |pieces: &[&str]| parse(&pieces.join(":")).ok();
@@ -84,18 +92,21 @@ pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String>
         }
     }
     Err(format!(
-        "{text:?} is no range, expected FROM:UNTIL or FROM:UNTIL:STEP with times as {FORMS}, and a \
+        "{text:?} is not a range, expected FROM:UNTIL or FROM:UNTIL:STEP with times as {FORMS}, and a \
          step in milliseconds or as 30s"
     ))
 }
 
-/// A step: milliseconds, or as 30s.
+/// A step in ms, from a text with milliseconds or such as `30s`.
+///
+/// # Errors
+/// A message with the text and the accepted forms.
 pub(crate) fn parse_step(text: &str) -> Result<i64, String> {
     let step = text.parse().ok().or_else(|| span(text));
-    step.ok_or_else(|| format!("{text:?} is no step, expected milliseconds or as 30s"))
+    step.ok_or_else(|| format!("{text:?} is not a step, expected milliseconds or e.g. 30s"))
 }
 
-/// A time as people read it: ISO 8601 in UTC, to the millisecond where it has some.
+/// A time in ISO 8601 in UTC, with milliseconds if they are not zero.
 pub(crate) fn show(millis: i64) -> String {
     match millis {
         i64::MIN => "-inf".to_owned(),
@@ -110,7 +121,7 @@ pub(crate) fn show(millis: i64) -> String {
     }
 }
 
-/// The same, or milliseconds where these are asked for (`--ms`).
+/// Like [`show`], or milliseconds if these are requested (`--ms`).
 pub(crate) fn show_as(millis: i64, as_millis: bool) -> String {
     match millis {
         i64::MIN | i64::MAX => show(millis),
@@ -119,9 +130,9 @@ pub(crate) fn show_as(millis: i64, as_millis: bool) -> String {
     }
 }
 
-/// What a time was probably meant as, where it is far from all that is known: another unit.
+/// A hint at the unit that was probably meant, if `millis` is no likely time.
 pub(crate) fn other_unit(millis: i64) -> Option<String> {
-    // Of the years 1985 to 2100.
+    // Between the years 1985 and 2100.
     let is_likely = |millis: i64| (473_000_000_000..4_102_000_000_000).contains(&millis);
     let units = [("seconds", 1_000.0), ("microseconds", 1e-3), ("nanoseconds", 1e-6)];
     let (unit, meant) = units.into_iter().find_map(|(unit, factor)| {

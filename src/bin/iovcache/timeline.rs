@@ -1,4 +1,4 @@
-//! `timeline`: which version of a path is valid when, as a picture too.
+//! `timeline`: shows which version of a path is valid when, as a chart too.
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int64Type;
@@ -17,19 +17,19 @@ pub(crate) struct Arguments {
     server: Server,
     /// The path of the objects.
     path: String,
-    /// From when (ms, ISO 8601, now-1h); by default from the beginning of time.
+    /// Begin of the timeline (ms, ISO 8601, now-1h); by default unbounded.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     from: Option<i64>,
-    /// Until when; by default to its end.
+    /// End of the timeline; by default unbounded.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     until: Option<i64>,
-    /// Only versions created at or before this are seen.
+    /// Only versions created at or before this time.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_after: Option<i64>,
     /// Show times in milliseconds.
     #[arg(long)]
     ms: bool,
-    /// One JSON object per effective span.
+    /// Print one JSON object per effective span.
     #[arg(long)]
     json: bool,
 }

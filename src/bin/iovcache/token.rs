@@ -1,4 +1,4 @@
-//! `token`: makes a new token, and the entry by which a service knows it.
+//! `token`: makes a new token, and its entry for a service.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -23,8 +23,8 @@ pub(crate) struct Arguments {
     /// Lifetime, e.g. 90d or 8h; without it the token does not expire.
     #[arg(long = "for", value_name = "TIME", value_parser = days)]
     lifetime: Option<Duration>,
-    /// The file to which its entry is added (see `serve --tokens`); without one it is printed on
-    /// stderr.
+    /// The file to which the entry is added (see `serve --tokens`); by default the entry is printed
+    /// on stderr.
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
     /// Print one JSON object: token, name, role, expires (milliseconds or null) and entry.
@@ -42,7 +42,7 @@ fn days(text: &str) -> Result<Duration, String> {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut random = [0; 32];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Failure::io("no random numbers can be had", error.into()))?;
+        .map_err(|error| Failure::io("the system gives no random numbers", error.into()))?;
     let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let expires = arguments.lifetime.map(|lifetime| {
         let millis = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
                 other => other.map_err(failed)?,
             };
-            // A name in use is reported now, not when the service reads the file.
+            // A duplicate name is reported now, not when the service reads the file.
             let gap = if before.is_empty() { "" } else { "\n" };
             Keys::parse(&format!("{before}{gap}{entry}"))?;
             let mut opened = OpenOptions::new()

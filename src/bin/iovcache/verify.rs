@@ -1,4 +1,4 @@
-//! `verify`: checks the files of a disk or a repository, and reports the repairs.
+//! `verify`: checks the files of a disk tier or a repository, and reports the repairs.
 
 use std::path::PathBuf;
 
@@ -13,18 +13,18 @@ use crate::failure::Failure;
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true))]
 pub(crate) struct Arguments {
-    /// A repository folder: names, properties, sizes, MD5, links, FIFOs, halves of puts.
+    /// A repository folder: checks names, properties, sizes, MD5, links, FIFOs and incomplete puts.
     #[arg(long, value_name = "FOLDER", group = "what")]
     repository: Option<PathBuf>,
-    /// The folder of `serve --disk`, while no service uses it: names, checksums, files that are
-    /// half-written.
+    /// The folder of `serve --disk`, while no service uses it: checks names, checksums and
+    /// incomplete files.
     #[arg(long, value_name = "FOLDER", group = "what")]
     disk: Option<PathBuf>,
-    /// Remove what is half-written; of a disk tier remove what is damaged (it is fetched again when
-    /// it is needed), in a repository set it aside as .NAME.damaged. Without this nothing is changed.
+    /// Remove incomplete files; remove damaged files of a disk tier (they are fetched again when
+    /// needed), and rename those of a repository to .NAME.damaged. By default nothing is changed.
     #[arg(long)]
     repair: bool,
-    /// Say what was found as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             .collect();
         out(format!("{}\n", json!({"right": files, "bytes": bytes, "wrong": damaged})).as_bytes())?;
     } else {
-        let mut text = format!("{files} are right, {} in all\n", show_bytes(*bytes));
+        let mut text = format!("{files} files are intact, {} in total\n", show_bytes(*bytes));
         for one in damaged {
             let (file, reason, done) = (one.file.display(), &one.reason, one.done.name());
             text += &format!("{}\n", Escaped(format_args!("{file}: {reason} ({done})")));
@@ -53,6 +53,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     match damaged.iter().filter(|one| one.done == RepairOutcome::LeftAlone).count() {
         0 => Ok(()),
-        count => Err(Failure::failed(format!("{count} are not right"))),
+        count => Err(Failure::failed(format!("{count} files are damaged or incomplete"))),
     }
 }

@@ -115,7 +115,7 @@ pub(crate) struct Announcer<'a> {
     stream: &'a UnixStream,
     pool: &'a Pool,
     session: &'a str,
-    /// Goes with the welcome: directory and pins page of a process that looks up by itself.
+    /// Sent with the welcome: directory and pins page of a process that looks up by itself.
     local: Option<&'a SessionPage>,
     descriptors: Arc<DescriptorsInFlight>,
     told: HashSet<(Kind, u16)>,
@@ -257,7 +257,7 @@ impl<'a> Announcer<'a> {
         Ok(begun)
     }
 
-    /// Directory and pins page, as long as the process was not told of them.
+    /// Directory and pins page, until the process was told of them.
     fn local_entries(&self) -> impl Iterator<Item = SegmentEntry> + use<> {
         let entries = self.local.map(|local| {
             let entry = |kind, size| SegmentEntry { kind, id: 0, size };

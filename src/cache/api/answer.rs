@@ -10,9 +10,12 @@ use crate::cache::holders::gate::Gate;
 use crate::cache::holders::lease::LeaseId;
 use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
+use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::tables::plan::Assembled;
 use crate::cache::tables::schema_cache::TableSchema;
-use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, MessageWriter};
+use crate::cache::versions::linked_timeline::VersionSet;
+use crate::object::{ObjectId, ObjectInfo};
+use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, MessageWriter, Objects};
 
 /// A table whose objects are in shared memory and pinned.
 ///
@@ -117,7 +120,9 @@ impl Answer {
                 let dictionaries = Arc::clone(&self.table_schema.dictionaries);
                 let batches = self.encoded_batches();
                 batches.check()?;
-                (None, Some(batches.into_messages(dictionaries)))
+                let messages = batches.into_messages(dictionaries);
+                self.gate.withdraw_at_end(messages.payload_pins());
+                (None, Some(messages))
             }
         };
         let kept = kept.map(|messages| (0..messages.len()).map(move |n| messages[n].clone()));
@@ -155,6 +160,35 @@ impl Answer {
     /// Keeps all objects in shared memory until the returned value is dropped.
     pub fn hold(&self) -> Arc<InUseGuard> {
         Arc::clone(&self.pins)
+    }
+}
+
+/// The objects of the cells of a table, in use.
+#[derive(Debug)]
+pub(super) struct TableObjects {
+    pub(super) versions: Arc<VersionSet>,
+    pub(super) pins: Arc<InUseGuard>,
+    /// Withdraws the objects from messages when the lease ends, also when all messages are made.
+    pub(super) gate: Arc<Gate>,
+    /// Budget for the table, charged while any of it is being sent.
+    pub(super) _charges: Arc<[Arc<Charge>]>,
+}
+
+impl Objects for TableObjects {
+    fn id(&self, number: u32) -> ObjectId {
+        self.versions.id(number as usize)
+    }
+
+    fn version(&self, number: u32) -> &ObjectInfo {
+        self.versions.info(number as usize)
+    }
+
+    fn bytes(&self, number: u32) -> &[u8] {
+        self.pins.pins()[number as usize].payload()
+    }
+
+    fn note_reading(&self) {
+        self.gate.renew();
     }
 }
 

@@ -342,8 +342,8 @@ impl Cache {
         }
     }
 
-    /// The pins page of a session that looks up by itself, and what pays for it. Without one, the
-    /// process asks for everything.
+    /// The pins page of a session that looks up by itself, with its charge. Without one, the
+    /// process sends requests.
     fn local_page(&self, session: &str, peer: &PeerCredentials) -> Option<(SessionPage, Charge)> {
         let publisher = self.0.publisher.as_ref()?;
         let client = match peer.pid {

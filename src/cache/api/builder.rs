@@ -279,7 +279,7 @@ impl CacheBuilder {
             tasks.spawn(save_timelines(kept, Arc::clone(&catalog), Arc::clone(&residency)));
         }
         tasks.spawn(Arc::clone(&catalog).keep_fresh());
-        // Memory of a host is mapped by its own processes alone.
+        // Only processes of the host may map its memory.
         let publisher = (self.local_plane && !pool.is_of_host())
             .then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
         if let Some(publisher) = &publisher {
@@ -321,7 +321,8 @@ impl CacheBuilder {
     }
 }
 
-/// New segments are sent to attached processes and kept for a successor; retired ones no longer.
+/// Sends new segments to attached processes and to the descriptor store, and withdraws retired
+/// ones.
 fn report_segments(
     pool: &Pool,
     grown: &watch::Sender<()>,
@@ -356,7 +357,8 @@ fn consumer_quotas(
     Arc::new(ConsumerQuotas { limits, clock, leases, timeframes, counters, permits })
 }
 
-/// Removes links to objects that are gone, and gives free memory back after much was charged.
+/// Removes links to objects that are gone, and returns free memory to the system after large
+/// charges.
 async fn sweep(catalog: Arc<Catalog>, residency: Arc<Residency>, budget: Budget) {
     let mut charged = 0;
     loop {

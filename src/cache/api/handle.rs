@@ -77,7 +77,7 @@ impl Cache {
         &self.0.budget
     }
 
-    /// How much consumers look up by themselves; `None` where that is turned off.
+    /// The use of look-ups by consumers; `None` if they are turned off.
     pub fn local_figures(&self) -> Option<LocalFigures> {
         self.0.publisher.as_ref().map(|publisher| publisher.figures())
     }

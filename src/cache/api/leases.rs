@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::handle::Cache;
+use crate::budget::ClientBudget;
 use crate::cache::error::CacheError;
-use crate::cache::holders::lease::{LeaseId, LeaseOwner, LeaseTerms};
+use crate::cache::holders::lease::{LeaseId, LeaseOwner, LeaseTerms, charge_lease};
 use crate::cache::holders::origin::Origin;
 
 impl Cache {
@@ -61,15 +62,15 @@ impl Cache {
     }
 
     /// Opens a lease for a request whose table is to be fetched later, and returns its duration. It
-    /// pins nothing yet.
+    /// pins nothing yet. Its memory is charged to `budget`.
     ///
     /// # Errors
-    /// [`CacheError::Draining`].
-    pub fn open_lease(&self) -> Result<(LeaseId, Duration), CacheError> {
+    /// [`CacheError::Draining`], [`CacheError::Budget`].
+    pub fn open_lease(&self, budget: &ClientBudget) -> Result<(LeaseId, Duration), CacheError> {
         self.check_open()?;
         let terms =
-            LeaseTerms { owner: LeaseOwner::Nobody, timeframe: None, ticket: None, holder: None };
-        let lease = self.0.leases.open(terms, Vec::new())?;
+            LeaseTerms { owner: LeaseOwner::Unnamed, timeframe: None, ticket: None, holder: None };
+        let lease = self.0.leases.open(terms, Vec::new(), charge_lease(budget, 0)?)?;
         Ok((lease, self.0.leases.time_limit()))
     }
 

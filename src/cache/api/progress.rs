@@ -6,10 +6,12 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::handle::Cache;
+use crate::budget::Charge;
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
-use crate::cache::holders::lease::{LeaseHolder, LeaseId};
+use crate::cache::holders::lease::{LeaseHolder, LeaseId, charge_lease};
 use crate::cache::holders::polls::{Polled, Polls};
+use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;
 use crate::sync::MutexGuard;
@@ -54,15 +56,16 @@ impl Cache {
         caller: &Caller,
     ) -> Result<Progress, CacheError> {
         self.0.leases.renew(lease)?;
-        if let Some(error) = self.failure_of(lease) {
+        if let Some(error) = self.polls().take_failure(lease) {
             return Err(error);
         }
         let deadline = Instant::now() + request.wait;
         let caller = Caller { in_advance: true, lease: Some(lease.clone()), ..caller.clone() };
         let (versions, holder) = self.versions_for(request, &caller, deadline).await?;
+        let charge = charge_lease(&caller.budget, versions.len())?;
         // No step between here and the start of the load may fail.
-        if self.begin_poll(lease) {
-            self.load_for(lease.clone(), Arc::clone(&versions), holder, deadline);
+        if self.polls().begin(lease, |lease| self.0.leases.is_open(lease)) {
+            self.load_for(lease.clone(), Arc::clone(&versions), holder, deadline, charge);
         }
         let mut progress =
             Progress { objects: 0, objects_loaded: 0, bytes: 0, bytes_loaded: 0, done: false };
@@ -78,36 +81,12 @@ impl Cache {
             }
             turns.take(1).await;
         }
-        progress.done = matches!(self.polls().get(lease), Some(Polled::Done));
+        progress.done = self.polls().is_done(lease);
         Ok(progress)
     }
 
     fn polls(&self) -> MutexGuard<'_, Polls> {
         self.0.polls.lock()
-    }
-
-    /// The error of the load that a poll of this lease has started, returned once.
-    fn failure_of(&self, lease: &LeaseId) -> Option<CacheError> {
-        let mut polls = self.polls();
-        if !matches!(polls.get(lease), Some(Polled::Failed(_))) {
-            return None;
-        }
-        match polls.remove(lease) {
-            Some(Polled::Failed(error)) => Some(error),
-            _ => None,
-        }
-    }
-
-    /// Whether this is the first poll of its lease, which starts the load.
-    fn begin_poll(&self, lease: &LeaseId) -> bool {
-        let mut polls = self.polls();
-        let first = !polls.contains_key(lease);
-        if first {
-            // Entries of leases that have ended are removed.
-            polls.retain(|lease, _| self.0.leases.is_open(lease));
-            polls.insert(lease.clone(), Polled::Loading);
-        }
-        first
     }
 
     /// Loads and pins `versions` for a lease. The task keeps only its own inputs alive.
@@ -117,17 +96,19 @@ impl Cache {
         versions: Arc<VersionSet>,
         holder: Option<LeaseHolder>,
         deadline: Instant,
+        charge: Charge,
     ) {
         let (loader, leases) = (Arc::clone(&self.0.loader), Arc::clone(&self.0.leases));
         let polls = Arc::clone(&self.0.polls);
         self.spawn(async move {
             let loaded = loader.pin_all(&*versions, deadline).await;
-            let held = loaded.and_then(|got| leases.add(&lease, Arc::new(got.pins), holder));
+            let held =
+                loaded.and_then(|got| leases.add(&lease, Arc::new(got.pins), holder, charge));
             let polled = match held {
                 Ok(()) => Polled::Done,
                 Err(error) => Polled::Failed(error),
             };
-            polls.lock().insert(lease, polled);
+            polls.lock().set(lease, polled);
         });
     }
 }

@@ -6,21 +6,23 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::answer::{Answer, Described};
+use super::answer::{Answer, Described, TableObjects};
 use super::handle::Cache;
 use crate::budget::Charge;
 use crate::cache::deadline::{PLANNING, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::holders::gate::Gate;
-use crate::cache::holders::lease::{HolderName, LeaseHolder, LeaseId, LeaseOwner, LeaseTerms};
+use crate::cache::holders::lease::{
+    HolderName, LeaseHolder, LeaseId, LeaseOwner, LeaseTerms, charge_lease,
+};
 use crate::cache::holders::origin::Origin;
 use crate::cache::holders::timeframe::{Registration, Timeframe};
 use crate::cache::holders::timeframe_load::assembled;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest;
 use crate::cache::tables::audit_log::record;
-use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals, TableObjects};
+use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals};
 use crate::cache::tables::schema_cache::{Instance, SchemaKey, StreamSchema, TableSchema};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::interval::ValidityInterval;
@@ -133,7 +135,7 @@ fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), Req
     Ok(())
 }
 
-/// A range of a run whose times were not looked up: a bug of ours.
+/// The times of a run were not looked up: an internal error.
 fn no_times() -> CacheError {
     CacheError::Lost { what: "the look-up of the times of a run".to_owned() }
 }
@@ -148,7 +150,7 @@ impl Cache {
         })
     }
 
-    /// The rows of a range that names a run, with the times that are looked up for it.
+    /// Replaces a range that names a run by the times of the run.
     async fn with_times(
         &self,
         subject: RowSource,
@@ -206,8 +208,8 @@ impl Cache {
         self.answer_for(request, &request.when, caller, None).await
     }
 
-    /// Like [`answer`](Self::answer), with the times given separately. `stream_schema` is the state shared
-    /// by all tables of a stream.
+    /// Like [`answer`](Self::answer), with the times given separately. `stream_schema` is the state
+    /// shared by all tables of a stream.
     pub(crate) async fn answer_for(
         &self,
         request: &Request,
@@ -238,8 +240,8 @@ impl Cache {
         answered
     }
 
-    /// Has the paths of a table published, if a session asked for it that looks up by itself: next
-    /// time it need not ask.
+    /// Publishes the paths of a table that was requested by a session with look-ups of its own: the
+    /// next time it need not ask.
     fn publish_for(&self, request: &Request, when: &When) {
         let (Some(publisher), Some(session)) = (&self.0.publisher, &request.session) else {
             return;
@@ -256,7 +258,7 @@ impl Cache {
         let Ok(columns) = self.0.columns.requested(&request.columns, registered) else { return };
         if of_service.narrowed_by(request.limits) == of_service {
             let plain = columns.iter().filter(|column| column.metadata.is_empty());
-            // A path that a key chooses, or a look-up at a key's value, is none by path and time.
+            // A column with a key has no query by path and time.
             for path in plain.filter_map(|column| column.plain_path()) {
                 let metadata = Default::default();
                 let query = Query { path: path.clone(), metadata, limits: of_service };
@@ -308,7 +310,7 @@ impl Cache {
                 self.rows_of_timeframe(asked, columns, timeframe).await?
             }
         };
-        let lease = self.lease_for(request, caller, reader.clone(), holder, &found.pins)?;
+        let lease = self.lease_for(request, caller, reader.clone(), holder, &found)?;
         if let (RowSource::Timeframe(timeframe), Some((_, consumer))) = (&subject, &reader)
             && !caller.in_advance
         {
@@ -320,8 +322,12 @@ impl Cache {
         let gate = Gate::of(&self.0.leases, lease.clone(), of_stream);
         let pins = Arc::new(self.0.in_use.take(Arc::clone(&found.pins)));
         let charges: Arc<[Arc<Charge>]> = found.charges.into();
-        let (versions, _charges) = (found.versions, Arc::clone(&charges));
-        let objects = Arc::new(TableObjects { versions, pins: Arc::clone(&pins), _charges });
+        let objects = Arc::new(TableObjects {
+            versions: found.versions,
+            pins: Arc::clone(&pins),
+            gate: Arc::clone(&gate),
+            _charges: Arc::clone(&charges),
+        });
         let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
         Ok(Answer {
             table_schema,
@@ -575,21 +581,25 @@ impl Cache {
         caller: &Caller,
         reader: Option<(u64, String)>,
         holder: Option<LeaseHolder>,
-        pins: &Arc<PinSet>,
+        found: &PinnedTable,
     ) -> Result<LeaseId, CacheError> {
+        // The pins of a timeframe are charged to the timeframe, for any reader.
+        let own_pins = if found.kept.is_some() { 0 } else { found.pins.pins().len() };
+        let charge = charge_lease(&caller.budget, own_pins)?;
+        let pins = Arc::clone(&found.pins);
         if let Some(lease) = &caller.lease {
-            self.0.leases.add(lease, Arc::clone(pins), holder)?;
+            self.0.leases.add(lease, pins, holder, charge)?;
             return Ok(lease.clone());
         }
         let owner = match &request.session {
             Some(session) => LeaseOwner::Session(session.clone()),
             None if reader.is_some() => LeaseOwner::Consumer,
             None if caller.of_stream => LeaseOwner::Stream,
-            None => LeaseOwner::Nobody,
+            None => LeaseOwner::Unnamed,
         };
         let ticket = caller.ticket.clone().map(|ticket| (ticket, caller.connection));
         let terms = LeaseTerms { owner, timeframe: reader, ticket, holder };
-        self.0.leases.open(terms, vec![Arc::clone(pins)])
+        self.0.leases.open(terms, vec![pins], charge)
     }
 
     /// The rows of a registered timeframe, with its own or with other columns.

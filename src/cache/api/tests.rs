@@ -7,7 +7,7 @@ use arrow_buffer::ScalarBuffer;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use crate::budget::{Budget, LimitHolder};
+use crate::budget::{Budget, ClientBudget, LimitHolder};
 use crate::cache::memory::publish;
 use crate::cache::{Answer, Cache, CacheError, Caller, ConsumerLimits};
 use crate::error::{Coded as _, ErrorKind};
@@ -335,6 +335,7 @@ async fn runs_times_columns_are_charged_to_who_asks() {
     let caller = Caller { budget: Budget::new(1 << 30).client("one"), ..caller };
     let answer = cache.answer(&request(table(&times)), &caller).await.unwrap();
     assert!(caller.budget.used_bytes() >= 100_000 * 12);
+    assert!(cache.release(&answer.lease().clone()));
     drop(answer);
     assert_eq!(caller.budget.used_bytes(), 0);
 }
@@ -378,7 +379,7 @@ async fn what_a_stream_reports_as_consumed_before_it_came_is_not_held() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poll_that_failed_begins_anew() {
     let (cache, source) = cache(4, 4);
-    let (lease, _) = cache.open_lease().unwrap();
+    let (lease, _) = cache.open_lease(&ClientBudget::default()).unwrap();
     let caller = Caller::default();
     let far = request(table(&[1, 100]));
     assert!(cache.poll(&far, &lease, &caller).await.is_err(), "no version is valid at 100");
@@ -407,7 +408,7 @@ async fn loads_in_the_background_do_not_keep_a_cache_alive() {
     source.silent.store(true, Ordering::SeqCst);
     let register = Register::parse(br#"{"columns": {"b": "A/B"}, "consumers": ["x"]}"#).unwrap();
     cache.register(1, Timestamps::new(vec![1], None), &register, None).await.unwrap();
-    let (lease, _) = cache.open_lease().unwrap();
+    let (lease, _) = cache.open_lease(&ClientBudget::default()).unwrap();
     cache.poll(&request(table(&[2])), &lease, &Caller::default()).await.unwrap();
     let gone = Arc::downgrade(&cache.0);
     drop(cache);
@@ -424,4 +425,37 @@ async fn a_timeframe_that_is_dropped_is_in_no_list_and_not_loading() {
     cache.drop_timeframe(1).unwrap();
     assert!(timeframe.status().is_none());
     assert!(cache.timeframes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_charged_to_their_client_until_they_end() {
+    let (cache, _) = cache(4, 4);
+    let budget = Budget::new(4 << 20);
+    let greedy = budget.client("greedy");
+    let caller = Caller { budget: greedy.clone(), ..Caller::default() };
+    let table = request(table(&[1, 2]));
+    let mut leases = Vec::new();
+    let refused = loop {
+        match cache.answer(&table, &caller).await {
+            Ok(answer) => leases.push(answer.lease().clone()),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, CacheError::Budget(_)), "{refused}");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    assert!((100..2_000).contains(&leases.len()), "{}", leases.len());
+    let refused = loop {
+        match cache.open_lease(&greedy) {
+            Ok((lease, _)) => leases.push(lease),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, CacheError::Budget(_)), "{refused}");
+    // Another client, and the same one after a release.
+    cache.open_lease(&budget.client("other")).unwrap();
+    assert!(leases[..4].iter().all(|lease| cache.release(lease)));
+    leases.push(cache.answer(&table, &caller).await.unwrap().lease().clone());
+    let ended = leases.iter().filter(|lease| cache.release(lease)).count();
+    assert_eq!(ended, leases.len() - 4);
+    assert_eq!(greedy.used_bytes(), 0);
 }

@@ -1,7 +1,8 @@
 //! The gate of a lease: stops the messages of a table when its lease ends.
 //!
 //! ```text
-//!  Lease ──ends──▶ Gate ──close──▶ Gated: drops its messages and their pins at once
+//!  Lease ──ends──▶ Gate ──close──▶ Gated: drops the messages not made yet, and their pins
+//!                      └──close──▶ PayloadPins: withdrawn from the messages made already
 //! ```
 //!
 //! The transport asks for the next message only while the client reads. A client that does not read
@@ -13,7 +14,7 @@ use std::sync::{Arc, Weak};
 use crate::cache::holders::lease::{LeaseId, Leases, OnEnd};
 use crate::clock::Moment;
 use crate::sync::{Mutex, MutexGuard};
-use crate::table::EncodeError;
+use crate::table::{EncodeError, PayloadPins};
 
 /// A client that reads renews its lease at most this many times within its time limit.
 const RENEWALS: u32 = 4;
@@ -62,23 +63,26 @@ impl Gate {
     /// Wraps messages so that they end with an error once the lease ends.
     pub(crate) fn guard<I: Iterator + Send + 'static>(self: &Arc<Self>, messages: I) -> Gated<I> {
         let messages = Arc::new(GuardedMessages(Mutex::new(Some(messages))));
-        let closing: Weak<dyn Closing> =
-            Arc::downgrade(&(Arc::clone(&messages) as Arc<dyn Closing>));
-        let is_closed = match &mut *self.state() {
-            GateState::Open(sent) => {
-                sent.push(closing);
-                false
-            }
-            GateState::Closed => true,
-        };
-        if is_closed {
-            messages.close();
-        }
+        self.add(Arc::clone(&messages) as Arc<dyn Closing>);
         Gated { gate: Arc::clone(self), messages, over: false }
     }
 
+    /// Withdraws these pins once the lease ends, from messages made already too.
+    pub(crate) fn withdraw_at_end(&self, pins: &Arc<PayloadPins>) {
+        self.add(Arc::clone(pins) as Arc<dyn Closing>);
+    }
+
+    /// Closes `holder` once the lease ends: now if it has ended.
+    fn add(&self, holder: Arc<dyn Closing>) {
+        match &mut *self.state() {
+            GateState::Open(holders) => return holders.push(Arc::downgrade(&holder)),
+            GateState::Closed => {}
+        }
+        holder.close();
+    }
+
     /// Renews the lease because the client reads, so that its time limit does not end it.
-    fn renew(&self) {
+    pub(crate) fn renew(&self) {
         let Some(leases) = self.leases.upgrade() else { return };
         let now = leases.now();
         let mut renewed = self.renewed.lock();
@@ -95,8 +99,8 @@ impl OnEnd for Gate {
     /// Drops the messages in transit.
     fn lease_ended(&self) {
         let before = std::mem::replace(&mut *self.state(), GateState::Closed);
-        if let GateState::Open(sent) = before {
-            sent.iter().filter_map(Weak::upgrade).for_each(|sent| sent.close());
+        if let GateState::Open(holders) = before {
+            holders.iter().filter_map(Weak::upgrade).for_each(|holder| holder.close());
         }
     }
 }
@@ -121,6 +125,12 @@ impl<I: Send> Closing for GuardedMessages<I> {
         let messages = self.messages().take();
         // Outside of the lock, because this can free objects.
         drop(messages);
+    }
+}
+
+impl Closing for PayloadPins {
+    fn close(&self) {
+        self.withdraw();
     }
 }
 

@@ -19,10 +19,11 @@ use foldhash::fast::RandomState;
 use uuid::Uuid;
 use uuid::fmt::Simple;
 
+use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::CacheError;
 use crate::cache::holders::limits::{ConsumerLimits, SlowHolder};
 use crate::cache::holders::origin::{Account, Origin};
-use crate::cache::memory::object::{PinSet, Resident};
+use crate::cache::memory::object::{Pin, PinSet, Resident};
 use crate::clock::{Clock, Moment};
 use crate::object::ObjectId;
 use crate::sync::{Mutex, MutexGuard};
@@ -68,7 +69,7 @@ pub(crate) enum LeaseOwner {
     /// An exchange: ends with the stream.
     Stream,
     /// A client without a name: ends when its time runs out.
-    Nobody,
+    Unnamed,
 }
 
 /// All sessions and leases.
@@ -143,6 +144,8 @@ struct Lease {
     /// Its holder was reported as slow.
     slow: bool,
     pins: Vec<Arc<PinSet>>,
+    /// Budget for the lease and its pins.
+    charges: Vec<Charge>,
 }
 
 impl Drop for Lease {
@@ -170,6 +173,17 @@ pub(crate) struct LeaseHolder {
     pub(crate) name: HolderName,
     /// The timeframe that it reads, registered or of a stream.
     pub(crate) timeframe: Option<u64>,
+}
+
+/// Memory of an open lease: itself, and its entries in the maps.
+const LEASE_BYTES: u64 = 1 << 10;
+
+/// Charges the memory of a lease, and of `pins` pins that it does not share with a timeframe.
+///
+/// # Errors
+/// [`CacheError::Budget`].
+pub(crate) fn charge_lease(budget: &ClientBudget, pins: usize) -> Result<Charge, CacheError> {
+    Ok(budget.charge(LEASE_BYTES + (pins * size_of::<Pin>()) as u64, "leases")?)
 }
 
 /// The terms under which a lease is opened.
@@ -299,12 +313,15 @@ impl Leases {
         Some(HolderName { consumer, account: session.origin.account() })
     }
 
+    /// Opens a lease, with the budget for it and its pins.
+    ///
     /// # Errors
     /// [`CacheError::UnknownSession`], [`CacheError::OverQuota`].
     pub(crate) fn open(
         &self,
         terms: LeaseTerms,
         pins: Vec<Arc<PinSet>>,
+        charge: Charge,
     ) -> Result<LeaseId, CacheError> {
         let lease = LeaseId::new();
         let mut guard = self.state();
@@ -313,7 +330,7 @@ impl Leases {
         let since = self.clock.now();
         let expires = match &terms.owner {
             LeaseOwner::Session(_) | LeaseOwner::Consumer | LeaseOwner::Stream => None,
-            LeaseOwner::Nobody => Some(since.after(self.time_limit)),
+            LeaseOwner::Unnamed => Some(since.after(self.time_limit)),
         };
         let LeaseTerms { owner, timeframe, ticket, holder } = terms;
         let connection = ticket.as_ref().and_then(|(_, connection)| *connection);
@@ -331,6 +348,7 @@ impl Leases {
             since,
             slow,
             pins,
+            charges: vec![charge],
         };
         state.insert(&lease, opened)?;
         Ok(lease)
@@ -420,7 +438,7 @@ impl Leases {
         late
     }
 
-    /// Adds pins to a lease that is open, and renews it.
+    /// Adds pins, with the budget for them, to a lease that is open, and renews it.
     ///
     /// # Errors
     /// [`CacheError::LeaseEnded`], [`CacheError::OverQuota`].
@@ -429,6 +447,7 @@ impl Leases {
         lease: &LeaseId,
         pins: Arc<PinSet>,
         holder: Option<LeaseHolder>,
+        charge: Charge,
     ) -> Result<(), CacheError> {
         let mut guard = self.state();
         let state = &mut *guard;
@@ -439,6 +458,7 @@ impl Leases {
             return Err(CacheError::LeaseEnded);
         };
         entry.pins.push(pins);
+        entry.charges.push(charge);
         if let (None, Some(holder)) = (&entry.holder, holder) {
             let leases = state.by_consumer.entry(holder.name.clone()).or_default();
             leases.insert(lease.clone());
@@ -495,7 +515,7 @@ impl Leases {
                 let session = state.sessions.get(session);
                 session.is_some_and(|session| origin.is_user(session.origin.uid()))
             }
-            (LeaseOwner::Consumer | LeaseOwner::Stream | LeaseOwner::Nobody, _) => {
+            (LeaseOwner::Consumer | LeaseOwner::Stream | LeaseOwner::Unnamed, _) => {
                 connection.is_some() && lease.connection == connection
             }
         };

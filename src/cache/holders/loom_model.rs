@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use loom::thread;
 
+use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{HolderName, LeaseHolder, LeaseOwner, LeaseTerms, Leases};
 use crate::cache::holders::limits::ConsumerLimits;
@@ -21,6 +22,10 @@ fn terms(session: &str) -> LeaseTerms {
     }
 }
 
+fn free() -> Charge {
+    ClientBudget::default().charge(0, "a lease").unwrap()
+}
+
 #[test]
 fn a_lease_ends_once_whatever_ends_it_and_none_outlives_its_session() {
     loom::model(|| {
@@ -28,7 +33,7 @@ fn a_lease_ends_once_whatever_ends_it_and_none_outlives_its_session() {
         let second = Duration::from_secs(1);
         let leases = Arc::new(Leases::new(Clock::system(), second, limits, Arc::default()));
         let session = leases.open_session("x".to_owned(), 1, 1, Origin::Embedded).id;
-        let first = leases.open(terms(&session), Vec::new()).unwrap();
+        let first = leases.open(terms(&session), Vec::new(), free()).unwrap();
         let released = thread::spawn({
             let (leases, first) = (Arc::clone(&leases), first.clone());
             move || leases.end(&first)
@@ -36,7 +41,7 @@ fn a_lease_ends_once_whatever_ends_it_and_none_outlives_its_session() {
         // One more table for the session while its process dies.
         let opened = thread::spawn({
             let (leases, session) = (Arc::clone(&leases), session.clone());
-            move || leases.open(terms(&session), Vec::new())
+            move || leases.open(terms(&session), Vec::new(), free())
         });
         leases.end_session(&session);
         let released = released.join().unwrap();

@@ -90,7 +90,10 @@ impl Reservations {
         self.by_id.lock().is_empty()
     }
 
-    /// Pins the resident objects and shares existing reservations. The rest needs memory.
+    /// Pins the resident objects and shares existing reservations.
+    ///
+    /// # Errors
+    /// [`Shortfall`] with the objects that need memory.
     pub(crate) fn claim(&self, versions: &(impl PinRequest + ?Sized)) -> Result<Claim, Shortfall> {
         let mut pins = Vec::with_capacity(versions.len());
         let mut objects = Vec::new();
@@ -135,7 +138,7 @@ impl Reservations {
         let bytes = objects.iter().map(|(_, size_bytes)| Pool::charge(*size_bytes));
         let bytes = bytes.fold(self.residency.unevictable_bytes(), u64::saturating_add);
         if bytes > self.residency.pool().total_bytes() {
-            // This needs no eviction to find out.
+            // Without this check, objects would be evicted in vain.
             return Ok(None);
         }
         // Large objects fit only before small ones are spread over the segments.

@@ -32,7 +32,8 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
-/// If so many times the size of an object was evicted in vain, what is no object goes too.
+/// Once this many times the size of an object was evicted without success, reclaimable blocks are
+/// freed too.
 const MANY_TIMES: u64 = 8;
 /// Uses of an object within this time count once: usually they are by the consumers of one table.
 const TOUCH_MILLIS: u128 = 256;
@@ -58,16 +59,16 @@ pub(crate) struct Residency {
     abandoned: Mutex<Vec<Weak<Resident>>>,
 }
 
-/// Blocks in the memory that are no objects, and that are given back when objects need their room.
+/// Blocks of shared memory that hold no objects, and are freed when objects need the memory.
 pub(crate) trait Reclaimable: Send + Sync {
-    /// Bytes of memory that they take.
+    /// Bytes of shared memory that they take.
     fn bytes(&self) -> u64;
 
-    /// Gives all of them back.
+    /// Frees all of them.
     fn reclaim_all(&self);
 }
 
-/// Pins objects one after the other. Their bytes are counted as pinned when it is dropped, which
+/// Pins objects one after the other. Their bytes are counted as pinned when this is dropped, which
 /// must happen before any of the pins is dropped.
 pub(crate) struct Pinning<'a> {
     home: &'a Residency,
@@ -157,19 +158,19 @@ impl Residency {
         Pinning { home: self, tick: self.tick(), bytes: 0 }
     }
 
-    /// This moment, for touches.
+    /// The current tick, for use counts.
     fn tick(&self) -> u16 {
         // Ticks repeat only after some hours, which suffices.
         let tick = (self.began.elapsed().as_millis() / TOUCH_MILLIS) as u16;
         tick.wrapping_add(1)
     }
 
-    /// The object if it is resident. That is no use of it, and pins nothing.
+    /// The object if it is resident. Counts no use and pins nothing.
     pub(crate) fn find(&self, id: ObjectId) -> Option<Arc<Resident>> {
         self.map.get(id)
     }
 
-    /// An object is used by a consumer that looked it up by itself.
+    /// Counts a use by a consumer that looked the object up by itself.
     pub(crate) fn used(&self, resident: &Resident) {
         resident.touch(self.tick());
     }
@@ -206,7 +207,7 @@ impl Residency {
             }
             exhausted = self.evict_bytes(wanted_bytes) < wanted_bytes;
             if exhausted || wanted_bytes >= MANY_TIMES.saturating_mul(Pool::charge(size_bytes)) {
-                // It may lie between what is free, and is made again.
+                // A reclaimable block may separate free ranges; it can be made again.
                 if let Some(reclaimable) = self.reclaimable() {
                     reclaimable.reclaim_all();
                 }
@@ -221,8 +222,7 @@ impl Residency {
         self.pool.reserve_now(size_bytes)
     }
 
-    /// Evicts at least `wanted_bytes`, or everything that is not pinned. Gives how many bytes it
-    /// evicted.
+    /// Evicts at least `wanted_bytes`, or everything that is not pinned. Returns the evicted bytes.
     fn evict_bytes(&self, wanted_bytes: u64) -> u64 {
         let in_use = self.pool.used_slots();
         let (mut bytes, mut used) = (0, Vec::new());
@@ -236,12 +236,12 @@ impl Residency {
             bytes += resident.charged_bytes();
             self.counters.evictions.add(u64::from(resident.pins() == 0));
         }
-        // Those that are pinned from here on keep their places: see `Block`'s drop.
+        // Objects pinned from here on keep their blocks: see `Block`'s drop.
         used.iter().for_each(|resident| self.eviction_queues.add(resident));
         bytes
     }
 
-    /// Called to free memory for objects. Set once.
+    /// Sets the blocks that are freed when objects need the memory. Called once.
     pub(crate) fn set_reclaimable(&self, reclaimable: Weak<dyn Reclaimable>) {
         let _ = self.reclaimable.set(reclaimable);
     }
@@ -267,8 +267,7 @@ impl Residency {
         self.eviction_queues.close();
     }
 
-    /// Publishes an object and pins it. Bytes become visible under an id only through this
-    /// function.
+    /// Publishes an object and pins it. Only this function makes bytes visible under an id.
     ///
     /// If the object is already resident, that one is pinned and the new block is freed. An
     /// unpinned object with the same id and other bytes is replaced.

@@ -167,6 +167,9 @@ impl ObjectLog {
     }
 
     /// All valid records in the log of another process.
+    ///
+    /// # Errors
+    /// [`io::Error`] if the file cannot be read.
     pub(super) fn read(file: impl AsFd) -> io::Result<Vec<LogRecord>> {
         const PIECE: usize = 4096 * RECORD_BYTES;
         let bytes = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);

@@ -77,6 +77,9 @@ impl TimelineFiles {
     }
 
     /// Writes the state, if it differs from the last one written.
+    ///
+    /// # Errors
+    /// [`io::Error`] if it cannot be written.
     pub(super) fn write(&mut self, saved_timelines: &SavedTimelines) -> io::Result<()> {
         let json = serde_json::to_vec(saved_timelines)?;
         if json == self.last {

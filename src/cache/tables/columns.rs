@@ -50,7 +50,7 @@ pub(crate) struct ColumnLookUp {
     pub(crate) tables: BTreeMap<String, Vec<ColumnRequest>>,
     /// Maximum number of distinct values of a key for which a column may have one look-up each.
     pub(crate) max_key_values: usize,
-    /// Where the times of runs stand.
+    /// The objects with the times of runs.
     pub(crate) runs: RunInformation,
 }
 
@@ -98,6 +98,9 @@ impl ColumnLookUp {
 
     /// The known timeline of each column at the timestamps. Columns of a registered timeframe use
     /// the timelines known at its registration.
+    ///
+    /// # Errors
+    /// [`CacheError`] if a timeline cannot be looked up.
     pub(crate) async fn known_at(
         &self,
         request: &Request,
@@ -121,7 +124,11 @@ impl ColumnLookUp {
         self.all_known(columns, known, limits, rows, budget, deadline).await
     }
 
-    /// The known timeline of each column at the timestamps: the given one, or else from the source.
+    /// The known timeline of each column at the timestamps: the one in `known`, or else from the
+    /// source.
+    ///
+    /// # Errors
+    /// [`CacheError`] if a timeline cannot be looked up.
     pub(crate) async fn all_known(
         &self,
         columns: &[ColumnRequest],
@@ -304,6 +311,9 @@ impl ColumnLookUp {
 
     /// The known timelines of columns over a range, with the service's own limits. A column whose
     /// path depends on a key is looked up at each of its paths.
+    ///
+    /// # Errors
+    /// [`CacheError`] if a timeline cannot be looked up, or a column has no path of its own.
     pub(crate) async fn spans(
         &self,
         columns: &[ColumnRequest],

@@ -8,6 +8,7 @@ pub(crate) mod key_look_ups;
 pub(crate) mod known_columns;
 pub(crate) mod loader;
 mod lock_selection;
+mod object_load;
 pub(crate) mod plan;
 mod planning;
 pub(crate) mod run_information;

@@ -15,9 +15,7 @@ use std::sync::Arc;
 
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::{CacheError, MissingColumn, UnmatchedColumn};
-use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
-use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::tables::distinct::Distinct;
 use crate::cache::tables::known_columns::{
     ColumnTimelines, KnownColumn, QueryOfColumn, RangeTimeline,
@@ -30,13 +28,13 @@ use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;
 use crate::index::{State, Timestamps};
 use crate::interval::ValidityInterval;
-use crate::object::{ObjectId, ObjectInfo, ObjectPath};
+use crate::object::ObjectPath;
 use crate::shm::MetaHeader;
 use crate::source::in_place;
 use crate::sync::Mutex;
 use crate::table::{
     BatchMessages, CacheState, Cell, CellKind, Column, Content, EncodeError, Encoding,
-    IntervalColumn, IntervalRow, Objects, TableBody, TableRows, View,
+    IntervalColumn, IntervalRow, TableBody, TableRows, View,
 };
 
 /// Tables with at least this many columns are freed on a blocking thread. Starting one takes 20 µs,
@@ -212,7 +210,7 @@ pub(crate) struct Assembled {
     pub(crate) columns: Arc<Vec<Column>>,
     pub(crate) pins: Arc<PinSet>,
     /// The encoded batches, by the encodings requested so far.
-    encoded: Mutex<Vec<(EncodedKey, EncodedBatches)>>,
+    encoded: Mutex<Vec<CachedBatches>>,
     /// Budget for the table.
     pub(crate) charge: Arc<Charge>,
 }
@@ -225,6 +223,15 @@ pub(crate) type PlainQuery<'a> = (&'a ObjectPath, &'a BTreeMap<String, String>);
 
 /// The messages of each batch.
 type EncodedBatches = Arc<Vec<BatchMessages>>;
+
+/// The batches in one encoding.
+#[derive(Debug)]
+struct CachedBatches {
+    key: EncodedKey,
+    batches: EncodedBatches,
+    /// Budget of the client that registered the timeframe.
+    _charge: Charge,
+}
 
 impl Assembled {
     /// The messages of each batch in this encoding, if it is cached: all consumers of a timeframe
@@ -243,35 +250,42 @@ impl Assembled {
             TableBody::Rows { timestamps, .. } => timestamps.len(),
             TableBody::Intervals(_) => return Ok(None),
         };
-        // Run-end encoded batches are small for any number of rows.
-        let bytes_per_row = match shape.encoding {
-            Encoding::RunEnd => 0,
-            Encoding::Dictionary => size_of::<i32>(),
-            Encoding::Plain => MetaHeader::BYTES,
-        };
-        let bytes = rows.saturating_mul(self.columns.len()).saturating_mul(bytes_per_row);
-        let kept = shape.view == View::Rows
-            && bytes <= MAX_ENCODED_BYTES
-            && shape.cell != CellKind::Payload
-            && !shape.timestamps_column;
-        if !kept {
+        let is_cached =
+            shape.view == View::Rows && shape.cell != CellKind::Payload && !shape.timestamps_column;
+        let bytes = self.encoded_bytes(shape.encoding, rows);
+        if !is_cached || bytes > MAX_ENCODED_BYTES {
             return Ok(None);
         }
-        let known = {
-            let encoded = self.encoded.lock();
-            encoded.iter().find(|(known, _)| *known == key).map(|(_, kept)| Arc::clone(kept))
-        };
-        if known.is_some() {
-            return Ok(known);
+        if let Some(known) = self.known_batches(&key) {
+            return Ok(Some(known));
         }
+        // Without room the batches are made one at a time, for each consumer anew.
+        let charge = self.charge.sibling(bytes as u64, "encoded batches of a timeframe");
+        let Ok(charge) = charge else { return Ok(None) };
         let batches = content.batches_of(Arc::clone(shape), Arc::clone(&table_schema.schema));
         let batches = batches.into_messages(Arc::clone(&table_schema.dictionaries));
         let batches = Arc::new(batches.collect::<Result<Vec<_>, EncodeError>>()?);
-        if batches.iter().map(BatchMessages::bytes).sum::<usize>() <= MAX_ENCODED_BYTES {
-            let mut encoded = self.encoded.lock();
-            encoded.push((key, Arc::clone(&batches)));
-        }
+        let kept = CachedBatches { key, batches: Arc::clone(&batches), _charge: charge };
+        self.encoded.lock().push(kept);
         Ok(Some(batches))
+    }
+
+    fn known_batches(&self, key: &EncodedKey) -> Option<EncodedBatches> {
+        let encoded = self.encoded.lock();
+        encoded.iter().find(|kept| kept.key == *key).map(|kept| Arc::clone(&kept.batches))
+    }
+
+    /// Approximate size of all batches of this number of rows, with MetaHeaders as cells.
+    fn encoded_bytes(&self, encoding: Encoding, rows: usize) -> usize {
+        let of_column = |column: &Column| match encoding {
+            Encoding::RunEnd => column.runs.len() * (size_of::<i32>() + MetaHeader::BYTES),
+            Encoding::Dictionary => {
+                rows * size_of::<i32>() + column.cells.len() * MetaHeader::BYTES
+            }
+            Encoding::Plain => rows * MetaHeader::BYTES,
+        };
+        let per_column = 512;
+        self.columns.iter().map(|column| per_column + of_column(column)).sum()
     }
 
     /// Unpins the objects, unless there are other holders.
@@ -286,29 +300,6 @@ impl Assembled {
     /// The memory that its objects take.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.pins.pins().iter().map(crate::cache::memory::object::Pin::charged_bytes).sum()
-    }
-}
-
-/// The objects of the cells of a table, in use.
-#[derive(Debug)]
-pub(crate) struct TableObjects {
-    pub(crate) versions: Arc<VersionSet>,
-    pub(crate) pins: Arc<InUseGuard>,
-    /// Budget for the table, charged as long as it is being sent.
-    pub(crate) _charges: Arc<[Arc<Charge>]>,
-}
-
-impl Objects for TableObjects {
-    fn id(&self, number: u32) -> ObjectId {
-        self.versions.id(number as usize)
-    }
-
-    fn version(&self, number: u32) -> &ObjectInfo {
-        self.versions.info(number as usize)
-    }
-
-    fn bytes(&self, number: u32) -> &[u8] {
-        self.pins.pins()[number as usize].payload()
     }
 }
 

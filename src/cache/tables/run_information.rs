@@ -1,20 +1,20 @@
-//! Where the times of runs stand: in the metadata of objects whose validity is in numbers of runs.
+//! The source of the times of runs: metadata of objects whose validity is in run numbers.
 
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath};
 
-/// Where the times of runs stand.
+/// The objects and metadata keys with the times of runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunInformation {
-    /// The path of the objects, whose validity is in numbers of runs.
+    /// The path of the objects, whose validity is in run numbers.
     pub path: ObjectPath,
-    /// The names of the metadata that have the begin and the end of a run (ms); of several pairs
-    /// the first that is there counts.
+    /// The metadata keys for the begin and the end of a run (ms); of several pairs the first that
+    /// is present counts.
     pub bounds: Vec<(String, String)>,
 }
 
 impl Default for RunInformation {
-    /// As ALICE has them: `RCT/Info/RunInformation`, and STF/ETF, SOX/EOX, SOR/EOR.
+    /// The defaults of ALICE: `RCT/Info/RunInformation`, and STF/ETF, SOX/EOX, SOR/EOR.
     fn default() -> Self {
         let bounds = [("STF", "ETF"), ("SOX", "EOX"), ("SOR", "EOR")];
         Self {
@@ -25,12 +25,15 @@ impl Default for RunInformation {
 }
 
 impl RunInformation {
-    /// The names of the metadata, each pair as `BEGIN:END`.
+    /// The metadata keys, each pair as `BEGIN:END`.
     pub fn pairs(&self) -> Vec<String> {
         self.bounds.iter().map(|(from, until)| format!("{from}:{until}")).collect()
     }
 
-    /// From the begin to the end of a run, as the metadata of `version` tell them.
+    /// The interval from the begin to the end of a run, from the metadata of `version`.
+    ///
+    /// # Errors
+    /// The reason, if the metadata have no such interval.
     pub(crate) fn interval(&self, version: &ObjectInfo) -> Result<ValidityInterval, String> {
         let there = self.bounds.iter().find_map(|(from, until)| {
             let from = (from, version.metadata.get(from)?);

@@ -1,5 +1,5 @@
-//! The time of a run: the object that tells it is looked up at the number of the run in place of a
-//! timestamp, and its metadata have the first and the last millisecond.
+//! The times of a run: the object with them is looked up at the run number instead of a timestamp.
+//! Its metadata have the first and the last millisecond.
 
 use tokio::time::Instant;
 
@@ -14,10 +14,10 @@ use crate::object::{CreationLimits, Query};
 use crate::table::{RangeRequest, RunRange, View, When};
 
 impl ColumnLookUp {
-    /// The times of a run: its timestamps, or for the view intervals all of it.
+    /// The times of a run: the timestamps of its steps, or for the view intervals its whole range.
     ///
     /// # Errors
-    /// [`CacheError::UnknownRun`], or what the source answers.
+    /// [`CacheError::UnknownRun`], or the error of the source.
     pub(crate) async fn times_of_run(
         &self,
         run: RunRange,

@@ -1,4 +1,4 @@
-//! The catalog: which version is valid when, as far as it is known, and its look-up at the source.
+//! The catalog: the known validity of versions, and their look-up at the source.
 //!
 //! ```text
 //!  known(query, timestamps) ──▶ Timeline ──all known and fresh──▶ used, no lock taken
@@ -57,9 +57,9 @@ const MAX_PROBLEMS: usize = 10_000;
 const FIRST_MOMENT: Moment = Moment::from_millis(1);
 /// The part of the refresh time for which an answer of the source is used.
 const FRESH_PART: f64 = 0.75;
-/// Pause after which a snapshot that would have said the same is made again.
+/// Pause before a snapshot whose content would be unchanged is made again.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
-/// Interval at which deferred snapshots are looked for.
+/// Interval between checks for deferred snapshots.
 const PUBLISH_RETRY: Duration = Duration::from_millis(50);
 /// Maximum number of parallel look-ups if each answer covers a single time.
 const PARALLEL_LOOK_UPS: usize = 16;
@@ -84,9 +84,9 @@ pub(crate) struct Catalog {
     told: tokio::sync::Notify,
     /// The entries that were skipped, so that each is reported once.
     problems: Mutex<HashSet<Problem>>,
-    /// Series of which a snapshot is to be made.
+    /// Series that are queued for a snapshot.
     to_publish: Mutex<Vec<(Query, Weak<Series>)>>,
-    /// Some were added to them.
+    /// Notified when a series is queued for a snapshot.
     publish: tokio::sync::Notify,
 }
 
@@ -132,8 +132,8 @@ pub(crate) enum QueryTimes<'a> {
 }
 
 impl QueryTimes<'_> {
-    /// The first time that can have an object: in the very last millisecond nothing is ever valid,
-    /// so it is not asked for.
+    /// The first time that can have an object: in the last millisecond of the time range nothing is
+    /// ever valid, so the source is not asked for it.
     fn first(&self) -> Option<Timestamp> {
         let is_possible = |at: &Timestamp| *at != Timestamp::MAX;
         match self {
@@ -450,7 +450,7 @@ impl Catalog {
         }
     }
 
-    /// How long what is learned of a series may be used by consumers without a call.
+    /// How long consumers may use the answers for a series without a call.
     fn freshness(&self, path: &ObjectPath, series: &Series) -> Freshness {
         let fresh_for = self.source.refresh_of(path).mul_f64(FRESH_PART);
         Freshness {
@@ -469,7 +469,7 @@ impl Catalog {
         }
     }
 
-    /// A consumer that looks up by itself asked for this query: a snapshot of it is made.
+    /// Queues the series of this query for a snapshot: a consumer that looks up by itself needs it.
     pub(crate) fn want_published(&self, query: &Query) {
         let found = {
             let series = self.series.read();
@@ -480,7 +480,7 @@ impl Catalog {
         }
     }
 
-    /// Comes when a snapshot of some series is to be made.
+    /// Completes when a snapshot of some series is to be made.
     pub(crate) async fn to_publish(&self) {
         let deferred = !self.to_publish.lock().is_empty();
         match deferred {
@@ -491,14 +491,14 @@ impl Catalog {
         }
     }
 
-    /// A snapshot of a series would say what the last one says: it is not made again at once,
-    /// however often it is asked for.
+    /// Defers the next snapshot of a series whose content would be unchanged, regardless of the
+    /// number of requests for it.
     pub(crate) fn defer_publishing(&self, series: &Series) {
         let after = self.clock.now().after(PUBLISH_PAUSE).since(Moment::default()).as_millis();
         series.publish_after.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// The series of which a snapshot is to be made now.
+    /// Takes the series whose snapshots are due.
     pub(crate) fn take_to_publish(&self) -> Vec<(Query, Arc<Series>)> {
         let now = self.clock.now();
         let is_due = |series: &Series| {
@@ -518,8 +518,8 @@ impl Catalog {
         there.collect()
     }
 
-    /// Publishes a draft of a series, unless its timeline was replaced meanwhile: then it is to be
-    /// made again. `entry` takes an entry of the directory, if there is one.
+    /// Publishes a draft of a series. If its timeline was replaced meanwhile, the series is queued
+    /// again. `entry` takes an entry of the directory, if one is free.
     pub(crate) fn publish(
         &self,
         query: &Query,
@@ -534,7 +534,8 @@ impl Catalog {
         outcome
     }
 
-    /// A consumer used a series by itself: it is kept fresh like any other that is asked for.
+    /// Records that a consumer used a series by itself, so that it is kept fresh like requested
+    /// ones.
     pub(crate) fn used(&self, series: &Series) {
         let millis = self.clock.now().since(Moment::default()).as_millis();
         series.used.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);

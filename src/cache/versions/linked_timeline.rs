@@ -58,8 +58,8 @@ impl LinkedTimeline {
         resident.filter(|resident| !resident.is_condemned())
     }
 
-    /// The object of a version, if it is in memory and of the content that the source describes.
-    /// That is no use of it.
+    /// The object of a version, if it is in memory and has the content that the source describes.
+    /// Counts no use.
     pub(crate) fn resident(&self, version: u32, residency: &Residency) -> Option<Arc<Resident>> {
         self.linked(version).or_else(|| {
             let resident = residency.find(self.id(version))?;

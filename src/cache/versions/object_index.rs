@@ -136,8 +136,11 @@ impl ObjectIndex {
         self.sums.insert(id, md5);
     }
 
-    /// Every version of `path` within the limits of the service, from a listing that is not too
-    /// old.
+    /// Every version of `path` within the limits of the service, from a listing that is fresh. If
+    /// the source does not answer, an older listing is used.
+    ///
+    /// # Errors
+    /// [`CacheError::Paths`] if the source fails and there is no older listing.
     pub(crate) async fn listing(
         &self,
         path: &ObjectPath,

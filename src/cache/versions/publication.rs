@@ -5,9 +5,9 @@
 //!                     └─ something is not ──▶ withdrawn, before a request sees the next timeline
 //! ```
 //!
-//! The service answers from the timeline, and consumers from its snapshot. So a snapshot is withdrawn
-//! under the lock under which the timeline is replaced, and named under it only while the timeline is
-//! the one that it was made of.
+//! The service answers from the timeline, and consumers from its snapshot. So a snapshot is
+//! withdrawn under the lock under which the timeline is replaced. Under the same lock the directory
+//! names it, only while the timeline is the one it was made from.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::interval::ValidityInterval;
 use crate::object::ObjectId;
 use crate::shm::{BlockLocation, DirectoryEntry, PublishedSnapshot, monotonic_millis};
 
-/// The clocks are read one after the other, each rounded to a millisecond.
+/// Tolerance for two clocks that are read one after the other, each rounded to a millisecond.
 const ROUNDING_MILLIS: u64 = 2;
 
-/// How long what is learned of a path may be used.
+/// How long the answers of the source for a path may be used.
 #[derive(Debug, Clone)]
 pub(crate) struct Freshness {
     pub(crate) clock: Clock,
@@ -34,8 +34,8 @@ pub(crate) struct Freshness {
 }
 
 impl Freshness {
-    /// Until when what was learned then may be used, in milliseconds of CLOCK_MONOTONIC; 0: not at
-    /// all.
+    /// End of the use of an answer that was learned at `learned`, in milliseconds of
+    /// CLOCK_MONOTONIC; 0: not usable.
     fn confirmed_until(&self, learned: Moment) -> u64 {
         let age = self.clock.now().since(learned);
         let left = self.fresh_for.saturating_sub(age).as_millis();
@@ -47,7 +47,7 @@ impl Freshness {
     }
 }
 
-/// A snapshot whose bytes count among those of all.
+/// A snapshot that counts towards the bytes of all snapshots.
 #[derive(Debug)]
 pub(crate) struct CountedSnapshot {
     snapshot: PublishedSnapshot,
@@ -75,23 +75,23 @@ impl Drop for CountedSnapshot {
     }
 }
 
-/// One span of a snapshot, as the timeline has it.
+/// One span of a snapshot, as in the timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PublishedSpan {
     pub(crate) interval: ValidityInterval,
     pub(crate) version: u32,
     pub(crate) id: ObjectId,
-    /// That of its object's block.
+    /// Generation of the object's block.
     pub(crate) generation: u64,
 }
 
-/// A snapshot and its entry in the directory. Dropped, consumers ask the service.
+/// A snapshot and its entry in the directory. Dropping it makes consumers ask the service.
 #[derive(Debug)]
 pub(crate) struct Publication {
-    // The entry goes first: then no look-up finds the snapshot any more.
+    // The entry is dropped first: then no look-up finds the snapshot any more.
     entry: DirectoryEntry,
     snapshot: CountedSnapshot,
-    /// The spans name versions by their numbers in this timeline.
+    /// The spans refer to versions by their numbers in this timeline.
     timeline: Arc<LinkedTimeline>,
     spans: Arc<[PublishedSpan]>,
     is_named: bool,
@@ -117,14 +117,14 @@ fn all_right(spans: &[PublishedSpan], timeline: &Timeline) -> bool {
 }
 
 impl Publication {
-    /// No entry of the directory names it yet.
+    /// A publication that the directory does not name yet.
     pub(crate) fn new(entry: DirectoryEntry, draft: Draft) -> Self {
         let Draft { snapshot, timeline, spans } = draft;
         Self { entry, snapshot, timeline, spans, is_named: false }
     }
 
-    /// Replaces the snapshot by a newer one, which is right in `current`. Gives the earlier one, to
-    /// be dropped without a lock.
+    /// Replaces the snapshot by a newer one, which is right in `current`. Returns the earlier one,
+    /// to be dropped outside the lock.
     pub(crate) fn replace(
         &mut self,
         draft: Draft,
@@ -139,27 +139,27 @@ impl Publication {
         before
     }
 
-    /// The number of its entry.
+    /// The number of its directory entry.
     pub(crate) fn entry(&self) -> u32 {
         self.entry.index()
     }
 
-    /// Where its snapshot lies.
+    /// The location of its snapshot.
     pub(crate) fn location(&self) -> BlockLocation {
         self.snapshot.location()
     }
 
-    /// Bytes of memory that it takes.
+    /// Bytes of shared memory that it takes.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.snapshot.charged_bytes()
     }
 
-    /// Whether it says the same as a draft would.
+    /// Whether it is named and has the same spans as a draft.
     pub(crate) fn says(&self, spans: &[PublishedSpan]) -> bool {
         self.is_named && *self.spans == *spans
     }
 
-    /// The timeline, and the number in it of the version that decides in a span.
+    /// The timeline, and the number of the version that is effective in a span.
     pub(crate) fn span(&self, span: u32) -> Option<(&Arc<LinkedTimeline>, u32)> {
         let span = self.spans.get(span as usize)?;
         Some((&self.timeline, span.version))
@@ -170,7 +170,7 @@ impl Publication {
         all_right(&self.spans, next)
     }
 
-    /// No consumer is led to it from now on.
+    /// Withdraws it: the directory names it no more.
     pub(crate) fn withdraw(&mut self) {
         if self.is_named {
             self.entry.withdraw();
@@ -178,7 +178,8 @@ impl Publication {
         }
     }
 
-    /// It is right in `timeline`, which says since when that is known.
+    /// Confirms the spans that are right in `timeline`, each until the end of its freshness, and
+    /// names the snapshot.
     pub(crate) fn confirm(&mut self, timeline: &Timeline, freshness: &Freshness) {
         if timeline.is_whole() {
             let first = self.spans.first().and_then(|span| learned_in(timeline, span));
@@ -198,7 +199,7 @@ impl Publication {
     }
 }
 
-/// When the oldest part of a span was learned, if its version decides all over it.
+/// When the oldest part of a span was learned; `None` unless its version is effective in all of it.
 fn learned_in(timeline: &Timeline, span: &PublishedSpan) -> Option<Moment> {
     let mut oldest = None;
     for step in timeline.steps(span.interval) {
@@ -248,10 +249,10 @@ mod tests {
             Timeline::unknown().learn(interval(0, 100), std::slice::from_ref(&first), at(5));
         assert_eq!(learned_in(&timeline, &span(1, interval(0, 100))), Some(at(5)));
         assert_eq!(learned_in(&timeline, &span(2, interval(0, 100))), None);
-        // Learned anew in a part: what was learned first decides until when all of it counts.
+        // A part is learned again: the older part limits how long the whole span is fresh.
         let again = timeline.learn(interval(40, 60), std::slice::from_ref(&first), at(9));
         assert_eq!(learned_in(&again, &span(1, interval(0, 100))), Some(at(5)));
-        // A newer version decides in the middle.
+        // A newer version is effective in the middle.
         let newer = version(2, interval(50, 60), 2);
         let changed = again.learn(interval(0, 100), &[first, newer], at(12));
         assert_eq!(learned_in(&changed, &span(1, interval(0, 100))), None);

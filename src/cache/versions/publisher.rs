@@ -8,8 +8,9 @@
 //!  pins pages ─samples─▶ the series and the object are used
 //! ```
 //!
-//! Only what was asked for by such a session is published, and of that what is in memory. Snapshots
-//! lie in the memory for objects, take a part of it at most, and go when objects need their room.
+//! Only paths that such a session has requested are published, and only versions whose objects are
+//! in memory. Snapshots are stored in the memory for objects, up to a part of it, and are freed
+//! when objects need the memory.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -34,49 +35,49 @@ use crate::sync::{Mutex, MutexGuard};
 const MEMORY_SHARE: u64 = 8;
 /// Bytes of memory per entry of the directory.
 const MEMORY_PER_ENTRY: u64 = 8192;
-/// Most entries of a directory: 512 KiB.
+/// Maximum number of entries of a directory: 512 KiB.
 const MAX_ENTRIES: u64 = 16_384;
-/// Time in which requests are gathered before snapshots are made of them.
+/// Time in which requests are gathered before their snapshots are made.
 const GATHER: Duration = Duration::from_millis(1);
-/// Of all time, one part in this many goes into making snapshots, at most.
+/// Making snapshots takes at most one part in this many of all time.
 const WORK_SHARE: u32 = 5;
 /// Interval at which samples are taken from the pins pages.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(200);
-/// Versions of a timeline up to which objects are looked for that no table linked yet.
+/// Largest number of versions of a timeline for which missing links are looked up.
 const LOOKED_UP_VERSIONS: usize = 10_000;
 
 /// Publishes timelines, and keeps the pins pages of the sessions that read them.
 pub(crate) struct Publisher {
     catalog: Arc<Catalog>,
     residency: Arc<Residency>,
-    /// Made with the first session that reads it.
+    /// Made with the first session that reads the directory.
     directory: OnceLock<Option<Arc<Directory>>>,
-    /// Bytes of memory that all snapshots take.
+    /// Bytes of shared memory that all snapshots take.
     snapshot_bytes: Arc<AtomicU64>,
     state: Mutex<PublisherState>,
 }
 
 #[derive(Default)]
 struct PublisherState {
-    /// The pages, by the id of their session.
+    /// The pins pages, by session id.
     pages: HashMap<String, Arc<ServicePage>>,
-    /// By entry of the directory.
+    /// The published series, by directory entry.
     published: HashMap<u32, Weak<Series>>,
-    /// Look-ups of sessions that are over.
+    /// Look-ups of sessions that have ended.
     ended: LookUpSums,
 }
 
-/// Look-ups that consumers made by themselves, as they say.
+/// Counts of look-ups that consumers made by themselves, as they report them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LookUpSums {
-    /// Answered from shared memory.
+    /// Number answered from shared memory.
     pub hits: u64,
-    /// Not answered, by reason: those of [`LookUpSums::REASONS`].
+    /// Number not answered, by reason: see [`LookUpSums::REASONS`].
     pub asks: [u64; LookUpSums::REASONS.len()],
 }
 
 impl LookUpSums {
-    /// Why the service had to be asked.
+    /// The reasons for asking the service.
     pub const REASONS: [&'static str; AskReason::COUNTED.len()] = AskReason::COUNTED;
 
     fn add(&mut self, page: &ServicePage) {
@@ -87,7 +88,7 @@ impl LookUpSums {
     }
 }
 
-/// How much consumers look up by themselves, and what it takes.
+/// The use of look-ups by consumers, and the memory that they take.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LocalFigures {
     /// Look-ups so far.
@@ -96,9 +97,9 @@ pub struct LocalFigures {
     pub sessions: u64,
     /// Slots in use: objects that consumers pin by themselves.
     pub slots: u64,
-    /// Paths that are published.
+    /// Published paths.
     pub paths: u64,
-    /// Bytes of memory that their snapshots take.
+    /// Bytes of shared memory that their snapshots take.
     pub snapshot_bytes: u64,
     /// Bytes of freed objects that a consumer still pins.
     pub quarantined_bytes: u64,
@@ -112,7 +113,7 @@ impl fmt::Debug for Publisher {
     }
 }
 
-/// The pins page of a session. Dropped, it pins nothing any more.
+/// The pins page of a session. Dropping it ends its pins.
 #[derive(Debug)]
 pub(crate) struct SessionPage {
     publisher: Arc<Publisher>,
@@ -174,7 +175,7 @@ impl Publisher {
         self.state.lock()
     }
 
-    /// Everything that is published.
+    /// All published series, with their directory entries.
     fn series(&self) -> Vec<(u32, Arc<Series>)> {
         let mut state = self.state();
         state.published.retain(|_, series| series.strong_count() > 0);
@@ -197,7 +198,8 @@ impl Publisher {
         made.as_ref()
     }
 
-    /// A page for a session; `None` where the system gives none: it asks the service then.
+    /// A pins page for a session; `None` if the system provides none: the session then asks the
+    /// service.
     pub(crate) fn open_page(self: &Arc<Self>, session: &str) -> Option<SessionPage> {
         let directory = Arc::clone(self.directory()?);
         let page = match ServicePage::new() {
@@ -217,18 +219,18 @@ impl Publisher {
         })
     }
 
-    /// Whether a session reads what is published.
+    /// Whether a session reads published timelines.
     pub(crate) fn is_read_by(&self, session: &str) -> bool {
         self.state().pages.contains_key(session)
     }
 
-    /// Where snapshots lie in the memory.
+    /// Locations of the snapshots in shared memory.
     pub(crate) fn locations(&self) -> Vec<BlockLocation> {
         let series = self.series().into_iter();
         series.filter_map(|(_, series)| series.with_publication(Publication::location)).collect()
     }
 
-    /// How much consumers look up by themselves.
+    /// The use of look-ups by consumers.
     pub(crate) fn figures(&self) -> LocalFigures {
         let (pages, mut look_ups) = {
             let state = self.state();
@@ -246,7 +248,7 @@ impl Publisher {
         }
     }
 
-    /// Makes snapshots of what is asked for. Runs until it is dropped.
+    /// Makes the queued snapshots. Runs until it is dropped.
     pub(crate) async fn publish_wanted(self: Arc<Self>) {
         loop {
             self.catalog.to_publish().await;
@@ -290,8 +292,8 @@ impl Publisher {
         }
     }
 
-    /// Has a snapshot of `size` bytes fit into the part of the memory that is for snapshots: those
-    /// that were used longest ago go.
+    /// Makes room for a snapshot of `size` bytes in the memory share of snapshots, by unpublishing
+    /// the least recently used ones. Returns whether it fits.
     fn make_room(&self, size: u64) -> bool {
         let limit = self.residency.pool().total_bytes() / MEMORY_SHARE;
         if size > limit {
@@ -314,7 +316,7 @@ impl Publisher {
         true
     }
 
-    /// Learns from the pages what consumers use. Runs until it is dropped.
+    /// Samples the pins pages for the spans that consumers use. Runs until it is dropped.
     pub(crate) async fn take_samples(self: Arc<Self>) {
         loop {
             tokio::time::sleep(SAMPLE_PAUSE).await;
@@ -326,7 +328,8 @@ impl Publisher {
         }
     }
 
-    /// A consumer says that it used a span of a published timeline. It may say anything.
+    /// Handles the report of a consumer that it used a span of a published timeline. The report is
+    /// untrusted.
     fn used(&self, entry: u32, span: u32) {
         let series = self.state().published.get(&entry).and_then(Weak::upgrade);
         let Some(series) = series else { return };
@@ -341,7 +344,7 @@ impl Publisher {
     }
 }
 
-/// The parts of a timeline whose object is in memory.
+/// The spans of a timeline whose objects are in memory.
 fn spans_in_memory(
     timeline: &LinkedTimeline,
     residency: &Residency,

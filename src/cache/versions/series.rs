@@ -1,4 +1,4 @@
-//! The timeline of one query, and what is published of it.
+//! The timeline of one query, and its publication.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -15,23 +15,23 @@ use crate::object::ObjectInfo;
 use crate::shm::DirectoryEntry;
 use crate::sync::{Mutex, MutexGuard};
 
-/// The timeline of one query, and how it is used.
+/// The timeline of one query, and its use.
 #[derive(Debug)]
 pub(crate) struct Series {
     pub(super) timeline: ArcSwap<LinkedTimeline>,
     pub(super) used: AtomicU64,
-    /// When the source told that the path changed; 0: never. Requests ask it then.
+    /// When the source reported a change of the path; 0: never. Requests then ask the source.
     pub(super) changed: AtomicU64,
-    /// The source told that the path changed, and it is asked in the background.
+    /// The source reported a change of the path, and is asked in the background.
     pub(super) told: AtomicBool,
-    /// For what time the source was asked last.
+    /// The timestamp for which the source was asked last.
     pub(super) asked: AtomicI64,
     pub(super) pace: Arc<Pace>,
-    /// Held while the timeline is replaced.
+    /// Locked while the timeline is replaced.
     published: Mutex<PublishedState>,
-    /// It is among those of which a snapshot is to be made.
+    /// Whether the series is queued for a snapshot.
     pub(super) to_publish: AtomicBool,
-    /// Not before this moment, in milliseconds of the catalog's clock.
+    /// Earliest time of the next snapshot, in milliseconds of the catalog's clock.
     pub(super) publish_after: AtomicU64,
 }
 
@@ -41,7 +41,7 @@ enum PublishedState {
     #[default]
     Nothing,
     Snapshot(Box<Publication>),
-    /// The series is forgotten: nothing is published of it any more.
+    /// The series is forgotten: it is not published any more.
     Closed,
 }
 
@@ -55,7 +55,7 @@ impl PublishedState {
 }
 
 impl Series {
-    /// The timeline of a query of which nothing is known.
+    /// A timeline without any known versions.
     pub(super) fn new(used: u64) -> Self {
         Self {
             timeline: ArcSwap::from_pointee(LinkedTimeline::new(Timeline::unknown())),
@@ -74,7 +74,8 @@ impl Series {
         self.published.lock()
     }
 
-    /// Whether what consumers read is not right any more; it is withdrawn then.
+    /// Adds versions to the timeline. If the publication is not right any more, it is withdrawn;
+    /// returns whether it was.
     pub(super) fn learn(
         &self,
         span: ValidityInterval,
@@ -101,7 +102,7 @@ impl Series {
         !right
     }
 
-    /// The timeline as of now.
+    /// The current timeline.
     pub(crate) fn timeline(&self) -> Arc<LinkedTimeline> {
         self.timeline.load_full()
     }
@@ -111,8 +112,8 @@ impl Series {
         self.published().publication().map(|publication| look(publication))
     }
 
-    /// Publishes a draft, unless it is not right any more. `entry` takes an entry of the directory, if
-    /// there is one.
+    /// Publishes a draft, unless it is not right any more. `entry` takes an entry of the directory,
+    /// if one is free.
     pub(super) fn publish(
         &self,
         draft: Draft,
@@ -129,7 +130,7 @@ impl Series {
             PublishedState::Snapshot(publication) => {
                 let before = publication.replace(draft, &current, &freshness());
                 drop(published);
-                // Its memory goes back without the lock.
+                // Its memory is freed outside the lock.
                 drop(before);
                 PublishOutcome::Replaced
             }
@@ -144,7 +145,7 @@ impl Series {
         }
     }
 
-    /// Publishes nothing until a snapshot is made anew.
+    /// Ends the publication until the next snapshot is made.
     pub(crate) fn unpublish(&self) {
         let mut published = self.published();
         if matches!(&*published, PublishedState::Snapshot(_)) {
@@ -154,17 +155,17 @@ impl Series {
         }
     }
 
-    /// Consumers ask the service until something is learned anew.
+    /// Withdraws the publication: consumers ask the service until something new is learned.
     pub(super) fn withdraw(&self) {
         if let Some(publication) = self.published().publication() {
             publication.withdraw();
         }
     }
 
-    /// Nothing is published any more.
+    /// Ends the publication for good.
     pub(super) fn close(&self) {
         let published = std::mem::replace(&mut *self.published(), PublishedState::Closed);
-        // Its memory goes back without the lock.
+        // Its memory is freed outside the lock.
         drop(published);
     }
 
@@ -173,7 +174,7 @@ impl Series {
         Moment::from_millis(self.changed.load(Ordering::Acquire))
     }
 
-    /// When it was asked for last.
+    /// The time of the last request.
     pub(crate) fn used(&self) -> Moment {
         Moment::from_millis(self.used.load(Ordering::Relaxed))
     }
@@ -182,14 +183,14 @@ impl Series {
 /// The result of publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PublishOutcome {
-    /// Its first snapshot, under this entry of the directory.
+    /// The first snapshot, under this entry of the directory.
     New {
-        /// The entry's number.
+        /// Number of the entry.
         entry: u32,
     },
-    /// Instead of an earlier snapshot.
+    /// The snapshot replaces an earlier one.
     Replaced,
-    /// The timeline has changed: it is to be made again.
+    /// The timeline has changed: the draft must be made again.
     Changed,
     /// The directory has no entry left for the path.
     NoEntry,

@@ -1,14 +1,15 @@
-//! Look-ups in shared memory, without a call; what does not lie there the service is asked for.
+//! Look-ups in shared memory without a request; objects that are not there are requested from the
+//! service.
 //!
 //! ```text
 //!  LocalPath::at(t) ─▶ shared memory ──found──▶ View (a slot of the pins page)
 //!                          │ not there, not confirmed, …
 //!                          └─▶ worker thread ─Flight─▶ service ─▶ View (a lease)
-//!                                                        └ publishes the path: next time it is found
+//!                                                        └ publishes the path for later look-ups
 //! ```
 //!
-//! The worker has a connection and a session of its own, so a look-up can be made in any thread,
-//! with a runtime or without one.
+//! The worker has its own connection and session, so look-ups can be made in any thread, with or
+//! without a runtime.
 
 mod path;
 mod shared;

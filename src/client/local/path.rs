@@ -1,4 +1,4 @@
-//! Handles: the local plane of a client, and one path of it.
+//! Handles for local look-ups: those of a client, and a path of it.
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::interval::Timestamp;
 use crate::object::ObjectPath;
 use crate::shm::{AskReason, LocalPlane, LookUpCounts, PlanePath};
 
-/// The local plane of a client. Clones share it.
+/// Local look-ups of a client. Clones share the session.
 #[derive(Debug, Clone)]
 pub struct Local(Arc<LocalShared>);
 
@@ -20,18 +20,18 @@ impl Local {
         Self(shared)
     }
 
-    /// A path to look up in. Makes no call; the path need not be known to the service.
+    /// A path to look up objects in. No request is sent; the service need not know the path.
     ///
     /// # Errors
-    /// [`ClientError::Argument`] if `path` is no object path.
+    /// [`ClientError::Argument`] if `path` is not an object path.
     pub fn path(&self, path: &str) -> Result<LocalPath, ClientError> {
         let path = ObjectPath::new(path)
             .map_err(|error| ClientError::Argument { reason: format!("{path:?}: {error}") })?;
         Ok(LocalPath { first: PlaneStep::new(&self.0, &path), shared: Arc::clone(&self.0), path })
     }
 
-    /// Objects of several paths and times, in their order; `None` where nothing is valid. What does
-    /// not lie in shared memory is asked for in one request per path.
+    /// Objects of several paths and times, in the given order; `None` where no object is valid.
+    /// Objects that are not in shared memory are requested, with one request per path.
     ///
     /// # Errors
     /// As [`LocalPath::at`].
@@ -61,21 +61,21 @@ impl Local {
         Ok(views)
     }
 
-    /// What its session looked up so far; nothing before it is attached.
+    /// Counts of look-ups in this session; zeros before it is attached.
     pub fn counts(&self) -> LookUpCounts {
         self.0.plane.load().as_ref().map(|plane| plane.counts()).unwrap_or_default()
     }
 }
 
-/// A path to look up in. It is for one thread; a clone is cheap.
+/// A path to look up objects in. It is used by one thread; a clone is cheap.
 pub struct LocalPath {
     shared: Arc<LocalShared>,
     path: ObjectPath,
     first: PlaneStep,
 }
 
-/// The path in the plane of one session, and in those of later sessions: views borrow from each, so
-/// none is dropped before the handle is.
+/// The path in the plane of one session, linked to those of later sessions. Views borrow from each,
+/// so all are kept until the handle is dropped.
 struct PlaneStep {
     plane: Option<(Arc<LocalPlane>, PlanePath)>,
     next: OnceCell<Box<PlaneStep>>,
@@ -106,7 +106,7 @@ impl fmt::Debug for LocalPath {
 }
 
 impl LocalPath {
-    /// The path.
+    /// The object path.
     pub fn path(&self) -> &ObjectPath {
         &self.path
     }
@@ -119,12 +119,12 @@ impl LocalPath {
         step
     }
 
-    /// The object that is valid at `at`; `None` where nothing is. Without a call where it lies in
-    /// shared memory and the service has confirmed it; else the service is asked, which takes as long
-    /// as a table does and blocks this thread meanwhile.
+    /// The object that is valid at `at`; `None` if none is. Makes no request if the object is in
+    /// shared memory and the service has confirmed it. Otherwise the service is asked, which takes
+    /// as long as a table and blocks this thread.
     ///
     /// # Errors
-    /// What the service answers; [`ClientError::ForkedProcess`].
+    /// The error of the service; [`ClientError::ForkedProcess`].
     #[inline]
     pub fn at(&self, at: Timestamp) -> Result<Option<View<'_>>, ClientError> {
         match self.find(at)? {
@@ -133,11 +133,11 @@ impl LocalPath {
         }
     }
 
-    /// The object that is valid at `at`, if it lies in shared memory and the service has confirmed
-    /// it. Never makes a call, and never blocks.
+    /// The object that is valid at `at`, if it is in shared memory and the service has confirmed
+    /// it. Makes no request and never blocks.
     ///
     /// # Errors
-    /// Why the service would have to be asked.
+    /// The reason why the service must be asked.
     #[inline]
     pub fn try_at(&self, at: Timestamp) -> Result<View<'_>, AskReason> {
         match &self.last().plane {
@@ -146,7 +146,7 @@ impl LocalPath {
         }
     }
 
-    /// The object, if it lies in shared memory.
+    /// The object; `None` if it is not in shared memory.
     #[inline]
     fn find(&self, at: Timestamp) -> Result<Option<View<'_>>, ClientError> {
         match self.try_at(at) {
@@ -156,11 +156,12 @@ impl LocalPath {
         }
     }
 
-    /// Asks the service for the objects of some times.
+    /// Requests the objects of several times from the service.
     #[cold]
     fn ask(&self, times: Vec<i64>) -> Result<Vec<Option<View<'_>>>, ClientError> {
         let objects = self.shared.ask(&self.path, times);
-        // The session may be another one by now: the first, or that of a service that came back.
+        // The session may have changed meanwhile: it is the first one, or that of a restarted
+        // service.
         let last = self.last();
         let plane = self.shared.plane.load();
         let known = last.plane.as_ref().map(|(plane, _)| Arc::as_ptr(plane));

@@ -1,4 +1,4 @@
-//! What all handles of the local plane of one client share.
+//! State shared by all handles for local look-ups of one client.
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -12,28 +12,28 @@ use crate::object::{ObjectId, ObjectPath};
 use crate::shm::LocalPlane;
 use crate::shm::attach::LeasedBytes;
 
-/// How much later than its limit an answer of the worker may come.
+/// Extra time for an answer of the worker after its limit.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The bytes of an object that the service was asked for.
+/// Bytes of an object requested from the service.
 #[derive(Debug, Clone)]
 pub(super) enum AskedBytes {
     /// In shared memory, pinned by a lease.
     Leased(Arc<LeasedBytes>),
-    /// From a service on another node.
+    /// A copy, from a service on another node.
     Copied(Arc<[u8]>),
 }
 
-/// An object that the service was asked for.
+/// An object requested from the service.
 #[derive(Debug, Clone)]
 pub(super) struct AskedObject {
     pub(super) bytes: AskedBytes,
     pub(super) id: ObjectId,
-    /// The version's own validity interval, in milliseconds.
+    /// The version's own validity interval, in milliseconds since the Unix epoch.
     pub(super) validity: (i64, i64),
 }
 
-/// The objects of some times, in their order; `None`: nothing is valid.
+/// Objects of several times, in the given order; `None`: no object is valid.
 pub(super) type AskedObjects = Result<Vec<Option<AskedObject>>, ClientError>;
 
 /// A question to the worker.
@@ -44,18 +44,18 @@ pub(super) struct Question {
     pub(super) answer: SyncSender<AskedObjects>,
 }
 
-/// What all handles share.
+/// State shared by all handles.
 #[derive(Debug)]
 pub(in crate::client) struct LocalShared {
-    /// That of the worker's session, as long as it has one.
+    /// Plane of the worker's session, while it has one.
     pub(super) plane: Arc<ArcSwapOption<LocalPlane>>,
     pub(super) questions: UnboundedSender<Question>,
-    /// How long the worker may take for a question.
+    /// Time limit of the worker for a question.
     pub(super) patience: Duration,
 }
 
 impl LocalShared {
-    /// Has the worker ask the service. Waits for its answer.
+    /// Asks the service by the worker, and waits for its answer.
     pub(super) fn ask(&self, path: &ObjectPath, times: Vec<i64>) -> AskedObjects {
         let (answer, answered) = sync_channel(1);
         let question = Question { path: path.clone(), times, answer };

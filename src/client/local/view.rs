@@ -1,4 +1,4 @@
-//! An object that was looked up.
+//! Objects that were looked up.
 
 use std::fmt;
 use std::ops::Deref;
@@ -8,7 +8,7 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::ObjectId;
 use crate::shm::{OwnedPinnedView, PinnedView};
 
-/// The bytes of an object, which stay where they are as long as this lives.
+/// Bytes of an object. They stay in place until the view is dropped.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), iovcache::client::ClientError> {
@@ -38,7 +38,7 @@ impl<'a> View<'a> {
         Self(ViewBytes::Asked(object))
     }
 
-    /// The version's id.
+    /// Id of the version.
     pub fn id(&self) -> ObjectId {
         match &self.0 {
             ViewBytes::Pinned(view) => view.id(),
@@ -47,7 +47,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The version's own validity interval, milliseconds since the Unix epoch.
+    /// The version's own validity interval, in milliseconds since the Unix epoch.
     pub fn validity(&self) -> ValidityInterval {
         let (from, until) = match &self.0 {
             ViewBytes::Pinned(view) => view.validity_millis(),
@@ -55,7 +55,7 @@ impl<'a> View<'a> {
             ViewBytes::Asked(object) => object.validity,
         };
         let [from, until] = [from, until].map(Timestamp::from_millis);
-        // What a service publishes is an interval; of another one nothing is known.
+        // A service publishes valid intervals only; an empty one would be unknown.
         ValidityInterval::new(from, until).unwrap_or(ValidityInterval::ALL)
     }
 
@@ -64,7 +64,7 @@ impl<'a> View<'a> {
         !matches!(self.0, ViewBytes::Asked(_))
     }
 
-    /// The same view, which does not borrow from its path.
+    /// Like `self`, without borrowing from the path.
     pub fn into_owned(self) -> View<'static> {
         View(match self.0 {
             ViewBytes::Pinned(view) => ViewBytes::Owned(view.into_owned()),

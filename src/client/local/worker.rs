@@ -1,4 +1,4 @@
-//! The thread that asks the service for what a look-up did not find.
+//! Worker thread that requests objects which a look-up did not find.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,31 +15,31 @@ use super::path::Local;
 use super::shared::{AskedBytes, AskedObject, AskedObjects, LocalShared, Question};
 use crate::client::error::ClientError;
 use crate::client::options::ClientOptions;
-use crate::client::request::TableRequest;
 use crate::client::service::Client;
 use crate::client::table::Table;
 use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectId;
 use crate::shm::LocalPlane;
 use crate::shm::attach::{LeasedBytes, process_generation};
+use crate::table::TableRequest;
 
-/// The name of the only column of a question.
+/// Name of the only column of a question.
 const COLUMN: &str = "object";
-/// Attempts to get a table and the record of what served it of one moment.
+/// Attempts to get a table and its objects view for the same versions.
 const ATTEMPTS: usize = 4;
 
-/// An object's id, and its validity interval in milliseconds.
+/// Id of an object, and its validity interval in milliseconds since the Unix epoch.
 type VersionFacts = (ObjectId, (i64, i64));
 
 impl Client {
-    /// Look-ups in shared memory, without a call, for a client on the node of the service; what does
-    /// not lie there the service is asked for. All handles of a client share one session of their
-    /// own.
+    /// Local look-ups: in shared memory without a request, for a client on the node of the service.
+    /// Objects that are not there are requested from the service. All handles of a client share one
+    /// session, distinct from that of the client.
     ///
-    /// Blocks until that is connected, 10 s at most.
+    /// Blocks until the session is connected, at most 10 s.
     ///
     /// # Errors
-    /// [`ClientError::Connect`] and what else connecting gives; [`ClientError::ForkedProcess`].
+    /// [`ClientError::Connect`] and the other errors of connecting; [`ClientError::ForkedProcess`].
     pub fn local(&self) -> Result<Local, ClientError> {
         if self.process() != process_generation() {
             return Err(ClientError::ForkedProcess);
@@ -95,7 +95,7 @@ async fn connect(url: &str, options: ClientOptions) -> Result<Client, ClientErro
     Ok(client)
 }
 
-/// Answers questions until nobody can ask any more.
+/// Answers questions until the last handle is dropped.
 async fn serve(
     client: Client,
     plane: &Arc<ArcSwapOption<LocalPlane>>,
@@ -106,13 +106,13 @@ async fn serve(
         tokio::spawn(async move {
             let objects = ask(&client, path.as_str(), &times).await;
             publish_plane(&client, &plane).await;
-            // Whoever asked may have given up.
+            // The caller may have given up.
             let _ = answer.send(objects);
         });
     }
 }
 
-/// Hands the plane of the client's session to the handles, if it is another one than before.
+/// Passes the plane of the client's session to the handles, if it has changed.
 async fn publish_plane(client: &Client, plane: &ArcSwapOption<LocalPlane>) {
     let Some(session) = client.session().await else { return };
     let is_known = |known: &Arc<LocalPlane>| Arc::ptr_eq(known.attachment(), &session);
@@ -123,11 +123,11 @@ async fn publish_plane(client: &Client, plane: &ArcSwapOption<LocalPlane>) {
     }
 }
 
-/// The objects of some times.
+/// Requests the objects of several times.
 async fn ask(client: &Client, path: &str, times: &[i64]) -> AskedObjects {
     match ask_together(client, path, times).await {
         Err(error) if error.kind() == ErrorKind::NotFound => match times {
-            // A path whose policy is that something must be valid.
+            // The path has the policy that an object must be valid.
             [_] => Ok(vec![None]),
             _ => {
                 let mut objects = Vec::with_capacity(times.len());
@@ -159,7 +159,7 @@ async fn ask_together(client: &Client, path: &str, times: &[i64]) -> AskedObject
     }
 }
 
-/// What the objects view says, by the first row of each run.
+/// Versions in the objects view, by the first row of each run.
 fn descriptions(batches: &[RecordBatch]) -> Result<HashMap<usize, VersionFacts>, ClientError> {
     let unreadable = |what: &str| ClientError::Answer { reason: format!("objects view: {what}") };
     let mut described = HashMap::new();
@@ -182,7 +182,7 @@ fn descriptions(batches: &[RecordBatch]) -> Result<HashMap<usize, VersionFacts>,
     Ok(described)
 }
 
-/// The object of each row of a table with one column.
+/// Object of each row of a table with one column.
 fn objects_of(table: Table, described: &HashMap<usize, VersionFacts>) -> AskedObjects {
     let (rows, is_mapped) = (table.rows(), table.is_mapped());
     let column = table.column(COLUMN)?;

@@ -1,4 +1,4 @@
-//! Identities of clients, and the list of those that may attach.
+//! Identities of clients, and the users that may attach.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::shm::attach::PeerCredentials;
 /// An identified client and its role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The name of the token or of the certificate, or a name in its place.
+    /// The name of the token or of the certificate; a placeholder if the client presented none.
     pub name: Arc<str>,
     /// The client's role.
     pub role: Role,
@@ -65,19 +65,19 @@ pub(crate) enum Peer {
     Process(PeerCredentials),
     /// A client at a network address.
     Address {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// The names in its certificate, if our authority signed it.
+        /// The names in its certificate, if the service's authority signed it.
         certificate: Option<Arc<[String]>>,
     },
 }
 
-/// The key under which connections are counted.
+/// The key under which connections of one peer are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum PeerKey {
     Uid(u32),
     Address(IpAddr),
-    /// This node, over TCP: a process picks any address of 127.0.0.0/8 as its own.
+    /// This node, over TCP: a process can bind any address of 127.0.0.0/8.
     Loopback,
 }
 
@@ -208,7 +208,7 @@ impl Access {
             return Err(Exposed { address, missing });
         }
         let open = is_loopback(address) || self.0.keys.load().is_empty();
-        let missing = "a CCDB asks nobody for a key, and this service has some (--tokens)";
+        let missing = "a CCDB that reads without a key, and this service has keys (--tokens)";
         if open { Ok(()) } else { Err(Exposed { address, missing }) }
     }
 }
@@ -234,16 +234,15 @@ impl AttachGate for Access {
     }
 }
 
-/// Others than this node would reach the service, and nothing would keep them out.
+/// An address can be reached from other nodes without the required protection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{address} can be reached from other nodes, and there is {missing}: listen on loopback, or say \
-     --insecure"
+    "{address} can be reached from other nodes: {missing}; listen on loopback, or use --insecure"
 )]
 pub struct Exposed {
-    /// Where it would listen.
+    /// The address of the listener.
     pub address: SocketAddr,
-    /// What is missing.
+    /// The missing protection.
     pub missing: &'static str,
 }
 

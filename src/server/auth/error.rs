@@ -7,19 +7,19 @@ use crate::cache::NotListed;
 use crate::error::coded;
 use crate::interval::Timestamp;
 
-/// A call or a process is refused. No message reveals the credentials presented.
+/// A call or a process is refused. No message reveals the presented credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denied {
-    /// Nothing was presented.
+    /// No credentials were presented.
     #[error(
         "this service asks for a token (`authorization: Bearer TOKEN`, or `token` on attaching)"
     )]
     NoCredentials,
-    /// The token is none of ours.
-    #[error("the token is not known here")]
+    /// The token is unknown.
+    #[error("the token is unknown")]
     UnknownToken,
-    /// The token was one of ours.
+    /// The token has expired.
     #[error("the token {name:?} has expired at {expired}")]
     Expired {
         /// The name of the token.
@@ -27,20 +27,20 @@ pub enum Denied {
         /// The expiry time.
         expired: Timestamp,
     },
-    /// The header is none that we read.
+    /// The authorization header cannot be read.
     #[error("the authorization header is not `Bearer TOKEN`")]
     Malformed,
     /// The user of a process on the node is not listed.
     #[error(transparent)]
     Peer(#[from] NotListed),
-    /// The certificate is good, but nobody said what its bearer may.
+    /// The certificate is valid, but has no role.
     #[error("the certificate of {} has no role here", names.join(", "))]
     Certificate {
         /// The names in it.
         names: Vec<String>,
     },
-    /// It is known who asks, and that one may not.
-    #[error("{name:?} may {has}, and {what} needs {needs}")]
+    /// The client is identified, but its role does not permit the call.
+    #[error("{name:?} has the role {has}, and {what} needs {needs}")]
     Role {
         /// The name of the client.
         name: Arc<str>,
@@ -51,8 +51,8 @@ pub enum Denied {
         /// The role needed.
         needs: Role,
     },
-    /// So many calls are under way that no more are taken.
-    #[error("{limit} calls are under way, no more are taken")]
+    /// The maximum number of concurrent calls is reached.
+    #[error("{limit} calls are running, which is the limit (calls)")]
     TooManyCalls {
         /// The maximum number of concurrent calls.
         limit: usize,

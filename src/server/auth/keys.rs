@@ -97,7 +97,7 @@ struct CertificateEntry {
 }
 
 impl Keys {
-    /// From TOML.
+    /// Parses keys in TOML.
     ///
     /// # Errors
     /// [`KeysError`] names the line, or the token.
@@ -114,7 +114,7 @@ impl Keys {
         for TokenEntry { name, sha256, role, expires } in file.token {
             let named = |reason: &str| wrong(format!("token {name:?}: {reason}"));
             if name.is_empty() || tokens.iter().any(|token| *token.name == *name) {
-                return Err(named("each has a name of its own"));
+                return Err(named("each token needs a name of its own"));
             }
             let hash = hash_of_hex(&sha256)
                 .ok_or_else(|| named("sha256 is the token's SHA-256: 64 hexadecimal digits"))?;
@@ -147,8 +147,11 @@ impl Keys {
         self.tokens.is_empty() && self.certificates.is_empty()
     }
 
-    /// The name and role of a token. All are compared, each in constant time: the duration reveals
-    /// neither how much of the token was right nor which entry it matches.
+    /// The name and role of a token at `now`. All tokens are compared, each in constant time: the
+    /// duration reveals neither how much of the token was right nor which entry it matches.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownToken`], [`Denied::Expired`].
     pub(super) fn bearer(
         &self,
         token: &Secret,

@@ -16,14 +16,12 @@
 
 mod access;
 mod error;
-mod guard;
 mod keys;
 mod role;
 
 pub use access::{Access, Exposed, Identity};
 pub(super) use access::{Peer, PeerKey};
 pub use error::Denied;
-pub(super) use guard::GuardLayer;
 pub use keys::{Keys, KeysError};
 pub use role::Role;
-pub(super) use role::needed_for_action;
+pub(super) use role::{needed_for_action, needed_for_call};

@@ -1,24 +1,24 @@
-//! Roles, and which call needs which.
+//! Roles, and the role that each call needs.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What a client may do; each role includes those before it.
+/// The permissions of a client; each role includes the previous ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Request tables, attach, report consumed timeframes, and read the status.
     Read,
-    /// And register timeframes.
+    /// Also register timeframes.
     Register,
-    /// And prefetch, invalidate, drop timeframes of others, check.
+    /// Also prefetch, invalidate, drop timeframes of other clients, and check.
     Administer,
 }
 
 impl Role {
-    /// As it stands in files.
+    /// The name in files and options.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Read => "read",

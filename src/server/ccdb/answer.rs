@@ -1,4 +1,4 @@
-//! From a request to an answer.
+//! Answers to requests by time, path or UUID.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -23,7 +23,7 @@ use crate::source::Details;
 /// Longest wait of an answer for optional details.
 const DETAILS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The form of the address by which a body was requested.
+/// The kind of address by which a body was requested.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     /// A time.
@@ -222,7 +222,7 @@ impl<'a> ObjectReply<'a> {
         reply
     }
 
-    /// Of a HEAD request for a version whose size and MD5 are known.
+    /// The answer to a HEAD request for a version with known size and MD5.
     fn head_alone(&self, known: Option<(u64, Md5Sum)>) -> CcdbReply {
         let mut reply = self.begin(200);
         reply.header("Accept-Ranges", "bytes");

@@ -68,7 +68,7 @@ impl Front {
         let mut found = self.find(&wanted, limits(request), with_subfolders).await?;
         let is_one = found.left_out.first().is_some_and(|path| path.as_str() == wanted.path);
         if is_one {
-            let message = "the source does not list this path: ask by time";
+            let message = "the source does not list this path: request it by time";
             return Ok(page::status(501, message));
         }
         if only_latest {

@@ -9,10 +9,10 @@
 //! ```
 //!
 //! **Without write permission.** AliceO2's client takes every answer for success that libcurl takes
-//! for one, whatever its status. An upload or a change of a path that a CCDB keeps is therefore
-//! redirected there with 307, which that client follows, as a node's cache does it. All others are
-//! refused with an answer that states the reason and is then cut short, which libcurl reports as an
-//! error.
+//! for one, regardless of its status. An upload or a change of a path that a CCDB keeps is
+//! therefore redirected there with 307, which that client follows, as a node's cache does. All
+//! others are refused with an answer that states the reason and is then cut short, which libcurl
+//! reports as an error.
 
 use std::io;
 use std::net::SocketAddr;

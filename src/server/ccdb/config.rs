@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a question for a time is answered.
+/// Form of the answer to a look-up by time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Answering {
-    /// 303 to `/path/from/uuid`, where the body is.
+    /// 303 to `/path/from/uuid`, the address of the body.
     #[default]
     Redirect,
-    /// 200 with the body at once.
+    /// 200 with the body.
     Body,
 }
 
@@ -20,12 +20,13 @@ pub enum Answering {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CcdbServerConfig {
-    /// Where it listens (plain HTTP), port 0 picks one; without this there is none.
+    /// TCP address (plain HTTP); port 0 picks a free port. By default there is no CCDB side.
     pub listen: Option<SocketAddr>,
-    /// How a question for a time is answered: `"redirect"` (303 to the version's own address), or
-    /// `"body"` (200 with the bytes at once).
+    /// Form of the answer to a look-up by time: `"redirect"` (303 to the address of the version),
+    /// or `"body"` (200 with the bytes).
     pub answer: Answering,
-    /// Whether uploads, changes and deletions are passed on to the source that keeps the path; where
-    /// there are tokens, of those who may administer. Only at an address of this node alone.
+    /// Whether uploads, changes and deletions are passed on to the source that keeps the path; if
+    /// there are tokens, only those of clients with the role administer. Only at an address of this
+    /// node.
     pub writable: bool,
 }

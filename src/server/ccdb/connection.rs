@@ -50,7 +50,7 @@ pub(in crate::server) async fn serve(
                     let _place = place;
                     // A client that disconnects is no error of the service.
                     if let Err(error) = attend(stream, &front, &stop).await {
-                        tracing::debug!(%error, "a CCDB connection broke off");
+                        tracing::debug!(%error, "a CCDB connection failed");
                     }
                 });
             }

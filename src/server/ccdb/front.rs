@@ -1,4 +1,4 @@
-//! The CCDB side as a value: its cache, and how it answers.
+//! The state of the CCDB side: its cache, and its options.
 
 use std::time::Duration;
 

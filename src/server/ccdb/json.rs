@@ -1,4 +1,4 @@
-//! A listing as JSON, old keys and new ones side by side as real servers write them.
+//! A listing as JSON, with old and new keys as real servers write them.
 
 use std::fmt::Write as _;
 

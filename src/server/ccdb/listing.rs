@@ -26,6 +26,9 @@ pub(super) struct Found {
 
 impl Front {
     /// The versions that `wanted` selects: those of all paths that its pattern matches.
+    ///
+    /// # Errors
+    /// [`CacheError`] if a path cannot be listed.
     pub(super) async fn find(
         &self,
         wanted: &Wanted,
@@ -73,6 +76,9 @@ impl Front {
     }
 
     /// The paths that a pattern matches, sorted.
+    ///
+    /// # Errors
+    /// The error of the source.
     pub(super) async fn paths_of(&self, pattern: &Pattern) -> Result<Vec<PathSummary>, CacheError> {
         let Pattern::Wild { prefix, glob } = pattern else { return Ok(Vec::new()) };
         let mut paths = self.cache.paths(prefix).await?;

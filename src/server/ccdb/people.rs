@@ -13,9 +13,9 @@ use crate::source::Details;
 
 /// Maximum versions on one page; programs get all.
 const SHOWN: usize = 1_000;
-/// Maximum versions in the picture.
+/// Maximum versions in the chart.
 const PICTURED: usize = 200;
-/// Width of the picture in its own units; it is scaled to the width of the page.
+/// Width of the chart in its own units; it is scaled to the width of the page.
 const WIDTH: f64 = 1000.0;
 
 const STYLE: &str = include_str!("people.css");
@@ -87,8 +87,8 @@ impl ListingFormat for PeoplePage {
         if count > SHOWN {
             let _ = writeln!(
                 text,
-                "<p>The first {SHOWN} of {count} are shown; a time behind the path, as in \
-                 <code>/browse/path/1730000000000</code>, shows those that hold then.</p>"
+                "<p>The first {SHOWN} of {count} are shown; a time after the path, as in \
+                 <code>/browse/path/1730000000000</code>, shows those that are valid then.</p>"
             );
         }
         text.push_str(
@@ -195,7 +195,7 @@ fn picture(versions: &[std::sync::Arc<ObjectInfo>]) -> String {
     ) else {
         return String::new();
     };
-    // The width of the picture in milliseconds; precision does not matter here.
+    // The width of the chart in milliseconds; precision does not matter here.
     let span = (end as f64 - begin as f64).max(1.0);
     let x = |at: Timestamp| (at.as_millis() as f64 - begin as f64) / span * WIDTH;
     let height = (all.len() * 4).clamp(24, 400);
@@ -222,7 +222,8 @@ fn picture(versions: &[std::sync::Arc<ObjectInfo>]) -> String {
     }
     text.push_str("</svg>\n");
     if left_out > 0 {
-        let _ = writeln!(text, "<p>{left_out} that were created earlier are not drawn.</p>");
+        let _ =
+            writeln!(text, "<p>{left_out} versions that were created earlier are not drawn.</p>");
     }
     text
 }

@@ -1,4 +1,4 @@
-//! An answer: headers in the order and spelling of CCDB, bodies out of shared memory.
+//! An answer: headers in the order and spelling of CCDB, bodies from shared memory.
 
 use std::fmt::{Display, Write as _};
 use std::io;
@@ -101,7 +101,7 @@ impl CcdbReply {
         self.header("Date", httpdate::HttpDate::from(SystemTime::now()));
     }
 
-    /// A time as HTTP writes it, if it can.
+    /// Adds a header with a time in HTTP's format, if it can express the time.
     pub(super) fn http_date(&mut self, name: &str, at: Timestamp) {
         // The years 1970 to 9999.
         let millis = u64::try_from(at.as_millis()).ok().filter(|ms| *ms < 253_402_300_800_000);
@@ -117,7 +117,7 @@ impl CcdbReply {
         self
     }
 
-    /// With a text as body.
+    /// Sets a text as body.
     pub(super) fn text(mut self, content_type: &str, text: Vec<u8>) -> Self {
         self.header("Content-Type", content_type);
         self.header("Content-Length", text.len());
@@ -125,7 +125,7 @@ impl CcdbReply {
         self
     }
 
-    /// With a part of an object as body.
+    /// Sets a part of an object as body.
     pub(super) fn object(mut self, held: &Arc<HeldObject>, range: Range<usize>) -> Self {
         self.header("Content-Length", range.len());
         self.object_bytes = range.len() as u64;
@@ -133,7 +133,7 @@ impl CcdbReply {
         self
     }
 
-    /// With several parts of an object as body, each preceded by a text, and a final text.
+    /// Sets several parts of an object as body, each preceded by a text, and a final text.
     pub(super) fn parts(
         mut self,
         held: &Arc<HeldObject>,
@@ -151,19 +151,19 @@ impl CcdbReply {
         self
     }
 
-    /// With a body that is made while it is sent.
+    /// Sets a body that is made while it is sent.
     pub(super) fn stream(mut self, content_type: &str, body: ReplyBody) -> Self {
         self.header("Content-Type", content_type);
         self.content = ReplyContent::Stream(body);
         self
     }
 
-    /// The bytes of an object in it.
+    /// Number of bytes of objects in the body.
     pub(super) fn object_bytes(&self) -> u64 {
         self.object_bytes
     }
 
-    /// The answer as hyper takes it. No reason phrase: real servers send none.
+    /// Converts the answer for hyper. It has no reason phrase, like those of real servers.
     pub(super) fn into_response(self, is_head: bool) -> Response<ReplyBody> {
         let never = |never| match never {};
         let body = match self.content {

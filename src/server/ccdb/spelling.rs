@@ -5,7 +5,7 @@
 //! names in lower case, except for those of a head that it has read itself with the spelling
 //! preserved: it then stores the spelling in an extension of a private type, and uses it in an
 //! answer. A head with the needed names is therefore read once per set of names, and its extension
-//! is put into every answer with these names.
+//! is added to every answer with these names.
 
 use std::convert::Infallible;
 use std::io::Cursor;

@@ -79,7 +79,8 @@ pub(super) fn describe(
     }
 }
 
-/// The address of its body, in the form of file-backed servers: sufficient to find it.
+/// The address of the body, in the form of file-backed servers; it is sufficient to find the
+/// version.
 pub(super) fn address(version: &ObjectInfo) -> String {
     format!("/{}/{}/{}", version.path, version.validity.from(), version.id)
 }

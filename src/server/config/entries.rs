@@ -1,26 +1,26 @@
-//! The repeated entries of a configuration: sources, paths, and remapped paths.
+//! The repeated entries of a configuration: sources, paths, and replacements of paths.
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::units::TimeSpan;
 use crate::object::ObjectPath;
+use crate::server::units::TimeSpan;
 use crate::source::split_prefixes;
 
 /// One source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
-    /// Where it is: `http(s)://host:port` (CCDB), `file:///dir`, `s3://bucket/prefix`, `memory:`.
+    /// URL: `http(s)://host:port` (CCDB), `file:///dir`, `s3://bucket/prefix`, `memory:`.
     pub url: String,
-    /// It is asked only for these paths and those below them; empty: for all.
+    /// Paths for which the source is asked, including the paths below them; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
 }
 
-/// `URL`, or `URL#PREFIX,PREFIX`: a source for some paths only.
+/// Parses `URL`, or `URL#PREFIX,PREFIX`: a source for these paths only.
 impl From<&str> for SourceConfig {
     fn from(text: &str) -> Self {
         let (url, paths) = split_prefixes(text);
@@ -28,24 +28,24 @@ impl From<&str> for SourceConfig {
     }
 }
 
-/// What holds for a path and those below it.
+/// Settings of a path and the paths below it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PathConfig {
     /// The path.
     pub path: String,
-    /// Where nothing is valid: `"required"` is an error, `"optional"` is null, whatever the request
-    /// says; left out, the request decides.
+    /// Result where nothing is valid: `"required"` is an error, `"optional"` is null, for every
+    /// request; by default the request decides.
     pub missing: Option<MissingConfig>,
     /// A file whose bytes are served where nothing is valid.
     pub default: Option<PathBuf>,
-    /// How long the source may take for a look-up, and for a body, e.g. `"5s"`.
+    /// Time limit of the source for a look-up, and for a body, e.g. `"5s"`.
     pub timeout: Option<TimeSpan>,
-    /// How long an answer may be used before it is asked again, e.g. `"10s"`.
+    /// How long an answer of the source is used before it is requested again, e.g. `"10s"`.
     pub refresh: Option<TimeSpan>,
 }
 
-/// What a table gets where nothing is valid.
+/// Result of a table where nothing is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MissingConfig {
@@ -55,16 +55,16 @@ pub enum MissingConfig {
     Optional,
 }
 
-/// A path that stands for another.
+/// A path that is replaced by another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemapConfig {
-    /// What is asked for.
+    /// The requested path.
     #[schemars(with = "String")]
     pub path: ObjectPath,
-    /// What is served; by default the same path, of another source.
+    /// The path that is served; by default the requested path, from another source.
     #[schemars(with = "Option<String>")]
     pub to: Option<ObjectPath>,
-    /// The source from which it comes, if not from the usual ones.
+    /// URL of the source; by default the configured sources.
     pub source: Option<String>,
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use crate::error::coded;
 
-/// Why a configuration is none: all that was found wrong with it.
+/// A configuration is invalid: all of its faults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The file, if it came from one.
+    /// The file, if the configuration came from one.
     pub file: Option<PathBuf>,
-    /// At least one.
+    /// The faults, at least one.
     pub faults: Vec<ConfigFault>,
 }
 

@@ -13,7 +13,6 @@ mod error;
 mod keys;
 mod service;
 mod settings;
-mod units;
 
 pub use document::Document;
 pub use entries::{MissingConfig, PathConfig, RemapConfig, SourceConfig};
@@ -21,4 +20,3 @@ pub use error::{ConfigError, ConfigFault};
 pub use keys::{ConfigKey, Section, SectionForm, sections};
 pub use service::{Config, LogFormat, SegmentBacking, TlsConfig};
 pub use settings::{Override, Settings, ValueOrigin};
-pub use units::{ByteSize, RegionPath, SocketMode, TimeSpan};

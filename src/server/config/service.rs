@@ -8,54 +8,54 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::entries::{PathConfig, RemapConfig, SourceConfig};
-use super::units::{ByteSize, RegionPath, SocketMode, TimeSpan};
 use crate::cache::RunInformation;
 use crate::cache::SlowConsumer;
 use crate::interval::Timestamp;
 use crate::object::ObjectPath;
 use crate::server::ccdb::CcdbServerConfig;
 use crate::server::limits::Limits;
+use crate::server::units::{ByteSize, RegionPath, SocketMode, TimeSpan};
 use crate::shm::SegmentCreation;
 use crate::source::ccdb::CcdbOptions;
 use crate::table::{ColumnList, ColumnRequest};
 
-/// The configuration of a service. The text of each key is what `iovcache config show` and the book
-/// say of it.
+/// The configuration of a service. `iovcache config show` and the book print the comment of each
+/// key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where Flight listens on TCP; port 0 picks one.
+    /// TCP address of Flight; port 0 picks a free port.
     pub listen: SocketAddr,
-    /// The folder of the Unix sockets flight.sock and attach.sock; by default one of its own under
+    /// The folder of the Unix sockets flight.sock and attach.sock; by default a private one under
     /// `$XDG_RUNTIME_DIR`, else under `/tmp`.
     pub socket: Option<PathBuf>,
-    /// The mode of the Unix sockets, in octal; `"0660"` lets the folder's group reach them. Who may
-    /// is decided by `allow_uids` and `allow_gids` too.
+    /// The mode of the Unix sockets, in octal; `"0660"` lets the folder's group reach them.
+    /// `allow_uids` and `allow_gids` restrict access further.
     pub socket_mode: SocketMode,
-    /// Where the status page, `/metrics`, `/healthz` and `/readyz` are; by default port 50052 of
-    /// localhost, or a port that is picked where `listen` has one picked.
+    /// TCP address of the status page, `/metrics`, `/healthz` and `/readyz`; by default port 50052
+    /// of localhost, or a free port if `listen` picks one.
     pub http: Option<SocketAddr>,
-    /// Shared memory in all.
+    /// Total shared memory.
     pub memory: ByteSize,
     /// Shared memory of one segment.
     pub segment: ByteSize,
-    /// What segments are made of: `"memfd"` (sealed; they go with the service), or `"shm"` (named
-    /// files in `shm_folder`).
+    /// Backing of segments: `"memfd"` (sealed; they end with the service), or `"shm"` (named files
+    /// in `shm_folder`).
     pub backing: SegmentBacking,
     /// The folder of named segments.
     pub shm_folder: PathBuf,
-    /// Name segments as managed segments of the FairMQ session with this id, which its devices can
-    /// then read: /dev/shm/fmq_ID_m_N. 8 hexadecimal digits as in the names, or the decimal number
-    /// that FairMQ's --shmid takes (one of 8 digits with a leading 0). All of them are made at the
-    /// start.
+    /// Name segments as managed segments of the FairMQ session with this id, so that its devices
+    /// can read them: /dev/shm/fmq_ID_m_N. 8 hexadecimal digits as in the names, or the decimal
+    /// number that FairMQ's --shmid takes (one of 8 digits with a leading 0). All segments are made
+    /// at the start.
     pub fairmq_shmid: Option<String>,
-    /// The same, the session by its name: its id is the first 8 hexadecimal digits of SHA-256 of
-    /// effective user id and name.
+    /// Like `fairmq_shmid`, by the name of the session: its id is the first 8 hexadecimal digits of
+    /// SHA-256 of effective user id and name.
     pub fairmq_session: Option<String>,
-    /// The number of the first of them; those below are FairMQ's own.
+    /// The number of the first FairMQ segment; lower numbers belong to FairMQ.
     pub fairmq_segment: Option<u16>,
-    /// A program that registers the segments with FairMQ before the service is ready, and takes them
-    /// out of FairMQ's book when it ends: `PROGRAM [--remove] SHMID NUMBER:BYTES…`
+    /// A program that registers the segments with FairMQ before the service is ready, and removes
+    /// them from FairMQ's registry when it ends: `PROGRAM [--remove] SHMID NUMBER:BYTES…`
     /// (examples/fairmq/register.cpp).
     pub fairmq_register: Option<PathBuf>,
     /// When they are made: `"start"` (all of them, before the service is ready), or `"needed"` (each
@@ -64,99 +64,98 @@ pub struct Config {
     /// Make a segment anew, under a fresh number, whose file another program has removed or
     /// overwritten. Its objects are loaded anew when they are requested.
     pub fairmq_renew: bool,
-    /// An unmanaged region that somebody else has made, by its id and file as `7=/dev/shm/file`: all
-    /// objects go there, and what it held is lost.
+    /// An unmanaged region that another process has made, by its id and file as `7=/dev/shm/file`:
+    /// all objects are stored there, and its previous content is lost.
     pub region: Option<RegionPath>,
-    /// A folder in which what was read is kept: it is there again after a restart, and when the
-    /// sources are down.
+    /// A folder with a copy of the objects read: it is used after a restart, and while sources are
+    /// down.
     pub disk: Option<PathBuf>,
-    /// How much room that folder may take.
+    /// Maximum size of that folder.
     pub disk_size: ByteSize,
-    /// What is put into a source is seen within this; by default 1 s for a folder, 10 s for object
-    /// stores, and for a CCDB what `[ccdb]` says.
+    /// Time within which the service sees new versions of a source; by default 1 s for a folder, 10
+    /// s for object stores, and for a CCDB the settings of `[ccdb]`.
     pub refresh: Option<TimeSpan>,
-    /// Only versions created at or before this are seen (ms since the epoch).
+    /// Only versions created at or before this time (ms since the epoch).
     #[schemars(with = "Option<i64>")]
     pub not_after: Option<Timestamp>,
-    /// Only versions created at or after this are seen (ms since the epoch).
+    /// Only versions created at or after this time (ms since the epoch).
     #[schemars(with = "Option<i64>")]
     pub not_before: Option<Timestamp>,
-    /// The path of the objects that tell when a run was: they are looked up at its number. For
-    /// ranges that name a run.
+    /// The path of the objects with the times of runs, for ranges that name a run; they are looked
+    /// up at the run number.
     #[schemars(with = "String")]
     pub run_information: ObjectPath,
-    /// The names of their metadata that have the begin and the end of a run (ms), as `BEGIN:END`; of
-    /// several pairs the first that is there counts.
+    /// Metadata keys of these objects for the begin and the end of a run (ms), as `BEGIN:END`; of
+    /// several pairs the first that is present counts.
     pub run_metadata: Vec<String>,
-    /// Users that may connect to the Unix sockets, beside the service's own and root.
+    /// Users that may connect to the Unix sockets, besides the service's own and root.
     pub allow_uids: Vec<u32>,
-    /// Groups whose members may.
+    /// Groups whose members may connect to the Unix sockets.
     pub allow_gids: Vec<u32>,
-    /// A file with the keys of those who may (`iovcache token` makes one); read again on SIGHUP. What
-    /// would stand in it can be in `$IOVCACHE_KEYS` instead. Without keys who reaches a socket may
-    /// everything.
+    /// A file with the keys of clients that have access (`iovcache token` makes one); read again on
+    /// SIGHUP. Its content can be given in `$IOVCACHE_KEYS` instead. Without keys every client that
+    /// reaches a socket has full access.
     pub tokens: Option<PathBuf>,
-    /// Let others than this node connect without TLS or keys.
+    /// Let other nodes connect without TLS or keys.
     pub insecure: bool,
-    /// Let no attached consumer look up in shared memory by itself: each asks.
+    /// Do not let attached consumers look up in shared memory by themselves: each sends requests.
     pub no_local: bool,
-    /// How many timeframes can be in flight; who registers one more waits.
+    /// Maximum number of timeframes in flight; further registrations wait.
     pub max_timeframes: usize,
-    /// Bytes that one consumer may pin; without this there is no limit.
+    /// Maximum bytes that one consumer may pin; by default there is no limit.
     pub quota_bytes: Option<ByteSize>,
-    /// Timeframes that one consumer may hold; without this there is no limit.
+    /// Maximum number of timeframes that one consumer may hold; by default there is no limit.
     pub quota_timeframes: Option<u64>,
-    /// Requests of one consumer that are answered at a time; without this there is no limit.
+    /// Maximum number of concurrent requests of one consumer; by default there is no limit.
     pub quota_requests: Option<u64>,
-    /// For how long a consumer may hold a table, and leave a timeframe that is ready alone; without
-    /// this for ever.
+    /// How long a consumer may hold a table, or leave a ready timeframe unread; by default there is
+    /// no limit.
     pub slow_after: Option<TimeSpan>,
-    /// What becomes of one that takes longer: `"warn"` (tell the log, and count), `"refuse"` (its
-    /// further requests), or `"revoke"` (what it holds; the timeframe counts as consumed by it).
+    /// Reaction to a consumer that takes longer: `"warn"` (log and count it), `"refuse"` (its
+    /// further requests), or `"revoke"` (its pins; the timeframe counts as consumed by it).
     pub slow_consumer: SlowConsumer,
-    /// What is logged on stderr: error, warn, info, debug, trace, or a filter such as
+    /// Filter of the log on stderr: error, warn, info, debug, trace, or a filter such as
     /// `"warn,iovcache::table=info"`.
     pub log: String,
-    /// As what it is logged: `"text"` for people, `"json"` for programs (one object per line).
+    /// Format of the log: `"text"` for people, `"json"` for programs (one object per line).
     pub log_format: LogFormat,
     /// Sources, asked in order: `[[source]]`.
     #[serde(rename = "source")]
     pub sources: Vec<SourceConfig>,
-    /// Paths that stand for others: `[[remap]]`.
+    /// Replacements of paths: `[[remap]]`.
     #[serde(rename = "remap")]
     pub remaps: Vec<RemapConfig>,
-    /// What holds for single paths: `[[path]]`; the longest that fits counts.
+    /// Settings of single paths: `[[path]]`; the longest matching entry counts.
     #[serde(rename = "path")]
     pub paths: Vec<PathConfig>,
     /// TLS for Flight over TCP: `[tls]`.
     pub tls: TlsConfig,
-    /// What clients can take of the Flight ports: `[limits]`.
+    /// Limits on requests to the Flight ports: `[limits]`.
     pub limits: Limits,
-    /// Limits and habits with CCDB servers: `[ccdb]`.
+    /// Settings for CCDB servers as sources: `[ccdb]`.
     pub ccdb: CcdbOptions,
-    /// The service as a CCDB to its neighbours: `[ccdb_server]`.
+    /// The service as a CCDB for other clients: `[ccdb_server]`.
     pub ccdb_server: CcdbServerConfig,
-    /// Sets of columns that requests may name: `[tables.NAME]`, then `column = "path"`, or
-    /// `column = { path = "path", metadata = { key = "value" } }`.
+    /// Sets of columns that requests may name: `[tables.NAME]`, then `column = "path"`, or `column
+    /// = { path = "path", metadata = { key = "value" } }`.
     #[schemars(with = "BTreeMap<String, BTreeMap<String, String>>")]
     pub tables: BTreeMap<String, ColumnList>,
 }
 
-/// TLS for Flight over TCP; without a certificate it is plain. All files are PEM, and read again on
-/// SIGHUP.
+/// TLS for Flight over TCP; without a certificate TCP is not encrypted. All files are PEM, and read
+/// again on SIGHUP.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsConfig {
     /// The file with the certificate and its chain.
     pub certificate: Option<PathBuf>,
-    /// The file with its key.
+    /// The file with the certificate's private key.
     pub key: Option<PathBuf>,
-    /// The file with the authority that signs clients' certificates; what their bearers may stands in
-    /// `tokens`.
+    /// The file with the authority that signs clients' certificates; `tokens` defines their roles.
     pub client_ca: Option<PathBuf>,
 }
 
-/// What segments are made of.
+/// Backing of segments.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentBacking {
@@ -167,7 +166,7 @@ pub enum SegmentBacking {
     Shm,
 }
 
-/// As what the log is written.
+/// Format of the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -229,26 +228,26 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Where the status page and the metrics are.
+    /// Address of the status page and the metrics.
     pub fn http(&self) -> SocketAddr {
         let port = if self.listen.port() == 0 { 0 } else { 50_052 };
         self.http.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], port)))
     }
 
-    /// The sets of columns.
+    /// The configured sets of columns, by name.
     pub fn columns(&self) -> BTreeMap<String, Vec<ColumnRequest>> {
         let columns = |list: &ColumnList| list.0.clone();
         self.tables.iter().map(|(name, list)| (name.clone(), columns(list))).collect()
     }
 
-    /// Where the times of runs stand.
+    /// The objects and metadata keys with the times of runs.
     pub fn runs(&self) -> RunInformation {
         let pairs = self.run_metadata.iter().filter_map(|pair| pair.split_once(':'));
         let bounds = pairs.map(|(from, until)| (from.to_owned(), until.to_owned())).collect();
         RunInformation { path: self.run_information.clone(), bounds }
     }
 
-    /// Which keys do not fit together, or name what is none, and why.
+    /// Key and reason of each value that is invalid or contradicts another key.
     pub(super) fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         let mut fault = |key: &str, reason: String| faults.push((key.to_owned(), reason));

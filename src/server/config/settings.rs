@@ -125,7 +125,7 @@ impl Settings {
 }
 
 impl Config {
-    /// From TOML.
+    /// Parses a configuration in TOML.
     ///
     /// # Errors
     /// [`ConfigError`] names the line and the key.

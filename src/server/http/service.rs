@@ -174,7 +174,7 @@ impl Site {
                 return plain(StatusCode::OK, &format!("ready\n{notes}"));
             }
             Readiness::STARTING => "the service is starting",
-            _ => "the service is stopping: requests under way are answered, new ones are refused",
+            _ => "the service is stopping: running requests are answered, new ones are refused",
         };
         plain(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {reason}\n"))
     }
@@ -186,7 +186,7 @@ impl Site {
         let mut notes: Vec<String> = down
             .map(|source| {
                 let url = escape(&source.url);
-                format!("note: source {url} does not answer; what is in memory is served")
+                format!("note: source {url} does not answer; objects in memory are served")
             })
             .collect();
         let memory = self.cache.status().memory;
@@ -228,7 +228,7 @@ impl Site {
 
     fn events(&self) -> Response<PageBody> {
         let Some(stream) = Arc::clone(&self.live).listen() else {
-            let text = "too many listen already\n";
+            let text = "too many listeners\n";
             let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, text);
             response.headers_mut().insert(RETRY_AFTER, const { HeaderValue::from_static("10") });
             return response;

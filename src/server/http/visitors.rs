@@ -1,8 +1,8 @@
 //! The connections of the HTTP port: a new one always has room.
 //!
 //! A connection *progresses* when it is made, when it has sent a request, and with each part of an
-//! answer that it took. If there are too many, the one whose last progress is the oldest is ended:
-//! clients that send a byte now and then, or do not read, make room for active ones.
+//! answer that it took. If there are too many, the connection with the oldest progress is ended:
+//! clients that send single bytes, or do not read, make room for active ones.
 
 use std::collections::HashMap;
 use std::sync::Arc;

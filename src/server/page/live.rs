@@ -1,12 +1,12 @@
-//! The stream of `/events`: one picture a second, drawn once for all listeners.
+//! The stream of `/events`: one snapshot a second, drawn once for all listeners.
 //!
 //! ```text
-//!  listener ─┐              younger than a second: the last picture again
+//!  listener ─┐              younger than a second: the last snapshot again
 //!  listener ─┼─▶ Live::frame ─┤
 //!  listener ─┘              older: one of them draws, the others wait for it
 //! ```
 //!
-//! Without listeners nothing is drawn. A slow reader gets fewer pictures, not older ones: each is
+//! Without listeners nothing is drawn. A slow reader gets fewer snapshots, not older ones: each is
 //! made when there is room for it.
 
 use std::collections::VecDeque;
@@ -23,9 +23,9 @@ use crate::cache::{Cache, Snapshot};
 
 /// Maximum concurrent listeners.
 const MAX_LISTENERS: usize = 16;
-/// Interval between two pictures.
+/// Interval between two snapshots.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Pictures take at most one part in this many of one core's time, for any number of objects.
+/// Snapshots take at most one part in this many of one core's time, for any number of objects.
 const MOST_WORK: u32 = 20;
 /// Samples of the counters kept for new listeners: five minutes.
 const HISTORY: usize = 300;
@@ -64,7 +64,7 @@ impl Sample {
     }
 }
 
-/// One picture as it is sent.
+/// One snapshot as it is sent.
 #[derive(Serialize)]
 struct Event<'a> {
     sample: &'a Sample,
@@ -80,7 +80,7 @@ struct Drawn {
     history: VecDeque<Sample>,
 }
 
-/// The pictures of a cache, shared by all listeners.
+/// The snapshots of a cache, shared by all listeners.
 #[derive(Debug)]
 pub(in crate::server) struct Live {
     cache: Cache,
@@ -117,7 +117,7 @@ impl Live {
         format!("retry: 2000\nevent: history\ndata: {samples}\n\n").into()
     }
 
-    /// The picture of this second.
+    /// The snapshot of this second.
     async fn frame(&self) -> Bytes {
         let mut drawn = self.drawn.lock().await;
         let period = PERIOD.mul_f64(0.9).max(drawn.cost * MOST_WORK);

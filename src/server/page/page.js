@@ -1,6 +1,6 @@
 "use strict";
-// Draws what /events tells, once a second. All text that comes from there is set as text, never as
-// markup: paths, consumers and URLs are what others called them.
+// Draws the snapshots of /events, one a second. All text in them is set as text, never as markup:
+// other programs choose the names of paths and consumers, and URLs.
 
 const byId = (id) => document.getElementById(id);
 const make = (name, attributes = {}, ...children) => {
@@ -12,7 +12,7 @@ const make = (name, attributes = {}, ...children) => {
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const HOLDER_COLOURS = 8;
 
-// ---- how figures are written
+// ---- formats of figures
 
 const bytes = (count) => {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -31,7 +31,7 @@ const duration = (ms) => {
   if (hours > 0) return `${hours} h ${minutes % 60} min`;
   return minutes > 0 ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
 };
-// Up to here a time is a day of the first year: a count of milliseconds, as in tests.
+// Times up to this one are shown as milliseconds: they occur in tests.
 const SMALL = 31_536_000_000;
 const ENDLESS = 4_102_444_800_000;
 const time = (at) => at >= ENDLESS ? "without end" : at <= 0 ? (at === 0 ? "0" : "ever")
@@ -40,7 +40,7 @@ const several = (count, one, more) => `${count.toLocaleString("en")} ${count ===
 
 // ---- canvases
 
-// Makes the canvas as sharp as the screen is, `height` high; draws in CSS pixels.
+// Gives the canvas the resolution of the screen, `height` high; draws in CSS pixels.
 const prepare = (canvas, height) => {
   const ratio = window.devicePixelRatio || 1;
   const width = canvas.clientWidth;
@@ -190,14 +190,14 @@ const timeline = {
     if (before && key === "ArrowRight") place += 1;
     else if (before && key === "ArrowLeft") place -= 1;
     else {
-      // In another row, what lies below or above; at first, what is seen.
+      // In another row: the nearest span below or above; at first: a visible span.
       const at = before ? Math.max(before.from, from) : from;
       place = spans.findIndex((span) => span.until > at);
     }
     place = Math.min(Math.max(place, 0), spans.length - 1);
     const span = spans[place];
     if (span && (span.until <= from || span.from >= until)) {
-      // What is chosen is to be seen.
+      // Scrolls to the selected span.
       const begin = span.until <= from ? span.until - (until - from) / 2 : span.from - (until - from) / 2;
       this.view = [begin, begin + (until - from)];
     }
@@ -286,7 +286,7 @@ const segments = {
       const cells = columns * rows, cellBytes = segment.size_bytes / cells;
       Object.assign(shown, { columns, cellBytes });
       const [context] = prepare(canvas, rows * (CELL + GAP));
-      // What each cell holds: bytes, pinned bytes, and the holder that pins most of it.
+      // Content of each cell: bytes, pinned bytes, and the holder that pins most of it.
       const used = new Float64Array(cells), held = new Float64Array(cells), holder = new Int8Array(cells).fill(-1), chosen = new Set();
       segment.pieces.forEach((piece, place) => {
         const first = Math.floor(piece.at / cellBytes), last = Math.min(cells - 1, Math.floor((piece.at + piece.length - 1) / cellBytes));
@@ -303,7 +303,7 @@ const segments = {
         context.fillStyle = free;
         context.fillRect(x, y, CELL, CELL);
         if (used[cell] > 0) {
-          // However little it is, it is seen.
+          // Small shares are drawn visibly.
           const full = Math.max(2, Math.min(1, used[cell] / cellBytes) * CELL);
           const firm = held[cell] > 0 ? Math.max(2, held[cell] / used[cell] * full) : 0;
           context.fillStyle = resident;
@@ -432,7 +432,7 @@ const memory = ({ memory: all }) => {
 
 const utc = (at) => `${new Date(at).toISOString().slice(0, 19).replace("T", " ")} UTC`;
 const attention = {
-  // When this page first saw each condition, by its text without figures.
+  // The time of the first occurrence of each condition, by its text without figures.
   since: new Map(),
   show(picture, sample) {
     const found = this.find(picture, sample);
@@ -461,7 +461,7 @@ const attention = {
     if (loading > 0) add("waiting", "loading", "", `${several(loading, "timeframe waits", "timeframes wait")} for objects.`);
     return found;
   },
-  // Which consumer holds the memory, which source is slow, which timeframe is oldest.
+  // The consumer with the most pinned memory, the slowest source, the oldest timeframe.
   facts(picture) {
     const pinned = picture.holders.map(() => 0);
     for (const segment of picture.segments) for (const piece of segment.pieces) for (const by of piece.by) pinned[by] += piece.pinned_bytes;
@@ -479,7 +479,7 @@ const attention = {
   },
 };
 
-// ---- what comes
+// ---- events
 
 let last = null;
 let frames = 0;
@@ -494,7 +494,7 @@ const events = new EventSource("/events");
 events.addEventListener("history", (event) => { for (const sample of JSON.parse(event.data)) rates.add(sample); });
 events.addEventListener("message", (event) => {
   const { sample, picture } = JSON.parse(event.data);
-  // Another instance counts anew.
+  // Another instance restarts the counters.
   if (last && last.epoch !== picture.epoch) rates.samples = [];
   last = picture;
   rates.add(sample);

@@ -20,7 +20,8 @@ use crate::error::{Code, Coded as _, ErrorKind, coded};
 use crate::secret::Secret;
 use crate::shm::layout::{Epoch, MetaHeader};
 use crate::shm::local::LocalFiles;
-use crate::shm::resolver::{MapError, Mappings};
+use crate::shm::resolve_error::MapError;
+use crate::shm::resolver::Mappings;
 use crate::shm::segment::Kind;
 use crate::sync::{Condvar, Mutex};
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::client::Attachment;
 use crate::shm::layout::MetaHeader;
-use crate::shm::resolver::{Location, Mappings, ResolveError};
+use crate::shm::resolve_error::ResolveError;
+use crate::shm::resolver::{Location, Mappings};
 
 /// Called with the id of a lease that cannot be released through the attach socket.
 pub(crate) type ReleaseLease = Box<dyn Fn(String) + Send + Sync>;

@@ -1,39 +1,38 @@
-//! Why a look-up has no answer of its own.
+//! Reasons why a look-up cannot be answered from shared memory.
 
 use super::pins_page::REASONS;
 
-/// Why a look-up has no answer, and the service is to be asked.
+/// Why a look-up cannot be answered from shared memory, so that the service must be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AskReason {
-    /// The service has not published the path, or is just replacing its timeline.
+    /// The service has not published the path, or is replacing its timeline at this moment.
     Unpublished,
-    /// Nothing is published for this time: no object is valid, or none was in memory.
+    /// No object is published for this time: none is valid, or none was in memory.
     Uncovered,
-    /// The service has not confirmed the answer for as long as the path's refresh time allows.
+    /// The service has not confirmed the answer within the path's refresh time.
     Unconfirmed,
     /// The object was evicted.
     NotResident,
     /// The object's segment is not mapped yet.
     NotMapped,
-    /// As many objects are pinned as the session has slots.
+    /// All slots of the session are in use, each by a pinned object.
     NoSlot,
-    /// The session is over.
+    /// The session has ended.
     Ended,
-    /// This process is a fork of the one that attached.
+    /// This process is a fork of the process that attached.
     Forked,
 }
 
 const _: () = assert!(AskReason::Ended as usize == REASONS - 1);
 
 impl AskReason {
-    /// The reasons that are counted, in the order of the counters of a pins page, as metrics name
-    /// them.
+    /// Names of the counted reasons in metrics, in the order of the counters of a pins page.
     #[cfg(feature = "cache")]
     pub(crate) const COUNTED: [&str; REASONS] =
         ["unpublished", "uncovered", "unconfirmed", "evicted", "unmapped", "no_slot", "ended"];
 
-    /// Its place among the counters of a pins page.
+    /// Index among the counters of a pins page.
     pub(super) fn number(self) -> usize {
         self as usize
     }

@@ -1,14 +1,14 @@
-//! Where a block begins, in one word of the directory.
+//! Location of a block, as one word of the directory.
 
 use super::super::layout::GRANULE_BYTES;
 
-/// Where a block begins, in one word: bit 63 is 1 in a segment and 0 in a region, bits 47 to 62 are
-/// its number, bits 0 to 46 the block's offset divided by 64.
+/// Location of a block as one word: bit 63 is 1 in a segment and 0 in a region, bits 47 to 62 are
+/// the id of the segment or region, bits 0 to 46 the block's offset divided by 64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockPlace {
     pub(super) managed: bool,
     pub(super) id: u16,
-    /// Where the block begins, in bytes.
+    /// Offset of the block in bytes.
     pub(super) offset: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The directory: from the hash of a path to the snapshot of its timeline.
+//! The directory: maps the hash of a path to the snapshot of its timeline.
 //!
 //! ```text
 //!  0        64            64 + 32 n
@@ -27,15 +27,15 @@ use crate::sync::{Mutex, MutexGuard};
 pub(super) struct DirectoryHeader {
     pub(super) magic: [u8; 8],
     pub(super) version: u32,
-    /// How many entries follow: a power of two.
+    /// Number of entries that follow: a power of two.
     pub(super) entries: u32,
     pub(super) epoch: u64,
-    /// All of it, in bytes.
+    /// Size of the directory in bytes.
     pub(super) size: u64,
     pub(super) reserved: [u64; 4],
 }
 
-/// One entry. It is free where `hash` is 0, and names no snapshot where `generation` is 0.
+/// Directory entry. It is free if `hash` is 0, and refers to no snapshot if `generation` is 0.
 #[repr(C)]
 pub(super) struct EntryLayout {
     pub(super) hash: u64,
@@ -59,10 +59,11 @@ impl DirectoryHeader {
     pub(super) const VERSION: u32 = 1;
 }
 
-/// Entries in which a path can stand: its hash's own and those behind it, around the end.
+/// Number of entries that can hold a path: that of its hash and the following ones, with
+/// wrap-around.
 pub(super) const PROBES: u64 = 16;
 
-/// FNV-1a of the path's bytes; 1 where that is 0, which marks a free entry.
+/// FNV-1a of the path's bytes. 0 marks a free entry and is replaced by 1.
 pub(super) fn path_hash(path: &str) -> u64 {
     let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -74,13 +75,13 @@ fn entry_offset(index: u32) -> usize {
     size_of::<DirectoryHeader>() + index as usize * size_of::<EntryLayout>()
 }
 
-/// The indices in which a path of this hash can stand.
+/// Indices of the entries that can hold a path of this hash.
 fn probes(hash: u64, entries: u32) -> impl Iterator<Item = u32> {
     let mask = u64::from(entries) - 1;
     (0..PROBES.min(u64::from(entries))).map(move |step| (hash.wrapping_add(step) & mask) as u32)
 }
 
-/// The directory as a consumer sees it: checked once, then read by atomics only.
+/// The directory as read by a consumer: checked once, then read by atomics only.
 #[derive(Debug)]
 pub(super) struct DirectoryView {
     mapping: Mapping,
@@ -91,7 +92,8 @@ impl DirectoryView {
     /// Maps the directory of the service with this epoch.
     ///
     /// # Errors
-    /// Why it cannot be used. A newer service may have another layout: then its consumers ask it.
+    /// The reason in words. The directory of a newer service may have another layout; its consumers
+    /// then ask the service.
     pub(super) fn open(file: BorrowedFd<'_>, size: u64, epoch: Epoch) -> Result<Self, String> {
         let mapping = map_sealed(file, size, MapAccess::Read)?;
         // SAFETY: the service writes the header once, before it sends the descriptor.
@@ -116,7 +118,7 @@ impl DirectoryView {
         self.mapping.atomic_u64(entry_offset(index) + field)
     }
 
-    /// The words of an entry: generation and place. `index` was given by [`find`](Self::find).
+    /// The words of an entry: generation and place. `index` comes from [`find`](Self::find).
     #[inline]
     pub(super) fn entry(&self, index: u32) -> EntryWords<'_> {
         EntryWords {
@@ -125,19 +127,19 @@ impl DirectoryView {
         }
     }
 
-    /// Entries with this hash that name a snapshot. Paths can share a hash: what the snapshot says
-    /// decides.
+    /// Entries with this hash that refer to a snapshot. Paths can share a hash, so the caller
+    /// compares the path in the snapshot.
     pub(super) fn find(&self, hash: u64) -> impl Iterator<Item = u32> {
         probes(hash, self.entries).filter(move |&index| {
             let stored = self.word(index, offset_of!(EntryLayout, hash));
-            // Relaxed: a wrong guess is found by the snapshot's own path.
+            // Relaxed: a wrong candidate is rejected by the path in its snapshot.
             stored.load(std::sync::atomic::Ordering::Relaxed) == hash
                 && self.entry(index).load().0 != 0
         })
     }
 }
 
-/// The two words of an entry that change.
+/// The two mutable words of an entry.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EntryWords<'a> {
     generation: &'a AtomicU64,
@@ -152,21 +154,22 @@ impl EntryWords<'_> {
     }
 }
 
-/// The service's side: the only writer.
+/// The directory as written by the service, its only writer.
 #[derive(Debug)]
 pub(crate) struct Directory {
     file: OwnedFd,
     mapping: Mapping,
     entries: u32,
-    /// Which entries are taken.
+    /// Whether each entry is taken.
     taken: Mutex<Vec<bool>>,
 }
 
 impl Directory {
-    /// A directory of the instance `epoch` with this many entries, at least [`PROBES`].
+    /// A directory of the instance `epoch`. `entries` is rounded up to a power of two, and to at
+    /// least [`PROBES`].
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub(crate) fn new(epoch: Epoch, entries: u32) -> std::io::Result<Self> {
         let entries = entries.next_power_of_two().max(PROBES as u32);
         let size = (entry_offset(entries) as u64).next_multiple_of(4096);
@@ -181,17 +184,17 @@ impl Directory {
         put(offset_of!(DirectoryHeader, entries), &entries.to_le_bytes());
         put(offset_of!(DirectoryHeader, epoch), &epoch.0.to_le_bytes());
         put(offset_of!(DirectoryHeader, size), &size.to_le_bytes());
-        // SAFETY: no other process knows of the file yet, and it is longer than its header.
+        // SAFETY: no other process has the file yet, and it is longer than its header.
         unsafe { mapping.write(0, &header) };
         Ok(Self { file, mapping, entries, taken: Mutex::new(vec![false; entries as usize]) })
     }
 
-    /// The file, for consumers.
+    /// Descriptor of the file, for consumers.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// All of it, in bytes.
+    /// Size in bytes.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.mapping.length() as u64
     }
@@ -204,7 +207,7 @@ impl Directory {
         self.mapping.atomic_u64(entry_offset(index) + field)
     }
 
-    /// Takes an entry for `path`; `None` where all of those in which it could stand are taken.
+    /// Takes an entry for `path`; `None` if all entries that can hold it are taken.
     pub(crate) fn take(self: &std::sync::Arc<Self>, path: &str) -> Option<DirectoryEntry> {
         let hash = path_hash(path);
         let mut taken = self.taken();
@@ -216,7 +219,7 @@ impl Directory {
     }
 }
 
-/// The entry of one path. Dropped, it is free and names nothing.
+/// The entry of one path. Dropping it frees the entry.
 #[derive(Debug)]
 pub(crate) struct DirectoryEntry {
     directory: std::sync::Arc<Directory>,
@@ -224,7 +227,7 @@ pub(crate) struct DirectoryEntry {
 }
 
 impl DirectoryEntry {
-    /// Its number, as consumers name it in samples.
+    /// Index of the entry, which consumers use in samples.
     pub(crate) fn index(&self) -> u32 {
         self.index
     }
@@ -235,12 +238,12 @@ impl DirectoryEntry {
         protocol::store_entry(first, second, (generation, place));
     }
 
-    /// Names a snapshot, instead of the one before.
+    /// Replaces the snapshot to which the entry refers.
     pub(crate) fn name(&self, (generation, place): (u64, BlockPlace)) {
         self.store(generation, place.to_word());
     }
 
-    /// Names no snapshot: consumers ask the service.
+    /// Removes the reference to a snapshot, so that consumers ask the service.
     pub(crate) fn withdraw(&self) {
         self.store(0, 0);
     }

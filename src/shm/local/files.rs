@@ -1,4 +1,4 @@
-//! Directory and pins page of a session, as its consumer maps them.
+//! Directory and pins page of a session, as mapped by its consumer.
 
 use std::os::fd::BorrowedFd;
 
@@ -6,7 +6,7 @@ use super::super::layout::Epoch;
 use super::directory::DirectoryView;
 use super::pins_page::ConsumerPage;
 
-/// What a session got beside its segments.
+/// Files of a session in addition to its segments.
 #[derive(Debug)]
 pub(in crate::shm) struct LocalFiles {
     pub(super) directory: DirectoryView,
@@ -14,10 +14,10 @@ pub(in crate::shm) struct LocalFiles {
 }
 
 impl LocalFiles {
-    /// Maps both.
+    /// Maps both files.
     ///
     /// # Errors
-    /// Why one of them cannot be used, in a phrase.
+    /// The reason in words why one of them cannot be used.
     pub(in crate::shm) fn open(
         directory: (BorrowedFd<'_>, u64),
         page: (BorrowedFd<'_>, u64),

@@ -1,4 +1,4 @@
-//! The bytes of released versions: what consumers of every language read, held by files.
+//! Golden files of released versions: the bytes that consumers in all languages read.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,7 +61,7 @@ fn a_directory_is_byte_for_byte_as_drawn() {
     entry.name(snapshot.name());
     let bytes = read(directory.file(), 0, 64 + 16 * 32);
     assert_eq!(bytes, golden("directory.bin"));
-    // And by hand, from the drawing.
+    // The expected bytes, written by hand from the drawing.
     let mut drawn = vec![0; 64 + 16 * 32];
     drawn[..8].copy_from_slice(b"IOVDIREC");
     drawn[8] = 1;
@@ -71,7 +71,7 @@ fn a_directory_is_byte_for_byte_as_drawn() {
     let at = 64 + 32 * (path_hash(PATH) % 16) as usize;
     drawn[at..at + 8].copy_from_slice(&path_hash(PATH).to_le_bytes());
     drawn[at + 8..at + 16].copy_from_slice(&GENERATION.to_le_bytes());
-    // Segment 0, the block behind the head of 4 KiB.
+    // Segment 0, the block after the segment header of 4 KiB.
     drawn[at + 16..at + 24].copy_from_slice(&(1 << 63 | 64_u64).to_le_bytes());
     assert_eq!(bytes, drawn);
 }
@@ -125,7 +125,7 @@ fn a_pins_page_is_byte_for_byte_as_drawn() {
 
 #[test]
 fn the_hash_of_a_path_is_fnv_1a() {
-    // From the authors' test vectors.
+    // Test vectors of the authors of FNV.
     assert_eq!(path_hash("a"), 0xaf63_dc4c_8601_ec8c);
     assert_eq!(path_hash("foobar"), 0x8594_4171_f739_67e8);
 }

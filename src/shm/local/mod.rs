@@ -8,11 +8,11 @@
 //!   slots: generations of the blocks in use ─────────────────────────┘
 //! ```
 //!
-//! Drawn byte by byte in `schemas/directory.md`; who waits for whom stands in [`protocol`]. The
-//! service writes directory and snapshots and reads the pages; a consumer reads the first two and
-//! writes its own page. Everything that a consumer reads is checked, so garbage in it costs an
-//! answer; everything that the service reads in a page is compared to generations of its own, so
-//! garbage in it delays the reuse of memory at most.
+//! `schemas/directory.md` specifies the bytes, and [`protocol`] the synchronisation. The service
+//! writes directory and snapshots and reads the pages. A consumer reads directory and snapshots and
+//! writes its own page. Consumers check everything that they read, so corrupt bytes make them ask
+//! the service. The service compares the words of a page with its own generations, so corrupt words
+//! can only delay the reuse of memory.
 #![cfg_attr(
     not(feature = "cache"),
     allow(dead_code, unused_imports, reason = "the service's side")

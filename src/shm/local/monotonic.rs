@@ -1,4 +1,4 @@
-//! The clock by which the service says until when a timeline is confirmed.
+//! The clock that limits how long a timeline counts as confirmed.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -8,23 +8,23 @@ fn millis_of(clock: libc::clockid_t) -> u64 {
     // SAFETY: the kernel writes one timespec to `time`, which lives until it returns.
     let status = unsafe { libc::clock_gettime(clock, time.as_mut_ptr()) };
     if status != 0 {
-        // Both clocks are there since Linux 2.6.32. Without one nothing counts as confirmed.
+        // Both clocks exist since Linux 2.6.32. Without a clock no timeline counts as confirmed.
         return u64::MAX;
     }
-    // SAFETY: the call above has succeeded, so it has written all of it.
+    // SAFETY: the call above has succeeded, so it has written the whole timespec.
     let time = unsafe { time.assume_init() };
     let millis = i128::from(time.tv_sec) * 1_000 + i128::from(time.tv_nsec) / 1_000_000;
     u64::try_from(millis).unwrap_or(u64::MAX)
 }
 
-/// Milliseconds of CLOCK_MONOTONIC, which all processes of the node share.
+/// Milliseconds of CLOCK_MONOTONIC, common to all processes of the node.
 pub(crate) fn monotonic_millis() -> u64 {
     millis_of(libc::CLOCK_MONOTONIC)
 }
 
-/// The same clock as of its last tick, which is some milliseconds ago at most: it takes a fourth of
-/// the time to read. What the service confirms ends a quarter of the refresh time before it has to,
-/// so a tick does not count.
+/// Like [`monotonic_millis`], as of the last tick, at most some milliseconds ago; reading it takes
+/// a quarter of the time. Confirmations of the service end a quarter of the refresh time early, so
+/// the tick does not matter.
 #[inline]
 pub(super) fn coarse_monotonic_millis() -> u64 {
     millis_of(libc::CLOCK_MONOTONIC_COARSE)

@@ -7,8 +7,8 @@
 //!  └────────┴──────────┴──────┴───────────┴──────┴──────┴─────────────┘
 //! ```
 //!
-//! The service believes nothing of it: slots are compared to generations of its own, samples name
-//! what it published or nothing, counters are sums of a consumer about itself.
+//! The service trusts no word of it: slots are compared with its own generations, samples name a
+//! published span or are ignored, counters only describe the consumer itself.
 
 use std::mem::{offset_of, size_of};
 use std::os::fd::BorrowedFd;
@@ -21,33 +21,33 @@ use super::super::mapping::{MapAccess, Mapping};
 use super::protocol::{self, PinAttempt};
 use super::sealed::{make_sealed, map_sealed};
 
-/// The first bytes of a page. The service writes the first four fields, the consumer the others.
+/// Header of a page. The service writes the first four fields, the consumer the others.
 #[repr(C)]
 pub(super) struct PageHeader {
     pub(super) magic: [u8; 8],
     pub(super) version: u32,
     pub(super) slots: u32,
     pub(super) size: u64,
-    /// Slots from this one on were never used. The service does not look at them.
+    /// Slots from this index on were never used, and the service ignores them.
     pub(super) high_water: u64,
     pub(super) reserved: [u64; 4],
-    /// Look-ups that were answered from shared memory.
+    /// Number of look-ups answered from shared memory.
     pub(super) hits: u64,
-    /// Look-ups for which the service had to be asked, by reason.
+    /// Number of look-ups for which the service had to be asked, by reason.
     pub(super) asks: [u64; REASONS],
 }
 
-/// What the service believes of a counter at most: sums of many of these overflow nothing.
+/// Maximum accepted value of a counter: sums of many counters cannot overflow.
 const MOST_COUNTED: u64 = 1 << 48;
-/// Reasons that are counted: see [`AskReason`](super::ask_reason::AskReason).
+/// Number of counted reasons, see [`AskReason`](super::ask_reason::AskReason).
 pub(super) const REASONS: usize = 7;
-/// The size of a page.
+/// Size of a page in bytes.
 pub(super) const PAGE_BYTES: u64 = 32 << 10;
 const SAMPLES_OFFSET: usize = 256;
-/// Samples that a page holds.
+/// Number of samples in a page.
 pub(super) const SAMPLES: usize = 480;
 const SLOTS_OFFSET: usize = 4096;
-/// Slots that a page holds: as many views at a time.
+/// Number of slots in a page: the maximum number of views at a time.
 pub(super) const SLOTS: u32 = ((PAGE_BYTES as usize - SLOTS_OFFSET) / size_of::<u64>()) as u32;
 
 const MAGIC: [u8; 8] = *b"IOVPINS\0";
@@ -63,8 +63,7 @@ const _: () = assert!(size_of::<PageHeader>() == 128);
 const _: () = assert!(SAMPLES_OFFSET + SAMPLES * size_of::<u64>() == SLOTS_OFFSET);
 const _: () = assert!(SLOTS == 3584);
 
-/// A sample: the entry of a path in the directory and the span that was used, as one word that is
-/// not 0.
+/// Word of a sample, not 0: the directory entry of a path, and the span that was used.
 fn sample_word(entry: u32, span: u32) -> u64 {
     (u64::from(entry) + 1) << 32 | u64::from(span)
 }
@@ -77,11 +76,11 @@ fn sample(mapping: &Mapping, index: usize) -> &AtomicU64 {
     mapping.atomic_u64(SAMPLES_OFFSET + index % SAMPLES * size_of::<u64>())
 }
 
-/// A page as its consumer sees it.
+/// A page as mapped by its consumer.
 #[derive(Debug)]
 pub(super) struct ConsumerPage {
     mapping: Mapping,
-    /// The next sample.
+    /// Index of the next sample.
     next_sample: AtomicU64,
 }
 
@@ -89,7 +88,7 @@ impl ConsumerPage {
     /// Maps the page that the service sent.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// The reason in words why it cannot be used.
     pub(super) fn open(file: BorrowedFd<'_>, size: u64) -> Result<Self, String> {
         let mapping = map_sealed(file, size, MapAccess::ReadWrite)?;
         let word = |at: usize| mapping.atomic_u64(at).load(Ordering::Relaxed);
@@ -108,14 +107,14 @@ impl ConsumerPage {
         self.mapping.atomic_u64(offset_of!(PageHeader, high_water))
     }
 
-    /// A slot by its number, which [`pin`](Self::pin) gave.
+    /// The slot of an index from [`pin`](Self::pin).
     #[inline]
     fn slot(&self, index: u32) -> &AtomicU64 {
         slot(&self.mapping, index)
     }
 
-    /// Pins a block by the first free slot from `hint` on, around the end. Its number; an error
-    /// where there is none, or the block is gone.
+    /// Pins a block by the first free slot from `hint` on, with wrap-around. Returns the index of
+    /// the slot, or an error if no slot is free or the block is gone.
     #[inline]
     pub(super) fn pin(
         &self,
@@ -127,7 +126,7 @@ impl ConsumerPage {
         for _ in 0..SLOTS {
             let slot = self.slot(index);
             if slot.load(Ordering::Relaxed) == 0 {
-                // SYNC(pin): before the slot is claimed, in the order of all SeqCst operations.
+                // SYNC(pin): before the slot is claimed, in the total order of SeqCst operations.
                 if self.high_water().load(Ordering::SeqCst) <= u64::from(index) {
                     self.high_water().fetch_max(u64::from(index) + 1, Ordering::SeqCst);
                 }
@@ -148,13 +147,13 @@ impl ConsumerPage {
         protocol::unpin(self.slot(index));
     }
 
-    /// Whether nothing is pinned.
+    /// Whether no block is pinned.
     pub(super) fn is_unused(&self) -> bool {
         let used = self.high_water().load(Ordering::SeqCst).min(u64::from(SLOTS)) as u32;
         (0..used).all(|index| self.slot(index).load(Ordering::SeqCst) == 0)
     }
 
-    /// Tells the service what was used.
+    /// Tells the service which span was used.
     pub(super) fn sample(&self, entry: u32, span: u32) {
         let next = self.next_sample.fetch_add(1, Ordering::Relaxed) as usize;
         sample(&self.mapping, next).store(sample_word(entry, span), Ordering::Relaxed);
@@ -183,7 +182,7 @@ fn counts(mapping: &Mapping) -> (u64, [u64; REASONS]) {
     (hits, std::array::from_fn(ask))
 }
 
-/// A page as the service sees it: it writes the header once, and reads.
+/// A page as read by the service, which writes only the header.
 #[derive(Debug)]
 pub(crate) struct ServicePage {
     file: OwnedFd,
@@ -191,13 +190,13 @@ pub(crate) struct ServicePage {
 }
 
 impl ServicePage {
-    /// What a page takes of the memory once all of it was used.
+    /// Memory of a page in bytes, once all of it was used.
     pub(crate) const BYTES: u64 = PAGE_BYTES;
 
-    /// A new page. It takes no memory before it is written.
+    /// A new page. It takes no memory until it is written.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub(crate) fn new() -> std::io::Result<Self> {
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         let (file, mapping) = make_sealed(c"iovcache-pins", PAGE_BYTES, seals)?;
@@ -210,12 +209,12 @@ impl ServicePage {
         Ok(Self { file, mapping })
     }
 
-    /// The file, for its consumer.
+    /// Descriptor of the file, for its consumer.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// The slots that its consumer says it has used.
+    /// The slots that the consumer has used, according to the page.
     fn slots(&self) -> impl Iterator<Item = &AtomicU64> {
         let high_water = self.mapping.atomic_u64(offset_of!(PageHeader, high_water));
         // SYNC(pin): after the fence in `retire`.
@@ -223,21 +222,21 @@ impl ServicePage {
         (0..used).map(|index| slot(&self.mapping, index))
     }
 
-    /// Whether a slot names the block of `generation`, which was [retired](protocol::retire).
+    /// Whether a slot pins the block of `generation`, which was [retired](protocol::retire) before.
     pub(super) fn names(&self, generation: u64) -> bool {
         self.slots().any(|slot| protocol::names(slot, generation))
     }
 
-    /// The words in its slots that are not 0, as of now.
+    /// The words of its slots that are not 0 at this moment.
     pub(crate) fn used_slots(&self) -> impl Iterator<Item = u64> {
         self.slots().map(|slot| slot.load(Ordering::Relaxed)).filter(|word| *word != 0)
     }
 
-    /// Takes the samples that came since the last call: entry and span of each. They may be any.
+    /// Takes the samples since the last call: entry and span of each, which are not trusted.
     pub(crate) fn take_samples(&self, mut each: impl FnMut(u32, u32)) {
         for index in 0..SAMPLES {
             let word = sample(&self.mapping, index);
-            // A look first: a page that is not used is not written.
+            // A load first, so that an unused page is not written.
             if word.load(Ordering::Relaxed) != 0 {
                 let taken = word.swap(0, Ordering::Relaxed);
                 if let Some(entry) = (taken >> 32).checked_sub(1) {
@@ -247,7 +246,7 @@ impl ServicePage {
         }
     }
 
-    /// The consumer's counters, which may be any: hits, and asks by reason.
+    /// The consumer's counters, which are not trusted: hits, and asks by reason.
     pub(crate) fn counts(&self) -> (u64, [u64; REASONS]) {
         let (hits, asks) = counts(&self.mapping);
         (hits.min(MOST_COUNTED), asks.map(|count| count.min(MOST_COUNTED)))

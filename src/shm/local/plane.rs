@@ -1,4 +1,4 @@
-//! A consumer's local plane: directory and pins page of its session.
+//! The local plane of a consumer: directory and pins page of its session.
 
 use std::sync::Arc;
 
@@ -9,36 +9,36 @@ use super::files::LocalFiles;
 use super::pins_page::REASONS;
 use crate::sync::Mutex;
 
-/// How many look-ups a session made by itself, and for how many it had to ask the service.
+/// Numbers of look-ups of a session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LookUpCounts {
-    /// Answered from shared memory.
+    /// Look-ups answered from shared memory.
     pub hits: u64,
-    /// The service was to be asked.
+    /// Look-ups for which the service had to be asked.
     pub asks: u64,
 }
 
-/// The local plane of one session: look-ups in shared memory, without a call.
+/// The local plane of one session: look-ups in shared memory, without a request.
 ///
-/// It keeps the session, and so every pin, alive. In a forked child every look-up says
+/// It keeps the session alive, and so every pin. In a forked child, look-ups fail with
 /// [`AskReason::Forked`].
 #[derive(Debug)]
 pub struct LocalPlane {
     attachment: Arc<Attachment>,
     files: Arc<LocalFiles>,
-    /// Mappings that views may read although their path uses newer ones.
+    /// Mappings that views may still read although their path uses newer ones.
     retained: Mutex<Vec<Arc<Mappings>>>,
 }
 
 impl LocalPlane {
-    /// The local plane of a session; `None` where the service does not offer one that this version
+    /// The local plane of a session; `None` if the service offers none that this version
     /// understands.
     pub fn new(attachment: Arc<Attachment>) -> Option<Arc<Self>> {
         let files = attachment.local_files()?;
         Some(Arc::new(Self { attachment, files, retained: Mutex::default() }))
     }
 
-    /// What this session looked up so far. A path counts its hits in up to 256 ms.
+    /// Counts of look-ups of this session. Paths add their hits every 256 ms.
     pub fn counts(&self) -> LookUpCounts {
         let (hits, asks) = self.files.page.counts();
         LookUpCounts { hits, asks: asks.iter().fold(0, |sum: u64, n| sum.saturating_add(*n)) }
@@ -54,7 +54,7 @@ impl LocalPlane {
         &self.files
     }
 
-    /// Whether its session is there, and this process's own.
+    /// Checks that the session has not ended and belongs to this process.
     #[inline]
     pub(super) fn check(&self) -> Result<(), AskReason> {
         if self.attachment.is_forked() {
@@ -72,19 +72,19 @@ impl LocalPlane {
         }
     }
 
-    /// Keeps mappings that a view may still read. They go when nothing of the session is pinned.
+    /// Keeps mappings that a view may still read. They are dropped when the session pins no block.
     pub(super) fn retain(&self, mappings: Arc<Mappings>) {
         let mut retained = self.retained.lock();
         if !retained.iter().any(|one| Arc::ptr_eq(one, &mappings)) {
             retained.push(mappings);
         }
-        // A view of any of them was pinned before they came here, so its slot is seen to be used.
+        // A view of any of them was pinned before they were retained, so its slot counts as used.
         let unused = match self.files.page.is_unused() {
             true => std::mem::take(&mut *retained),
             false => Vec::new(),
         };
         drop(retained);
-        // Unmapping takes its time: not under the lock.
+        // Unmapping is slow, so it runs without the lock.
         drop(unused);
     }
 }

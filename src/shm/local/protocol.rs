@@ -1,5 +1,5 @@
-//! Pins that are one word: how a consumer keeps a block without a call, and how the service frees
-//! one that a consumer may just be pinning.
+//! Pins of one word: how a consumer pins a block without a request, and how the service frees a
+//! block that a consumer may be pinning at the same time.
 //!
 //! ```text
 //!  consumer   slot: 0 ─▶ g (SeqCst) │ block still g? (SeqCst) │ read bytes │ slot ─▶ 0 (Release)
@@ -11,41 +11,42 @@
 //!                                                   └─▶ quarantine ──┘ once no slot names it (Acquire)
 //! ```
 //!
-//! **A pinned block is not reused** (`SYNC(pin)`). Let C be the consumer's store of g into its slot,
-//! L its load of the block's generation, Z the service's store of 0 and F its fence; C, L and F are
-//! SeqCst, and C comes before L, Z before F. If the service does not find g in the slot, its load
-//! read a value before C, so F precedes C in the order of all SeqCst operations, and so F precedes
-//! L: L reads Z's value or a later one. A generation is never given twice, so what L reads is not g,
-//! and the consumer does not use the block. If the service finds g, the place stays in quarantine.
-//! The same holds for the word that says how many slots are in use (`high_water`), which is stored
-//! before C, and for the count of live pages, which is raised and fenced before a consumer gets the
-//! page's descriptor.
+//! **A pinned block is not reused** (`SYNC(pin)`). Let C be the consumer's store of g into its
+//! slot, L its load of the block's generation, Z the service's store of 0 and F its fence; C, L and
+//! F are SeqCst, and C comes before L, Z before F. If the service does not find g in the slot, its
+//! load read a value before C, so F precedes C in the order of all SeqCst operations, and so F
+//! precedes L: L reads Z's value or a later one. Generations are unique, so L does not read g, and
+//! the consumer does not use the block. If the service finds g, the place stays in quarantine. This
+//! proof also covers the word with the number of used slots (`high_water`), which is stored before
+//! C, and the count of live pages, which is raised and fenced before a consumer gets the page's
+//! descriptor.
 //!
-//! **What was read is read before the place is written again** (`SYNC(unpin)`). The consumer clears
-//! its slot with Release; the service reads 0 with Acquire before it hands the place out.
+//! **Bytes are read before their place is written again** (`SYNC(unpin)`). The consumer clears its
+//! slot with Release; the service reads 0 with Acquire before it reuses the place.
 //!
-//! **Retiring needs no undo.** A block whose generation is 0 resolves nowhere and can be pinned by
-//! nobody any more; those who pinned it before go on reading, because its place is not handed out.
-//! So a block that turns out to be in use is not revived: its place waits in quarantine. Eviction
-//! looks at the slots before it picks a block, so that this is rare.
+//! **Retiring needs no undo.** A block with generation 0 does not resolve and cannot be pinned.
+//! Consumers that pinned it before can still read it, because its place is not reused. So a block
+//! that turns out to be in use is not revived: its place waits in quarantine. Eviction checks the
+//! slots before it selects a block, so that this is rare.
 //!
-//! **A page that is gone pins nothing.** It is removed from the registry when its session ends, that
-//! is when the kernel has closed the consumer's socket; places in quarantine are looked at again
-//! then. A consumer keeps its socket as long as it has a view.
+//! **The page of an ended session pins no block.** The page is removed from the registry when its
+//! session ends, that is when the kernel has closed the consumer's socket; places in quarantine are
+//! checked again then. A consumer keeps its socket open as long as it has a view.
 //!
-//! **A snapshot is read without a pin** (`SYNC(publish)`, `SYNC(give-up)` in [`sync`](super::super::sync)).
-//! The directory's entry gives generation and place in two words. Torn, they name a place whose block
-//! has another generation, since generations are unique, and the consumer asks the service. The
-//! snapshot's own words are copied between [`seen`](super::super::sync::seen) and
-//! [`seen_again`](super::super::sync::seen_again), as for every block that nobody pins.
+//! **A snapshot is read without a pin** (`SYNC(publish)`, `SYNC(give-up)` in
+//! [`sync`](super::super::sync)). A directory entry holds generation and place in two words. If a
+//! read is torn, the block at that place has another generation, since generations are unique, and
+//! the consumer asks the service. The words of the snapshot are copied between
+//! [`seen`](super::super::sync::seen) and [`seen_again`](super::super::sync::seen_again), as for
+//! every block that is not pinned.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::sync::{self, Word};
 
-/// A word of a pins page.
+/// A slot of a pins page.
 pub(super) trait PinSlot: Word {
-    /// Stores `value` if the word is 0, in the order of all SeqCst operations.
+    /// Stores `value` if the word is 0, in the total order of SeqCst operations.
     fn claim(&self, value: u64) -> bool;
 }
 
@@ -56,18 +57,18 @@ impl PinSlot for AtomicU64 {
     }
 }
 
-/// What came of an attempt to pin.
+/// Result of an attempt to pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PinAttempt {
-    /// The block stays as it is until the slot is cleared.
+    /// The block does not change until the slot is cleared.
     Pinned,
-    /// Another pin has the slot.
+    /// The slot is in use.
     SlotTaken,
-    /// The block was given up.
+    /// The block was retired.
     Gone,
 }
 
-/// Pins the block with `generation`, whose generation word is `block`, by `slot`.
+/// Pins the block with `generation` by `slot`; `block` is its generation word.
 #[inline]
 pub(super) fn pin<W: PinSlot>(slot: &W, block: &W, generation: u64) -> PinAttempt {
     // SYNC(pin): pairs with the fence in `retire`.
@@ -82,14 +83,14 @@ pub(super) fn pin<W: PinSlot>(slot: &W, block: &W, generation: u64) -> PinAttemp
     PinAttempt::Gone
 }
 
-/// Ends a pin: the bytes are not read any more.
+/// Ends a pin. Its bytes must not be read afterwards.
 #[inline]
 pub(super) fn unpin<W: PinSlot>(slot: &W) {
     // SYNC(unpin): pairs with the Acquire load in `names`.
     slot.store(0, Ordering::Release);
 }
 
-/// Gives a block up. Slots are to be looked at after this, by [`names`].
+/// Retires a block. Check the slots afterwards, by [`names`].
 pub(in crate::shm) fn retire<W: Word>(block: &W) {
     sync::give_up(block);
     // SYNC(pin): pairs with the SeqCst operations in `pin`.
@@ -103,15 +104,16 @@ pub(super) fn names<W: Word>(slot: &W, generation: u64) -> bool {
     slot.load(Ordering::Acquire) == generation
 }
 
-/// Names a snapshot in a directory entry.
+/// Stores a reference to a snapshot in a directory entry.
 pub(super) fn store_entry<W: Word>(generation: &W, place: &W, snapshot: (u64, u64)) {
     place.store(snapshot.1, Ordering::Relaxed);
-    // SYNC(entry): who sees the generation sees the place; pairs with the load in `load_entry`.
+    // SYNC(entry): a load of this generation makes the place visible; pairs with the load in
+    // `load_entry`.
     generation.store(snapshot.0, Ordering::Release);
 }
 
-/// Generation and place of the snapshot that a directory entry names; 0: none. The two may belong to
-/// different snapshots: then the block at the place has another generation.
+/// Generation and place of the snapshot to which a directory entry refers; 0: none. The two may
+/// belong to different snapshots: then the block at the place has another generation.
 #[inline]
 pub(super) fn load_entry<W: Word>(generation: &W, place: &W) -> (u64, u64) {
     // SYNC(entry): pairs with the store in `store_entry`.
@@ -131,14 +133,14 @@ mod tests {
         fn claim(&self, value: u64) -> bool {
             let claimed =
                 self.compare_exchange(0, value, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-            // Loom orders SeqCst operations as AcqRel ones, but knows SeqCst fences. A fence here is
-            // what the SeqCst operations of the real words amount to (see the proof above).
+            // Loom orders SeqCst operations only as AcqRel ones, but models SeqCst fences. A fence
+            // here is equivalent to the SeqCst operations of the real words (see the proof above).
             fence(Ordering::SeqCst);
             claimed
         }
     }
 
-    /// One place of the shared memory, one slot of a page, and the service's book of them.
+    /// One place of shared memory, one slot of a page, and the records of the service.
     #[derive(Default)]
     struct Memory {
         slot: AtomicU64,
@@ -149,15 +151,15 @@ mod tests {
 
     #[derive(Default)]
     struct Book {
-        /// The place is in nobody's hands.
+        /// The place is free.
         free: bool,
         quarantined: Option<u64>,
-        /// The consumer's page is there.
+        /// The consumer's page is registered.
         page: bool,
     }
 
     impl Memory {
-        /// With a page, and the object 7 under generation 1.
+        /// With a page, and object 7 under generation 1.
         fn with_an_object() -> Arc<Self> {
             let memory = Self::default();
             memory.book.lock().unwrap().page = true;
@@ -173,7 +175,7 @@ mod tests {
             sync::publish(&self.generation, generation);
         }
 
-        /// What dropping a block does.
+        /// Models dropping a block.
         fn give_up(&self, generation: u64) {
             retire(&self.generation);
             let mut book = self.book.lock().unwrap();
@@ -184,7 +186,7 @@ mod tests {
             }
         }
 
-        /// What the pool does when it looks for room.
+        /// Models the pool when it reclaims memory.
         fn reclaim(&self) {
             let mut book = self.book.lock().unwrap();
             if let Some(generation) = book.quarantined
@@ -194,7 +196,7 @@ mod tests {
             }
         }
 
-        /// Takes the place for the object 8 under generation 2, if it is free.
+        /// Takes the place for object 8 under generation 2, if it is free.
         fn reuse(&self) -> bool {
             let free = std::mem::take(&mut self.book.lock().unwrap().free);
             if free {
@@ -242,7 +244,7 @@ mod tests {
             assert_eq!(memory.read(), [7, 7]);
             unpin(&memory.slot);
             service.join().unwrap();
-            // Once the slot is clear the place comes back, whatever came before.
+            // Once the slot is clear, the place is reclaimed, whatever came before.
             memory.reclaim();
             let free = memory.book.lock().unwrap().free;
             assert!(free || memory.generation.load(Ordering::Acquire) == 2, "the place is lost");
@@ -251,7 +253,7 @@ mod tests {
 
     #[test]
     fn two_consumers_of_one_slot_do_not_free_each_others_block() {
-        // Threads of one process share its slots: the one that comes second gets another slot.
+        // Threads of one process share its slots: the second one gets another slot.
         loom::model(|| {
             let memory = Memory::with_an_object();
             let other = spawn(&memory, |memory| {
@@ -277,10 +279,10 @@ mod tests {
     fn a_page_given_up_with_its_session_leaves_no_place_behind() {
         loom::model(|| {
             let memory = Memory::with_an_object();
-            // A consumer that is killed in the middle: it pins, and never clears its slot.
+            // A consumer that is killed between pin and unpin: its slot is never cleared.
             assert_eq!(pin(&memory.slot, &memory.generation, 1), PinAttempt::Pinned);
             let evicts = spawn(&memory, |memory| memory.give_up(1));
-            // Its socket hangs up.
+            // The kernel closes its socket.
             memory.book.lock().unwrap().page = false;
             memory.reclaim();
             evicts.join().unwrap();
@@ -289,7 +291,7 @@ mod tests {
         });
     }
 
-    /// A snapshot at one of two places, and the entry that names one of them.
+    /// A snapshot at one of two places, and the entry that refers to one of them.
     #[derive(Default)]
     struct Published {
         entry: [AtomicU64; 2],
@@ -310,7 +312,7 @@ mod tests {
             store_entry(&self.entry[0], &self.entry[1], (generation, place as u64));
         }
 
-        /// What a look-up does.
+        /// Models a look-up.
         fn look_up(&self) -> Option<(u64, [u64; 2])> {
             let (generation, place) = load_entry(&self.entry[0], &self.entry[1]);
             let block = &self.generations[place as usize];
@@ -335,7 +337,7 @@ mod tests {
                     published.write(1, 2);
                     published.name(1, 2);
                     sync::give_up(&published.generations[0]);
-                    // The place of the first one is taken anew at once.
+                    // The place of the first snapshot is reused at once.
                     published.write(0, 3);
                 }
             });
@@ -359,7 +361,7 @@ mod tests {
                 let (published, told) = (Arc::clone(&published), Arc::clone(&told));
                 move || {
                     published.name(0, 0);
-                    // From here on the service answers otherwise.
+                    // From here on the service gives another answer.
                     *told.lock().unwrap() = true;
                 }
             });

@@ -1,4 +1,5 @@
-//! The pages of all live sessions, and places that wait until no slot names their block.
+//! Pages of all live sessions, and quarantined places: those that wait until no slot pins their
+//! block.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,20 +10,20 @@ use super::super::segment::Segment;
 use super::pins_page::ServicePage;
 use crate::sync::{Mutex, MutexGuard, RwLock};
 
-/// A place whose block was given up while a slot named it.
+/// A place whose block was retired while a slot pinned it.
 pub(in crate::shm) struct QuarantinedPlace {
     pub(in crate::shm) generation: u64,
-    /// Where the block begins in its segment.
+    /// Offset of the block in its segment.
     pub(in crate::shm) block: usize,
     pub(in crate::shm) segment: Arc<Segment>,
     pub(in crate::shm) place: AllocatedNode,
     pub(in crate::shm) bytes: u64,
 }
 
-/// Which blocks the consumers of this service pin by themselves.
+/// The blocks that consumers of this service pin through their pages.
 #[derive(Default)]
 pub(in crate::shm) struct PageRegistry {
-    /// How many pages there are. Raised after a page is listed.
+    /// Number of pages. Raised after a page is added.
     live: AtomicUsize,
     pages: RwLock<Vec<Arc<ServicePage>>>,
     quarantine: Mutex<Vec<QuarantinedPlace>>,
@@ -39,16 +40,16 @@ impl PageRegistry {
         self.quarantine.lock()
     }
 
-    /// Lists a page. Its descriptor is sent after this.
+    /// Adds a page. Its descriptor is sent afterwards.
     pub(in crate::shm) fn add(&self, page: Arc<ServicePage>) {
         self.pages.write().push(page);
         self.live.fetch_add(1, Ordering::SeqCst);
-        // SYNC(pin): a consumer that pins by this page sees every block that was given up before
-        // somebody saw no page; pairs with the fence in `retire`.
+        // SYNC(pin): a consumer that pins by this page sees every block that was retired before a
+        // service thread found no page; pairs with the fence in `retire`.
         fence(Ordering::SeqCst);
     }
 
-    /// The session of a page is over: it pins nothing any more.
+    /// Removes the page of an ended session, which pins no block any more.
     pub(in crate::shm) fn remove(&self, page: &Arc<ServicePage>) {
         let mut pages = self.pages.write();
         let before = pages.len();
@@ -56,8 +57,8 @@ impl PageRegistry {
         self.live.fetch_sub(before - pages.len(), Ordering::SeqCst);
     }
 
-    /// Whether a slot of any page names the block of `generation`, which was
-    /// [retired](super::protocol::retire).
+    /// Whether a slot of any page pins the block of `generation`, which was
+    /// [retired](super::protocol::retire) before.
     pub(in crate::shm) fn names(&self, generation: u64) -> bool {
         // SYNC(pin): after the fence in `retire`; pairs with the fence in `add`.
         if self.live.load(Ordering::SeqCst) == 0 {
@@ -67,7 +68,7 @@ impl PageRegistry {
         pages.iter().any(|page| page.names(generation))
     }
 
-    /// The generations in all slots, as of now: what is in use, unless it is garbage.
+    /// The generations in all slots at this moment; they are not trusted.
     pub(in crate::shm) fn used_slots(&self) -> Vec<u64> {
         if self.live.load(Ordering::SeqCst) == 0 {
             return Vec::new();
@@ -78,24 +79,24 @@ impl PageRegistry {
         used
     }
 
-    /// Keeps a place until no slot names its block.
+    /// Keeps a place until no slot pins its block.
     pub(in crate::shm) fn keep(&self, place: QuarantinedPlace) {
         self.quarantine().push(place);
     }
 
-    /// Places whose blocks no slot names any more.
+    /// Takes the places whose blocks no slot pins any more.
     pub(in crate::shm) fn take_unused(&self) -> Vec<QuarantinedPlace> {
         let mut quarantine = self.quarantine();
         let unused = quarantine.extract_if(.., |one| !self.names(one.generation));
         unused.collect()
     }
 
-    /// Bytes of the places that wait.
+    /// Bytes of the places in quarantine.
     pub(in crate::shm) fn quarantined_bytes(&self) -> u64 {
         self.quarantine().iter().map(|one| one.bytes).sum()
     }
 
-    /// Whether the place of a segment waits in which a block begins at `block`.
+    /// Whether the place of the block at offset `block` of a segment is in quarantine.
     pub(in crate::shm) fn is_quarantined(&self, segment: &Segment, block: usize) -> bool {
         let quarantine = self.quarantine();
         quarantine.iter().any(|one| std::ptr::eq(&*one.segment, segment) && one.block == block)
@@ -127,7 +128,7 @@ mod tests {
         (page, consumer)
     }
 
-    /// Pins the object that `header` names, as a consumer in this process would.
+    /// Pins the object of `header`, as a consumer in this process would.
     fn pin(pool: &Pool, consumer: &ConsumerPage, header: &super::super::super::MetaHeader) -> u32 {
         let mappings = pool.mappings();
         let block = mappings.live_block(header).unwrap();
@@ -143,7 +144,7 @@ mod tests {
         let slot = pin(&pool, &consumer, &header);
         let location = pool.mappings().locate(&header).unwrap();
         drop(block);
-        assert!(pool.mappings().locate(&header).is_err(), "nobody can pin it any more");
+        assert!(pool.mappings().locate(&header).is_err(), "no client can pin it any more");
         assert!(pool.quarantined_bytes() > 7_000);
         assert!(object(&pool, 8).is_none(), "its place is not free");
         assert!(pool.survey().faults.is_empty() && pool.survey().taken.is_empty());

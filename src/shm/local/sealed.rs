@@ -1,4 +1,4 @@
-//! Memfds whose size is sealed: what a process maps of them it can read without a SIGBUS.
+//! Memfds of sealed size: a process can read its mapping without a SIGBUS.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -7,10 +7,10 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat,
 
 use super::super::mapping::{MapAccess, Mapping};
 
-/// Least size of what is mapped: that of a header.
+/// Minimum size of a mapping: that of a header.
 const MIN_BYTES: u64 = 64;
 
-/// Maps a memfd that can neither shrink nor grow.
+/// Maps a memfd after checking that it can neither shrink nor grow.
 pub(super) fn map_sealed(
     file: BorrowedFd<'_>,
     size: u64,
@@ -28,7 +28,7 @@ pub(super) fn map_sealed(
     Mapping::of_file(file.as_fd(), length, access).map_err(|error| error.to_string())
 }
 
-/// A memfd of `size` bytes, mapped for writing and sealed with `seals` afterwards.
+/// A memfd of `size` bytes, mapped for writing and then sealed with `seals`.
 pub(super) fn make_sealed(
     name: &std::ffi::CStr,
     size: u64,

@@ -1,4 +1,4 @@
-//! The snapshot of a timeline: which object decides when, and where it lies, in one block.
+//! Snapshot of a timeline in one block: which object is effective when, and where it lies.
 //!
 //! ```text
 //!  0        64           64 + 8 n, rounded up to 64     + 64 n
@@ -7,8 +7,9 @@
 //!  └────────┴────────────┴──────┴──────┴─── … ──────────┴──────┘
 //! ```
 //!
-//! The starts are sorted, so a look-up reads a few lines of them, and one line of the cells. Of what
-//! is not in it (nothing valid, not in memory, not known), the service is asked.
+//! The starts are sorted, so a look-up reads a few cache lines of them, and one line of the cells.
+//! A time without a span (no object is valid, in memory or known) makes the consumer ask the
+//! service.
 #![allow(unsafe_code)]
 
 use std::mem::{offset_of, size_of};
@@ -20,23 +21,23 @@ use super::super::layout::{BLOCK_OVERHEAD_BYTES, GRANULE_BYTES, MetaHeader};
 use super::block_place::BlockPlace;
 use crate::object::ObjectId;
 
-/// The first bytes of a snapshot.
+/// Header of a snapshot.
 #[repr(C)]
 pub(super) struct SnapshotHeader {
     pub(super) magic: u32,
     pub(super) version: u32,
-    /// Until when all of it is confirmed, in milliseconds of CLOCK_MONOTONIC; 0: see the cells. The
-    /// service changes it.
+    /// Time until which the whole snapshot is confirmed, in milliseconds of CLOCK_MONOTONIC; 0: see
+    /// the cells. The service changes it.
     pub(super) confirmed_until: u64,
     pub(super) spans: u32,
     pub(super) path_bytes: u32,
     pub(super) reserved: [u64; 5],
 }
 
-/// The object that decides from its start on.
+/// The object that is effective from the start of its span on.
 #[repr(C)]
 pub(super) struct SpanCell {
-    /// The fields of a [`MetaHeader`] but for `shared`, which is -1.
+    /// The fields of a [`MetaHeader`] without `shared`, which is -1.
     pub(super) size: u64,
     pub(super) generation: u64,
     pub(super) handle: i64,
@@ -44,11 +45,12 @@ pub(super) struct SpanCell {
     pub(super) segment_id: u16,
     pub(super) managed: u8,
     pub(super) pad: [u8; 3],
-    /// Where it does not decide any more.
+    /// End of the span, exclusive, in milliseconds.
     pub(super) until: i64,
-    /// Until when this is confirmed, in milliseconds of CLOCK_MONOTONIC. The service changes it.
+    /// Time until which the span is confirmed, in milliseconds of CLOCK_MONOTONIC. The service
+    /// changes it.
     pub(super) confirmed_until: u64,
-    /// The version's own validity interval.
+    /// The version's own validity interval, in milliseconds.
     pub(super) valid_from: i64,
     pub(super) valid_until: i64,
 }
@@ -73,29 +75,29 @@ const MAGIC: u32 = u32::from_le_bytes(*b"IOVT");
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = size_of::<SnapshotHeader>();
 
-/// Where the parts of a snapshot with this many spans begin: cells, path.
+/// Offsets of the cells and of the path in a snapshot with this many spans.
 fn parts(spans: u32) -> (usize, usize) {
     let starts_end = HEADER_BYTES + spans as usize * size_of::<i64>();
     let cells = starts_end.next_multiple_of(GRANULE_BYTES as usize);
     (cells, cells + spans as usize * size_of::<SpanCell>())
 }
 
-/// One span of a timeline whose object is in memory.
+/// A span of a timeline with an object in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SnapshotSpan {
-    /// Where its object decides: from here,
+    /// Start of the span, inclusive, in milliseconds.
     pub(crate) from: i64,
-    /// to here.
+    /// End of the span, exclusive, in milliseconds.
     pub(crate) until: i64,
-    /// The version's own validity interval.
+    /// The version's own validity interval, in milliseconds.
     pub(crate) validity: (i64, i64),
-    /// Where the object lies.
+    /// Location of the object.
     pub(crate) header: MetaHeader,
 }
 
-/// A snapshot in memory. Dropped, it does not resolve any more.
+/// A snapshot in memory. Dropping it retires its block, so that it does not resolve any more.
 ///
-/// The bytes of its block are never borrowed: the service changes words in it.
+/// The bytes of its block are never borrowed, because the service changes words in it.
 #[derive(Debug)]
 pub(crate) struct PublishedSnapshot {
     block: Block,
@@ -103,19 +105,19 @@ pub(crate) struct PublishedSnapshot {
 }
 
 impl PublishedSnapshot {
-    /// The bytes that a snapshot of this many spans needs; `None` where there are too many.
+    /// Size in bytes of a snapshot with this many spans; `None` if there are too many.
     pub(crate) fn size_bytes(spans: usize, path: &str) -> Option<u64> {
-        /// So many take 72 MB.
+        /// Maximum number of spans; they take 72 MB.
         const MOST_SPANS: usize = 1_000_000;
         let spans = u32::try_from(spans).ok().filter(|spans| *spans as usize <= MOST_SPANS)?;
         Some((parts(spans).1 + path.len()) as u64)
     }
 
-    /// Writes and publishes it. `confirmed_until` of the whole is 0 until it is
-    /// [set](Self::confirm), and so is that of each span.
+    /// Writes and publishes a snapshot. Neither the whole nor any span is confirmed until
+    /// [`confirm`](Self::confirm) or [`confirm_span`](Self::confirm_span) is called.
     ///
     /// # Panics
-    /// If `room` is not as large as [`size_bytes`](Self::size_bytes) says.
+    /// If `room` is not of [`size_bytes`](Self::size_bytes).
     pub(crate) fn publish(mut room: Reservation, path: &str, spans: &[SnapshotSpan]) -> Self {
         let count = spans.len() as u32;
         let (cells, path_at) = parts(count);
@@ -131,21 +133,21 @@ impl PublishedSnapshot {
         let all = bytes[cells..path_at].chunks_exact_mut(size_of::<SpanCell>());
         all.zip(spans).for_each(|(cell, span)| write_cell(cell, span));
         bytes[path_at..].copy_from_slice(path.as_bytes());
-        // No object: nobody asks for it by an id.
+        // A snapshot is no object: its id is never requested.
         Self { block: room.publish(ObjectId::from_bytes([0; 16])), spans: count }
     }
 
-    /// What an entry of the directory says of it.
+    /// Generation and place of the snapshot, for its directory entry.
     pub(crate) fn name(&self) -> (u64, BlockPlace) {
         (self.block.generation(), self.place())
     }
 
-    /// The bytes of memory that it takes.
+    /// Memory charged for it, in bytes.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.block.charged_bytes()
     }
 
-    /// Where its block begins.
+    /// Location of its block.
     pub(crate) fn location(&self) -> BlockLocation {
         self.block.location()
     }
@@ -164,12 +166,12 @@ impl PublishedSnapshot {
         self.block.payload_word(offset)
     }
 
-    /// Confirms all of it until this millisecond of CLOCK_MONOTONIC.
+    /// Confirms the whole snapshot until this millisecond of CLOCK_MONOTONIC.
     pub(crate) fn confirm(&self, until: u64) {
         self.word(offset_of!(SnapshotHeader, confirmed_until)).store(until, Ordering::Relaxed);
     }
 
-    /// Confirms one span.
+    /// Confirms one span until this millisecond of CLOCK_MONOTONIC.
     ///
     /// # Panics
     /// If there is no such span.
@@ -197,8 +199,8 @@ fn write_cell(cell: &mut [u8], span: &SnapshotSpan) {
     put(offset_of!(SpanCell, valid_until), &span.validity.1.to_le_bytes());
 }
 
-/// A snapshot as a consumer reads it: without a pin, so every word by an atomic, and nothing counts
-/// before the block's generation was seen again.
+/// A snapshot as read by a consumer without a pin: every word is read by an atomic, and nothing
+/// counts until the block's generation was read again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SnapshotView {
     payload: *const u8,
@@ -208,7 +210,7 @@ pub(super) struct SnapshotView {
     path_bytes: u32,
 }
 
-/// What a snapshot says of a time.
+/// Span of a snapshot, found for a time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FoundSpan {
     pub(super) header: MetaHeader,
@@ -220,12 +222,12 @@ pub(super) struct FoundSpan {
 }
 
 impl SnapshotView {
-    /// A snapshot of `size` bytes at `payload`; `None` where its own counts do not fit the size, as
-    /// in a place that was taken anew.
+    /// A snapshot of `size` bytes at `payload`; `None` if its counts do not fit the size, as in a
+    /// place that was reused.
     ///
     /// # Safety
-    /// `size` bytes at `payload`, a multiple of 64, are mapped as long as the view is used, and
-    /// written by the service alone.
+    /// `payload` is a multiple of 64; the `size` bytes there stay mapped while the view is used,
+    /// and only the service writes them.
     pub(super) unsafe fn new(payload: *const u8, size: usize) -> Option<Self> {
         if size < HEADER_BYTES {
             return None;
@@ -247,7 +249,7 @@ impl SnapshotView {
 
     #[inline]
     fn word(&self, offset: usize) -> u64 {
-        // SAFETY: every caller's offset is a multiple of 8 inside of the `size` bytes of `new`.
+        // SAFETY: every caller's offset is a multiple of 8 inside the `size` bytes of `new`.
         let place = unsafe { self.payload.add(offset) };
         // SAFETY: mapped and aligned by the contract of `new`; other processes access it by atomics.
         let word = unsafe { AtomicU64::from_ptr(place.cast_mut().cast()) };
@@ -255,7 +257,7 @@ impl SnapshotView {
     }
 
     fn u32_at(&self, offset: usize) -> u32 {
-        // SAFETY: inside of the header, which `new` has seen to be there.
+        // SAFETY: inside the header, whose presence `new` has checked.
         let place = unsafe { self.payload.add(offset) };
         // SAFETY: as in `word`, at a multiple of 4.
         let word = unsafe { AtomicU32::from_ptr(place.cast_mut().cast()) };
@@ -271,14 +273,14 @@ impl SnapshotView {
         word.load(Ordering::Relaxed)
     }
 
-    /// Whether it is that of `path`.
+    /// Whether it is the snapshot of `path`.
     pub(super) fn is_of(&self, path: &str) -> bool {
         if self.path_bytes as usize != path.len() {
             return false;
         }
         let bytes = path.as_bytes();
         (0..bytes.len()).all(|index| {
-            // SAFETY: the path's bytes lie inside of the `size` bytes of `new`.
+            // SAFETY: the path's bytes are inside the `size` bytes of `new`.
             let place = unsafe { self.payload.add(self.path + index) };
             // SAFETY: mapped by the contract of `new`; a byte has no alignment.
             let byte = unsafe { std::sync::atomic::AtomicU8::from_ptr(place.cast_mut()) };
@@ -286,7 +288,7 @@ impl SnapshotView {
         })
     }
 
-    /// The span in which `at` lies, if its object was in memory when the snapshot was made.
+    /// The span that contains `at`, if its object was in memory when the snapshot was made.
     #[inline]
     pub(super) fn find(&self, at: i64) -> Option<FoundSpan> {
         // The number of starts that are not after `at`.
@@ -350,7 +352,7 @@ mod tests {
 
     fn view(pool: &Pool, snapshot: &PublishedSnapshot) -> SnapshotView {
         let location = pool.mappings().locate(&snapshot.block.meta_header()).unwrap();
-        // SAFETY: the pool keeps its segments, and so their mappings, as long as the test runs.
+        // SAFETY: the pool keeps its segments, and so their mappings, while the test runs.
         unsafe { SnapshotView::new(location.address, location.size) }.unwrap()
     }
 
@@ -402,7 +404,7 @@ mod tests {
         let snapshot = published(&pool, "A", &[span(0, 10, 1)]);
         let location = pool.mappings().locate(&snapshot.block.meta_header()).unwrap();
         for size in [0, 63, 64, location.size - 1, location.size + 1] {
-            // SAFETY: as in `view`; behind the payload there is room in the segment.
+            // SAFETY: as in `view`; after the payload there is room in the segment.
             let view = unsafe { SnapshotView::new(location.address, size) };
             assert!(view.is_none(), "{size}");
         }

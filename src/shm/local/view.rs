@@ -1,4 +1,4 @@
-//! A look-up: from a path and a time to pinned bytes.
+//! Look-ups: from a path and a time to pinned bytes.
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -21,21 +21,21 @@ use super::protocol::PinAttempt;
 use super::snapshot::{FoundSpan, SnapshotView};
 use crate::object::{ObjectId, ObjectPath};
 
-/// Interval at which a path tells the service that it is used, in milliseconds.
+/// Interval at which a path reports its use to the service, in milliseconds.
 const SAMPLE_MILLIS: u64 = 256;
-/// Attempts to read a timeline that is replaced meanwhile.
+/// Attempts to read a timeline that is being replaced.
 const ATTEMPTS: usize = 4;
 
-/// A path of the local plane. It is for one thread; a clone is cheap.
+/// A path of the local plane. It is used by one thread; a clone is cheap.
 pub struct PlanePath {
     plane: Arc<LocalPlane>,
     path: ObjectPath,
     hash: u64,
     mappings: RefCell<Arc<Mappings>>,
     snapshot: Cell<Option<CachedSnapshot>>,
-    /// When it tells the service that it is used, in milliseconds of CLOCK_MONOTONIC.
+    /// Time of the next report to the service, in milliseconds of CLOCK_MONOTONIC.
     next_sample: Cell<u64>,
-    /// Look-ups that are not counted in the page yet.
+    /// Number of hits that are not yet added to the page.
     hits: Cell<u64>,
 }
 
@@ -60,12 +60,12 @@ impl fmt::Debug for PlanePath {
     }
 }
 
-// SAFETY: the pointers of the cached snapshot lead into mappings that the path itself keeps; nothing
-// of it is bound to a thread. It is not `Sync`, as its cells say.
+// SAFETY: the pointers of the cached snapshot lead into mappings that the path keeps; none of it is
+// bound to a thread. It is not `Sync`, because of its cells.
 unsafe impl Send for PlanePath {}
 
-/// Where a thread begins to look for a free slot: beside the one it used last. Threads begin in
-/// lines of their own.
+/// Index where a thread begins to look for a free slot: next to the slot it used last. Threads
+/// begin in different cache lines.
 fn next_hint() -> u32 {
     const SLOTS_PER_LINE: u32 = 8;
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -77,7 +77,7 @@ thread_local! {
 }
 
 impl LocalPlane {
-    /// A path to look up in. Does no I/O; the path need not be known to the service.
+    /// A path to look up objects in. Does no I/O; the service need not know the path.
     pub fn path(self: &Arc<Self>, path: &ObjectPath) -> PlanePath {
         PlanePath::new(Arc::clone(self), path.clone())
     }
@@ -91,16 +91,17 @@ impl PlanePath {
         Self { plane, path, hash, mappings, snapshot: Cell::new(None), next_sample, hits }
     }
 
-    /// The path.
+    /// The object path.
     pub fn path(&self) -> &ObjectPath {
         &self.path
     }
 
-    /// The object that is valid at a time, in milliseconds since the Unix epoch: exactly what the
-    /// service answers for a request without limits, metadata or lock. Makes no system call.
+    /// The object that is valid at a time, in milliseconds since the Unix epoch: the same object
+    /// that the service returns for a request without limits, metadata or lock. Makes no system
+    /// call.
     ///
     /// # Errors
-    /// Why the service has to be asked.
+    /// The reason why the service must be asked.
     #[inline]
     pub fn at(&self, at_millis: i64) -> Result<PinnedView<'_>, AskReason> {
         match self.try_at(at_millis) {
@@ -109,7 +110,7 @@ impl PlanePath {
         }
     }
 
-    /// What a first attempt did not find may be in a segment or a timeline that is new.
+    /// Second attempt: the first may have failed because of a new segment or a new timeline.
     #[cold]
     #[inline(never)]
     fn at_again(&self, at: i64, mut reason: AskReason) -> Result<PinnedView<'_>, AskReason> {
@@ -138,7 +139,7 @@ impl PlanePath {
         let now = coarse_monotonic_millis();
         let snapshot = self.snapshot()?;
         let found = snapshot.view.find(at);
-        // SYNC(give-up): what was read since the entry was read is the snapshot's.
+        // SYNC(give-up): everything read since the entry was read belongs to the snapshot.
         if sync::seen_again(snapshot.block.generation()) != snapshot.generation {
             return Err(AskReason::Unpublished);
         }
@@ -184,7 +185,7 @@ impl PlanePath {
         Ok(PinnedView { plane: &self.plane, bytes })
     }
 
-    /// The snapshot that the directory names for the path.
+    /// The snapshot to which the directory refers for the path.
     #[inline]
     fn snapshot(&self) -> Result<CachedSnapshot, AskReason> {
         if let Some(cached) = self.snapshot.get() {
@@ -214,13 +215,14 @@ impl PlanePath {
                 self.snapshot.set(Some(cached));
                 return Ok(cached);
             }
-            // A segment of the same number may have taken its place.
+            // Another segment with the same id may have replaced it.
             unmapped = true;
         }
         Err(if unmapped { AskReason::NotMapped } else { AskReason::Unpublished })
     }
 
-    /// The snapshot in `block`, if it has this generation and is that of the path.
+    /// The snapshot in `block`, if the block has this generation and the snapshot is that of the
+    /// path.
     fn read_snapshot(
         &self,
         entry: u32,
@@ -232,15 +234,15 @@ impl PlanePath {
         }
         let size = block.size()?;
         // SAFETY: `size` bytes of payload at a multiple of 64 lie in the mapping, which `mappings`
-        // keeps as long as the snapshot is cached; the service alone writes there.
+        // keeps as long as the snapshot is cached; only the service writes there.
         let view = unsafe { SnapshotView::new(block.payload().as_ptr(), size) }?;
         let is_of_path = view.is_of(self.path.as_str());
-        // SYNC(give-up): its size and path are those of this generation.
+        // SYNC(give-up): size and path belong to this generation.
         let seen_again = sync::seen_again(block.generation()) == generation;
         (is_of_path && seen_again).then_some(CachedSnapshot { entry, generation, block, view })
     }
 
-    /// Takes the mappings of now; whether they are others than before.
+    /// Uses the newest mappings; returns whether they have changed.
     fn remap(&self) -> bool {
         let newest = self.plane.attachment().mappings();
         if Arc::ptr_eq(&newest, &self.mappings.borrow()) {
@@ -248,12 +250,12 @@ impl PlanePath {
         }
         self.snapshot.set(None);
         let before = self.mappings.replace(newest);
-        // Views of this path may read what is mapped there.
+        // Views of this path may still read the old mappings.
         self.plane.retain(before);
         true
     }
 
-    /// Tells the service that the object of a span is used.
+    /// Reports to the service that the object of a span is used.
     #[cold]
     #[inline(never)]
     fn sample(&self, now: u64, entry: u32, span: u32) {
@@ -265,17 +267,17 @@ impl PlanePath {
 
 impl Drop for PlanePath {
     fn drop(&mut self) {
-        // In a forked child the page is the parent's.
+        // In a forked child the page belongs to the parent.
         if self.plane.attachment().is_forked() {
             return;
         }
         self.plane.files().page.count_hits(self.hits.get());
-        // Owned views may read what is mapped there.
+        // Owned views may still read these mappings.
         self.plane.retain(Arc::clone(&self.mappings.borrow()));
     }
 }
 
-/// The bytes of a block that a slot pins.
+/// Bytes of a block that a slot pins.
 #[derive(Clone, Copy)]
 struct PinnedBytes {
     slot: u32,
@@ -288,27 +290,27 @@ struct PinnedBytes {
 
 impl PinnedBytes {
     /// # Safety
-    /// The slot pins the block, and its mapping lives, as long as the slice does.
+    /// The slot pins the block, and its mapping exists, as long as the slice lives.
     unsafe fn bytes<'a>(&self) -> &'a [u8] {
-        // SAFETY: `size` bytes lie in the mapping, as `live_block` has seen. A pinned block is not
-        // written (SYNC(pin) in `protocol`); both last by this function's contract.
+        // SAFETY: `size` bytes lie in the mapping, as `live_block` has checked. A pinned block is
+        // not written (SYNC(pin) in `protocol`); both last by this function's contract.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.size) }
     }
 }
 
-/// An object in shared memory, pinned as long as this lives.
+/// An object in shared memory, pinned until the view is dropped.
 pub struct PinnedView<'a> {
     plane: &'a Arc<LocalPlane>,
     bytes: PinnedBytes,
 }
 
-/// An object in shared memory, pinned as long as this lives; it keeps the session too.
+/// Like [`PinnedView`], without borrowing: it keeps the session alive.
 pub struct OwnedPinnedView {
     plane: Arc<LocalPlane>,
     bytes: PinnedBytes,
 }
 
-// SAFETY: it reads bytes that nobody writes as long as it lives, and clears its slot by an atomic.
+// SAFETY: its bytes are not written while it lives, and it clears its slot by an atomic.
 unsafe impl Send for PinnedView<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for PinnedView<'_> {}
@@ -318,7 +320,7 @@ unsafe impl Send for OwnedPinnedView {}
 unsafe impl Sync for OwnedPinnedView {}
 
 impl<'a> PinnedView<'a> {
-    /// The same view, which lives on its own.
+    /// Like `self`, without borrowing from the path.
     pub fn into_owned(self) -> OwnedPinnedView {
         let this = ManuallyDrop::new(self);
         OwnedPinnedView { plane: Arc::clone(this.plane), bytes: this.bytes }
@@ -326,12 +328,11 @@ impl<'a> PinnedView<'a> {
 }
 
 impl OwnedPinnedView {
-    /// Its parts, for a caller that hands them back to [`release_raw`](Self::release_raw). Its
-    /// bytes stay pinned until then.
+    /// Its parts, for [`release_raw`](Self::release_raw). The bytes stay pinned until then.
     #[cfg(feature = "capi")]
     pub(crate) fn into_raw(self) -> (*const LocalPlane, u32) {
         let this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not used or dropped any more, so the plane is taken once.
+        // SAFETY: `this` is not used or dropped afterwards, so the plane is taken once.
         let plane = unsafe { std::ptr::read(&raw const this.plane) };
         (Arc::into_raw(plane), this.bytes.slot)
     }
@@ -339,7 +340,7 @@ impl OwnedPinnedView {
     /// Ends a pin.
     ///
     /// # Safety
-    /// [`into_raw`](Self::into_raw) gave both, and they were not released yet.
+    /// [`into_raw`](Self::into_raw) returned both, and they were not released yet.
     #[cfg(feature = "capi")]
     pub(crate) unsafe fn release_raw(plane: *const LocalPlane, slot: u32) {
         // SAFETY: it came from `Arc::into_raw`, and is taken back once.
@@ -348,7 +349,7 @@ impl OwnedPinnedView {
     }
 }
 
-/// Ends the pin of a slot. In a forked child the slot is the parent's.
+/// Ends the pin of a slot. In a forked child the slot belongs to the parent.
 #[inline]
 fn unpin(plane: &LocalPlane, slot: u32) {
     if !plane.attachment().is_forked() {
@@ -383,18 +384,19 @@ macro_rules! pinned_view {
         }
 
         impl $view {
-            /// The version's id.
+            /// Id of the version.
             pub fn id(&self) -> ObjectId {
                 self.bytes.id
             }
 
-            /// The version's own validity interval, in milliseconds: from, and until.
+            /// The version's own validity interval in milliseconds since the Unix epoch: from, and
+            /// until.
             pub fn validity_millis(&self) -> (i64, i64) {
                 self.bytes.validity
             }
 
-            /// Where the version decides around the time that was asked for, in milliseconds: from,
-            /// and until. A part of its validity interval.
+            /// The effective span around the requested time, in milliseconds since the Unix epoch:
+            /// from, and until. It is a part of the validity interval.
             pub fn span_millis(&self) -> (i64, i64) {
                 self.bytes.span
             }

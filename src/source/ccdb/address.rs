@@ -1,8 +1,8 @@
-//! Which servers there are, and where they may send us.
+//! Addresses of servers, and the places that they may redirect to.
 //!
 //! ```text
 //!  http://user:pw@a:8080,b:8081/base , https://c
-//!         └ only to a ┘      └ of a and b ┘   └ no base
+//!         └ only for a ┘    └ for a, b ┘   └ no base path
 //! ```
 
 use std::net::IpAddr;
@@ -11,12 +11,12 @@ use reqwest::Url;
 
 use crate::source::SourceError;
 
-/// One server of a source: where it is and who we are there.
+/// One server of a source, with the credentials for it.
 #[derive(Clone)]
 pub(super) struct Address {
-    /// Scheme, host, port and base path; no credentials, no slash at the end of the path.
+    /// Scheme, host, port and base path, without credentials and without a final slash.
     base: Url,
-    /// User and password, sent to this origin and to no other.
+    /// User and password, sent to this origin only.
     credentials: Option<(String, Option<String>)>,
 }
 
@@ -28,11 +28,11 @@ impl std::fmt::Debug for Address {
 }
 
 impl Address {
-    /// Reads `http(s)://host:port[/base]` with further hosts after commas: full URLs, or bare
+    /// Parses `http(s)://host:port[/base]`. More hosts may follow after commas: full URLs, or bare
     /// `host:port`, which share scheme and base path with the full URL before them.
     ///
     /// # Errors
-    /// [`SourceError::Configuration`] says what is wrong.
+    /// [`SourceError::Configuration`] with the fault.
     pub(super) fn parse_list(text: &str) -> Result<Vec<Self>, SourceError> {
         let mut addresses = Vec::new();
         let mut group: Vec<&str> = Vec::new();
@@ -70,7 +70,7 @@ impl Address {
             }
             urls.push(url);
         }
-        // One base path for the whole group, wherever in it it was written.
+        // One base path for the whole group, whichever entry has it.
         let shared = urls.iter().map(|u| u.path().to_owned()).find(|p| p != "/");
         Ok(urls
             .into_iter()
@@ -90,39 +90,39 @@ impl Address {
             .collect())
     }
 
-    /// The address as shown to people, without credentials.
+    /// The address without credentials, for messages.
     pub(super) fn label(&self) -> String {
         self.base.as_str().trim_end_matches('/').to_owned()
     }
 
-    /// The URL of `tail` (which begins with `/`, already percent-encoded) at this server.
+    /// The URL of `tail` at this server. `tail` begins with `/` and is percent-encoded.
     pub(super) fn url(&self, tail: &str) -> Option<Url> {
         Url::parse(&format!("{}{tail}", self.base.as_str().trim_end_matches('/'))).ok()
     }
 
-    /// The base path without the slash at its end; empty for most servers.
+    /// The base path without its final slash; empty for most servers.
     pub(super) fn base_path(&self) -> &str {
         self.base.path().trim_end_matches('/')
     }
 
-    /// Whether `url` is served by this very scheme, host and port.
+    /// Whether `url` has the same scheme, host and port.
     pub(super) fn is_origin_of(&self, url: &Url) -> bool {
         self.base.origin() == url.origin()
     }
 
-    /// Whether `url` is served by this server, perhaps by https in the place of http, to which
-    /// servers redirect for their own good.
+    /// Whether `url` is on this server, possibly with https instead of http: servers redirect from
+    /// http to https.
     pub(super) fn is_same_place(&self, url: &Url) -> bool {
         let by_https = url.scheme() == "https" && url.port_or_known_default() == Some(443);
         self.is_origin_of(url) || (by_https && self.base.host_str() == url.host_str())
     }
 
-    /// User and password for `url`, if it is ours to show them to.
+    /// User and password for `url`, if it has the same origin.
     pub(super) fn credentials_for(&self, url: &Url) -> Option<&(String, Option<String>)> {
         self.credentials.as_ref().filter(|_| self.is_origin_of(url))
     }
 
-    /// An address for a server that a redirect led to.
+    /// Address of a server reached by a redirect.
     pub(super) fn foreign(url: &Url) -> Self {
         let mut base = url.clone();
         strip_credentials(&mut base);
@@ -133,9 +133,9 @@ impl Address {
     }
 }
 
-/// Takes user and password out of `url`.
+/// Removes user and password from `url`.
 pub(super) fn strip_credentials(url: &mut Url) {
-    // Both fail only for URLs that cannot have credentials, such as file:, which are none of ours.
+    // Both fail only for URLs that cannot have credentials, such as file:, which are not used here.
     let _ = url.set_username("");
     let _ = url.set_password(None);
 }
@@ -174,7 +174,7 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&plain).into_owned()
 }
 
-/// Where redirects and replicas may lead, besides the source's own hosts.
+/// Places besides the source's own hosts that redirects and replicas may lead to.
 #[derive(Debug, Default)]
 pub(super) struct AllowedPlaces(Vec<AllowedPlace>);
 
@@ -186,12 +186,12 @@ enum AllowedPlace {
 }
 
 impl AllowedPlaces {
-    /// Reads the entries of [`allowed_redirects`](super::CcdbOptions::allowed_redirects).
+    /// Parses the entries of [`allowed_redirects`](super::CcdbOptions::allowed_redirects).
     pub(super) fn parse(entries: &[String]) -> Result<Self, String> {
         entries.iter().map(|entry| AllowedPlace::parse(entry)).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether `url` may be followed for a source with these `own` hosts.
+    /// Whether a source with these `own` hosts may follow `url`.
     pub(super) fn admit<'a>(&self, url: &Url, mut own: impl Iterator<Item = &'a Address>) -> bool {
         if !matches!(url.scheme(), "http" | "https") {
             return false;
@@ -218,13 +218,13 @@ impl AllowedPlace {
         if let Some(domain) = entry.strip_prefix("*.").filter(|domain| !domain.is_empty()) {
             return Ok(Self::Domain { suffix: format!(".{}", domain.to_ascii_lowercase()) });
         }
-        // The URL parser knows about IPv6 in brackets, IDNA and the case of names.
+        // The URL parser handles IPv6 in brackets, IDNA and the case of names.
         let url = Url::parse(&format!("http://{entry}/")).map_err(|_| wrong())?;
         let plain =
             url.path() == "/" && url.username().is_empty() && !entry.contains(['?', '#', '*']);
         let name = url.host_str().filter(|_| plain).ok_or_else(wrong)?.to_owned();
         let port_text = entry.rsplit_once(':').map(|(_, port)| port);
-        // `url.port()` hides 80, the default of http, even where it was written.
+        // `url.port()` hides 80, the default of http, even if the entry names it.
         let port = url.port().or_else(|| port_text.filter(|p| *p == "80").map(|_| 80));
         Ok(Self::Host { name, port })
     }

@@ -1,9 +1,9 @@
-//! Reads a version out of the headers of an answer, and trusts none of them alone.
+//! Reads a version from the headers of an answer. No header is trusted alone.
 //!
 //! The server sends a version's metadata as headers, and metadata named like a protocol header
-//! *replace* it: `ETag: foo`, `Valid-From: 7`. So the ETag must be a UUID and the same as in the
-//! address of the body (`Location`, else `Content-Location`), which no metadata reach; where that
-//! address holds the `from` as well (file-backed servers), it must be the same too.
+//! *replace* it: `ETag: foo`, `Valid-From: 7`. So the ETag must be a UUID, and equal to the one in
+//! the address of the body (`Location`, else `Content-Location`), which metadata cannot change. If
+//! that address also contains the `from` (file-backed servers), `Valid-From` must equal it.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 use crate::source::Details;
 
-/// Headers of HTTP, of CCDB's servers (that in memory sends some that others keep to themselves)
-/// and of the caches in between: these are no metadata.
+/// Headers of HTTP, of CCDB servers (the server in memory sends some that others do not) and of
+/// caches in between. They are not metadata.
 const PROTOCOL_HEADERS: &[&str] = &[
     "accept-ranges",
     "age",
@@ -75,29 +75,29 @@ const PROTOCOL_HEADERS: &[&str] = &[
     "x-varnish",
 ];
 
-/// Whether a header (in lower case) is no metadata.
+/// Whether a header (in lower case) is not metadata.
 pub(super) fn is_protocol_header(name: &str) -> bool {
     PROTOCOL_HEADERS.binary_search(&name).is_ok() || name.starts_with("access-control-")
 }
 
-/// What an answer to a look-up by time says.
+/// Answer to a look-up by time.
 #[derive(Debug)]
 pub(super) struct Named {
     pub(super) version: ObjectInfo,
-    /// Until when the server vouches for it (`Cache-Valid-Until`).
+    /// End of the time for which the server guarantees the answer (`Cache-Valid-Until`).
     pub(super) cache_valid_until: Option<Timestamp>,
-    /// Where its body is, as written, in the server's order.
+    /// Locations of the body, as written, in the server's order.
     pub(super) locations: Vec<String>,
 }
 
-/// The one value of a header; none, or several that differ, are no value.
+/// The value of a header; `None` if it is missing or has several different values.
 pub(super) fn single(headers: &HeaderMap, name: &str) -> Option<String> {
     let mut values = headers.get_all(name).iter().map(|value| latin1(Some(value.as_bytes())));
     let first = values.next()?;
     values.all(|other| other == first).then_some(first)
 }
 
-/// An ETag without weakness and quotes, if it is a UUID.
+/// The ETag without `W/` and quotes, if it is a UUID.
 pub(super) fn etag_id(headers: &HeaderMap) -> Option<ObjectId> {
     let value = single(headers, "etag")?;
     let text = value.trim();
@@ -105,12 +105,12 @@ pub(super) fn etag_id(headers: &HeaderMap) -> Option<ObjectId> {
     ObjectId::parse(text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text))
 }
 
-/// A header that holds a time in milliseconds.
+/// A time in milliseconds from a header.
 pub(super) fn millis(headers: &HeaderMap, name: &str) -> Option<Timestamp> {
     single(headers, name)?.trim().parse().ok().map(Timestamp::from_millis)
 }
 
-/// `Location` and every `Content-Location`, as written, in order.
+/// `Location` and all `Content-Location`, as written, in order.
 pub(super) fn locations(headers: &HeaderMap) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for name in ["location", "content-location"] {
@@ -124,8 +124,8 @@ pub(super) fn locations(headers: &HeaderMap) -> Vec<String> {
     found
 }
 
-/// Whether all headers are there that describe a version, whatever they say: if they do not fit
-/// together, metadata of their names stand in their place.
+/// Whether all headers that describe a version are present, with any values. If such an answer is
+/// inconsistent, metadata have replaced some of them.
 pub(super) fn describes_a_version(headers: &HeaderMap) -> bool {
     ["etag", "valid-from", "valid-until", "created"].iter().all(|name| headers.contains_key(*name))
 }
@@ -133,7 +133,7 @@ pub(super) fn describes_a_version(headers: &HeaderMap) -> bool {
 /// Reads the version of `path` that an answer for `at` names.
 ///
 /// # Errors
-/// What does not fit together.
+/// The contradiction in words.
 pub(super) fn read_version(
     headers: &HeaderMap,
     is_redirect: bool,
@@ -157,8 +157,8 @@ pub(super) fn read_version(
         return Err(format!("{validity} of version {id} does not hold {at}"));
     }
     let locations = locations(headers);
-    // A redirect's Location comes from the server's own storage; a Content-Location may be
-    // metadata, so with a Location it only adds places to look for the body.
+    // The Location of a redirect comes from the server's own storage. A Content-Location may be
+    // metadata: together with a Location it is only a further place to look for the body.
     let telling = if is_redirect { &locations[..locations.len().min(1)] } else { &locations[..] };
     if is_redirect && !headers.contains_key("location") {
         return Err("a redirect without a Location".into());
@@ -183,7 +183,7 @@ pub(super) fn read_version(
         id,
         validity,
         created,
-        // On a redirect Content-Length is that of the empty body.
+        // On a redirect Content-Length is the length of the empty body.
         size_bytes: if is_redirect {
             None
         } else {
@@ -195,7 +195,7 @@ pub(super) fn read_version(
     Ok(Named { version, cache_valid_until: millis(headers, "cache-valid-until"), locations })
 }
 
-/// What the headers before the bytes of a version tell of its upload.
+/// Facts about the upload of a version, from the headers before its bytes.
 pub(super) fn read_details(headers: &HeaderMap) -> Details {
     let disposition = single(headers, "content-disposition");
     let original = single(headers, "originalfilename");

@@ -1,4 +1,4 @@
-//! Changes at a CCDB: passed on as they come, and never acknowledged before the server has.
+//! Changes at a CCDB server: forwarded, and acknowledged only after the server's acknowledgement.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::{Change, ChangeKind, Changed, SourceError, UploadBytes};
 
 impl CcdbSource {
-    /// What [`Source::change`](crate::source::Source::change) does.
+    /// Implements [`Source::change`](crate::source::Source::change).
     pub(super) async fn pass_on(
         &self,
         change: &Change,
@@ -39,7 +39,7 @@ impl CcdbSource {
             (ChangeKind::Upload { file_name, content_type }, Some(bytes)) => {
                 let boundary = uuid::Uuid::new_v4().simple().to_string();
                 let multipart = format!("multipart/form-data; boundary={boundary}");
-                // Hex digits and dashes are a header value.
+                // Hex digits and dashes are always a valid header value.
                 if let Ok(value) = HeaderValue::from_str(&multipart) {
                     headers.insert(CONTENT_TYPE, value);
                 }
@@ -52,7 +52,7 @@ impl CcdbSource {
         let response =
             self.transport.send_once(method, &tail, headers, body, &what, deadline).await?;
         let changed = self.outcome(change, response, what).await;
-        // Whatever it said: what was known of the path before counts no more.
+        // The path may have changed whatever the status: remembered answers no longer count.
         self.forget_path(&change.path);
         changed
     }
@@ -101,7 +101,7 @@ impl CcdbSource {
     }
 }
 
-/// Method and address of a change.
+/// Method and address for a change.
 fn request_of(change: &Change) -> (Method, String) {
     let mut tail = String::new();
     if matches!(change.kind, ChangeKind::Truncate) {
@@ -133,7 +133,7 @@ fn request_of(change: &Change) -> (Method, String) {
     (method, tail)
 }
 
-/// A form with one part, streamed.
+/// A multipart form with one part, streamed.
 fn form(boundary: &str, file_name: &str, content_type: &str, bytes: UploadBytes) -> Body {
     let plain = |text: &str| text.replace(['"', '\r', '\n', '\\'], "_");
     let head = format!(
@@ -147,7 +147,7 @@ fn form(boundary: &str, file_name: &str, content_type: &str, bytes: UploadBytes)
     Body::wrap_stream(one(head).chain(bytes).chain(one(end)))
 }
 
-/// The version that an answer to a change describes.
+/// The version described by the answer to a change.
 fn described(change: &Change, headers: &HeaderMap) -> Result<ObjectInfo, String> {
     let id = etag_id(headers).ok_or("no UUID as ETag")?;
     let time =

@@ -1,18 +1,18 @@
-//! One entry of a listing: which version it is, and which of its keys are metadata.
+//! One entry of a listing: its version, and the keys that are metadata.
 //!
-//! The server writes old keys and new ones side by side (`id` and `ETag`, `validFrom` and
-//! `Valid-From`), then the version's metadata, which replace what has their name, then `replicas`:
+//! The server writes old and new keys side by side (`id` and `ETag`, `validFrom` and `Valid-From`),
+//! then the version's metadata, which replace keys of the same name, then `replicas`:
 //!
 //! ```text
-//!  key           written by the server as     a replacement is known by
+//!  key           value of the server           a replacement is detected by
 //!  createTime …  a number                      its type: metadata are strings
 //!  id, ETag      the UUID of the replicas      another value
 //!  MD5 …         32 hex digits                 its form
-//!  path          the path asked for            nothing: the path is then not listed
+//!  path          the requested path            nothing: the path is then not listed
 //! ```
 //!
-//! A doubt that remains makes the listing unusable: an entry that was passed over would let an
-//! older version win, without any sign of it.
+//! Any remaining doubt makes the listing unusable: if an entry were skipped, an older version would
+//! be in effect without any sign of it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,7 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 use crate::source::Details;
 
-/// Keys that the server writes as numbers, with the newer key of the same value.
+/// Keys with numbers, each with the newer key for the same value.
 const NUMBERS: [(&str, &str); 6] = [
     ("createTime", "Created"),
     ("lastModified", "Last-Modified"),
@@ -37,7 +37,7 @@ const NUMBERS: [(&str, &str); 6] = [
     ("size", "Content-Length"),
 ];
 
-/// Other keys that the server writes.
+/// Other keys of the server.
 const TEXTS: [&str; 12] = [
     "path",
     "id",
@@ -53,14 +53,14 @@ const TEXTS: [&str; 12] = [
     "replicas",
 ];
 
-/// Whether metadata of this name may replace what the server itself writes into a listing.
+/// Whether metadata with this key may replace a value of the server in a listing.
 ///
-/// Which versions have such metadata, and which do not, only the server can tell.
+/// Only the server can tell which versions have such metadata.
 pub(super) fn is_listing_key(key: &str) -> bool {
     TEXTS.contains(&key) || NUMBERS.iter().any(|(old, new)| *old == key || *new == key)
 }
 
-/// A JSON object with all of its keys, also those that come twice.
+/// A JSON object with all of its keys, including repeated ones.
 pub(super) struct ListingEntry(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for ListingEntry {
@@ -83,21 +83,21 @@ impl<'de> Deserialize<'de> for ListingEntry {
     }
 }
 
-/// What an entry of the listing of a path is.
+/// Meaning of an entry in the listing of a path.
 pub(super) enum Judged {
-    /// A version of another path, beyond doubt.
+    /// A version that certainly belongs to another path.
     OtherPath,
-    /// A version with an empty interval, which no server ever finds.
+    /// A version with an empty interval, which no look-up finds.
     NeverValid,
     /// A version of the path.
     Version(Box<Listed>),
 }
 
-/// A version as it was listed.
+/// A version from a listing.
 #[derive(Debug, Clone)]
 pub(super) struct Listed {
     pub(super) version: ObjectInfo,
-    /// Where its body is, as written.
+    /// Locations of its body, as written.
     pub(super) replicas: Vec<String>,
     pub(super) details: Details,
 }
@@ -111,12 +111,12 @@ impl ListingEntry {
         self.values(key).find_map(Value::as_str)
     }
 
-    /// The number under this key, if there is one.
+    /// The number under this key, if any.
     pub(super) fn integer(&self, key: &str) -> Option<i64> {
         self.values(key).find_map(Value::as_i64)
     }
 
-    /// A number that stands for the values of these fields: another one if any of them changes.
+    /// Hash of the values of these fields. It changes if any of them changes.
     pub(super) fn trace(&self, fields: &[&str]) -> u64 {
         let mut hasher = DefaultHasher::new();
         for field in fields {
@@ -132,10 +132,10 @@ impl ListingEntry {
         texts.map(str::to_owned).collect()
     }
 
-    /// What this entry is in the listing of `path`.
+    /// Meaning of this entry in the listing of `path`.
     ///
     /// # Errors
-    /// What cannot be told for sure.
+    /// The contradiction in words.
     pub(super) fn judge(&self, path: &ObjectPath) -> Result<Judged, String> {
         self.check_repeated()?;
         let replicas = self.replicas();
@@ -168,8 +168,8 @@ impl ListingEntry {
         Ok(Judged::Version(Box::new(Listed { version, replicas, details: self.details() })))
     }
 
-    /// A key may stand there twice where metadata did not replace what has their name: then the
-    /// server's own value is a number or an array, and theirs is a string.
+    /// Checks repeated keys. A key occurs twice if metadata did not replace the server's value:
+    /// that value is a number or an array, and the metadata are a string.
     fn check_repeated(&self) -> Result<(), String> {
         for (n, (key, value)) in self.0.iter().enumerate() {
             let is_text = value.is_string();
@@ -180,8 +180,8 @@ impl ListingEntry {
         Ok(())
     }
 
-    /// Whether this is a version of `path`. Other paths are listed as well where the server
-    /// matches prefixes; the replicas of a file-backed server then say so too.
+    /// Whether this is a version of `path`. Servers that match prefixes also list other paths; the
+    /// replicas of a file-backed server then name the other path too.
     fn is_of(&self, path: &ObjectPath, replicas: &[String]) -> Result<bool, String> {
         let said = self.text("path").map(|text| text.trim_matches('/'));
         let said = said.ok_or("an entry without a path")?;
@@ -200,7 +200,7 @@ impl ListingEntry {
         Err(format!("an entry of path {said:?} with replicas {replicas:?}"))
     }
 
-    /// The number under the old key or, if metadata took its place, under the new one.
+    /// The number under the old key, or under the new one if metadata replaced the old one.
     fn number(&self, old: &str, new: &str) -> Result<i64, String> {
         match (self.integer(old), self.integer(new)) {
             (Some(a), Some(b)) if a != b => Err(format!("{old} is {a}, but {new} is {b}")),
@@ -236,7 +236,7 @@ impl ListingEntry {
         }
     }
 
-    /// What its maker wrote down, in the spelling of the upload.
+    /// The users' metadata, in the spelling of the upload.
     fn metadata(&self, id: ObjectId) -> Result<BTreeMap<String, String>, String> {
         let mut metadata = BTreeMap::new();
         for (key, value) in &self.0 {
@@ -261,7 +261,7 @@ impl ListingEntry {
         Ok(metadata)
     }
 
-    /// Whether a string is what the server itself writes under this key.
+    /// Whether a string is the server's own value for this key.
     fn is_own(&self, key: &str, text: &str, id: ObjectId) -> bool {
         match key {
             "path" | "UploadedFrom" => true,
@@ -270,7 +270,7 @@ impl ListingEntry {
             "fileName" => self.disposed_name().is_none_or(|name| name == text),
             "Content-Disposition" => file_name_of(text).is_some(),
             "contentType" | "Content-Type" => text.is_empty() || text.contains('/'),
-            // Of these the server writes numbers, an object and an array.
+            // The server's values for other keys are numbers, an object and an array.
             _ => false,
         }
     }

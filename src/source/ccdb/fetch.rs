@@ -1,14 +1,14 @@
-//! The bytes of a version: from the first replica that gives exactly these.
+//! Fetches the bytes of a version from the first replica that gives the right ones.
 //!
 //! ```text
-//!  Location, Content-Location…     as last seen; alien:// and root:// are passed over
+//!  Location, Content-Location…     as last seen; alien:// and root:// are skipped
 //!  /<path>/<from>/<uuid>           per host: file-backed 200, SQL-backed 303
 //!  /download/<uuid>                per host: SQL-backed 200
-//!  …/<uuid>?HTTPOnly=true          only where the Grid alone was named
+//!  …/<uuid>?HTTPOnly=true          only if all known replicas are on the Grid
 //!     │ 200 with the right ETag, size and MD5
 //!     ▼
-//!  chunk ──copy──▶ Body::spare()   said to be written only when all of it is found right,
-//!    └──share────▶ MD5, beside     so that the next replica can begin anew
+//!  chunk ──copy──▶ Body::spare()   marked as written only when the whole body is verified,
+//!    └──share────▶ MD5 thread      so that the next replica can start from the beginning
 //! ```
 
 use std::collections::{HashSet, VecDeque};
@@ -29,31 +29,31 @@ use super::transport::{Ask, AttemptFailure, Head, Purpose, Rounds, chain};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::{Body, BodyError, SourceError};
 
-/// Bodies below this are hashed between the reads; larger ones beside them.
+/// Smaller bodies are hashed between reads; larger ones on another thread during the reads.
 const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
-/// How many chunks (of at most some 400 KiB) may wait for being hashed.
+/// Maximum number of chunks (of up to some 400 KiB) queued for the hash.
 const CHUNKS_AHEAD: usize = 16;
-/// By how much a body of unknown length grows at least.
+/// Minimum growth of a body of unknown length.
 const GROWTH_BYTES: u64 = 256 << 10;
 
-/// A place to look for a body.
+/// A location that may have the body.
 #[derive(Debug)]
 struct Candidate {
     url: Url,
-    /// How many redirects led here.
+    /// Number of redirects that led here.
     hops: u32,
-    /// Whether this is the last resort, which names no replica over HTTP by failing.
+    /// Whether this is the last resort, at which a server fails if it has no replica over HTTP.
     http_only: bool,
 }
 
-/// What a place said.
+/// Result of asking one location.
 enum Outcome {
     Done,
     Elsewhere(Vec<String>),
 }
 
 impl CcdbSource {
-    /// What [`Source::fetch`](crate::source::Source::fetch) does.
+    /// Implements [`Source::fetch`](crate::source::Source::fetch).
     pub(super) async fn download(
         &self,
         version: &ObjectInfo,
@@ -73,7 +73,7 @@ impl CcdbSource {
                 Ok(false) => {}
                 Err(error) => return Err(SourceError::Body { what, error }),
             }
-            // Bytes that were said to be written cannot be taken back: only a new body helps.
+            // Bytes that are marked as written cannot be taken back: only a new body helps.
             if body.written_bytes() > 0 || !rounds.pause().await {
                 break;
             }
@@ -88,7 +88,7 @@ impl CcdbSource {
         Err(rounds.error(&self.transport.url, &what))
     }
 
-    /// One round over all places; true if the body is there.
+    /// Asks all locations once. Returns whether the body is complete.
     async fn try_every_place(
         &self,
         version: &ObjectInfo,
@@ -140,13 +140,13 @@ impl CcdbSource {
                     if !next.is_empty() && next.iter().all(|c| seen.contains(c.url.as_str())) {
                         rounds.note_detour(format!("{} leads in a circle", place.url));
                     }
-                    // What a redirect names comes before what we would have guessed next.
+                    // The targets of a redirect come before the guessed locations.
                     next.append(&mut places);
                     places = next;
                 }
                 Err(AttemptFailure::Body(error)) => return Err(error),
                 Err(AttemptFailure::Transient { reason, .. }) if place.http_only => {
-                    // With nothing left over HTTP the server fails, as it always will.
+                    // Without a replica over HTTP the server always fails: retries are useless.
                     rounds
                         .note(AttemptFailure::unusable(format!("no replica over HTTP: {reason}")));
                 }
@@ -167,13 +167,13 @@ impl CcdbSource {
         (!urls.is_empty()).then_some(urls)
     }
 
-    /// Where the body may be: as last seen, then where servers of either kind keep it.
+    /// Locations to ask: the last known ones, then those of servers of either kind.
     fn places(&self, version: &ObjectInfo, on_grid: &mut bool) -> VecDeque<Candidate> {
         let mut places = VecDeque::new();
         let mut add = |url| places.push_back(Candidate { url, hops: 0, http_only: false });
         for location in self.remembered(version.id).iter().flat_map(|all| all.iter()) {
             *on_grid |= is_on_grid(location);
-            // They were made absolute when they were learned.
+            // They were made absolute when they were stored.
             if let Some(url) =
                 Url::parse(location).ok().and_then(|url| self.transport.resolve(&url, location))
             {
@@ -210,8 +210,8 @@ impl CcdbSource {
     ) -> Result<Outcome, AttemptFailure> {
         let mut headers = HeaderMap::new();
         if version.validity.from().as_millis() <= 0 && version.created.as_millis() > 0 {
-            // A file-backed server ignores the UUID where `from` is not positive, and gives the
-            // newest version that holds then: let that be ours.
+            // A file-backed server ignores the UUID if `from` is not positive, and gives the newest
+            // version that is valid then. The limits make this the requested version.
             let created = HeaderValue::from(version.created.as_millis());
             headers.insert("if-not-after", created.clone());
             headers.insert("if-not-before", created);
@@ -248,7 +248,7 @@ impl CcdbSource {
         }
     }
 
-    /// Reads a body whose head promises the right one.
+    /// Reads a body after its headers were received.
     async fn take(
         &self,
         mut head: Head,
@@ -269,9 +269,9 @@ impl CcdbSource {
             Duration::from_millis(self.transport.options.throughput_window_millis),
             deadline,
         );
-        // With the size known nothing is said to be written before all of it is right, so that
-        // another replica can begin anew. A body that hands out its room in parts, or grows,
-        // leaves no choice.
+        // If the size is known, the bytes are marked as written only after verification, so that
+        // another replica can start from the beginning. That is not possible for a body that
+        // provides its room in parts, or grows.
         let spare = body.spare().len() as u64;
         let at_once = promise.size_bytes.is_some_and(|size| spare >= size);
         let mut got: u64 = 0;
@@ -280,7 +280,7 @@ impl CcdbSource {
             let end = got + chunk.len() as u64;
             promise.check_size_so_far(end, limit_bytes, url)?;
             if at_once {
-                // Both ends lie within `spare`, whose length was checked against the size.
+                // Both ends lie within `spare`, whose length was compared with the size.
                 body.spare()[got as usize..end as usize].copy_from_slice(&chunk);
             } else {
                 append(body, &chunk).await.map_err(AttemptFailure::Body)?;
@@ -293,10 +293,10 @@ impl CcdbSource {
             // `got` fits into the address space: it is at most the length of `spare`.
             body.advance(got as usize);
         } else if promise.size_bytes.is_none() && !body.spare().is_empty() {
-            // Room was made ahead of bytes of unknown number: what is left over is given back.
+            // The length was unknown and more room was reserved: the rest is returned.
             body.reserve(body.written_bytes()).await.map_err(AttemptFailure::Body)?;
         }
-        // Bytes that were written before it are in no digest.
+        // The digest does not cover bytes that were written before this call.
         if let Some(md5) = promise.md5.filter(|_| already == 0) {
             body.set_md5(md5);
         }
@@ -304,7 +304,7 @@ impl CcdbSource {
     }
 }
 
-/// The next bytes of a body, or `None` at its end.
+/// The next bytes of a body; `None` at its end.
 async fn next_chunk(
     head: &mut Head,
     pace: &mut BodyPace,
@@ -326,14 +326,14 @@ async fn next_chunk(
     }
 }
 
-/// What the head of an answer says of the body, agreed with what is known of the version.
+/// Size and MD5 of the body from the headers, checked against the version.
 struct Promise {
     size_bytes: Option<u64>,
     md5: Option<Md5Sum>,
 }
 
 impl Promise {
-    /// Checks the bytes up to `end`, which are not all.
+    /// Checks the size after some bytes, up to `end`.
     fn check_size_so_far(
         &self,
         end: u64,
@@ -353,7 +353,7 @@ impl Promise {
         }
     }
 
-    /// Checks the size and the digest of the whole body.
+    /// Checks size and digest of the whole body.
     async fn check(&self, got: u64, hash: Hash, url: &Url) -> Result<(), AttemptFailure> {
         if let Some(size) = self.size_bytes.filter(|size| *size != got) {
             let reason = format!("torn: expected {size} bytes, got {got} from {url}");
@@ -415,7 +415,8 @@ impl Promise {
                 let reason = format!("expected MD5 {expected}, {got} is announced by {url}");
                 return Err(AttemptFailure::unusable(reason));
             }
-            // `Content-MD5=feed` as metadata: what the listing said counts, if it said anything.
+            // Metadata `Content-MD5=feed` replaced the header: the MD5 of the listing counts, if
+            // any.
             (None, None, Some(told)) => {
                 return Err(AttemptFailure::unusable(format!("{told:?} is no MD5, from {url}")));
             }
@@ -425,8 +426,8 @@ impl Promise {
     }
 }
 
-/// Whether the ETag of an answer is metadata of that name, which servers send in its place: the
-/// version is known by its listing, is at an address of its own, and its bytes can be checked.
+/// Whether the ETag of an answer is metadata of that name, which servers send in its place. It is
+/// accepted if the version is known from a listing, the address has its id, and its MD5 is known.
 fn is_replaced_tag(headers: &HeaderMap, version: &ObjectInfo, url: &Url) -> bool {
     let mut replacing = version.metadata.iter().filter(|(key, _)| key.eq_ignore_ascii_case("etag"));
     let told = single(headers, "etag");
@@ -435,7 +436,7 @@ fn is_replaced_tag(headers: &HeaderMap, version: &ObjectInfo, url: &Url) -> bool
         && replacing.any(|(_, value)| Some(value) == told.as_ref())
 }
 
-/// Writes behind what was written, making room as needed.
+/// Appends bytes, and reserves room as needed.
 async fn append(body: &mut dyn Body, mut bytes: &[u8]) -> Result<(), BodyError> {
     while !bytes.is_empty() {
         if body.spare().is_empty() {
@@ -457,13 +458,13 @@ async fn append(body: &mut dyn Body, mut bytes: &[u8]) -> Result<(), BodyError> 
     Ok(())
 }
 
-/// Whether a replica lies where only Grid software can read it.
+/// Whether only Grid software can read a replica.
 fn is_on_grid(location: &str) -> bool {
     ["alien://", "root://", "xroot://", "roots://"].iter().any(|s| location.starts_with(s))
 }
 
-/// An MD5 in the making: between the reads for small bodies, on a thread of its own for large
-/// ones, which shares the chunks (they are counted references) and reads no shared memory.
+/// An MD5 computation: between reads for small bodies, on another thread for large ones. That
+/// thread shares the reference-counted chunks, and reads no shared memory.
 enum Hash {
     None,
     Between(Md5),
@@ -493,7 +494,7 @@ impl Hash {
         match self {
             Self::None => {}
             Self::Between(md5) => md5.update(&chunk),
-            // It fails only if the thread died; `finish` finds that out.
+            // It fails only if the thread panicked, which `finish` detects.
             Self::Beside { chunks, .. } => drop(chunks.send(chunk).await),
         }
     }
@@ -510,9 +511,9 @@ impl Hash {
     }
 }
 
-/// Whether a body comes fast enough, window by window.
+/// Checks the throughput of a body, window by window.
 struct BodyPace {
-    /// What has to come in each window; nothing where there is no such limit.
+    /// Minimum bytes per window; 0: no minimum.
     bytes_per_window: u64,
     window: Duration,
     ends: Instant,
@@ -527,7 +528,7 @@ impl BodyPace {
         Self { bytes_per_window, window, ends: Instant::now() + window, deadline, got: 0 }
     }
 
-    /// Until when the next chunk may be waited for.
+    /// Time limit for the next chunk.
     fn until(&self) -> Instant {
         self.ends.min(self.deadline)
     }
@@ -541,7 +542,7 @@ impl BodyPace {
         }
     }
 
-    /// The waiting ended without a chunk: is that too slow?
+    /// Checks the throughput when a wait ended without a chunk.
     fn turn(&mut self) -> Result<(), &'static str> {
         let now = Instant::now();
         if now >= self.deadline {

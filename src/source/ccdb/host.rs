@@ -1,5 +1,4 @@
-//! One server as we experience it: is it there, how much do we ask of it at once, how often did
-//! it fail.
+//! State of one server: reachability, limit of concurrent requests, counts of failures.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,30 +13,30 @@ use crate::source::{Reachability, SourceHealth};
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Histogram;
 
-/// Requests that are made at the same time of a host that is overloaded.
+/// Minimum limit of concurrent requests to an overloaded host.
 const LEAST_CONCURRENT: usize = 4;
-/// Answers of a host after which one request more is made at a time again.
+/// Number of answers after which the limit of concurrent requests rises by one again.
 const ANSWERS_PER_PLACE: usize = 16;
 
 /// A server with its breaker, its bulkheads and its counters.
 #[derive(Debug)]
 pub(super) struct CcdbHost {
     pub(super) address: Address,
-    /// Look-ups and bodies have a bulkhead each, so that slow bodies do not hold up look-ups.
+    /// Look-ups and bodies have one bulkhead each, so that slow bodies do not delay look-ups.
     pub(super) look_ups: Arc<Semaphore>,
     pub(super) bodies: Arc<Semaphore>,
     breaker: Mutex<Breaker>,
     requests: AtomicU64,
     failures: AtomicU64,
     latency: Histogram,
-    /// Whether it sends those elsewhere who ask for what it does not have, and when that was seen.
+    /// Whether it redirects look-ups without a result to another server, and when that was seen.
     misses: Mutex<Option<(bool, Instant)>>,
-    /// Held by the one request that finds that out.
+    /// Held by the one request that finds this out.
     pub(super) probing: tokio::sync::Mutex<()>,
-    /// Requests that are not made at the same time any more, since it is overloaded.
+    /// Number by which the limit of concurrent requests is reduced, because of overload.
     withheld: AtomicUsize,
     most_withheld: usize,
-    /// Answers since it was last overloaded, or since more was last asked of it.
+    /// Number of answers since the last overload.
     in_order: AtomicUsize,
 }
 
@@ -64,8 +63,8 @@ impl CcdbHost {
         }
     }
 
-    /// It says that it is overloaded: one request less is made at a time. The place of the request
-    /// that was answered so is not given back then.
+    /// Handles a report of overload: the limit of concurrent requests falls by one. The permit of
+    /// the request with that answer is then not returned.
     pub(super) fn withhold(&self, place: OwnedSemaphorePermit) {
         self.in_order.store(0, Ordering::Relaxed);
         let more = |withheld| (withheld < self.most_withheld).then_some(withheld + 1);
@@ -74,7 +73,7 @@ impl CcdbHost {
         }
     }
 
-    /// It answered: after some such answers, one request more is made at a time again.
+    /// Handles an answer without overload: after some of these, the limit rises by one again.
     pub(super) fn in_order(&self, places: &Semaphore) {
         if self.withheld.load(Ordering::Relaxed) == 0 {
             return;
@@ -88,20 +87,20 @@ impl CcdbHost {
         }
     }
 
-    /// Whether it sends those elsewhere who ask for what it does not have, if that was seen within
+    /// Whether it redirects look-ups without a result to another server, if that was seen within
     /// `longest`.
     pub(super) fn forwards_misses(&self, longest: Duration) -> Option<bool> {
         let misses = self.misses.lock();
         misses.filter(|(_, seen)| seen.elapsed() < longest).map(|(forwards, _)| forwards)
     }
 
-    /// Remembers what it does about a miss.
+    /// Remembers whether it redirects look-ups without a result.
     pub(super) fn note_misses(&self, forwards: bool) {
         let mut misses = self.misses.lock();
         *misses = Some((forwards, Instant::now()));
     }
 
-    /// Whether a request may be made now; if not, when it may.
+    /// Whether a request may be sent now. If not, the time until it may.
     pub(super) fn admit(&self) -> Result<(), Duration> {
         self.breaker().admit(Instant::now())
     }
@@ -110,22 +109,22 @@ impl CcdbHost {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It answered, and so long it took.
+    /// Records the time of an answer.
     pub(super) fn count_answer(&self, took: Duration) {
         self.latency.observe(took);
     }
 
-    /// A request that did not give what was asked for, whatever the reason.
+    /// Counts a request without a usable answer, whatever the reason.
     pub(super) fn count_failure(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The server is there: it answered something.
+    /// Records that the server is reachable: it sent some answer.
     pub(super) fn connected(&self) {
         self.breaker().connected();
     }
 
-    /// A connection was refused or timed out. Nothing else speaks against the host as a whole.
+    /// Records a refused or timed-out connection. No other failure counts against the host.
     pub(super) fn refused(&self) {
         self.breaker().refused(Instant::now());
     }
@@ -143,7 +142,7 @@ impl CcdbHost {
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        // Nothing in there can be left half-done by a panic.
+        // No critical section leaves this half-changed on a panic.
         self.breaker.lock()
     }
 }
@@ -162,8 +161,8 @@ impl Breaker {
         match self.open_until {
             Some(until) if now < until => Err(until - now),
             Some(_) => {
-                // This caller probes; the others wait for what it finds. A probe that is cancelled
-                // needs no word: the next one follows when the time is over.
+                // This caller probes, and the others wait for its result. A cancelled probe needs
+                // no clean-up: the next one follows after `open_for`.
                 self.open_until = Some(now + self.open_for);
                 Ok(())
             }

@@ -1,15 +1,15 @@
-//! Listings of paths: asked for once, then only looked at for changes.
+//! Listings of paths: read once, then checked for changes.
 //!
 //! ```text
 //!  first:  /browse/<path>   Browse-Limit: 257                       every version
-//!          HEAD /<path>/<a time without a version>                  a miss is a 404, not a 307
+//!          HEAD /<path>/<a time without a version>                  must give 404, not 307
 //!  then:   /browse/<path>   If-Not-Before: <newest>, two fields     some 100 bytes
-//!          /browse/<path>   five fields                             now and then: all versions
+//!          /browse/<path>   five fields                             sometimes: all versions
 //!  other traces than before ──▶ as the first time
 //! ```
 //!
-//! A node's cache (the memory variant of the server) lists what is in its memory, and sends those
-//! who ask for anything else to another server: a listing of it is never whole.
+//! A node's cache (the memory variant of the server) lists only the objects in its memory, and
+//! redirects other look-ups to another server: its listings are never whole.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -31,24 +31,24 @@ const BROWSE_LIMIT: HeaderName = HeaderName::from_static("browse-limit");
 const FILTER_FIELDS: HeaderName = HeaderName::from_static("x-filter-fields");
 const IF_NOT_BEFORE: HeaderName = HeaderName::from_static("if-not-before");
 
-/// Bytes of a listing that are read per version that may stand in it, and in all.
+/// Maximum bytes of a listing that are read: per version within the limit, and in total.
 const LISTING_BYTES_PER_VERSION: usize = 8 << 10;
 const LISTING_BYTES: usize = 96 << 20;
-/// Listings of at least this many bytes are parsed on a thread of their own.
+/// Minimum size of a listing that is parsed on a blocking thread.
 const PARSED_BESIDE_FROM_BYTES: usize = 128 << 10;
-/// Shortest pause after a listing that could not be had at all.
+/// Minimum pause after a listing that failed.
 const LISTING_FAILED_PAUSE: Duration = Duration::from_secs(30);
-/// A listing that was confirmed this share of the refresh time ago is used without a question.
+/// A confirmed listing is used for this multiple of the refresh time.
 const CONFIRMED_SHARE: f64 = 1.2;
 
-/// A listing, or why it cannot be relied on.
+/// A listing, and whether it is reliable.
 pub(super) enum AskedListing {
     Whole(PathListing),
     TooMany(PathListing),
     InDoubt(PathListing),
 }
 
-/// Which versions of a path a listing is asked for.
+/// Restriction of a listing to a time or an id.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ListingPart {
     pub(super) at: Option<Timestamp>,
@@ -56,10 +56,10 @@ pub(super) struct ListingPart {
 }
 
 impl CcdbSource {
-    /// What is known of a path, confirmed within its refresh time, or that it is asked by time.
+    /// The state of a path: a listing confirmed within the refresh time, or `ByTime`.
     ///
     /// # Errors
-    /// What the server said, where nothing is known of the path that would do instead.
+    /// Error of the server, if there is no usable state.
     pub(super) async fn path_state(
         &self,
         path: &ObjectPath,
@@ -97,7 +97,7 @@ impl CcdbSource {
         self.list_path(path, at, limit.min(longest), &memory, deadline).await
     }
 
-    /// A path listed whole, if that can be had, whatever it costs.
+    /// The listing of a whole path if possible, at any cost.
     pub(super) async fn list_longest(
         &self,
         path: &ObjectPath,
@@ -130,7 +130,7 @@ impl CcdbSource {
         Duration::from_millis(self.transport.options.listing_recheck_millis)
     }
 
-    /// Lists a path, and remembers what came of it.
+    /// Lists a path, and remembers the result.
     async fn list_path(
         &self,
         path: &ObjectPath,
@@ -159,19 +159,19 @@ impl CcdbSource {
             }
         };
         memory.set(state.clone(), asked);
-        // Its weight is another one now.
+        // Inserted again, because its weight has changed.
         self.paths.insert(path.clone(), Arc::clone(memory));
         Ok(state)
     }
 
-    /// Leaves the listing of a path alone for a while after it could not be had.
+    /// Stops listing a path for a while after a failed listing.
     pub(super) fn do_not_list(&self, path: &ObjectPath) {
         let pause = self.recheck_pause().min(LISTING_FAILED_PAUSE);
         let by_time = ByTime::without_listing(Some(pause));
         self.memory_of(path).set(KnownPath::ByTime(Arc::new(by_time)), Instant::now());
     }
 
-    /// Versions of a path, if the listing can be relied on.
+    /// Lists versions of a path.
     pub(super) async fn list(
         &self,
         path: &ObjectPath,
@@ -189,7 +189,7 @@ impl CcdbSource {
             let _ = write!(tail, "/{id}");
         }
         let ask = listing_ask(limit, None);
-        // What a listing says is looked at below: nothing in it is a reason to ask another host.
+        // Listings are checked below. No fault of a listing is a reason to ask another host.
         let reply = match self.transport.ask(&tail, &ask, &what, deadline, &|_| Ok(())).await {
             Ok(reply) => reply,
             Err(SourceError::Unusable { reason, .. } | SourceError::NotAllowed { reason, .. }) => {
@@ -220,7 +220,7 @@ impl CcdbSource {
         })
     }
 
-    /// Whether the server has the versions of a listing still, and no others.
+    /// Whether the server still has exactly the versions of a listing.
     async fn is_unchanged(
         &self,
         path: &ObjectPath,
@@ -244,7 +244,7 @@ impl CcdbSource {
         let tail = format!("/browse/{path}");
         let reply = match self.transport.ask(&tail, &ask, &what, deadline, &|_| Ok(())).await {
             Ok(reply) => reply,
-            // A whole listing shows what is the matter.
+            // The whole listing will show the cause.
             Err(SourceError::Unusable { .. } | SourceError::NotAllowed { .. }) => return Ok(false),
             Err(error) => return Err(error),
         };
@@ -261,8 +261,8 @@ impl CcdbSource {
         })
     }
 
-    /// Whether what a listing does not show is not there either: the server answers a look-up
-    /// that misses with 404.
+    /// Whether the server has no versions besides those of a listing: it must answer a look-up
+    /// without a result with 404.
     async fn is_whole(
         &self,
         path: &ObjectPath,
@@ -279,7 +279,7 @@ impl CcdbSource {
         let Some(url) = host.address.url(&format!("/{path}/{miss}")) else { return true };
         let ask = Ask { method: Method::HEAD, headers: HeaderMap::new(), read_bytes: 0 };
         let Ok(head) = self.transport.send(&ask, &url, Purpose::LookUp, deadline).await else {
-            // Nothing was learned: the next listing tries again.
+            // Not known: the next listing tries again.
             return true;
         };
         let (status, headers) = (head.response.status(), head.response.headers());
@@ -300,13 +300,13 @@ impl CcdbSource {
                 host.note_misses(true);
                 false
             }
-            // A version that the listing does not show.
+            // A version that is not in the listing.
             200 | 300..=308 => false,
             _ => true,
         }
     }
 
-    /// The folders one level below a path; the server need not list what lies in them.
+    /// The folders one level below a path. The server lists none of their contents.
     pub(super) async fn list_subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
         if !path.is_empty() && ObjectPath::new(path).is_err() {
             return Ok(Vec::new());
@@ -332,13 +332,13 @@ impl CcdbSource {
         Ok(folders)
     }
 
-    /// How a version was uploaded, by the listing of it alone.
+    /// Facts about the upload of a version, from its listing.
     pub(super) async fn list_details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
         let listed = self.list_one(version).await?;
         Ok(listed.map(|listed| listed.1).unwrap_or_default())
     }
 
-    /// One version as listed; nothing where the listing cannot be relied on.
+    /// One version from its listing; `None` if the listing is not reliable.
     pub(super) async fn list_one(
         &self,
         version: &ObjectInfo,
@@ -352,7 +352,7 @@ impl CcdbSource {
     }
 }
 
-/// Asks for at most `limit` versions, and so notices where there are more.
+/// Request for `limit + 1` versions, so that the answer shows whether there are more than `limit`.
 fn listing_ask(limit: usize, fields: Option<&[&str]>) -> Ask {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -372,7 +372,7 @@ async fn parse_beside(reply: HttpReply, path: ObjectPath) -> Result<PathListing,
     parsed.await.unwrap_or_else(|_| Err("reading it failed".into()))
 }
 
-/// A time at which a listing shows no version: `at`, else before or after all of them.
+/// A time without a version in a listing: `at`, or else a time after or before all of them.
 fn time_without_version(listing: &PathListing, at: Timestamp) -> Option<Timestamp> {
     let intervals = || listing.versions.iter().map(|listed| listed.version.validity);
     if !intervals().any(|interval| interval.contains(at)) {
@@ -380,7 +380,7 @@ fn time_without_version(listing: &PathListing, at: Timestamp) -> Option<Timestam
     }
     let after = intervals().map(|interval| interval.until()).max()?;
     let before = intervals().map(|interval| interval.from()).min()?;
-    // In the last millisecond of all nothing is ever valid.
+    // In the last millisecond of the time scale no version is ever valid.
     if after.as_millis() < i64::MAX - 1 {
         return Some(after);
     }

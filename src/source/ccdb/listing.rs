@@ -1,7 +1,7 @@
-//! Reads the JSON of `/browse`: all versions of a path, if all of them can be understood.
+//! Parses the JSON of `/browse` into the versions of a path. An entry in doubt makes it unusable.
 //!
-//! Entries are judged one by one while they are read, so that a long listing takes the memory of
-//! its versions and not that of its JSON.
+//! Entries are judged while they are parsed, so the memory for a long listing is that of its
+//! versions, not of its JSON.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -15,25 +15,25 @@ use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::Knowledge;
 
-/// Doubts that are kept for the log; one is enough to make a listing unusable.
+/// Maximum number of doubts kept for the log. A single one makes a listing unusable.
 const DOUBTS_KEPT: usize = 8;
 
-/// What a listing says of one path.
+/// The listing of one path.
 #[derive(Debug, Default)]
 pub(super) struct PathListing {
-    /// The versions of the very path that was asked for.
+    /// Versions of exactly the requested path.
     pub(super) versions: Vec<Listed>,
-    /// Number of entries, those of other paths included.
+    /// Number of entries, including those of other paths.
     pub(super) entries: usize,
-    /// Entries that cannot be told for sure.
+    /// Contradictions in entries, in words.
     pub(super) doubts: Vec<String>,
-    /// Of all entries.
+    /// Traces of all entries.
     pub(super) traces: Traces,
 }
 
 impl PathListing {
-    /// The spelling of the path's metadata keys by their lower case. A key that has two spellings,
-    /// or is no name of a header, is spelled as nothing: its values are told by listings only.
+    /// The spelling of the path's metadata keys, by their lower case. `None` for keys that have two
+    /// spellings or are not valid header names: only listings have their values.
     pub(super) fn spelling(&self) -> HashMap<String, Option<String>> {
         let mut spelling: HashMap<String, Option<String>> = HashMap::new();
         for key in self.versions.iter().flat_map(|listed| listed.version.metadata.keys()) {
@@ -48,7 +48,7 @@ impl PathListing {
         spelling
     }
 
-    /// Adds a version; the same one listed twice counts once.
+    /// Adds a version. If it is listed twice without differences, it counts once.
     fn add(&mut self, listed: Listed, seen: &mut HashMap<ObjectId, usize>) {
         let id = listed.version.id;
         match seen.get(&id).map(|place| &self.versions[*place]) {
@@ -68,10 +68,10 @@ impl PathListing {
     }
 }
 
-/// Reads the answer to `/browse/<path>`, in which other paths may stand as well.
+/// Parses the answer to `/browse/<path>`, which may include other paths.
 ///
 /// # Errors
-/// If it is no such JSON.
+/// If it is not the expected JSON.
 pub(super) fn parse(body: &[u8], path: &ObjectPath) -> Result<PathListing, String> {
     let mut listing = PathListing::default();
     let mut seen = HashMap::new();
@@ -88,14 +88,14 @@ pub(super) fn parse(body: &[u8], path: &ObjectPath) -> Result<PathListing, Strin
     Ok(listing)
 }
 
-/// Reads the paths in an answer to `/browse`, and how often each stands there.
+/// Parses the paths in an answer to `/browse`, with their numbers of entries.
 ///
 /// # Errors
-/// If it is no such JSON.
+/// If it is not the expected JSON.
 pub(super) fn parse_paths(body: &[u8]) -> Result<BTreeMap<ObjectPath, u64>, String> {
     let mut counts = BTreeMap::new();
     read_page(body, |entry| {
-        // A path outside of our grammar cannot be asked for either.
+        // A path that violates the grammar cannot be requested either.
         if let Some(Ok(path)) = entry.text("path").map(|p| ObjectPath::new(p.trim_matches('/'))) {
             *counts.entry(path).or_insert(0) += 1;
         }
@@ -103,24 +103,24 @@ pub(super) fn parse_paths(body: &[u8]) -> Result<BTreeMap<ObjectPath, u64>, Stri
     Ok(counts)
 }
 
-/// Reads the folders one level below.
+/// Parses the folders one level below.
 ///
 /// # Errors
-/// If it is no such JSON.
+/// If it is not the expected JSON.
 pub(super) fn parse_folder(body: &[u8]) -> Result<Vec<String>, String> {
     read_page(body, drop)
 }
 
-/// Which fields of an entry make a [`trace`](Entry::trace) of it that is quickly asked for.
+/// Fields whose [`trace`](ListingEntry::trace) is cheap to request.
 pub(super) const QUICK_FIELDS: [&str; 2] = ["id", "validUntil"];
-/// Which fields show every change of a version.
+/// Fields that show every change of a version.
 pub(super) const DIGEST_FIELDS: [&str; 5] =
     ["id", "createTime", "validFrom", "validUntil", "lastModified"];
 
-/// Reads the traces of the entries of a listing that was asked for with `fields`.
+/// Parses the traces of the entries of a listing with `fields`.
 ///
 /// # Errors
-/// If it is no such JSON.
+/// If it is not the expected JSON.
 pub(super) fn parse_traces(body: &[u8], fields: &[&str]) -> Result<Vec<u64>, String> {
     let mut traces = Vec::new();
     read_page(body, |entry| traces.push(entry.trace(fields)))?;
@@ -128,14 +128,14 @@ pub(super) fn parse_traces(body: &[u8], fields: &[&str]) -> Result<Vec<u64>, Str
     Ok(traces)
 }
 
-/// Traces of a whole listing, by which a later one is known to be the same.
+/// Traces of a whole listing, to compare later listings with it.
 #[derive(Debug, Default)]
 pub(super) struct Traces {
-    /// The latest time of creation.
+    /// Latest creation time (ms).
     pub(super) newest: Option<i64>,
-    /// [`QUICK_FIELDS`] of those created then, sorted.
+    /// Traces of [`QUICK_FIELDS`] of the versions created at that time, sorted.
     pub(super) quick: Vec<u64>,
-    /// The sum of all entries' [`DIGEST_FIELDS`].
+    /// Sum of the traces of [`DIGEST_FIELDS`] of all entries.
     pub(super) digest: u64,
 }
 
@@ -152,7 +152,7 @@ impl Traces {
     }
 }
 
-/// Hands on each entry of a page, and gives its `subfolders`.
+/// Calls `each` for every entry of a page, and returns its `subfolders`.
 fn read_page(body: &[u8], mut each: impl FnMut(ListingEntry)) -> Result<Vec<String>, String> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let read = ListingPage { each: &mut each }.deserialize(&mut deserializer);
@@ -204,7 +204,7 @@ impl<'de, F: FnMut(ListingEntry)> Visitor<'de> for ListingPage<'_, F> {
     }
 }
 
-/// A subfolder, as a name or, in a report, with counts.
+/// A subfolder: a name or, in a report, a name with counts.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ListedFolder {
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn metadata_that_imitate_the_new_keys_are_not_believed() {
-        // `ETag=foo` and `Valid-From=7` as uploaded: strings in the place of the new keys.
+        // `ETag=foo` and `Valid-From=7` as uploaded: strings in place of the new keys.
         let changed = entry(&format!("\"ETag\":\"\\\"{ID}\\\"\"=\"ETag\":\"foo\""))
             .replace("\"Valid-From\":1000", "\"Valid-From\":\"7\"");
         let listing = page(&[changed]);
@@ -375,14 +375,14 @@ mod tests {
             format!("/1000\\/{ID}=/1000\\/{other}"),
             "\"validFrom\":1000=\"validFrom\":999".to_owned(),
             "\"run\":\"1\"=\"id\":\"x\"".to_owned(),
-            // Metadata `path`, or a version of another path: nothing in the entry tells.
+            // Metadata `path`, or a version of another path: the entry does not show which.
             "\"path\":\"A\\/One\"=\"path\":\"x\"".to_owned(),
             "\"path\":\"A\\/One\"=\"path\":5".to_owned(),
             "\"MD5\":\"a34a=\"MD5\":\"0000".to_owned(),
             "\"createTime\":1795421846777=\"createTime\":1".to_owned(),
         ] {
             let listing = page(&[entry(&change)]);
-            // An id that only the old key tells otherwise is settled by ETag and replica.
+            // If only the old key has another id, ETag and replica decide.
             let settled = change.starts_with("\"id\"") && listing.doubts.is_empty();
             assert!(listing.doubts.len() == 1 || settled, "{change}: {listing:?}");
             if settled {

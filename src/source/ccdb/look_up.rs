@@ -1,21 +1,22 @@
-//! Which version holds at a time: from the path's listing, else by asking for that time.
+//! Finds the version in effect at a time: from the path's listing, or else by a request for that
+//! time.
 //!
 //! ```text
 //!             listed whole                           span: all of time
-//!  /browse ────────────────────▶ filtered by us ──▶
-//!     │ too many, in doubt, or not the whole
+//!  /browse ────────────────────▶ filtered here ───▶
+//!     │ too many, in doubt, or not whole
 //!     ▼            303, 200                          [at, Cache-Valid-Until) ∩ validity, else at
 //!  HEAD …/at ──────────────────▶ checked ─────────▶
-//!     ├──────────▶ 304: what the caller holds ────▶  the same, by what it holds
-//!     ├──────────▶ 404: nothing ──────────────────▶  at
-//!     └─ not what was asked for (a filter that the server ignores or inverts), or metadata in the
-//!        place of headers
+//!     ├──────────▶ 304: the caller's version ─────▶  the same, by that version
+//!     ├──────────▶ 404: no version ───────────────▶  at
+//!     └─ another version (the server ignores or inverts a filter), or metadata in place of
+//!        headers
 //!          ▼
-//!        /browse/…/at, filtered by us ────────────▶  at
+//!        /browse/…/at, filtered here ─────────────▶  at
 //! ```
 //!
-//! Names of headers have no case. Metadata of a version that was found by time are spelled as in
-//! the listing of the path, of which some part was seen, else as in the listing of that version.
+//! Names of headers have no case. Metadata of a version found by time are spelled as in the part of
+//! the path's listing that was read, or else as in the listing of that version.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -42,11 +43,11 @@ const FILTER_FIELDS: HeaderName = HeaderName::from_static("x-filter-fields");
 const IF_NOT_AFTER: HeaderName = HeaderName::from_static("if-not-after");
 const IF_NOT_BEFORE: HeaderName = HeaderName::from_static("if-not-before");
 
-/// How many versions may lie below a prefix whose paths are asked for.
+/// Maximum number of versions below a prefix whose paths are listed.
 const PATHS_LIMIT: usize = 100_000;
 
 impl CcdbSource {
-    /// What [`Source::look_up`](crate::source::Source::look_up) answers.
+    /// Implements [`Source::look_up`](crate::source::Source::look_up).
     pub(super) async fn decide(
         &self,
         query: &Query,
@@ -57,17 +58,17 @@ impl CcdbSource {
         let total = Duration::from_millis(options.look_up_total_millis);
         let deadline = Instant::now() + total;
         let Some(moment) = moment(at) else {
-            // No half-open interval holds the last millisecond of all.
+            // No half-open interval contains the last millisecond of the time scale.
             return Ok(nothing(ValidityInterval::ALL));
         };
         let mut after_listing = None;
         let by_time = if options.browse_limit == 0 {
             Arc::new(ByTime::without_listing(None))
         } else if query.metadata.keys().any(|key| is_listing_key(key)) {
-            // In a listing such metadata cannot be told from what the server writes itself.
+            // In a listing such metadata cannot be distinguished from the server's own values.
             Arc::default()
         } else {
-            // A listing may take half of the time: a path must not be lost over its listing.
+            // A listing may take half of the time, so that a look-up by time is still possible.
             match self.path_state(&query.path, at, Instant::now() + total / 2).await {
                 Ok(KnownPath::Listed(listed)) => {
                     return Ok(of_all_time(query, listed.versions.clone()));
@@ -99,7 +100,7 @@ impl CcdbSource {
         by_time: &ByTime,
         deadline: Instant,
     ) -> Result<Knowledge, SourceError> {
-        // To the server a limit of 0 or less is none: it cannot be asked for such a one.
+        // The server ignores a limit of 0 or less: it cannot be asked with one.
         if query.limits.not_after.is_some_and(|limit| limit.as_millis() <= 0) {
             return self.decide_by_listing_at(query, at, moment, deadline).await;
         }
@@ -115,7 +116,7 @@ impl CcdbSource {
                 let named = match read(&reply, &query.path, at) {
                     Ok(named) => named,
                     Err(reason) => {
-                        // Metadata in the place of headers: the listing tells them apart.
+                        // Metadata in place of headers: the listing distinguishes them.
                         let listed = self.decide_by_listing_at(query, at, moment, deadline).await;
                         return listed.map_err(|_| {
                             let (url, what) =
@@ -128,8 +129,8 @@ impl CcdbSource {
                 let cache_valid_until = named.cache_valid_until;
                 let version = self.with_exact_metadata(named, query, by_time).await;
                 if !query.matches(&version) {
-                    // Servers ignore or invert filters. What was passed over can only be told by
-                    // looking at all versions that hold at this time.
+                    // Servers ignore or invert filters. The right version can then only be found
+                    // among all versions that are valid at this time.
                     return self.decide_by_listing_at(query, at, moment, deadline).await;
                 }
                 let span = vouched_span(moment, cache_valid_until, version.validity);
@@ -138,11 +139,11 @@ impl CcdbSource {
         }
     }
 
-    /// Whether a 304 will do for a version that the caller holds.
+    /// Whether a 304 is sufficient for a version that the caller holds.
     ///
-    /// It says no more than 'the same id', and hides a changed end of validity and changed
-    /// metadata. So it counts only for a version that holds at this time by what is known of it,
-    /// and that was told in full within the refresh time.
+    /// A 304 confirms only the id: it hides a changed end of validity and changed metadata. So it
+    /// is accepted only for a version that is valid at this time as far as known, if its last
+    /// full answer is within the refresh time.
     fn may_be_confirmed(&self, version: &ObjectInfo, query: &Query, at: Timestamp) -> bool {
         let refresh = Duration::from_millis(self.transport.options.refresh_millis);
         let was_told = |described: Arc<TimedVersion>| {
@@ -153,7 +154,7 @@ impl CcdbSource {
             && self.described.get(&version.id).is_some_and(was_told)
     }
 
-    /// A version that was told by headers, with the names of its metadata as they were uploaded.
+    /// A version from headers, with its metadata keys in the spelling of the upload.
     async fn with_exact_metadata(
         &self,
         named: Named,
@@ -199,7 +200,7 @@ impl CcdbSource {
         version
     }
 
-    /// Asks with HEAD, and with GET where the server has no HEAD.
+    /// Asks with HEAD, or with GET if the server does not support HEAD.
     async fn ask_at_any(
         &self,
         query: &Query,
@@ -235,7 +236,7 @@ impl CcdbSource {
             }
         }
         if let Some(version) = held {
-            // A UUID in quotes is always a header value.
+            // A UUID in quotes is always a valid header value.
             if let Ok(value) = HeaderValue::from_str(&format!("\"{}\"", version.id)) {
                 headers.insert(IF_NONE_MATCH, value);
             }
@@ -252,7 +253,7 @@ impl CcdbSource {
         self.transport.ask(&tail, &ask, &what, deadline, &check).await
     }
 
-    /// All versions that hold at `at`, listed without any filter and filtered by us.
+    /// All versions that are valid at `at`, listed without a filter and filtered here.
     async fn decide_by_listing_at(
         &self,
         query: &Query,
@@ -280,7 +281,7 @@ impl CcdbSource {
         }
     }
 
-    /// What [`Source::paths`](crate::source::Source::paths) answers.
+    /// Implements [`Source::paths`](crate::source::Source::paths).
     pub(super) async fn list_paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
         let prefix = prefix.trim_matches('/');
         let wrong = |reason: String| SourceError::Unusable {
@@ -288,12 +289,12 @@ impl CcdbSource {
             what: format!("the paths below {prefix:?}"),
             reason,
         };
-        // `.*` is what file-backed and SQL-backed servers both take for 'all below'.
+        // `.*` means 'all below' to both file-backed and SQL-backed servers.
         let tails = match prefix {
             "" => vec!["/browse/.*".to_owned()],
             prefix => match ObjectPath::new(prefix) {
                 Ok(path) => vec![format!("/browse/{path}"), format!("/browse/{path}/.*")],
-                // No path of ours can lie below what is no path.
+                // No valid path is below an invalid one.
                 Err(_) => return Ok(Vec::new()),
             },
         };
@@ -319,7 +320,7 @@ impl CcdbSource {
                 let reason = format!("more than {PATHS_LIMIT} versions: ask for a longer prefix");
                 return Err(wrong(reason));
             }
-            // Both questions may be answered with the same paths: the fuller count is the true one.
+            // Both requests may give the same paths: the larger count is right.
             for (path, versions) in found.into_iter().filter(|(p, _)| p.starts_with(prefix)) {
                 let count = counts.entry(path).or_insert(0);
                 *count = versions.max(*count);
@@ -333,13 +334,13 @@ fn read(reply: &HttpReply, path: &ObjectPath, at: Timestamp) -> Result<Named, St
     answer::read_version(&reply.headers, reply.status.is_redirection(), path, at, &reply.url)
 }
 
-/// The one millisecond of `at`; there is none for the very last.
+/// The interval of the one millisecond `at`; `None` for the last one of the time scale.
 fn moment(at: Timestamp) -> Option<ValidityInterval> {
     let next = at.as_millis().checked_add(1)?;
     ValidityInterval::new(at, Timestamp::from_millis(next)).ok()
 }
 
-/// Where the server vouches for a version that it named for `moment`.
+/// The span for which the server guarantees a version that it named for `moment`.
 fn vouched_span(
     moment: ValidityInterval,
     vouched_until: Option<Timestamp>,
@@ -358,7 +359,7 @@ fn one(version: Arc<ObjectInfo>, span: ValidityInterval) -> Knowledge {
     Knowledge { span, versions: vec![version], problems: Vec::new(), stale: false }
 }
 
-/// Percent-encodes all that is not certain to pass: the server decodes forms, `+` is a blank.
+/// Percent-encodes all but safe characters: the server decodes forms, in which `+` is a blank.
 pub(super) fn form_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,4 +1,4 @@
-//! A CCDB server over HTTP, as real servers speak it: file-backed, SQL-backed, or a cache before.
+//! A CCDB server over HTTP: file-backed, SQL-backed, or a node's cache in front of one.
 //!
 //! ```text
 //!  look_up(query, at)                                    fetch(version)
@@ -6,24 +6,24 @@
 //!    │ by time: HEAD /<path>/<at>[/k=v] ─▶ [at, Cache-     │ /<path>/<from>/<uuid>
 //!    │                               Valid-Until) or at    │ /download/<uuid>
 //!    ▼                                                     ▼
-//!  transport: hosts in order, breaker and bulkhead per host, our own redirects, retries
+//!  transport: hosts in order; breaker and bulkhead per host; redirects, retries
 //!    ▼                                                     ▼
-//!  checked against the query, never taken on trust       ETag, length, MD5, then published
+//!  checked against the query                             ETag, length, MD5 checked, then published
 //! ```
 //!
-//! What a server says is checked, since every server is wrong somewhere: filters on metadata are
-//! ignored or inverted, metadata named like a protocol header replace it, a page of usage comes
-//! with status 200, an upload is served half-written. An answer that does not fit together is
-//! [`Unusable`](super::SourceError::Unusable), never an object under a wrong name.
+//! Answers are checked, because each kind of server has faults: it ignores or inverts filters on
+//! metadata, lets metadata replace a protocol header of the same name, sends a page of usage with
+//! status 200, or serves incomplete uploads. An inconsistent answer is
+//! [`Unusable`](super::SourceError::Unusable); an object never gets a wrong name.
 //!
-//! **Run-dependent objects.** AliceO2 knows three modes. Mode 0 asks by time. Mode 1 asks by time
-//! for a version whose metadata say `runNumber=<run>`: put that into
-//! [`Query::metadata`](crate::object::Query). Mode 2 takes the run number for the time: ask at
-//! `Timestamp::from_millis(run)`. The source does nothing of its own for any of them.
+//! **Run-dependent objects.** AliceO2 has three modes. Mode 0 asks by time. Mode 1 asks by time for
+//! a version with the metadata `runNumber=<run>`: set it in
+//! [`Query::metadata`](crate::object::Query). Mode 2 uses the run number as the time: ask at
+//! `Timestamp::from_millis(run)`. The source has no special code for any of them.
 //!
-//! **Spelling of metadata.** HTTP header names have no case, so the metadata of a version that was
-//! found by time are taken from its listing; without listings they have the spelling of the query,
-//! else lower case.
+//! **Spelling of metadata.** HTTP header names have no case, so metadata of a version found by time
+//! are taken from its listing. Without listings, their keys have the spelling of the query, or else
+//! lower case.
 
 mod address;
 mod answer;

@@ -1,4 +1,4 @@
-//! What can be set for a CCDB source, and within which bounds.
+//! Options of a CCDB source, and their bounds.
 
 use std::time::Duration;
 
@@ -6,55 +6,57 @@ use serde::{Deserialize, Serialize};
 
 use super::address::AllowedPlaces;
 
-/// Limits and habits of a [`CcdbSource`](super::CcdbSource); what is left out has its default.
+/// Limits and behaviour of a [`CcdbSource`](super::CcdbSource). Missing fields have their defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct CcdbOptions {
-    /// How long a connection may take to be made, in ms. Default 2,000.
+    /// Time limit for connecting, in ms. Default 2,000.
     pub connect_millis: u64,
-    /// How long the head of an answer may take, in ms (a replica on the Grid takes seconds).
+    /// Time limit for the head of an answer, in ms (a replica on the Grid takes seconds).
     /// Default 20,000.
     pub first_byte_millis: u64,
-    /// A body that brings fewer bytes per second than this is given up. Default 65,536; 0: never.
+    /// Minimum throughput of a body in bytes per second; slower ones are aborted. Default 65,536;
+    /// 0: no minimum.
     pub min_throughput_bytes: u64,
-    /// Over which time the throughput is measured, in ms. Default 5,000.
+    /// Time over which the throughput is measured, in ms. Default 5,000.
     pub throughput_window_millis: u64,
-    /// How long a look-up may take with all of its attempts, in ms. Default 30,000.
+    /// Time limit for a look-up with all of its attempts, in ms. Default 30,000.
     pub look_up_total_millis: u64,
-    /// How long a body may take with all of its attempts, in ms. Default 600,000.
+    /// Time limit for a body with all of its attempts, in ms. Default 600,000.
     pub fetch_total_millis: u64,
-    /// How many redirects in a row are followed. Default 5, and no more than 5.
+    /// Maximum number of redirects in a row. Default 5, which is also the largest value.
     pub max_redirects: u32,
-    /// Bodies larger than this are refused, in bytes. Default 8 GiB.
+    /// Maximum size of a body in bytes. Default 8 GiB.
     pub max_size_bytes: u64,
-    /// How many times all hosts are asked again after transient failures. Default 3.
+    /// Number of further rounds over all hosts after transient failures. Default 3.
     pub retries: u32,
-    /// The longest first pause before a retry, in ms; it doubles each time, and a pause is drawn
-    /// evenly between 0 and it ("full jitter"). Default 50.
+    /// Upper limit of the pause before the first retry, in ms. It doubles for each further retry;
+    /// the pause is drawn evenly between 0 and it ("full jitter"). Default 50.
     pub backoff_base_millis: u64,
-    /// What the longest pause does not grow beyond, in ms. Default 2,000.
+    /// Value at which that limit stops growing, in ms. Default 2,000.
     pub backoff_cap_millis: u64,
-    /// After how many refused or timed-out connections in a row a host is left alone. Default 3.
+    /// Number of refused or timed-out connections in a row after which a host is not asked. Default
+    /// 3.
     pub breaker_failures: u32,
-    /// For how long it is left alone before it is tried once more, in ms. Default 1,000.
+    /// Time for which it is not asked, before it is tried once more, in ms. Default 1,000.
     pub breaker_open_millis: u64,
-    /// Look-ups, and bodies, that a host is asked for at the same time, at most: it is asked for
-    /// fewer while it says that it is overloaded. Default 64.
+    /// Maximum number of concurrent look-ups, and of concurrent bodies, per host. It is reduced
+    /// while the host reports overload. Default 64.
     pub max_concurrent: usize,
-    /// Paths with more versions than this are never listed whole; below it, that depends on what
-    /// listings and look-ups by time turn out to cost. Default 100,000; 0: never list.
+    /// Maximum number of versions of a path that is listed whole. Below it, measured times of
+    /// listings and of look-ups by time decide. Default 100,000; 0: never list.
     pub browse_limit: usize,
-    /// Time after which a path that was not listed is listed again, and after which every version
-    /// of a listed path is compared again, in ms. Default 600,000.
+    /// Time after which a path that was not listed is listed again, and after which all versions of
+    /// a listed path are compared again, in ms. Default 600,000.
     pub listing_recheck_millis: u64,
-    /// How long an answer may be used before it is asked again, in ms. Default 10,000.
+    /// Lifetime of an answer, in ms. Default 10,000.
     pub refresh_millis: u64,
-    /// To which other places redirects and replicas may lead: `host`, `host:port`, `*.domain`, or
-    /// a network such as `10.0.0.0/8` (for addresses, not for names). Default: only to the hosts
-    /// of the source's URL.
+    /// Other places that redirects and replicas may lead to: `host`, `host:port`, `*.domain`, or a
+    /// network such as `10.0.0.0/8` (for addresses, not for names). Default: only the hosts of the
+    /// source's URL.
     pub allowed_redirects: Vec<String>,
-    /// How many versions' replicas are remembered. Default 20,000.
+    /// Maximum number of versions whose replicas are remembered. Default 20,000.
     pub remembered_locations: u64,
 }
 
@@ -85,7 +87,7 @@ impl Default for CcdbOptions {
 }
 
 impl CcdbOptions {
-    /// The first setting that makes no sense, and why.
+    /// The first option with an invalid value, and the fault.
     pub(crate) fn fault(&self) -> Option<(&'static str, String)> {
         let positive = [
             ("connect_millis", self.connect_millis),
@@ -118,7 +120,7 @@ impl CcdbOptions {
         places.err().map(|reason| ("allowed_redirects", reason))
     }
 
-    /// The pause before retry number `retry` (from 0), at most; the drawn one lies below.
+    /// Upper limit of the pause before retry number `retry` (from 0).
     pub(super) fn longest_pause(&self, retry: u32) -> Duration {
         let doubled = self.backoff_base_millis.saturating_mul(1 << retry.min(20));
         Duration::from_millis(doubled.min(self.backoff_cap_millis))

@@ -1,15 +1,15 @@
-//! What is remembered of each path: its versions as listed, or that it is asked for by time.
+//! State of each path: its versions as listed, or that it is asked by time.
 //!
 //! ```text
 //!  nothing ──listed──▶ Listed ──unchanged──▶ Listed, confirmed
 //!     │ too many, or in doubt     │ changed: listed again
 //!     ▼                           ▼
-//!  ByTime ── look-ups by time cost as much as the next, longer listing would ──▶ listed
+//!  ByTime ── look-ups by time took as long as a longer listing would ──▶ listed
 //! ```
 //!
-//! Whether a path is worth listing is tried and not fixed: the first listing asks for few versions,
-//! each further one for eight times as many, once look-ups by time have taken as long in all as
-//! that listing is expected to take.
+//! Whether a path is worth listing is found by trial: the first listing asks for few versions, each
+//! further one for eight times as many, once look-ups by time have taken as long in total as that
+//! listing is expected to take.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,17 +22,17 @@ use super::listing::Traces;
 use crate::object::ObjectInfo;
 use crate::sync::{Mutex, MutexGuard};
 
-/// The first listing of a path asks for this many versions.
+/// Maximum number of versions in the first listing of a path.
 pub(super) const FIRST_LISTING: usize = 256;
-/// Each further one for this many times as many.
+/// Growth of that number for each further listing.
 const GROWTH: usize = 8;
-/// A further listing is expected to take this much longer than the last one, and not less than
-/// [`SHORTEST_LISTING`]: servers search a path as a whole, so most of the time is spent already.
+/// A further listing is expected to take this many times as long as the last one, but at least
+/// [`SHORTEST_LISTING`]: servers search a whole path, so most of the time is spent in any case.
 const LONGER: u32 = 2;
 const SHORTEST_LISTING: Duration = Duration::from_millis(200);
-/// Bytes that a whole comparison may cost per check that found nothing new.
+/// Bytes that a whole comparison may cost per check without changes.
 const DIGEST_BYTES_PER_CHECK: u64 = 64;
-/// Bytes of an entry in a listing of few fields.
+/// Bytes per entry in a listing of few fields.
 const DIGEST_BYTES_PER_ENTRY: u64 = 150;
 
 /// A path that is listed whole.
@@ -44,23 +44,23 @@ pub(super) struct ListedPath {
     pub(super) traces: Traces,
 }
 
-/// A path that is asked for by time.
+/// A path that is asked by time.
 #[derive(Debug, Default)]
 pub(super) struct ByTime {
-    /// The spelling of metadata keys by their lower case; see
-    /// [`PathListing::spelling`](super::listing::Listing::spelling).
+    /// Spelling of metadata keys by their lower case; see
+    /// [`PathListing::spelling`](super::listing::PathListing::spelling).
     pub(super) spelling: HashMap<String, Option<String>>,
-    /// The listing that is worth trying, and the time that look-ups by time must have taken.
+    /// Limit of the next listing, and the time of look-ups after which it is tried.
     next: Option<(usize, Duration)>,
     spent_micros: AtomicU64,
-    /// When the listing is tried again in any case.
+    /// Time at which a listing is tried again in any case.
     until: Option<Instant>,
-    /// Listings are no help for single versions either.
+    /// Listings of single versions do not work either.
     pub(super) never_listed: bool,
 }
 
 impl ByTime {
-    /// Because there are more than `limit` versions; to ask for that many took `took`.
+    /// For a path with more than `limit` versions, whose listing took `took`.
     pub(super) fn too_many(
         spelling: HashMap<String, Option<String>>,
         limit: usize,
@@ -78,29 +78,29 @@ impl ByTime {
         }
     }
 
-    /// Because its listing cannot be relied on.
+    /// For a path whose listing is not reliable.
     pub(super) fn in_doubt(spelling: HashMap<String, Option<String>>, pause: Duration) -> Self {
         Self { spelling, until: Instant::now().checked_add(pause), ..Self::default() }
     }
 
-    /// Because there are no listings.
+    /// For a path that cannot be listed.
     pub(super) fn without_listing(pause: Option<Duration>) -> Self {
         let until = pause.and_then(|pause| Instant::now().checked_add(pause));
         Self { until, never_listed: true, ..Self::default() }
     }
 
-    /// Notes what a look-up by time took.
+    /// Records the duration of a look-up by time.
     pub(super) fn spend(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.spent_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// Whether a longer listing was not tried yet.
+    /// Whether a longer listing has not been tried yet.
     pub(super) fn may_be_listed(&self) -> bool {
         self.next.is_some()
     }
 
-    /// How many versions to ask a listing for, if it is time to list the path.
+    /// Limit of the listing that is due now; `None` if none is due.
     pub(super) fn due(&self) -> Option<usize> {
         let spent = Duration::from_micros(self.spent_micros.load(Ordering::Relaxed));
         let is_over = self.until.is_some_and(|until| Instant::now() >= until);
@@ -119,10 +119,10 @@ pub(super) enum KnownPath {
     ByTime(Arc<ByTime>),
 }
 
-/// What is remembered of a path.
+/// State of a path.
 #[derive(Debug, Default)]
 pub(super) struct PathMemory {
-    /// Held by the one look-up that asks for the listing.
+    /// Held by the one look-up that requests the listing.
     pub(super) asking: tokio::sync::Mutex<()>,
     inner: Mutex<Inner>,
 }
@@ -130,27 +130,27 @@ pub(super) struct PathMemory {
 #[derive(Debug, Default)]
 struct Inner {
     state: KnownPath,
-    /// When the listing was last found to be unchanged, or was had.
+    /// Time of the last listing, or of the last check without changes.
     confirmed: Option<Instant>,
-    /// When all of it was compared.
+    /// Time of the last comparison of all versions.
     compared: Option<Instant>,
-    /// Checks since then.
+    /// Number of checks since then.
     checks: u64,
-    /// Answers to what was asked before this count no more.
+    /// Answers requested before this time no longer count.
     doubted: Option<Instant>,
 }
 
 impl Inner {
-    /// The time as of which an answer counts that was asked for then.
+    /// The time of an answer requested at `asked`, if it counts.
     fn counts(&self, asked: Instant) -> Option<Instant> {
         self.doubted.is_none_or(|doubted| doubted < asked).then_some(asked)
     }
 }
 
-/// How to find out whether a listing has changed.
+/// Kind of check for changes of a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ChangeCheck {
-    /// Look for newer versions, and at the newest one.
+    /// Compare the newest version, and look for newer ones.
     Newest,
     /// Compare every version.
     All,
@@ -161,8 +161,8 @@ impl PathMemory {
         self.inner().state.clone()
     }
 
-    /// What can be used without a question: a listing that was confirmed within `window`, or a
-    /// path that is not to be listed now.
+    /// The state that can be used without a request: a listing confirmed within `window`, or a path
+    /// that is not to be listed now.
     pub(super) fn usable(&self, window: Duration) -> Option<KnownPath> {
         let inner = self.inner();
         let usable = match &inner.state {
@@ -173,18 +173,18 @@ impl PathMemory {
         usable.then(|| inner.state.clone())
     }
 
-    /// Which check a listing needs; every version is compared at least each `longest`.
+    /// The check that a listing needs. All versions are compared at least every `longest`.
     pub(super) fn check(&self, listed: &ListedPath, longest: Duration) -> ChangeCheck {
         let inner = self.inner();
         let bytes = listed.entries as u64 * DIGEST_BYTES_PER_ENTRY;
         let is_paid = inner.checks * DIGEST_BYTES_PER_CHECK >= bytes && listed.entries > 0;
         let is_old = inner.compared.is_none_or(|at| at.elapsed() >= longest);
-        // To servers a limit that is not positive is none.
+        // Servers ignore a limit that is not positive.
         let newest = listed.traces.newest.is_none_or(|newest| newest > 0);
         if is_paid || is_old || !newest { ChangeCheck::All } else { ChangeCheck::Newest }
     }
 
-    /// A check found the listing unchanged as of `asked`.
+    /// Records that a check, requested at `asked`, found no change.
     pub(super) fn confirm(&self, check: ChangeCheck, asked: Instant) {
         let mut inner = self.inner();
         inner.confirmed = inner.counts(asked);
@@ -194,7 +194,7 @@ impl PathMemory {
         }
     }
 
-    /// Remembers what was found out as of `asked`.
+    /// Sets a state that was requested at `asked`.
     pub(super) fn set(&self, state: KnownPath, asked: Instant) {
         let mut inner = self.inner();
         inner.state = state;
@@ -202,14 +202,14 @@ impl PathMemory {
         (inner.compared, inner.checks) = (inner.confirmed, 0);
     }
 
-    /// The next look-up asks, whatever is remembered.
+    /// Makes the next look-up ask the server.
     pub(super) fn doubt(&self) {
         let mut inner = self.inner();
         (inner.confirmed, inner.compared) = (None, None);
         inner.doubted = Some(Instant::now());
     }
 
-    /// Entries that are remembered, for the bound on memory.
+    /// Number of remembered versions, for the bound on memory.
     pub(super) fn weight(&self) -> u32 {
         let versions = match &self.inner().state {
             KnownPath::Listed(listed) => listed.versions.len(),
@@ -219,7 +219,7 @@ impl PathMemory {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Nothing in there can be left half-done by a panic.
+        // No critical section leaves this half-changed on a panic.
         self.inner.lock()
     }
 }

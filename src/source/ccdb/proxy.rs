@@ -1,10 +1,10 @@
-//! The proxy that the environment names for a server (`http_proxy`, `https_proxy`, `all_proxy`,
-//! `no_proxy`), so that errors can say that a request went through it.
+//! Proxies from the environment (`http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`), so that
+//! errors can name the proxy of a request.
 
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{ClientBuilder, Url};
 
-/// The proxies of the environment; `None` where `no_proxy` has a `*`.
+/// Proxies of the environment; `None` if `no_proxy` contains a `*`.
 #[derive(Debug)]
 pub(super) struct Proxies(Option<Matcher>);
 
@@ -15,25 +15,25 @@ impl Proxies {
     }
 
     fn new(exceptions: &str, proxies: Matcher) -> Self {
-        // The libraries apply `*` to names and not to addresses.
+        // The libraries apply `*` to names but not to addresses.
         let is_off = exceptions.split(',').any(|exception| exception.trim() == "*");
         Self((!is_off).then_some(proxies))
     }
 
-    /// A client that uses these and no others.
+    /// Makes a client use these proxies and no others.
     pub(super) fn apply(&self, client: ClientBuilder) -> ClientBuilder {
         match self.0 {
             None => client.no_proxy(),
-            // The same variables are read there.
+            // The client reads these variables itself.
             Some(_) => client,
         }
     }
 
-    /// What an error calls a server: `label`, and the proxy on the way to it.
+    /// Name of a server in errors: `label`, and the proxy if one is used.
     pub(super) fn name(&self, label: &str, url: &Url) -> String {
         let proxy = (|| self.0.as_ref()?.intercept(&url.as_str().parse().ok()?))();
         match proxy {
-            // Its user and password stand elsewhere.
+            // The URI of a proxy is without its user and password.
             Some(proxy) => format!("{label} (through the proxy {})", proxy.uri()),
             None => label.to_owned(),
         }

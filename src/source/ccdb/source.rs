@@ -1,4 +1,4 @@
-//! The source itself: transport, what it remembers of paths and replicas, and the trait.
+//! The CCDB source: transport, memory of paths and replicas, and the trait.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::source::{
     UploadBytes, WriteTarget,
 };
 
-/// Versions whose listings are remembered, in all.
+/// Maximum number of versions in remembered listings.
 const REMEMBERED_VERSIONS: u64 = 2_000_000;
-/// Versions of which it is remembered how they were uploaded.
+/// Maximum number of versions whose upload details are remembered.
 const REMEMBERED_DETAILS: u64 = 100_000;
 
-/// A CCDB server, or several that hold the same, over HTTP.
+/// A CCDB server over HTTP, or several servers with the same contents.
 ///
 /// ```no_run
 /// # use iovcache::{ObjectPath, Query, Timestamp};
@@ -40,24 +40,24 @@ const REMEMBERED_DETAILS: u64 = 100_000;
 /// ```
 pub struct CcdbSource {
     pub(super) transport: Transport,
-    /// Where the bodies of versions are, absolute, in the server's order.
+    /// Absolute addresses of bodies, in the server's order.
     replicas: moka::sync::Cache<ObjectId, Arc<[String]>>,
-    /// What is remembered of paths.
+    /// State of paths.
     pub(super) paths: moka::sync::Cache<ObjectPath, Arc<PathMemory>>,
-    /// Versions of paths that are asked for by time, as the headers told them and as they are.
+    /// Versions of paths that are asked by time, as in the headers and with exact metadata.
     pub(super) described: moka::sync::Cache<ObjectId, Arc<TimedVersion>>,
-    /// How versions were uploaded.
+    /// Facts about uploads.
     details: moka::sync::Cache<ObjectId, Arc<Details>>,
 }
 
-/// A version of a path that is asked for by time.
+/// A version of a path that is asked by time.
 #[derive(Debug)]
 pub(super) struct TimedVersion {
-    /// As the headers told it: names of metadata in lower case.
+    /// Version from the headers: keys of metadata are in lower case.
     pub(super) told: ObjectInfo,
-    /// With names of metadata as they were uploaded.
+    /// Version with keys of metadata as uploaded.
     pub(super) exact: Arc<ObjectInfo>,
-    /// When it was last told in full, and not by a 304.
+    /// Time of the last full answer; a 304 is none.
     pub(super) told_at: Instant,
 }
 
@@ -68,18 +68,18 @@ impl fmt::Debug for CcdbSource {
 }
 
 impl CcdbSource {
-    /// Whether [`Self::new`] could read such an address.
+    /// Checks whether [`Self::new`] can parse the address.
     pub(crate) fn check_url(text: &str) -> Result<(), SourceError> {
         Address::parse_list(text).map(drop)
     }
 
-    /// A source for `http(s)://[user:password@]host:port[/base]`, with further hosts of the same
-    /// content after commas (`host:port`, which share scheme and base, or full URLs).
+    /// A source for `http(s)://[user:password@]host:port[/base]`. More hosts with the same contents
+    /// may follow after commas: `host:port`, which share scheme and base path, or full URLs.
     ///
-    /// Nothing is asked yet: a server that is down is noticed by the first question.
+    /// No request is sent yet: the first look-up notices a server that is down.
     ///
     /// # Errors
-    /// [`SourceError::Configuration`] names what is wrong with URL or options.
+    /// [`SourceError::Configuration`] with the fault of the URL or of the options.
     pub fn new(url: &str, options: CcdbOptions) -> Result<Self, SourceError> {
         let replicas = moka::sync::Cache::new(options.remembered_locations);
         let described = moka::sync::Cache::new(options.remembered_locations);
@@ -90,7 +90,7 @@ impl CcdbSource {
         Ok(Self { transport: Transport::new(url, options)?, replicas, paths, described, details })
     }
 
-    /// Remembers where the body of `id` is, as written in an answer from `base`.
+    /// Remembers the locations of the body of `id`, as written in an answer from `base`.
     pub(super) fn remember(&self, id: ObjectId, base: &Url, locations: &[String]) {
         let mut absolute = Vec::with_capacity(locations.len());
         for location in locations {
@@ -101,8 +101,9 @@ impl CcdbSource {
         }
     }
 
-    /// What `location` can mean at `base`: by RFC 3986, and where the source's URL has a base
-    /// path, also below that (a proxy may not have rewritten it; AliceO2's client does the same).
+    /// Possible meanings of `location` at `base`: the one by RFC 3986 and, if the source's URL has
+    /// a base path, one below it. A proxy may not have rewritten the location; AliceO2's client
+    /// does the same.
     pub(super) fn absolute(&self, base: &Url, location: &str) -> Vec<Url> {
         let mut found: Vec<Url> = base.join(location).into_iter().collect();
         let address = &self.transport.host_of(base).address;
@@ -115,17 +116,17 @@ impl CcdbSource {
         found
     }
 
-    /// Where the body of `id` was last seen to be.
+    /// The last known locations of the body of `id`.
     pub(super) fn remembered(&self, id: ObjectId) -> Option<Arc<[String]>> {
         self.replicas.get(&id)
     }
 
-    /// What is remembered of a path.
+    /// The state of a path.
     pub(super) fn memory_of(&self, path: &ObjectPath) -> Arc<PathMemory> {
         self.paths.get_with_by_ref(path, Arc::default)
     }
 
-    /// The next look-up of the path asks the server.
+    /// Makes the next look-up of the path ask the server.
     pub(super) fn forget_path(&self, path: &ObjectPath) {
         if let Some(memory) = self.paths.get(path) {
             memory.doubt();
@@ -138,7 +139,7 @@ impl CcdbSource {
         }
     }
 
-    /// Remembers how a version was uploaded, as far as that was told.
+    /// Remembers facts about an upload, if the answer had them.
     pub(super) fn remember_details(&self, id: ObjectId, details: Details) {
         if details.file_name.is_some() {
             self.details.insert(id, Arc::new(details));

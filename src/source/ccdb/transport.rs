@@ -5,8 +5,9 @@
 //!  round 1:  host a ──303/200/304/404──▶ done
 //! ```
 //!
-//! Transient is what another attempt can heal: a refused connection, a time-out, 408, 429, 500,
-//! 502, 503, 504. Only refused and timed-out connections count against a host.
+//! Transient failures are refused connections, time-outs and the statuses 408, 429, 500, 502, 503
+//! and 504: another attempt may succeed. Only refused and timed-out connections count against a
+//! host.
 
 use std::error::Error as _;
 use std::fmt;
@@ -26,23 +27,23 @@ use super::options::CcdbOptions;
 use super::proxy::Proxies;
 use crate::source::{BodyError, SourceError};
 
-/// Why an attempt did not give what was asked for.
+/// Why an attempt failed.
 #[derive(Debug)]
 pub(super) enum AttemptFailure {
-    /// Worth another attempt; `after` is what the server asked us to wait.
+    /// Another attempt may succeed; `after` is the pause that the server asked for.
     Transient { reason: String, after: Option<Duration> },
-    /// The host is left alone for a while: worth another host, not another round.
+    /// The host is not asked for a while: another host may answer, another round is useless.
     LeftAlone { reason: String },
-    /// The answer makes no sense.
+    /// The answer is not usable.
     Unusable { reason: String },
-    /// The connection ended in the middle of an answer: worth another attempt, and unusable if
-    /// none helps.
+    /// The connection ended during the answer. Another attempt may succeed; if none does, the
+    /// answer is unusable.
     Torn { reason: String },
-    /// We may not.
+    /// The server denies access.
     NotAllowed { reason: String },
-    /// There is no such thing here.
+    /// The server does not have the requested object.
     Missing { reason: String },
-    /// The bytes cannot be taken.
+    /// The body cannot store the bytes.
     Body(BodyError),
 }
 
@@ -51,12 +52,12 @@ impl AttemptFailure {
         Self::Unusable { reason: reason.to_string() }
     }
 
-    /// Whether the same request may succeed a moment later.
+    /// Whether the same request may succeed later.
     pub(super) fn is_worth_a_retry(&self) -> bool {
         matches!(self, Self::Transient { .. } | Self::Torn { .. })
     }
 
-    /// What the server asked us to wait.
+    /// The pause that the server asked for.
     pub(super) fn after(&self) -> Option<Duration> {
         match self {
             Self::Transient { after, .. } => *after,
@@ -65,16 +66,16 @@ impl AttemptFailure {
     }
 }
 
-/// A request, wherever it goes.
+/// A request without its address.
 #[derive(Debug, Clone)]
 pub(super) struct Ask {
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
-    /// At most so many bytes of the body are read; more is [`HttpReply::overflow`].
+    /// Maximum bytes of the body that are read; more set [`HttpReply::overflow`].
     pub(super) read_bytes: usize,
 }
 
-/// A whole answer, with as much of its body as was wanted.
+/// A whole answer, with as much of its body as requested.
 #[derive(Debug)]
 pub(super) struct HttpReply {
     pub(super) status: StatusCode,
@@ -82,11 +83,11 @@ pub(super) struct HttpReply {
     /// The URL that answered, after redirects.
     pub(super) url: Url,
     pub(super) body: Bytes,
-    /// Whether there was more.
+    /// Whether the body was longer.
     pub(super) overflow: bool,
 }
 
-/// The head of an answer whose body is still to come, and the place it takes in the bulkhead.
+/// The head of an answer before its body, with the permit of the bulkhead.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) response: reqwest::Response,
@@ -94,25 +95,25 @@ pub(super) struct Head {
     _place: OwnedSemaphorePermit,
 }
 
-/// Which bulkhead a request belongs to.
+/// Bulkhead of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     LookUp,
     Body,
 }
 
-/// The hosts of a source and the way to them.
+/// The hosts of a source, and the HTTP client.
 #[derive(Debug)]
 pub(super) struct Transport {
     client: Client,
     proxies: Proxies,
     pub(super) url: String,
     pub(super) hosts: Vec<Arc<CcdbHost>>,
-    /// Hosts that allowed redirects led to; they have breakers and bulkheads of their own.
+    /// Hosts reached by allowed redirects, with breakers and bulkheads of their own.
     foreign: moka::sync::Cache<String, Arc<CcdbHost>>,
     allowed: AllowedPlaces,
     pub(super) options: CcdbOptions,
-    /// The host that answered last: asked first.
+    /// Index of the host that answered last. It is asked first.
     preferred: AtomicUsize,
 }
 
@@ -130,7 +131,7 @@ impl Transport {
             .apply(Client::builder())
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
-            // Metadata with a blank in their name make lines that are no headers: the rest counts.
+            // Metadata keys with a blank produce invalid header lines: only these are ignored.
             .http1_ignore_invalid_headers_in_responses(true)
             .connect_timeout(Duration::from_millis(options.connect_millis))
             .tcp_nodelay(true)
@@ -144,14 +145,14 @@ impl Transport {
         Ok(Self { client, proxies, url, hosts, foreign, allowed, options, preferred })
     }
 
-    /// The hosts, the one that answered last first.
+    /// The hosts, beginning with the one that answered last.
     pub(super) fn hosts_in_order(&self) -> impl Iterator<Item = (usize, &Arc<CcdbHost>)> {
         let first = self.preferred.load(Ordering::Relaxed);
         let count = self.hosts.len();
         (0..count).map(move |n| (first + n) % count).map(|index| (index, &self.hosts[index]))
     }
 
-    /// The host that serves `url`.
+    /// The host of `url`.
     pub(super) fn host_of(&self, url: &Url) -> Arc<CcdbHost> {
         match self.hosts.iter().find(|host| host.address.is_origin_of(url)) {
             Some(host) => Arc::clone(host),
@@ -161,9 +162,9 @@ impl Transport {
         }
     }
 
-    /// Makes a `Location` found at `base` absolute, and says whether we may go there.
+    /// The absolute URL of a `Location` found at `base`, if it may be followed.
     ///
-    /// `None` for what is no http(s) URL (alien://, root://, file://) or not on the list.
+    /// `None` if it is not http(s) (alien://, root://, file://), or not an allowed place.
     pub(super) fn resolve(&self, base: &Url, location: &str) -> Option<Url> {
         let mut url = base.join(location).ok()?;
         strip_credentials(&mut url);
@@ -172,9 +173,9 @@ impl Transport {
         self.allowed.admit(&url, own).then_some(url)
     }
 
-    /// One attempt at one URL: bulkhead, breaker, request, head of the answer.
+    /// Makes one attempt at one URL: bulkhead, breaker, request, head of the answer.
     ///
-    /// Statuses that are worth a retry or forbid us are failures; all others are answers.
+    /// Transient statuses and denials are failures; all other statuses are answers.
     pub(super) async fn send(
         &self,
         ask: &Ask,
@@ -254,10 +255,10 @@ impl Transport {
         }
     }
 
-    /// Sends what must not be sent twice, to the host that answered last.
+    /// Sends a request that must not be repeated, to the host that answered last.
     ///
     /// # Errors
-    /// [`SourceError::Down`] if there is no answer; every answer is one.
+    /// [`SourceError::Down`] if there is no answer. An answer with any status is none.
     pub(super) async fn send_once(
         &self,
         method: Method,
@@ -301,11 +302,10 @@ impl Transport {
         }
     }
 
-    /// Asks for `tail` at the hosts in order, in rounds, until one gives an answer that passes
-    /// `check`.
+    /// Requests `tail` from the hosts in order, in rounds, until an answer passes `check`.
     ///
     /// # Errors
-    /// What the last attempt said, with `what` for the reader.
+    /// The failure of the last attempt; `what` names the requested object.
     pub(super) async fn ask(
         &self,
         tail: &str,
@@ -346,7 +346,8 @@ impl Transport {
         }
     }
 
-    /// Sends a request, follows redirects that are no answers, reads as much as is wanted.
+    /// Sends a request, follows redirects that are not answers, and reads the requested part of the
+    /// body.
     async fn follow(
         &self,
         ask: &Ask,
@@ -389,7 +390,7 @@ impl Transport {
         let mut body = Vec::new();
         let mut overflow = false;
         loop {
-            // Whoever wants no body does not wait for one; a connection with one is given up.
+            // Without a requested body, the rest is not read, and a connection with one is closed.
             if ask.read_bytes == 0 {
                 break;
             }
@@ -420,7 +421,7 @@ impl Transport {
     }
 }
 
-/// How often all of it was tried, what happened last, and when it is time to give up.
+/// State of repeated rounds over all hosts: counts, last failure, deadline.
 #[derive(Debug)]
 pub(super) struct Rounds<'a> {
     options: &'a CcdbOptions,
@@ -447,13 +448,13 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Takes down what an attempt came to.
+    /// Records the failure of an attempt.
     pub(super) fn note(&mut self, failure: AttemptFailure) {
         self.attempts += 1;
         self.retry |= failure.is_worth_a_retry();
         self.after = self.after.max(failure.after());
-        // What says more stays: 'not here' says less than 'left alone', and that less than what
-        // happened elsewhere. Only what every host said is then the answer.
+        // The most informative failure is kept: 'missing' ranks lowest, then 'not asked', then the
+        // others. So 'missing' is the result only if every host said it.
         let weight = |failure: &AttemptFailure| match failure {
             AttemptFailure::Missing { .. } => 0,
             AttemptFailure::LeftAlone { .. } => 1,
@@ -464,7 +465,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Takes down a place that led nowhere, unless something that says more is known already.
+    /// Records a redirect that cannot be followed, unless a more informative failure is known.
     pub(super) fn note_detour(&mut self, reason: String) {
         if matches!(
             self.last,
@@ -474,7 +475,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Waits for the next round; false if there is to be none.
+    /// Waits for the next round. Returns `false` if there is none.
     pub(super) async fn pause(&mut self) -> bool {
         if !self.retry || self.round >= self.options.retries {
             return false;
@@ -492,7 +493,7 @@ impl<'a> Rounds<'a> {
         true
     }
 
-    /// The error to hand on after the last round.
+    /// The error after the last round.
     pub(super) fn error(self, url: &str, what: &str) -> SourceError {
         let (url, what) = (url.to_owned(), what.to_owned());
         let tries = format!(
@@ -518,29 +519,29 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Whether every host said that there is no such thing.
+    /// Whether every host said that it does not have the object.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self.last, Some(AttemptFailure::Missing { .. }))
     }
 }
 
-/// Whether a redirect is itself the answer to a look-up: it carries (some of) CCDB's headers.
+/// Whether a redirect is the answer to a look-up: it has some of CCDB's headers.
 fn names_a_version(headers: &HeaderMap) -> bool {
     headers.contains_key("etag") || headers.contains_key("valid-from")
 }
 
-/// A header's value as text: HTTP's bytes are Latin-1 here, as CCDB's server writes them.
+/// A header's value as text. CCDB's server writes Latin-1.
 pub(super) fn latin1(value: Option<&[u8]>) -> String {
     value.unwrap_or_default().iter().map(|&byte| char::from(byte)).collect()
 }
 
-/// `Retry-After` in seconds; its other form, a date, is not heeded (the pause is capped anyway).
+/// `Retry-After` in seconds. A date is ignored: the pause is capped in any case.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
-/// An error with all of its causes: reqwest's own text ends before the interesting part.
+/// An error with all of its causes: reqwest's own text lacks them.
 pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -552,10 +553,10 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
     text
 }
 
-/// An even draw from [0, 1).
+/// A random number, evenly distributed in [0, 1).
 fn jitter() -> f64 {
-    // 53 bits out of the lowest 62 of a random UUID, which are all random (above them stands its
-    // variant); an f64 holds so many exactly. There is no need for a generator of our own.
+    // 53 of the lowest 62 bits of a random UUID, which are all random (the variant is above them).
+    // An f64 represents 53 bits exactly, and no generator of our own is needed.
     let bits = (uuid::Uuid::new_v4().as_u128() as u64 & (u64::MAX >> 2)) >> 9;
     bits as f64 / (1u64 << 53) as f64
 }

@@ -1,4 +1,4 @@
-//! The bytes of versions, by id.
+//! Bytes of versions on the disk, by id.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -25,7 +25,7 @@ fn name(version: &ObjectInfo) -> Uuid {
     Uuid::from_bytes(*version.id.as_bytes())
 }
 
-/// Whose bytes these are, by the JSON before them.
+/// Name of the body whose file has this JSON.
 pub(super) fn id_in(json: &[u8]) -> Option<Uuid> {
     let record: VersionRecord = serde_json::from_slice(json).ok()?;
     record.version().map(|version| name(&version))
@@ -45,12 +45,12 @@ impl Bodies {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// The body of `version`, all of its checksums looked at. What is damaged is thrown out.
+    /// Opens the body of `version` and verifies its checksums. A damaged body is removed.
     pub(super) async fn find(&self, version: &ObjectInfo) -> Option<Opened> {
         let file = self.shelf.open_file(name(version))?;
         match in_place(|| Opened::check(file, version)) {
             Ok(Some(opened)) => Some(opened),
-            // Right in itself, and not what is asked for: the one who knows decides.
+            // Undamaged, but not the version asked for: the source decides.
             Ok(None) => None,
             Err(error) => {
                 tracing::warn!(id = %version.id, %error, "thrown out from the disk");
@@ -61,7 +61,7 @@ impl Bodies {
         }
     }
 
-    /// A body that goes to `body` and to the disk.
+    /// A body that writes into `body` and to the disk.
     pub(super) fn write_through<'a>(
         &'a self,
         version: &'a ObjectInfo,
@@ -76,18 +76,18 @@ impl Bodies {
     }
 }
 
-/// A body on the disk whose bytes are right.
+/// A verified body on the disk.
 #[derive(Debug)]
 pub(super) struct Opened {
     file: File,
     header: Header,
-    /// Of its bytes.
+    /// MD5 of the body.
     md5: Md5Sum,
     what: String,
 }
 
 impl Opened {
-    /// `None` if these are the bytes of something else than `version`.
+    /// `None` if the file holds the bytes of another version.
     fn check(mut file: File, version: &ObjectInfo) -> io::Result<Option<Self>> {
         let (header, json) = read_head(&mut file)?;
         let record: Result<VersionRecord, _> = serde_json::from_slice(&json);
@@ -99,8 +99,9 @@ impl Opened {
             return Ok(None);
         }
         let md5 = check_body(&mut file, header)?;
-        // What the file says of itself proves nothing: its bytes have to be those that the source
-        // describes. Where the source gives no digest, its own words have to be the same as then.
+        // The description in the file is no proof: its bytes must have the MD5 that the source
+        // gives. If the source gives none, path, `from` and creation time must agree with the
+        // description.
         let right = match version.md5 {
             Some(expected) => expected == md5,
             None => {
@@ -115,7 +116,7 @@ impl Opened {
         Ok(Some(Self { file, header, md5, what: format!("{} {}", version.path, version.id) }))
     }
 
-    /// Copies it. The checksum is looked at once more, of what was copied.
+    /// Copies the body into `body`, and verifies the checksum of the copied bytes.
     pub(super) async fn read_into(mut self, body: &mut dyn Body) -> Result<(), SourceError> {
         let size_bytes = self.header.body_bytes;
         let reserved = body.reserve(size_bytes).await;
@@ -152,8 +153,8 @@ impl Opened {
     }
 }
 
-/// Takes bytes for a body, and writes them to the disk too. That the disk is full or broken is told,
-/// and no reason for the caller to go without.
+/// Writes bytes into a body and to the disk. Errors of the disk are logged and do not affect the
+/// caller.
 pub(super) struct WriteThrough<'a> {
     bodies: &'a Bodies,
     version: &'a ObjectInfo,
@@ -191,7 +192,7 @@ impl WriteThrough<'_> {
         self.given_up = true;
     }
 
-    /// Puts it under its name: all of it came, and was right.
+    /// Publishes the file. Call it only when the body is complete and verified.
     pub(super) async fn keep(mut self) {
         let size_bytes = self.body.written_bytes();
         if size_bytes == 0 {

@@ -1,10 +1,10 @@
-//! The files of a disk tier: a header that says what follows, and its checksum.
+//! Files of a disk tier: a header with checksums, JSON, and a body.
 //!
 //! ```text
 //!   0  8 B   "IOVDISK1"
 //!   8  u32   bytes of JSON
 //!  12  u32   CRC-32C of the JSON
-//!  16  u64   bytes of the body (0: there is none)
+//!  16  u64   bytes of the body (0: no body)
 //!  24  u32   CRC-32C of the body
 //!  28  u32   0
 //!  32        JSON, then the body
@@ -27,12 +27,12 @@ use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 
 pub(super) const HEADER_BYTES: usize = 32;
 const MAGIC: &[u8; 8] = b"IOVDISK1";
-/// JSON is not longer than this.
+/// Maximum size of the JSON.
 const MAX_JSON_BYTES: u32 = 64 << 20;
-/// What is not yet whole ends so; nobody reads it.
+/// Suffix of files that are not complete. Readers ignore them.
 pub(super) const PART: &str = ".part";
 
-/// A version as it is written down.
+/// Description of a version as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VersionRecord {
@@ -62,7 +62,7 @@ impl From<&ObjectInfo> for VersionRecord {
 }
 
 impl VersionRecord {
-    /// The version, unless what is written there makes no sense.
+    /// The version; `None` if the stored description is not valid.
     pub(crate) fn version(self) -> Option<ObjectInfo> {
         let md5 = match self.md5 {
             Some(text) => Some(Md5Sum::parse(&text)?),
@@ -80,7 +80,7 @@ impl VersionRecord {
     }
 }
 
-/// What the first bytes of a file say.
+/// First bytes of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Header {
     pub(super) json_bytes: u32,
@@ -118,7 +118,7 @@ impl Header {
     }
 }
 
-/// The CRC-32C of a part that comes in pieces.
+/// CRC-32C of data that arrives in pieces.
 pub(super) struct Crc(Digest);
 
 impl Crc {
@@ -146,10 +146,10 @@ fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-/// Reads header and JSON; the file stands at the body then.
+/// Reads header and JSON. Afterwards the file is positioned at the body.
 ///
 /// # Errors
-/// `InvalidData` if they are damaged, or the file is too short or too long for its body.
+/// `InvalidData` if they are damaged, or the file's length does not fit the header.
 pub(super) fn read_head(file: &mut File) -> io::Result<(Header, Vec<u8>)> {
     let mut bytes = [0; HEADER_BYTES];
     file.read_exact(&mut bytes).map_err(|_| damaged("it is too short"))?;
@@ -166,10 +166,10 @@ pub(super) fn read_head(file: &mut File) -> io::Result<(Header, Vec<u8>)> {
     Ok((header, json))
 }
 
-/// Reads on over the whole body. Gives its MD5.
+/// Reads the whole body and verifies its checksum. Returns its MD5.
 ///
 /// # Errors
-/// `InvalidData` if it is damaged.
+/// `InvalidData` if the body is damaged.
 pub(super) fn check_body(file: &mut File, header: Header) -> io::Result<Md5Sum> {
     let mut crc = Crc::new();
     let mut md5 = Md5::new();
@@ -193,7 +193,7 @@ pub(super) fn check_body(file: &mut File, header: Header) -> io::Result<Md5Sum> 
     }
 }
 
-/// A file that is being written; dropped before it is published, it is gone.
+/// A file that is being written. It is removed on drop unless published.
 #[derive(Debug)]
 pub(super) struct PartialFile {
     file: File,
@@ -202,7 +202,7 @@ pub(super) struct PartialFile {
 }
 
 impl PartialFile {
-    /// Will be `name`; its folder is made.
+    /// Creates a file that will be renamed to `name`, and its folder.
     pub(super) fn new(name: &Path) -> io::Result<Self> {
         if let Some(folder) = name.parent() {
             std::fs::create_dir_all(folder)?;
@@ -217,7 +217,7 @@ impl PartialFile {
         self.file.write_all(bytes)
     }
 
-    /// Puts the header where room was left for it, and the file under its name.
+    /// Writes the header into the space left for it, and renames the file to `name`.
     pub(super) fn publish(mut self, header: Header, name: &Path) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(&header.to_bytes())?;
@@ -235,7 +235,7 @@ impl Drop for PartialFile {
     }
 }
 
-/// Writes a file that has only JSON; gives its length.
+/// Writes a file with JSON only. Returns its length.
 pub(super) fn write_json(name: &Path, json: &[u8]) -> io::Result<u64> {
     let length = u32::try_from(json.len()).ok().filter(|bytes| *bytes <= MAX_JSON_BYTES);
     let json_bytes = length.ok_or_else(|| damaged("it is too long"))?;
@@ -248,7 +248,7 @@ pub(super) fn write_json(name: &Path, json: &[u8]) -> io::Result<u64> {
     Ok(header.body_at())
 }
 
-/// A regular file: not what a link leads to, and nothing that would keep us waiting (a FIFO).
+/// Opens a regular file. Links are not followed, and opening a FIFO does not block.
 pub(in crate::source) fn open_regular(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
@@ -258,7 +258,7 @@ pub(in crate::source) fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Takes a folder for this process alone.
+/// Locks a folder for this process.
 pub(super) fn lock(folder: &Path) -> io::Result<File> {
     let file =
         File::options().create(true).truncate(false).write(true).open(folder.join("lock"))?;

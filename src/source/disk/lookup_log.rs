@@ -1,6 +1,6 @@
-//! What a source said of queries: for which span, and which versions decide there.
+//! Answers to look-ups: for each query, spans with the versions that decide there.
 //!
-//! Written by a thread of its own a moment later, so that no request waits for a disk.
+//! A thread writes them with a short delay, so no request waits for the disk.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -19,11 +19,11 @@ use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{Knowledge, PathSummary, in_place};
 use crate::sync::{Condvar, Mutex};
 
-/// Of a source that tells only single times, so many answers are kept per query.
+/// Maximum number of answers per query, for a source that answers only for single times.
 const MAX_PIECES: usize = 1_000;
-/// The answers of so many queries are kept in memory too.
+/// Maximum number of queries whose answers are also kept in memory.
 const MAX_QUERIES: u64 = 10_000;
-/// What comes within this is written at once.
+/// Delay of writes, so that changes within it are written together.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// A span and the versions that decide in it.
@@ -33,14 +33,14 @@ struct LoggedSpan {
     versions: Vec<Arc<ObjectInfo>>,
 }
 
-/// What was said of a query; of two pieces that overlap the later one counts.
+/// Answers for a query, oldest first. Where spans overlap, the later answer counts.
 #[derive(Debug, Default)]
 struct QueryLog {
     pieces: Vec<LoggedSpan>,
 }
 
 impl QueryLog {
-    /// Whether that is news.
+    /// Adds an answer. Returns `false` if it repeats the last one.
     fn learn(&mut self, knowledge: &Knowledge) -> bool {
         let mut versions = knowledge.versions.clone();
         versions.sort_by_key(|version| version.rank());
@@ -61,7 +61,7 @@ impl QueryLog {
         self.pieces.iter().rev().find(|piece| piece.span.contains(at))
     }
 
-    /// Where the latest piece at `at` decides: not where a later one says otherwise.
+    /// The latest answer at `at`, with its span reduced to the part without a later answer.
     fn knowledge(&self, at: Timestamp) -> Option<Knowledge> {
         let piece = self.at(at)?;
         let (mut from, mut until) = (piece.span.from(), piece.span.until());
@@ -81,7 +81,7 @@ impl QueryLog {
     }
 }
 
-/// As it is written down.
+/// Stored form of a query and its answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -90,7 +90,7 @@ struct Written {
     metadata: BTreeMap<String, String>,
     not_before: Option<Timestamp>,
     not_after: Option<Timestamp>,
-    /// Each version once; pieces name their places.
+    /// Each version once; the pieces hold indices.
     versions: Vec<VersionRecord>,
     pieces: Vec<(Timestamp, Timestamp, Vec<usize>)>,
 }
@@ -122,7 +122,7 @@ impl Written {
 
     fn name(&self) -> Uuid {
         let parts = (&self.source, &self.path, &self.metadata, self.not_before, self.not_after);
-        // Strings, a map of strings and numbers: that can always be written.
+        // Serialisation of strings, a map of strings and numbers cannot fail.
         let text = serde_json::to_vec(&parts).unwrap_or_default();
         Uuid::new_v5(&Uuid::NAMESPACE_URL, &text)
     }
@@ -135,7 +135,7 @@ impl Written {
             && self.not_after == query.limits.not_after
     }
 
-    /// `None` if it makes no sense.
+    /// `None` if the stored form is not valid.
     fn said(self) -> Option<QueryLog> {
         let versions: Option<Vec<Arc<ObjectInfo>>> =
             self.versions.into_iter().map(|record| record.version().map(Arc::new)).collect();
@@ -149,14 +149,14 @@ impl Written {
     }
 }
 
-/// Under which name a file should lie, by what it says.
+/// Name of the file that holds this JSON.
 pub(super) fn name_in(json: &[u8]) -> Option<Uuid> {
     let written: Written = serde_json::from_slice(json).ok()?;
     let name = written.name();
     written.said().map(|_| name)
 }
 
-/// What is to be written.
+/// Answers that are not yet written.
 #[derive(Debug, Default)]
 struct PendingWrites {
     queries: HashMap<Uuid, (Query, Arc<Mutex<QueryLog>>)>,
@@ -202,7 +202,7 @@ impl LogShared {
         let written = Written::of(&self.source, query, &said.lock());
         let json = serde_json::to_vec(&written)?;
         if !self.shelf.can_hold(json.len() as u64) {
-            // Better nothing than something old.
+            // No answer is better than an old one.
             self.shelf.remove(name);
             return Ok(());
         }
@@ -225,7 +225,7 @@ impl LogShared {
     }
 }
 
-/// What was said of all queries.
+/// Answers for all queries.
 #[derive(Debug)]
 pub(super) struct LookupLog {
     shared: Arc<LogShared>,
@@ -256,7 +256,7 @@ impl LookupLog {
         Written::of(&self.shared.source, query, &QueryLog::default()).name()
     }
 
-    /// What is known of a query, from the disk where it is not in memory.
+    /// The answers for a query, read from the disk if they are not in memory.
     fn said(&self, query: &Query) -> (Uuid, Arc<Mutex<QueryLog>>) {
         let name = self.name(query);
         let said = self.recent.get_with(name, || {
@@ -267,7 +267,7 @@ impl LookupLog {
         (name, said)
     }
 
-    /// Keeps an answer.
+    /// Stores an answer.
     pub(super) fn keep(&self, query: &Query, knowledge: &Knowledge) {
         let (name, said) = self.said(query);
         if !said.lock().learn(knowledge) {
@@ -278,14 +278,14 @@ impl LookupLog {
         self.shared.changed.notify_all();
     }
 
-    /// The last answer for this time.
+    /// The latest answer for this time.
     pub(super) fn find(&self, query: &Query, at: Timestamp) -> Option<Knowledge> {
         let (_, said) = self.said(query);
         let said = said.lock();
         said.knowledge(at)
     }
 
-    /// The paths that are `prefix` or lie below it, of which there is something on the disk.
+    /// The paths on the disk that equal `prefix` or lie below it.
     pub(super) async fn paths(&self, prefix: &str) -> Vec<PathSummary> {
         let shared = Arc::clone(&self.shared);
         let read = tokio::task::spawn_blocking(move || {
@@ -306,7 +306,7 @@ impl LookupLog {
         counts.into_iter().map(|(path, versions)| PathSummary { path, versions }).collect()
     }
 
-    /// Waits until all that was said is on the disk.
+    /// Waits until all answers are written.
     pub(super) fn flush(&self) {
         let mut waiting = self.shared.waiting.lock();
         while waiting.writing || !waiting.queries.is_empty() {

@@ -1,4 +1,4 @@
-//! A folder of files by UUID that never takes more than its limit: who was used longest ago goes.
+//! A folder of files by UUID with a limit on its size. The least recently used files are removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::file::{PART, open_regular};
 use crate::sync::{Mutex, MutexGuard};
 
-/// What a file takes beyond its bytes, about: its last block, its inode.
+/// Approximate disk space of a file beyond its bytes: the last block, the inode.
 const FILE_BYTES: u64 = 4096;
 
-/// Files, in the order of their use.
+/// Files in the order of their last use.
 #[derive(Debug)]
 pub(super) struct LruFolder {
     folder: PathBuf,
@@ -54,8 +54,8 @@ impl FolderState {
 }
 
 impl LruFolder {
-    /// What is in `folder` from before, in the order of its last use. What a process left
-    /// half-written is removed.
+    /// Opens `folder` with the files of earlier processes, in the order of their last use. Partial
+    /// files are removed.
     pub(super) fn open(folder: PathBuf, limit_bytes: u64) -> io::Result<Self> {
         fs::create_dir_all(&folder)?;
         let mut found: Vec<(SystemTime, Uuid, u64)> = Vec::new();
@@ -67,7 +67,7 @@ impl LruFolder {
                     found.push((used, name, facts.len()));
                 }
                 FolderEntry::PartialFile(file) => fs::remove_file(file)?,
-                // Not ours: left alone.
+                // The file belongs to another program.
                 FolderEntry::Foreign(_) => {}
             }
         }
@@ -98,7 +98,7 @@ impl LruFolder {
         }
         match open_regular(&self.place(name)) {
             Ok(file) => {
-                // So that the next process knows the order too; it may be that it cannot be set.
+                // Tells the next process the order of use. An error is ignored.
                 let _ = file.set_modified(SystemTime::now());
                 Some(file)
             }
@@ -109,12 +109,12 @@ impl LruFolder {
         }
     }
 
-    /// Whether so much can be kept at all.
+    /// Whether a file of this size fits into the limit.
     pub(super) fn can_hold(&self, bytes: u64) -> bool {
         bytes.saturating_add(FILE_BYTES) <= self.limit_bytes
     }
 
-    /// Throws out what was used longest ago until there is room for `bytes` more.
+    /// Removes the least recently used files until there is room for `bytes` more.
     pub(super) fn shrink(&self, bytes: u64) {
         let mut gone = Vec::new();
         {
@@ -130,13 +130,13 @@ impl LruFolder {
         }
     }
 
-    /// Notes a file that was published, and makes the room that it takes.
+    /// Records a published file, and removes others if the limit is exceeded.
     pub(super) fn note(&self, name: Uuid, bytes: u64) {
         self.held().put(name, bytes.saturating_add(FILE_BYTES));
         self.shrink(0);
     }
 
-    /// Throws a file out.
+    /// Removes a file.
     pub(super) fn remove(&self, name: Uuid) {
         self.held().take(name);
         let _ = fs::remove_file(self.place(name));
@@ -147,20 +147,20 @@ impl LruFolder {
         (held.files.len(), held.bytes)
     }
 
-    /// The names of all files.
+    /// Names of all files.
     pub(super) fn names(&self) -> Vec<Uuid> {
         self.held().files.keys().copied().collect()
     }
 }
 
-/// What can lie in a folder.
+/// An entry of a folder.
 pub(super) enum FolderEntry {
     Named(Uuid, PathBuf),
     PartialFile(PathBuf),
     Foreign(PathBuf),
 }
 
-/// Every file in the subfolders of a folder.
+/// All files in the subfolders of a folder.
 pub(super) fn entries(folder: &Path) -> io::Result<Vec<FolderEntry>> {
     let mut found = Vec::new();
     for below in fs::read_dir(folder)? {

@@ -1,22 +1,24 @@
-//! A disk tier before a source: what was read once is there again after a restart, and when the
+//! A disk tier before a source: objects and answers are available after a restart, and while the
 //! source is down.
 //!
 //! ```text
-//!  look_up ─▶ source ──answers──▶ kept beside its span ─▶ answer
-//!               └─ down, or silent for too long ─▶ the answer kept for that time, marked stale
-//!  fetch   ─▶ body on the disk, of this id, size and MD5, CRC-32C right ─▶ bytes
-//!               └─ not there ─▶ source ──written through──▶ body on the disk
+//!  look_up ─▶ source ──answers──▶ logged with its span ─▶ answer
+//!               └─ down, or silent for too long ─▶ logged answer for that time, marked stale
+//!  fetch   ─▶ body on the disk, with this id, size, MD5 and a right CRC-32C ─▶ bytes
+//!               └─ no such body ─▶ source ──written through──▶ body on the disk
 //!
 //!  DIR/lock                     one process at a time
-//!     /bodies/<2 hex>/<uuid>    header, the version it is of, the bytes
-//!     /answers/<2 hex>/<uuid>   a query, and what was said of it: span, versions
+//!     /bodies/<2 hex>/<uuid>    header, description of the version, bytes
+//!     /answers/<2 hex>/<uuid>   a query, and its answers: spans, versions
 //! ```
 //!
-//! A source that answers is always asked: the disk never decides which version holds while there is
-//! somebody who knows. What it says then is what the source last said of that very time. Files
-//! appear whole, under their names, by a rename; each carries a checksum; so a process that is
-//! killed leaves at most a file that nobody reads, which the next one removes. They are not synced:
-//! after a power cut a damaged file is found by its checksum, thrown away and fetched again.
+//! A source that answers is always asked: the disk never decides which version is in effect while
+//! the source can be reached. A logged answer is the source's last answer for that very time.
+//!
+//! Files are renamed when they are complete, and each has a checksum. A process that is killed
+//! leaves at most a partial file, which readers ignore and the next process removes. Files are not
+//! synced: after a power failure a damaged file is detected by its checksum, removed and fetched
+//! again.
 
 mod bodies;
 mod file;

@@ -1,4 +1,4 @@
-//! The source that keeps on disk what another one told and gave.
+//! A source that stores the answers and objects of another source on disk.
 
 use std::fmt;
 use std::path::Path;
@@ -19,12 +19,12 @@ use crate::source::{
 };
 use crate::telemetry::Timing;
 
-/// A source that is silent this long is taken for down where the disk has an answer.
+/// Time limit for a look-up at the source if the disk has an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Of the room on the disk, so much is for answers, at most.
+/// Divisor of the disk space: at most this fraction of it is used for answers.
 const ANSWERS_SHARE: u64 = 16;
 
-/// A disk tier before another source.
+/// A disk tier in front of another source.
 pub struct DiskSource {
     url: String,
     inner: Arc<dyn Source>,
@@ -32,7 +32,7 @@ pub struct DiskSource {
     answers: LookupLog,
     requests: AtomicU64,
     failures: AtomicU64,
-    /// Held as long as the folder is ours.
+    /// Lock on the folder.
     _lock: std::fs::File,
 }
 
@@ -43,8 +43,8 @@ impl fmt::Debug for DiskSource {
 }
 
 impl DiskSource {
-    /// Keeps in `folder` (made if it is not there) what `inner` says and gives, in at most
-    /// `limit_bytes`.
+    /// Stores answers and objects of `inner` in `folder`, which is created if it does not exist, in
+    /// at most `limit_bytes`.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] if the folder cannot be used, or another process uses it.
@@ -76,18 +76,18 @@ impl DiskSource {
         })
     }
 
-    /// How many bodies are on the disk, and how many bytes all of it takes.
+    /// Number of bodies on the disk, and total size of bodies and answers in bytes.
     pub fn usage(&self) -> (usize, u64) {
         let (count, bytes) = self.bodies.usage();
         (count, bytes + self.answers.usage())
     }
 
-    /// Writes down what was learned and is not yet on the disk.
+    /// Waits until all answers are written to the disk.
     pub fn flush(&self) {
         self.answers.flush();
     }
 
-    /// What the source says; `None` if it is silent and the disk can say something.
+    /// Answer of the source; `None` if it is silent and the disk has an answer.
     async fn ask_behind(
         &self,
         query: &Query,
@@ -99,7 +99,7 @@ impl DiskSource {
         match tokio::time::timeout(PATIENCE, &mut asked).await {
             Ok(answer) => Some(answer),
             Err(_) if self.answers.find(query, at).is_some() => None,
-            // Nobody else knows: it has the time that the caller has.
+            // The disk has no answer, so the source gets all the time that the caller has.
             Err(_) => Some(asked.await),
         }
     }
@@ -127,7 +127,7 @@ impl Source for DiskSource {
     ) -> Result<Knowledge, SourceError> {
         let error = match self.ask_behind(query, at, held).await {
             Some(Ok(knowledge)) => {
-                // What is stale already is no news.
+                // A stale answer is not newer than the logged one.
                 if !knowledge.stale {
                     self.answers.keep(query, &knowledge);
                 }
@@ -170,7 +170,7 @@ impl Source for DiskSource {
         if let Some(opened) = self.bodies.find(version).await {
             match opened.read_into(body).await {
                 Ok(()) => return Ok(()),
-                // Only an empty body can be filled by somebody else.
+                // Only an empty body can be filled by the source instead.
                 Err(error) if body.written_bytes() == 0 && error.kind().is_transient() => {
                     tracing::warn!(%error, "a body on the disk cannot be read");
                     self.failures.fetch_add(1, Ordering::Relaxed);

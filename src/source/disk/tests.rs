@@ -18,7 +18,7 @@ use crate::source::verify::{RepairOutcome, VerifyReport};
 use crate::source::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth};
 use crate::source::{MemorySource, VecBody};
 
-/// A source that can be switched off, or be silent, and that tells only single times if told so.
+/// A source that can be switched off or silenced, and can be limited to answers for single times.
 #[derive(Debug, Default)]
 struct Switch {
     memory: MemorySource,
@@ -146,7 +146,7 @@ async fn what_was_read_is_there_after_a_restart_when_the_source_is_down() {
     assert_eq!(got(&disk, &version(2, 40, 60, 5000)).await.unwrap(), bytes(2, 5000));
     assert_eq!(got(&disk, &version(2, 40, 60, 5000)).await.unwrap(), bytes(2, 5000));
     assert_eq!(switch.fetched.load(Ordering::SeqCst), 1, "the second came from the disk");
-    // A second process may not use the folder meanwhile.
+    // A second process cannot use the folder meanwhile.
     let again = DiskSource::open(folder.path(), 1 << 20, Arc::clone(&switch) as Arc<dyn Source>);
     assert!(matches!(again, Err(SourceError::Configuration { .. })));
     drop(disk);
@@ -161,7 +161,7 @@ async fn what_was_read_is_there_after_a_restart_when_the_source_is_down() {
     assert_eq!(got(&disk, two).await.unwrap(), bytes(2, 5000));
     assert!(got(&disk, &version(1, 0, 100, 5000)).await.is_err(), "that one was never read");
     assert_eq!(disk.paths("A").await.unwrap()[0].versions, 2);
-    // Other limits are another question, which nobody ever answered.
+    // A query with other limits was never answered.
     let mut other = query();
     other.limits.not_after = Some(at(1));
     assert!(disk.look_up(&other, at(50), None).await.is_err());
@@ -208,7 +208,7 @@ async fn a_silent_source_is_not_waited_for_where_the_disk_knows() {
     let disk = open(folder.path(), 1 << 20, &switch);
     assert_eq!(winner(&disk, 50).await, Some((2, false)));
     switch.silent.store(true, Ordering::SeqCst);
-    // The source never answers: had it been waited for, this would not end.
+    // The source never answers: waiting for it would not end.
     let answer = tokio::time::timeout(Duration::from_secs(60), winner(&disk, 50));
     assert_eq!(answer.await.unwrap(), Some((2, true)));
 }
@@ -222,7 +222,7 @@ async fn a_damaged_body_is_thrown_out_and_fetched_again() {
     got(&disk, &one).await.unwrap();
     let file = files(folder.path()).pop().unwrap();
     let right = std::fs::read(&file).unwrap();
-    // Each single place counts: header, JSON, body, and the length.
+    // Damage is detected in header, JSON, body and length.
     for place in (0..right.len()).step_by(97).chain([right.len() - 1]) {
         let mut wrong = right.clone();
         wrong[place] ^= 0x10;
@@ -237,12 +237,12 @@ async fn a_damaged_body_is_thrown_out_and_fetched_again() {
     }
     let fetched = switch.fetched.load(Ordering::SeqCst);
     assert_eq!(fetched as usize, 1 + right.len().div_ceil(97) + 1 + 7);
-    // With the source down there is nothing right to give.
+    // With the source down, no correct bytes are available.
     std::fs::write(&file, &right[..100]).unwrap();
     switch.off.store(true, Ordering::SeqCst);
     assert!(got(&disk, &one).await.is_err());
     drop(disk);
-    // The same is found by looking.
+    // The verification finds the damage as well.
     let name = file.parent().unwrap();
     std::fs::create_dir_all(name).unwrap();
     std::fs::write(&file, &right[..100]).unwrap();
@@ -275,7 +275,7 @@ async fn bytes_that_were_written_down_without_a_digest_are_not_taken_for_those_o
     let folder = tempfile::tempdir().unwrap();
     let switch = switch();
     let disk = open(folder.path(), 1 << 20, &switch);
-    // The source gives no digest, and its bytes are written down.
+    // The source gives no digest, and the bytes are stored.
     let bare = version(1, 0, 100, 5000);
     got(&disk, &bare).await.unwrap();
     let described = ObjectInfo { md5: Some(Md5Sum([7; 16])), ..bare.clone() };
@@ -310,14 +310,14 @@ async fn it_never_takes_more_than_its_room_and_who_was_used_last_stays() {
     let (count, used) = disk.usage();
     assert!(used <= limit && (15..25).contains(&count), "{count} bodies, {used} bytes");
     drop(disk);
-    // A smaller room holds at once.
+    // A smaller limit takes effect at once.
     let disk = open(folder.path(), 100_000, &switch);
     assert!(disk.usage().1 <= 100_000);
     assert!(files(folder.path()).len() <= 4);
-    // What can never fit is not kept, and comes all the same.
+    // A body above the limit is not stored, but delivered.
     switch.memory.put(version(99, 0, 1, 200_000), bytes(99, 200_000));
     assert_eq!(got(&disk, &version(99, 0, 1, 200_000)).await.unwrap(), bytes(99, 200_000));
-    // An empty one is kept too.
+    // An empty body is stored as well.
     switch.memory.put(version(100, 0, 1, 0), Vec::new());
     assert_eq!(got(&disk, &version(100, 0, 1, 0)).await.unwrap(), b"");
     switch.off.store(true, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Checks the files of a disk tier that no process uses.
+//! Verifies the files of a disk tier while no process uses it.
 
 use std::fs;
 use std::io;
@@ -12,8 +12,8 @@ use super::lookup_log::name_in;
 use super::lru_folder::{FolderEntry, entries};
 use crate::source::verify::{RepairOutcome, VerifyReport};
 
-/// Reads every file of the disk tier in `folder` and checks its checksums; with `repair`, what is
-/// damaged or half-written is removed (it is fetched again when it is needed).
+/// Reads every file of the disk tier in `folder` and verifies its checksums. With `repair`, damaged
+/// and partial files are removed; they are fetched again on demand.
 ///
 /// # Errors
 /// If the folder cannot be read, or a process uses it.

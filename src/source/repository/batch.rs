@@ -1,4 +1,4 @@
-//! Versions that are put together: staged one by one, seen and acknowledged at once.
+//! Batches of versions: staged one by one, made visible and acknowledged together.
 //!
 //! ```text
 //!  stage: from/.….part (bytes, MD5) ─┐
@@ -6,8 +6,8 @@
 //!  stage: …                          ┘
 //! ```
 //!
-//! A reader takes bytes for a version once its properties are there: so these come first. The cost
-//! of a version does not depend on how many the path has.
+//! The properties are renamed first, because readers open the bytes of a version once its
+//! properties exist. The cost per version does not depend on the number of versions of the path.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -34,23 +34,23 @@ use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Versions that are put together. Dropped before it is committed, it leaves nothing.
+/// Versions that are stored together. A batch that is dropped before its commit stores nothing.
 #[derive(Debug)]
 pub struct Batch<'a> {
     writer: &'a RepositoryWriter,
     staged: Vec<StagedBatch>,
-    /// Those of this batch, which no reader sees yet.
+    /// Index in `staged` of each version. No reader sees them yet.
     places: HashMap<(ObjectPath, ObjectId), usize>,
-    /// Whether an index is begun where there is none.
+    /// Whether a missing index is begun.
     begins_index: bool,
 }
 
-/// A version whose bytes and properties lie under names that no reader looks at.
+/// A version whose bytes and properties are stored under names that readers ignore.
 #[derive(Debug)]
 pub(in crate::source) struct StagedBatch {
     info: ObjectInfo,
     given_id: bool,
-    /// The folder of its `from`, as a name beneath the root.
+    /// Name of the folder of its `from`, relative to the root.
     folder: String,
     root: Root,
     blob: String,
@@ -58,10 +58,10 @@ pub(in crate::source) struct StagedBatch {
     published: bool,
 }
 
-/// What staging comes to.
+/// Result of staging.
 pub(in crate::source) enum Stage {
     New(StagedBatch),
-    /// The very same is there already.
+    /// An identical version is already stored.
     There(ObjectInfo),
 }
 
@@ -71,7 +71,7 @@ impl RepositoryWriter {
         Batch::new(self)
     }
 
-    /// Stages the bytes of a file for a batch; may be called from several threads.
+    /// Stages the bytes of a file for a batch. Several threads may call it at the same time.
     pub(in crate::source) fn stage_file(
         &self,
         version: &NewVersion,
@@ -83,22 +83,24 @@ impl RepositoryWriter {
         staged.map_err(|error| error.of_file(file))
     }
 
-    /// Puts the bytes of a file.
+    /// Stores a version with the bytes of a file.
     ///
     /// # Errors
-    /// [`RepositoryError`].
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if a file cannot be read or written.
     pub fn put_file(&self, version: &NewVersion, file: &Path) -> Result<Stored, RepositoryError> {
         let mut opened = File::open(file).map_err(failed(file))?;
         self.put(version, &mut opened).map_err(|error| error.of_file(file))
     }
 
-    /// Puts what `bytes` gives.
+    /// Stores a version with all bytes of `bytes`.
     ///
-    /// The version is seen by readers once all of it is on the disk. Put again, the very same
-    /// changes nothing.
+    /// When it returns, the version is on the disk and visible to readers. Storing an identical
+    /// version again changes nothing.
     ///
     /// # Errors
-    /// [`RepositoryError`].
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if a file cannot be read or written.
     pub fn put(
         &self,
         version: &NewVersion,
@@ -116,25 +118,27 @@ impl<'a> Batch<'a> {
         Self { writer, staged: Vec::new(), places: HashMap::new(), begins_index: true }
     }
 
-    /// For a single version: it is added to an index that is there, and begins none.
+    /// A batch for a single version: it is added to an existing index, but begins none.
     pub(super) fn single(writer: &'a RepositoryWriter) -> Self {
         Self { begins_index: false, ..Self::new(writer) }
     }
 
-    /// How many versions are staged.
+    /// Number of staged versions.
     pub fn len(&self) -> usize {
         self.staged.len()
     }
 
-    /// Whether nothing is staged.
+    /// Whether no version is staged.
     pub fn is_empty(&self) -> bool {
         self.staged.is_empty()
     }
 
-    /// Stages what `bytes` gives. It is not seen before [`commit`](Self::commit).
+    /// Stages a version with all bytes of `bytes`. Readers see it after [`commit`](Self::commit).
     ///
     /// # Errors
-    /// [`RepositoryError`]. The batch is as it was before.
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if a file cannot be read or written.
+    /// The batch is then unchanged.
     pub fn put(
         &mut self,
         version: &NewVersion,
@@ -144,10 +148,12 @@ impl<'a> Batch<'a> {
         self.take(stage)
     }
 
-    /// Stages the bytes of a file.
+    /// Stages a version with the bytes of a file.
     ///
     /// # Errors
-    /// [`RepositoryError`]. The batch is as it was before.
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if a file cannot be read or written.
+    /// The batch is then unchanged.
     pub fn put_file(
         &mut self,
         version: &NewVersion,
@@ -157,7 +163,7 @@ impl<'a> Batch<'a> {
         self.put(version, &mut opened).map_err(|error| error.of_file(file))
     }
 
-    /// Takes a staged version, unless its id is taken.
+    /// Adds a staged version to the batch, unless another version has its id.
     pub(in crate::source) fn take(&mut self, stage: Stage) -> Result<Stored, RepositoryError> {
         let staged = match stage {
             Stage::There(info) => return Ok(Stored { info, new: false }),
@@ -178,10 +184,10 @@ impl<'a> Batch<'a> {
         Ok(Stored { info, new: true })
     }
 
-    /// Makes all of them visible, and is done when they are on the disk.
+    /// Makes all staged versions visible, and returns when they are on the disk.
     ///
     /// # Errors
-    /// [`RepositoryError`]: then none is acknowledged, though some may be there already.
+    /// [`RepositoryError::Io`]. In that case none is acknowledged, but some may be stored.
     pub fn commit(mut self) -> Result<(), RepositoryError> {
         let root = &self.writer.root;
         let together = self.writer.durability == Durability::Batch;
@@ -210,7 +216,7 @@ impl<'a> Batch<'a> {
         if (self.begins_index || has_index())
             && let Err(error) = append_to_index(root, infos)
         {
-            // The folders have it all: the index is a shortcut.
+            // The folders are complete without it: the index is only a shortcut.
             let folder = root.path().display();
             tracing::warn!(%folder, %error, "the index was not appended; iovcache index makes it anew");
         }
@@ -219,12 +225,12 @@ impl<'a> Batch<'a> {
 }
 
 fn sync_all(root: &Root) -> Result<(), RepositoryError> {
-    // A descriptor by path alone cannot be synced.
+    // A descriptor with `O_PATH` cannot be synced.
     let synced = root.folder("").and_then(|folder| Ok(syncfs(folder)?));
     synced.map_err(failed(root.path()))
 }
 
-/// Adds the versions of a batch, each with the stamp of its files.
+/// Adds the versions of a batch to the index, each with the stamp of its files.
 fn append_to_index(
     root: &Root,
     versions: impl Iterator<Item = (ObjectInfo, u64)>,
@@ -244,8 +250,8 @@ fn append_to_index(
     writer.append(rows)
 }
 
-/// Writes bytes and properties of a version under names that no reader looks at. Where `expected`
-/// size and MD5 are those of a version that is there already, nothing is read.
+/// Writes bytes and properties of a version under names that readers ignore. If a stored version
+/// has the `expected` size and MD5, nothing is read.
 ///
 /// # Errors
 /// [`RepositoryError`].
@@ -272,11 +278,11 @@ pub(super) fn stage(
     if let Some(there) = there(root, &folder, &info)? {
         return compared(there, info).map(|stored| Stage::There(stored.info));
     }
-    // CCDB's server keeps the end of validity as the time of the blob too.
+    // CCDB's server also stores the end of validity as the modification time of the blob.
     if let Ok(until) = u64::try_from(info.validity.until().as_millis())
         && let Some(time) = UNIX_EPOCH.checked_add(Duration::from_millis(until))
     {
-        // A file system that cannot hold this time still holds the properties.
+        // An error is ignored: the properties hold the time in any case.
         let _ = blob.file.set_modified(time);
     }
     let mut properties = UnfinishedFile::new(root, &name, &folder)?;
@@ -295,7 +301,7 @@ pub(super) fn stage(
     }))
 }
 
-/// Opens a folder beneath the root; what of it is not there is made. No link is followed.
+/// Opens a folder beneath the root, and creates the missing parts. Links are not followed.
 fn make_folder(root: &Root, name: &str) -> io::Result<OwnedFd> {
     let above = root.descriptor()?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -314,7 +320,7 @@ fn make_folder(root: &Root, name: &str) -> io::Result<OwnedFd> {
     Ok(at)
 }
 
-/// The version of this id and `from` that is there already.
+/// The stored version with the id and `from` of `wanted`.
 fn there(
     root: &Root,
     folder: &OwnedFd,
@@ -336,8 +342,8 @@ fn there(
 }
 
 impl RepositoryWriter {
-    /// A version of the same path and id whose interval begins at another time. All ids of the path
-    /// are read once.
+    /// A stored version with the path and id of `wanted`. It also finds one with another `from`.
+    /// The ids of the path are read once.
     fn elsewhere(&self, wanted: &ObjectInfo) -> Result<Option<ObjectInfo>, RepositoryError> {
         let folder_of_path = self.root.path().join(wanted.path.as_str());
         let io = |error| failed(&folder_of_path)(error);
@@ -363,7 +369,7 @@ impl StagedBatch {
         self.root.path().join(&self.folder).join(name)
     }
 
-    /// Gives both files their names; the stamp that readers will find.
+    /// Renames both files to their final names. Returns the stamp that readers will compute.
     fn publish(&mut self, synced_together: bool) -> Result<u64, RepositoryError> {
         let folder = self.root.folder(&self.folder).map_err(failed(&self.place("")))?;
         let name = self.info.id.to_string();
@@ -383,7 +389,7 @@ impl StagedBatch {
             let folder = Stamp::from(&fstat(&folder)?);
             Ok(stamp_of(&folder, &stamp(&beside)?, &stamp(&name)?))
         };
-        // Without a stamp it is read again.
+        // 0: readers read the version again.
         Ok(all().unwrap_or(0))
     }
 }
@@ -399,7 +405,7 @@ impl Drop for StagedBatch {
     }
 }
 
-/// A file that is being written under a name that no reader looks at; dropped, it is gone.
+/// A file that is written under a name that readers ignore. It is removed on drop unless closed.
 struct UnfinishedFile<'a> {
     folder: &'a OwnedFd,
     file: File,
@@ -440,7 +446,7 @@ impl<'a> UnfinishedFile<'a> {
         self.file.write_all(bytes).map_err(failed(&self.path))
     }
 
-    /// Its name, once all is written.
+    /// Finishes the file, and returns its name.
     fn close(mut self, sync: bool) -> Result<String, RepositoryError> {
         if sync {
             self.file.sync_all().map_err(failed(&self.path))?;

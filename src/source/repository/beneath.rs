@@ -1,12 +1,12 @@
-//! Opens files and folders beneath a root, so that no link leads out of it.
+//! Opens files and folders beneath a root. No link leads out of the root.
 //!
 //! ```text
 //!  root ──openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)──▶ descriptor ──fstat──▶ regular file?
 //!     └─ kernel without it: openat(O_NOFOLLOW) for each element of the name ──┘
 //! ```
 //!
-//! Check and open are one step: what is read is the file that was checked, whatever the name leads
-//! to a moment later.
+//! The check and the opening are one step: the file that is read is the file that was checked, even
+//! if the name is changed a moment later.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -18,19 +18,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2};
 use rustix::io::Errno;
 
-/// Attempts before `openat2` is given up for one file: it fails with EAGAIN while folders on the way
-/// are renamed.
+/// Maximum number of attempts of `openat2` for one file. It fails with EAGAIN while folders in the
+/// name are renamed.
 const OPEN_ATTEMPTS: usize = 8;
 
 /// The root folder of a repository.
 ///
-/// It is opened by its name for each use, so a folder that is moved away and made anew is seen.
+/// It is opened by its name for each use, so a folder that is replaced by another is noticed.
 #[derive(Debug, Clone)]
 pub(super) struct Root {
     path: PathBuf,
 }
 
-/// Identity, size and times of a file: differs once the file was changed or replaced.
+/// Identity, size and times of a file. It differs once the file was changed or replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) inode: u64,
@@ -53,7 +53,7 @@ impl From<&Stat> for Stamp {
     }
 }
 
-/// What stands in a folder under one name.
+/// Kind of an entry of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EntryKind {
     File,
@@ -63,10 +63,10 @@ pub(super) enum EntryKind {
 }
 
 impl Root {
-    /// The folder `path`; links in `path` itself are followed, once, now.
+    /// Opens the folder `path`. Links in `path` itself are followed once, now.
     ///
     /// # Errors
-    /// If it is not there, or is no folder.
+    /// If it does not exist, or is no folder.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let path = path.canonicalize()?;
         if !path.is_dir() {
@@ -79,10 +79,10 @@ impl Root {
         &self.path
     }
 
-    /// A descriptor of the root folder as it is now.
+    /// A descriptor of the current root folder.
     ///
     /// # Errors
-    /// If it is not there.
+    /// If it does not exist.
     pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         Ok(rustix::fs::open(&self.path, flags, Mode::empty())?)
@@ -91,7 +91,7 @@ impl Root {
     /// Opens the folder `name` beneath the root (`""`: the root itself) for reading.
     ///
     /// # Errors
-    /// Also if a link stands anywhere in `name`.
+    /// If it cannot be opened, or any part of `name` is a link.
     pub(super) fn folder(&self, name: &str) -> io::Result<OwnedFd> {
         let root = self.descriptor()?;
         let name = if name.is_empty() { "." } else { name };
@@ -101,7 +101,7 @@ impl Root {
     /// Opens the regular file `name` beneath the root for reading.
     ///
     /// # Errors
-    /// Also if a link stands anywhere in `name`, or it is no regular file.
+    /// If it cannot be opened or is no regular file, or any part of `name` is a link.
     pub(super) fn file(&self, name: &str) -> io::Result<(File, Stamp)> {
         open_file(self.descriptor()?.as_fd(), name)
     }
@@ -110,7 +110,7 @@ impl Root {
 /// Opens the regular file `name` beneath `folder` for reading.
 ///
 /// # Errors
-/// Also if a link stands anywhere in `name`, or it is no regular file.
+/// If it cannot be opened or is no regular file, or any part of `name` is a link.
 pub(super) fn open_file(folder: BorrowedFd<'_>, name: &str) -> io::Result<(File, Stamp)> {
     // Without NONBLOCK, opening a FIFO waits for its writer.
     let file = open_beneath(folder, name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
@@ -121,7 +121,7 @@ pub(super) fn open_file(folder: BorrowedFd<'_>, name: &str) -> io::Result<(File,
     }
 }
 
-/// Opens `name` beneath `folder`. No link is followed, neither at its end nor on the way.
+/// Opens `name` beneath `folder`. Links are followed nowhere in `name`.
 pub(super) fn open_beneath(
     folder: BorrowedFd<'_>,
     name: &str,
@@ -135,7 +135,7 @@ pub(super) fn open_beneath(
         for _ in 0..OPEN_ATTEMPTS {
             match openat2(folder, name, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                // A kernel before 5.6, or a filter of system calls that does not know it.
+                // A kernel before 5.6, or a system call filter that does not know `openat2`.
                 Err(Errno::NOSYS | Errno::PERM) => {
                     let here = openat2(folder, ".", OFlags::PATH, Mode::empty(), resolve);
                     let missing = matches!(here, Err(Errno::NOSYS | Errno::PERM));
@@ -149,7 +149,7 @@ pub(super) fn open_beneath(
     open_step_by_step(folder, name, flags)
 }
 
-/// Like [`open_beneath`], for kernels without `openat2`: each element on its own.
+/// Like [`open_beneath`], for kernels without `openat2`: opens one element after the other.
 fn open_step_by_step(folder: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
     let on_the_way = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut at: Option<OwnedFd> = None;
@@ -166,7 +166,7 @@ fn open_step_by_step(folder: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::R
     at.ok_or_else(|| named(Errno::NOENT))
 }
 
-/// The error, with links called what they are.
+/// The error, with a clear message if a link is the cause.
 fn named(error: Errno) -> io::Error {
     match error {
         Errno::LOOP => io::Error::new(
@@ -180,8 +180,8 @@ fn named(error: Errno) -> io::Error {
     }
 }
 
-/// Calls `each` for every entry of a folder but `.` and `..`; names that are no UTF-8 are passed
-/// over, as no path, number or id is one.
+/// Calls `each` for every entry of a folder except `.` and `..`. Names that are not UTF-8 are
+/// skipped: no path, number or id is among them.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -205,7 +205,7 @@ pub(super) fn for_each_entry(
     Ok(())
 }
 
-/// The kind of an entry on a file system whose folders do not tell it.
+/// Kind of an entry, for file systems whose folders do not give it.
 fn kind_of(folder: &OwnedFd, name: &CStr) -> EntryKind {
     match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => entry_kind(FileType::from_raw_mode(stat.st_mode)),
@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    /// `in/file`, `outside` beside the root, and links to both.
+    /// A root with `in/file` and links, and a file `outside` beside the root.
     fn folders() -> (tempfile::TempDir, Root) {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("root");

@@ -1,7 +1,7 @@
 //! Repositories in object stores: `s3://bucket/prefix`, also `gs://` and `az://`.
 //!
-//! Credentials and endpoints come from the environment, by the names that the stores' own tools use
-//! (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_…`, `AZURE_…`), never from the URL: that one is
+//! Credentials and endpoints come from the environment variables that the stores' own tools use
+//! (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_…`, `AZURE_…`), never from the URL, which is
 //! shown in logs and in `status`.
 
 use std::path::Path as LocalPath;
@@ -21,19 +21,19 @@ use super::writer::{NewVersion, RepositoryError, Stored, compared};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::SourceError;
 
-/// Pieces in which a file is read and uploaded; no store takes smaller parts than 5 MiB.
+/// Size of the pieces in which a file is read and uploaded; no store accepts parts below 5 MiB.
 const PIECE_BYTES: usize = 8 << 20;
 
-/// The schemes of the stores that can be opened.
+/// URL schemes of the supported stores.
 pub(crate) const SCHEMES: [&str; 3] = ["s3", "gs", "az"];
 
-/// Without the feature `clouds` there is none.
+/// Without the feature `clouds` no store can be opened.
 #[cfg(not(feature = "clouds"))]
 fn open_store(_scheme: &str, _bucket: &str) -> Result<Arc<dyn ObjectStore>, String> {
     Err("this program was built without object stores (the feature `clouds`)".to_owned())
 }
 
-/// A place in an object store.
+/// A prefix in an object store.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     pub(super) url: String,
@@ -42,7 +42,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Opens `scheme://bucket/prefix`. Nothing is asked yet.
+    /// Opens `scheme://bucket/prefix`. No request is sent yet.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] if the URL or the environment is wrong.
@@ -55,7 +55,7 @@ impl Bucket {
         }
         if bucket.contains('@') {
             let reason = "credentials do not belong into a URL; put them into the environment";
-            // Not even the error repeats them.
+            // The error must not repeat the credentials.
             let url = format!("{scheme}://…");
             return Err(SourceError::Configuration { url, reason: reason.to_owned() });
         }
@@ -67,7 +67,7 @@ impl Bucket {
         Ok(Self { url: url.to_owned(), store, prefix })
     }
 
-    /// Beneath a store that is there already, e.g. one in memory.
+    /// The prefix `prefix` in an open store, for example one in memory.
     pub fn of(url: String, store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
         Self { url, store, prefix }
     }
@@ -77,14 +77,16 @@ impl Bucket {
         RepositoryError::Store { url, what, reason }
     }
 
-    /// Puts the bytes of a file.
+    /// Stores a version with the bytes of a file.
     ///
-    /// Its properties come first and its bytes last, whole: a reader sees all of the version or
-    /// nothing of it. Put again, the very same changes nothing, and a put that was broken off is
-    /// completed.
+    /// The properties are written before the bytes, and the bytes appear at once, so readers see
+    /// all of the version or none of it. Storing an identical version again changes nothing.
+    /// Calling it again completes an interrupted put.
     ///
     /// # Errors
-    /// [`RepositoryError`].
+    /// [`RepositoryError::Key`] for a reserved metadata key, [`RepositoryError::Taken`] if another
+    /// version has the id, [`RepositoryError::Io`] if the file cannot be read, and
+    /// [`RepositoryError::Store`] if the store refuses a request.
     pub async fn put_file(
         &self,
         version: &NewVersion,
@@ -135,7 +137,7 @@ impl Bucket {
         Ok(Stored { info, new: true })
     }
 
-    /// The version that stands there already.
+    /// The stored version with the path, `from` and id of `wanted`.
     async fn there(
         &self,
         wanted: &ObjectInfo,

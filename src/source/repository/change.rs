@@ -1,7 +1,8 @@
-//! Changes of a repository in a local folder: what CCDB's POST, PUT, DELETE and truncate do.
+//! Changes of a repository in a local folder: the operations of CCDB's POST, PUT, DELETE and
+//! truncate.
 //!
-//! They work on the two files of a version, as CCDB's file-backed server does, so that either can
-//! change what the other has stored.
+//! They change the two files of a version in the same way as CCDB's file-backed server, so each
+//! can change versions stored by the other.
 
 use std::fs;
 use std::io::{self, Read, Write as _};
@@ -23,7 +24,7 @@ use crate::source::{Change, ChangeKind, Changed, Details, SourceError, UploadByt
 /// Stores an upload in the repository at `root`.
 ///
 /// # Errors
-/// [`SourceError`]; then nothing of it is stored.
+/// [`SourceError`]. In that case no version is stored.
 pub(super) async fn upload(
     root: PathBuf,
     url: &str,
@@ -62,7 +63,8 @@ pub(super) async fn upload(
     }
 }
 
-/// Changes or deletes versions of the repository at `root`; `versions` are those of the path.
+/// Changes or deletes versions in the repository at `root`. `versions` are all versions of the
+/// path.
 ///
 /// # Errors
 /// [`SourceError`].
@@ -102,7 +104,7 @@ pub(super) async fn apply(
     }
 }
 
-/// How a version was uploaded.
+/// Facts about the upload of a version, from its properties.
 pub(super) fn details(root: &Path, version: &ObjectInfo) -> Details {
     let Ok(properties) = read(&properties_of(root, version)) else { return Details::default() };
     let text = |key: &str| properties.get(key).map(str::to_owned);
@@ -116,7 +118,7 @@ pub(super) fn details(root: &Path, version: &ObjectInfo) -> Details {
     }
 }
 
-/// Whether a change means this version.
+/// Whether `version` matches the conditions of `change`.
 fn is_meant(change: &Change, version: &ObjectInfo) -> bool {
     let query = Query {
         path: change.path.clone(),
@@ -126,7 +128,7 @@ fn is_meant(change: &Change, version: &ObjectInfo) -> bool {
     query.matches(version) && change.id.is_none_or(|id| id == version.id)
 }
 
-/// The version that a look-up would find.
+/// The matching version that a look-up would find.
 fn meant<'a>(change: &Change, versions: &'a [Arc<ObjectInfo>]) -> Option<&'a ObjectInfo> {
     let found = versions
         .iter()
@@ -165,16 +167,16 @@ fn update(
     if let Some(until) = until.and_then(|until| u64::try_from(until.as_millis()).ok())
         && let Some(time) = UNIX_EPOCH.checked_add(Duration::from_millis(until))
     {
-        // CCDB's server keeps the end of validity as the time of the blob too; a file system that
-        // cannot hold it still holds the properties.
+        // CCDB's server also stores the end of validity as the modification time of the blob. An
+        // error is ignored: the properties hold it in any case.
         let blob = blob_of(root, version);
         let _ = fs::File::options().write(true).open(blob).and_then(|file| file.set_modified(time));
     }
     Ok(Changed::Updated(Box::new(changed)))
 }
 
-/// Sets properties of a version; a property with an empty value is removed. Readers see all of the
-/// change or nothing of it.
+/// Sets properties of a version; an empty value removes its property. The change is atomic for
+/// readers.
 fn set(root: &Path, version: &ObjectInfo, changes: &[(String, String)]) -> io::Result<()> {
     let place = properties_of(root, version);
     let known = read(&place)?;
@@ -197,7 +199,7 @@ fn set(root: &Path, version: &ObjectInfo, changes: &[(String, String)]) -> io::R
     written.inspect_err(|_| drop(fs::remove_file(&part)))
 }
 
-/// Removes the bytes first: without them the properties are no version.
+/// Removes the bytes first: properties without bytes are no version.
 fn remove(root: &Path, version: &ObjectInfo) -> io::Result<()> {
     let blob = blob_of(root, version);
     fs::remove_file(&blob)?;
@@ -207,14 +209,14 @@ fn remove(root: &Path, version: &ObjectInfo) -> io::Result<()> {
         _ => {}
     }
     if let Some(folder) = blob.parent() {
-        // Only an empty one goes.
+        // Fails, as intended, if the folder is not empty.
         let _ = fs::remove_dir(folder);
     }
     Ok(())
 }
 
 fn blob_of(root: &Path, version: &ObjectInfo) -> PathBuf {
-    // A version whose file is no UUID keeps that name as metadata.
+    // If the file name is no UUID, the version has it as metadata `source_id`.
     let name = version.metadata.get("source_id").cloned().filter(|name| !name.contains('/'));
     let name = name.unwrap_or_else(|| version.id.to_string());
     root.join(version.path.as_str()).join(version.validity.from().to_string()).join(name)
@@ -237,7 +239,7 @@ fn now() -> Timestamp {
     Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// An error with its causes.
+/// Text of an error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -248,7 +250,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Bytes that come, for code that blocks.
+/// Blocking reader of the bytes of an upload.
 struct StreamedRead {
     runtime: Handle,
     bytes: UploadBytes,

@@ -1,4 +1,4 @@
-//! The object stores of the clouds: S3 and what speaks it, Google's, Azure's.
+//! Object stores in clouds: S3 and compatible stores, Google Cloud Storage, Azure Blob Storage.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +8,16 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
-/// How long a connection may take to be made.
+/// Time limit for connecting.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
-/// How long a store may be silent within an answer.
+/// Maximum time between two pieces of an answer.
 const SILENCE: Duration = Duration::from_secs(20);
-/// For how long a request is tried again.
+/// Maximum time for retries of a request.
 const RETRY_TIME: Duration = Duration::from_secs(20);
 const RETRIES: usize = 3;
-/// The store that a scheme and a bucket name, with credentials of the environment.
+/// Opens the store for a scheme and a bucket, with credentials from the environment.
 pub(super) fn open_store(scheme: &str, bucket: &str) -> Result<Arc<dyn ObjectStore>, String> {
-    // A body may take long, but not be silent for long.
+    // The whole body has no time limit, only the time between its pieces.
     let client = ClientOptions::new()
         .with_connect_timeout(CONNECT_TIME)
         .with_read_timeout(SILENCE)
@@ -25,7 +25,8 @@ pub(super) fn open_store(scheme: &str, bucket: &str) -> Result<Arc<dyn ObjectSto
     let retry =
         RetryConfig { max_retries: RETRIES, retry_timeout: RETRY_TIME, ..RetryConfig::default() };
     let store: Result<Arc<dyn ObjectStore>, object_store::Error> = match scheme {
-        // `from_env` first: the builder's own options for plain HTTP live in the client's.
+        // `from_env` first: the builder's own options for plain HTTP are part of the client
+        // options.
         "s3" => {
             let allowed = std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| truthy(&value));
             AmazonS3Builder::from_env()

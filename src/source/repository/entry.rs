@@ -1,4 +1,4 @@
-//! One version in a repository: its two files, and what its properties say.
+//! One version in a repository: its two files and the meaning of the properties.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(super) const FILE_NAME: &str = "OriginalFileName";
 pub(super) const CONTENT_TYPE: &str = "Content-Type";
 pub(super) const LAST_MODIFIED: &str = "Last-Modified";
 
-/// What the server notes for itself; all else is the users' metadata.
+/// Keys that the server writes itself; all other keys are the users' metadata.
 const SYSTEM_KEYS: [&str; 10] = [
     VALID_UNTIL,
     CREATE_TIME,
@@ -31,15 +31,15 @@ const SYSTEM_KEYS: [&str; 10] = [
     "UpdatedFrom",
 ];
 
-/// Whether a key is one that the server notes for itself.
+/// Whether a key is written by the server itself.
 pub(super) fn is_system_key(key: &str) -> bool {
     SYSTEM_KEYS.contains(&key)
 }
 
-/// The version that a blob of `size_bytes` and its properties are.
+/// The version that a blob of `size_bytes` and its properties describe.
 ///
 /// # Errors
-/// What is wrong with them, in a sentence.
+/// The fault in words.
 pub(super) fn version(
     path: &ObjectPath,
     from: Timestamp,
@@ -87,7 +87,7 @@ pub(super) fn metadata(properties: &Properties) -> BTreeMap<String, String> {
     users.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-/// The names that the bytes of a version can have: its id, or what the id is derived from.
+/// File names that the bytes of a version can have: its id, or the `source_id` of a derived id.
 pub(super) fn names(
     id: ObjectId,
     metadata: &BTreeMap<String, String>,
@@ -97,7 +97,7 @@ pub(super) fn names(
     std::iter::once(id.to_string()).chain(derived)
 }
 
-/// What of a version is not as the repository has it.
+/// First field in which a description differs from the repository's own.
 pub(super) fn difference(own: &ObjectInfo, wanted: &ObjectInfo) -> Option<&'static str> {
     if own.validity != wanted.validity {
         Some("interval")

@@ -1,4 +1,4 @@
-//! Reads the folders of a path: one per `from`, each with pairs of bytes and properties.
+//! Reads the folders of a path: one folder per `from`, each with pairs of bytes and properties.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
@@ -15,20 +15,20 @@ use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::source::Problem;
 
-/// Properties are not longer than this.
+/// Maximum size of a properties file.
 pub(super) const MAX_PROPERTIES_BYTES: u64 = 1 << 20;
-/// Threads that read the folders of one path.
+/// Number of threads that read the folders of one path.
 const PARALLEL_READS: usize = 4;
-/// Folders that one thread reads by itself.
+/// Maximum number of folders that are read without further threads.
 const FEW_FOLDERS: usize = 64;
-/// A blob without properties is a put under way until it is this old.
+/// A blob without properties counts as an unfinished put up to this age.
 const PUT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Two changes that lie closer together than this may bear the same time: the tick of the kernel's
+/// Two changes closer together than this may have equal change times: resolution of the kernel's
 /// clock, or of a file server's.
 pub(super) const LOCAL_SLACK: Duration = Duration::from_millis(50);
 
-/// The folder of one path, open.
+/// The open folder of one path.
 #[derive(Debug)]
 pub(super) struct PathFolder {
     descriptor: OwnedFd,
@@ -36,24 +36,23 @@ pub(super) struct PathFolder {
     pub(super) links: u64,
 }
 
-/// What only looks like the folder of a `from`.
+/// Entries whose name is a `from` but which are no folder.
 pub(super) type FromProblems = Vec<(i64, Problem)>;
 
-/// What stands in the folder of one `from`.
+/// Contents of the folder of one `from`.
 #[derive(Debug, Default)]
 pub(super) struct FolderVersions {
-    /// Each with its stamp.
+    /// Versions that were read, each with its stamp.
     pub(super) read: Vec<(ObjectInfo, u64)>,
-    /// Those whose files are as they were when they were read.
+    /// Known versions whose files did not change.
     pub(super) kept: Vec<Row>,
     pub(super) problems: Vec<Problem>,
-    /// A put is under way: it must be read again even if nothing else tells.
+    /// A put is in progress: the folder must be read again even if no change is seen.
     pub(super) pending: bool,
 }
 
-/// Identifies the state of a version: of its folder and of both of its files. FNV-1a (64 bits) of
-/// the change times (ns) of folder, properties and blob and of the blob's size, as little-endian
-/// i64; never 0.
+/// Identifies the state of a version: FNV-1a (64 bits) of the change times (ns) of its folder,
+/// properties and blob, and of the blob's size, as little-endian i64; never 0.
 pub(super) fn stamp_of(folder: &Stamp, properties: &Stamp, blob: &Stamp) -> u64 {
     let size = i64::try_from(blob.size_bytes).unwrap_or(i64::MAX);
     let words = [folder.changed_nanos, properties.changed_nanos, blob.changed_nanos, size];
@@ -66,7 +65,7 @@ pub(super) fn stamp_of(folder: &Stamp, properties: &Stamp, blob: &Stamp) -> u64 
     hash.max(1)
 }
 
-/// Whether something changed so recently that a further change may bear the same time.
+/// Whether a change at `changed_nanos` is so recent that a later one may have an equal time.
 pub(super) fn is_recent(changed_nanos: i64, slack: Duration) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let age = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - i128::from(changed_nanos);
@@ -74,13 +73,12 @@ pub(super) fn is_recent(changed_nanos: i64, slack: Duration) -> bool {
 }
 
 impl PathFolder {
-    /// Opens the folder of a path; `None` if there is none, or a link stands in its place.
+    /// Opens the folder of a path; `None` if it does not exist, or is a link or a file.
     ///
     /// # Errors
-    /// If it cannot be opened.
+    /// If the folder, or the root, cannot be opened.
     pub(super) fn open(root: &Root, path: &ObjectPath) -> io::Result<Option<Self>> {
-        // Whether the root is there is asked first: that it is gone must not look as if nothing
-        // were valid any more.
+        // The root is opened first: a missing root must not look as if no version were valid.
         let above = root.descriptor()?;
         let opened = open_beneath(above.as_fd(), path.as_str(), OFlags::RDONLY | OFlags::DIRECTORY);
         let descriptor = match opened {
@@ -92,10 +90,10 @@ impl PathFolder {
         Ok(Some(Self { descriptor, stamp: Stamp::from(&stat), links: stat.st_nlink }))
     }
 
-    /// The `from` of each folder of versions, ascending, and what only looks like one.
+    /// The `from` of each folder of versions, ascending, and the entries that are no folder.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the folder cannot be read.
     pub(super) fn froms(&self, path: &ObjectPath) -> io::Result<(Vec<i64>, FromProblems)> {
         let (mut froms, mut problems) = (Vec::new(), Vec::new());
         for_each_entry(&self.descriptor, |name, kind| {
@@ -114,11 +112,10 @@ impl PathFolder {
         Ok((froms, problems))
     }
 
-    /// Reads the folder of one `from`. Of the rows in `known` those are kept whose files did not
-    /// change.
+    /// Reads the folder of one `from`. Rows in `known` whose files did not change are kept.
     ///
     /// # Errors
-    /// If it cannot be read; that it is not there is no error.
+    /// If the folder cannot be read. A missing folder is no error.
     pub(super) fn versions(
         &self,
         path: &ObjectPath,
@@ -156,7 +153,7 @@ impl PathFolder {
         Ok(found)
     }
 
-    /// Whether the files of a version are as they were when it was read.
+    /// Whether the files of a version are unchanged since it was read.
     pub(super) fn is_unchanged(&self, row: &Row) -> bool {
         let (folder, name) = (row.from.to_string(), row.id);
         let stamp = |name: &str| {
@@ -172,10 +169,10 @@ impl PathFolder {
     }
 }
 
-/// Reads folders of versions, those of many in several threads.
+/// Reads folders of versions, in several threads if there are many.
 ///
 /// # Errors
-/// If one cannot be read.
+/// If a folder cannot be read.
 pub(super) fn read_all<'a>(
     folder: &PathFolder,
     path: &ObjectPath,
@@ -199,19 +196,19 @@ pub(super) fn read_all<'a>(
     Ok(parts.into_iter().collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-/// Whether there is nothing that can be used under a name: nothing at all, a link, a file.
+/// Whether the error means that a name has no usable entry: none at all, a link, or a file.
 pub(super) fn is_absent(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, NotADirectory, NotFound};
     matches!(error.kind(), NotFound | InvalidData | NotADirectory)
 }
 
-/// The `from` of a folder's name: only as it is written, so that no two names are the same.
+/// The `from` that a folder's name stands for. Only the canonical form of the number is accepted.
 pub(super) fn from_of(name: &str) -> Option<i64> {
     let from: i64 = name.parse().ok()?;
     (from.to_string() == name).then_some(from)
 }
 
-/// The kinds of the two files of a version.
+/// Kinds of the blob and of the properties of a version.
 type Kinds = (Option<EntryKind>, Option<EntryKind>);
 
 fn pairs(folder: &OwnedFd) -> io::Result<BTreeMap<String, Kinds>> {
@@ -236,9 +233,9 @@ enum Pair {
 }
 
 enum Wrong {
-    /// The version cannot be used: why.
+    /// Reason why the version cannot be used.
     Named(String),
-    /// The file system cannot be read.
+    /// Failure of the file system.
     Failed(io::Error),
 }
 
@@ -252,7 +249,7 @@ impl From<io::Error> for Wrong {
     }
 }
 
-/// One folder of versions while it is read.
+/// State while the folder of one `from` is read.
 struct Reading<'a> {
     folder: BorrowedFd<'a>,
     path: &'a ObjectPath,
@@ -274,7 +271,7 @@ impl Reading<'_> {
             (Some(_), Some(_)) => {}
             (Some(_), None) => {
                 let (blob, _) = self.stat(name)?;
-                // A time yet to come is the end of the validity: then it is no put under way.
+                // A time in the future is the end of validity: the blob is complete.
                 let now = SystemTime::now();
                 let modified = u64::try_from(blob.modified_nanos).ok().map(Duration::from_nanos);
                 let age = modified.and_then(|at| now.duration_since(UNIX_EPOCH + at).ok());
@@ -283,7 +280,7 @@ impl Reading<'_> {
                 }
                 return Ok(Pair::Pending);
             }
-            // Properties come first.
+            // Properties are renamed first: the blob will follow.
             (None, _) => return Ok(Pair::Pending),
         }
         let (blob, kind) = self.stat(name)?;
@@ -296,7 +293,7 @@ impl Reading<'_> {
             return Err(irregular());
         }
         let stamp = stamp_of(&self.stamp, &properties, &blob);
-        // Names that are not the id itself cannot be compared with rows: they are read each time.
+        // Names that are not the id itself cannot be compared with rows. They are read each time.
         let id = ObjectId::parse(name).filter(|id| id.to_string() == name);
         let is_known = |row: &&Row| Some(row.id) == id && row.stamp == stamp;
         if let Some(row) = self.known.iter().find(is_known) {
@@ -313,10 +310,10 @@ impl Reading<'_> {
     }
 }
 
-/// Reads a properties file beneath `folder`.
+/// Reads a properties file in `folder`.
 ///
 /// # Errors
-/// Of kind `InvalidData` if it is none.
+/// With kind `InvalidData` if it is no properties file, or larger than [`MAX_PROPERTIES_BYTES`].
 pub(super) fn read_properties(folder: BorrowedFd<'_>, name: &str) -> io::Result<Properties> {
     let wrong = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     let (file, stamp) = open_file(folder, name)?;

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  look_up ─▶ path in memory? ──fresh──▶ one window of its table
-//!                 │ to be checked
+//!                 │ check due
 //!                 ▼
 //!      folder of the path changed? ─▶ new and removed folders ─┐
-//!      folders of versions changed? ───────────────────────────┴▶ these alone are read again
+//!      folders of versions changed? ───────────────────────────┴▶ only these are read again
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -37,23 +37,23 @@ use crate::source::{
 };
 use crate::sync::Mutex;
 
-/// Versions in memory before the paths that were asked for longest ago are given up.
+/// Maximum number of versions in memory. Beyond it, paths are dropped, least recently used first.
 const MAX_ROWS: usize = 4 << 20;
-/// Paths in memory.
+/// Maximum number of paths in memory.
 const MAX_PATHS: usize = 100_000;
-/// Tables with more rows are not searched on a thread of the runtime.
+/// Tables with more rows are searched with `block_in_place`.
 const FEW_ROWS: usize = 4096;
-/// Pieces in which a file is read.
+/// Maximum size of a read from a file.
 const PIECE_BYTES: usize = 1 << 20;
-/// Versions whose files are checked while a request waits; those of larger paths are checked in the
-/// background.
+/// Maximum number of versions of a path whose files are checked while a request waits. Larger paths
+/// are checked in the background.
 const SWEPT_AT_ONCE: usize = 20_000;
-/// Versions that are checked in the background before others get their turn.
+/// Number of versions per step of a background check; between steps the path is unlocked.
 const SWEEP_SLICE: usize = 2_000;
-/// A check of all folders of a path pauses this many times as long as it took.
+/// Pause after a check of all folders of a path, as a multiple of its duration.
 const SWEEP_PAUSES: u32 = 10;
 
-/// What checks of all paths share.
+/// State shared by the checks of all paths.
 #[derive(Debug)]
 struct CheckShared {
     root: Root,
@@ -68,7 +68,7 @@ pub(super) struct LocalRepository {
     shared: Arc<CheckShared>,
     watcher: Arc<Watcher>,
     paths: Mutex<HashMap<ObjectPath, Arc<PathSlot>>>,
-    /// Rows of all paths in memory.
+    /// Number of rows of all paths in memory.
     rows: AtomicUsize,
 }
 
@@ -80,23 +80,23 @@ struct PathSlot {
     state: Arc<AsyncMutex<ReadPath>>,
 }
 
-/// What was read of a path.
+/// Data read for a path.
 #[derive(Debug)]
 struct ReadPath {
     path: ObjectPath,
     table: PathTable,
     problems: BTreeMap<i64, Vec<Problem>>,
-    /// Change time of the path's folder when it was listed; none where it must be listed again.
+    /// Change time (ns) of the path's folder when it was listed; `None`: it must be listed again.
     listed: Option<i64>,
-    /// Folders in which a put is under way.
+    /// Folders in which a put is in progress.
     pending: BTreeSet<i64>,
     checked: Option<Instant>,
-    /// When the folders of versions were checked, and how long that took.
+    /// Time of the last check of the folders of versions, and its duration.
     swept: Option<(Instant, Duration)>,
-    /// They are to be checked in the background: there are many.
+    /// The folders of versions must be checked in the background, because there are many.
     to_sweep: bool,
     watch: Option<PathWatch>,
-    /// The folder that is watched.
+    /// Inode of the watched folder.
     watched_inode: u64,
 }
 
@@ -120,7 +120,7 @@ impl ReadPath {
         *self = Self::new(self.path.clone());
     }
 
-    /// Takes what was read of one folder.
+    /// Takes the contents of the folder of one `from`.
     fn take(&mut self, from: i64, found: FolderVersions) {
         let FolderVersions { read, kept, problems, pending } = found;
         let mut rows = kept;
@@ -142,7 +142,7 @@ impl ReadPath {
         };
     }
 
-    /// Reads what has changed since the last time.
+    /// Reads all changes since the last check.
     fn check(&mut self, shared: &CheckShared, watcher: Option<&Watcher>) -> io::Result<()> {
         let began = Instant::now();
         let root = &shared.root;
@@ -157,7 +157,7 @@ impl ReadPath {
         let watched = is_watched && self.watched_inode == folder.stamp.inode;
         if !watched || changes.all {
             self.watch = watcher.and_then(|watcher| watcher.watch(root, &self.path));
-            // What happened between opening and watching is seen only now.
+            // Changes between opening and watching are not reported: the folder is opened again.
             let Some(opened) = PathFolder::open(root, &self.path)? else {
                 return self.check(shared, watcher);
             };
@@ -171,7 +171,7 @@ impl ReadPath {
             self.load(root, &shared.index, &folder);
         }
         let fresh = first && self.table.len() == 0;
-        // A folder that is watched is listed once.
+        // While a folder is watched, it is listed only once.
         let listed = match self.watch {
             Some(_) => self.listed.is_some(),
             None => self.listed == Some(folder.stamp.changed_nanos),
@@ -188,7 +188,7 @@ impl ReadPath {
             }
         }
         self.read(&folder, again, fresh)?;
-        // Unless it is watched, it is listed again as long as a later change could bear the same time.
+        // Without a watch, it is listed again while a later change could have an equal time.
         let changed = folder.stamp.changed_nanos;
         let settled = self.watch.is_some() || !is_recent(changed, LOCAL_SLACK);
         self.listed = settled.then_some(changed);
@@ -196,8 +196,8 @@ impl ReadPath {
         Ok(())
     }
 
-    /// Takes the rows of the index. Where the folder of the path is as it was when they were written,
-    /// and has as many folders as the rows, it need not be listed.
+    /// Takes the rows of the index. The path's folder need not be listed if its change time and its
+    /// number of subfolders are those of the rows.
     fn load(&mut self, root: &Root, index: &Mutex<IndexSet>, folder: &PathFolder) {
         let mut index = index.lock();
         index.refresh(root);
@@ -213,12 +213,12 @@ impl ReadPath {
         });
         self.table.fill(rows);
         let folders = self.table.froms().count() as u64;
-        // Each folder counts its name, `.`, and the `..` of each folder in it.
+        // The links of a folder are its name, its `.`, and the `..` of each subfolder.
         let complete = listed == folder.stamp.changed_nanos && folder.links == folders + 2;
         self.listed = complete.then_some(listed);
     }
 
-    /// Compares the folders that are there with those in memory.
+    /// Compares the folders on the disk with those in memory.
     fn list(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) -> io::Result<()> {
         let (there, odd) = folder.froms(&self.path)?;
         let known: Vec<i64> = self.table.froms().collect();
@@ -239,7 +239,7 @@ impl ReadPath {
         Ok(())
     }
 
-    /// Whether it is time to look at the path's folder again.
+    /// Whether the path's folder must be checked again.
     fn is_check_due(&self, refresh: Duration) -> bool {
         let Some(checked) = self.checked else { return true };
         match &self.watch {
@@ -255,7 +255,8 @@ impl ReadPath {
         self.swept.is_none_or(due)
     }
 
-    /// Checks some versions that follow `after`; the last of them, where there are more.
+    /// Checks the versions after `after`, up to a limit. Returns the key of the last one if more
+    /// follow.
     fn sweep_slice(&mut self, root: &Root, after: Option<PageKey>) -> io::Result<Option<PageKey>> {
         let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(None) };
         let after = after.map(|(from, id)| (from.as_millis(), id));
@@ -264,7 +265,7 @@ impl ReadPath {
         let again = rows.iter().filter(|row| !folder.is_unchanged(row)).map(|row| row.from);
         let again: BTreeSet<i64> = again.collect();
         if !again.is_empty() {
-            // Where one went away, another may have come, which the index did not know.
+            // A folder that lost a version may have another that the index did not know.
             self.listed = None;
             self.read(&folder, again, false)?;
         }
@@ -315,14 +316,14 @@ impl ReadPath {
     }
 }
 
-/// The metadata of a version as its properties have it.
+/// The metadata of a version, read from its properties.
 fn read_metadata(root: &Root, path: &ObjectPath, row: &Row) -> io::Result<Metadata> {
     let folder = root.folder(&format!("{path}/{}", row.from))?;
     let name = row.id.to_string();
     let read = read_properties(folder.as_fd(), &format!("{name}{PROPERTIES}"));
     let properties = match read {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Its file has another name: all of the folder is read.
+            // The file has another name: the whole folder is read.
             let path_folder = PathFolder::open(root, path)?;
             let found = path_folder.map(|open| open.versions(path, row.from, &[], LOCAL_SLACK));
             let found = found.transpose()?.unwrap_or_default();
@@ -338,10 +339,10 @@ fn read_metadata(root: &Root, path: &ObjectPath, row: &Row) -> io::Result<Metada
 }
 
 impl LocalRepository {
-    /// The folder `folder`.
+    /// Opens the repository in `folder`.
     ///
     /// # Errors
-    /// [`SourceError::Configuration`] if it is not there.
+    /// [`SourceError::Configuration`] if it does not exist or is no folder.
     pub(super) fn open(folder: &Path, refresh: Duration) -> Result<Self, SourceError> {
         let url = format!("file://{}", folder.display());
         let root = Root::open(folder).map_err(|error| SourceError::Configuration {
@@ -349,7 +350,7 @@ impl LocalRepository {
             reason: error.to_string(),
         })?;
         let watcher = Arc::new(Watcher::new(&root));
-        // The index is read at the start, not by the first request. What is wrong with it is logged.
+        // Reads the index now rather than with the first request. Errors are logged.
         let mut index = IndexSet::default();
         index.refresh(&root);
         let shared = Arc::new(CheckShared { root, refresh, index: Mutex::new(index) });
@@ -370,14 +371,14 @@ impl LocalRepository {
         self.shared.root.path()
     }
 
-    /// Gives up what was read of `path`, so that the next look-up reads it anew.
+    /// Drops the data read for `path`, so that the next look-up reads it again.
     pub(super) fn forget(&self, path: &ObjectPath) {
         let mut paths = self.paths.lock();
         let gone = paths.remove(path);
         self.rows.fetch_sub(gone.map_or(0, |slot| slot.rows.load(Relaxed)), Relaxed);
     }
 
-    /// The folders right beneath `path` (`""`: the root) that can be paths, or lead to some; sorted.
+    /// The folders directly beneath `path` (`""`: the root) that can be, or contain, paths; sorted.
     pub(super) async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
         let (root, name) = (self.shared.root.clone(), path.to_owned());
         self.blocking(path, move || walk::subfolders(&root, &name)).await
@@ -394,7 +395,7 @@ impl LocalRepository {
         SourceError::Down { url, what, reason }
     }
 
-    /// Runs what blocks, away from the threads of the runtime.
+    /// Runs blocking work on a blocking thread.
     async fn blocking<T: Send + 'static>(
         &self,
         what: &str,
@@ -405,7 +406,7 @@ impl LocalRepository {
             .map_err(|error| self.failed(what, &error))
     }
 
-    /// The state of a path; made if it is not there.
+    /// The state of a path, created if necessary.
     fn slot(&self, path: &ObjectPath) -> Arc<PathSlot> {
         let mut paths = self.paths.lock();
         let slot = paths.entry(path.clone()).or_insert_with(|| {
@@ -419,11 +420,12 @@ impl LocalRepository {
         Arc::clone(slot)
     }
 
-    /// Notes how many rows a path has, and gives up the paths that were asked for longest ago where
-    /// there are too many. A path without any version is not kept: anybody can ask for any.
+    /// Records the number of rows of a path, and drops the least recently used paths if there are
+    /// too many. A path without any version is not kept, because clients can ask for arbitrary
+    /// paths.
     fn settle(&self, path: &ObjectPath, slot: &PathSlot, rows: usize) {
         let mut paths = self.paths.lock();
-        // One that was given up meanwhile does not count any more.
+        // A path that was dropped in the meantime no longer counts.
         if !paths.get(path).is_some_and(|known| std::ptr::eq(&**known, slot)) {
             return;
         }
@@ -450,7 +452,7 @@ impl LocalRepository {
         }
     }
 
-    /// Calls `use_it` with the path's state, checked as far as it is time.
+    /// Calls `use_it` with the path's state, checked again if that is due.
     async fn with_path<T>(
         &self,
         path: &ObjectPath,
@@ -458,7 +460,7 @@ impl LocalRepository {
     ) -> Result<T, SourceError> {
         let slot = self.slot(path);
         let mut state = Arc::clone(&slot.state).lock_owned().await;
-        // Others may have checked it while we waited.
+        // Another task may have checked it in the meantime.
         if state.is_check_due(self.shared.refresh) {
             let (shared, watcher) = (Arc::clone(&self.shared), Arc::clone(&self.watcher));
             let checked = self.blocking(path.as_str(), move || {
@@ -468,7 +470,8 @@ impl LocalRepository {
             let (checked_state, checked) = checked.await?;
             state = checked_state;
             if let Err(error) = checked {
-                // What was told and not read is not told again: all is read anew.
+                // Reported changes that were not read are not reported again: everything is read
+                // anew.
                 state.clear();
                 self.settle(path, &slot, 0);
                 return Err(self.failed(path.as_str(), &error));
@@ -476,7 +479,7 @@ impl LocalRepository {
             let rows = state.table.len() + state.problems.len();
             self.settle(path, &slot, rows);
             if std::mem::take(&mut state.to_sweep) {
-                // Until it is done, no other is begun.
+                // Prevents a second check until this one is finished.
                 state.swept = Some((Instant::now(), Duration::MAX));
                 self.sweep_in_background(&slot);
             }
@@ -493,7 +496,7 @@ impl LocalRepository {
             let began = Instant::now();
             let mut after = None;
             loop {
-                // A path that was given up meanwhile is of no interest.
+                // A path that was dropped in the meantime need not be checked.
                 let Some(state) = state.upgrade() else { return };
                 let mut state = state.blocking_lock();
                 match state.sweep_slice(&root, after) {
@@ -550,7 +553,7 @@ impl LocalRepository {
         Ok(VersionPage { versions, problems, more, whole: true })
     }
 
-    /// A version as this repository itself describes it.
+    /// The version as described by this repository.
     pub(super) async fn find(
         &self,
         path: &ObjectPath,
@@ -650,7 +653,7 @@ impl LocalRepository {
     }
 }
 
-/// The ids of all versions of a path, and where the interval of each begins.
+/// The ids of all versions of a path, each with its `from` (ms).
 ///
 /// # Errors
 /// If the folders cannot be read.

@@ -1,5 +1,5 @@
-//! Takes the objects of a manifest into a repository: everything is checked before anything is
-//! written, so a wrong line loses nothing.
+//! Imports the objects of a manifest into a repository. Everything is checked before the first
+//! write, so a wrong line leaves the repository unchanged.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,54 +33,54 @@ struct ManifestLine {
     note: Option<String>,
 }
 
-/// What came of an import.
+/// Result of an import.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Imported {
-    /// Versions that were put.
+    /// Number of versions that were stored.
     pub new: u64,
-    /// Versions that were there already.
+    /// Number of versions that were already stored.
     pub unchanged: u64,
-    /// Bytes of all of them.
+    /// Total size of both.
     pub bytes: u64,
 }
 
-/// Why a manifest is not taken.
+/// Why an import failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
-    /// It cannot be read.
+    /// The manifest cannot be read.
     #[error("{path}")]
     Io {
-        /// Which file.
+        /// Path of the manifest.
         path: PathBuf,
-        /// Why.
+        /// Error of the file system.
         #[source]
         error: io::Error,
     },
-    /// It is no such table.
+    /// The manifest is not a CSV table with the expected columns.
     #[error("{path}: {reason}")]
     Table {
-        /// Which file.
+        /// Path of the manifest.
         path: PathBuf,
-        /// Where and what.
+        /// Line and fault.
         reason: String,
     },
-    /// A line says something impossible.
+    /// A line has an invalid value.
     #[error("line {line}, {column}: {reason}")]
     Line {
-        /// Which, counted from 1 for the header.
+        /// Line number; 1 is the header.
         line: u64,
-        /// Which column.
+        /// Name of the column.
         column: &'static str,
-        /// What was got, what was expected.
+        /// Fault: given and expected value.
         reason: String,
     },
-    /// It cannot be stored.
+    /// The version of a line cannot be stored.
     #[error("line {line}")]
     Put {
-        /// Which, counted from 1 for the header.
+        /// Line number; 1 is the header.
         line: u64,
-        /// Why.
+        /// Error of the repository.
         #[source]
         error: RepositoryError,
     },
@@ -88,7 +88,7 @@ pub enum ManifestError {
 
 coded! { ManifestError {
     Io { error, .. } => (kind_of_file(error)) 3030,
-    // The command was right, its input is not: that is a failure, no wrong usage.
+    // The command is used correctly, but its input is wrong: a failure, not a usage error.
     Table => FailedPrecondition 3031,
     Line => FailedPrecondition 3032,
     Put { error, .. } => error,
@@ -99,31 +99,32 @@ struct Checked {
     version: NewVersion,
     file: PathBuf,
     bytes: u64,
-    /// As the manifest has it.
+    /// MD5 from the manifest.
     md5: Option<Md5Sum>,
 }
 
-/// Lines that are checked, or stored and synced, together.
+/// Number of lines that are checked, or stored and synced, together.
 const BATCH_LINES: usize = 1024;
-/// Threads that read and hash files.
+/// Number of threads that read and hash files.
 const PARALLEL_FILES: usize = 4;
 
-/// How far an import is.
+/// Progress of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImportProgress {
-    /// Whether versions are stored; before that all of them are checked.
+    /// `false`: versions are being checked. `true`: all are checked, and they are being stored.
     pub storing: bool,
-    /// Versions that are done.
+    /// Number of finished versions.
     pub versions: u64,
-    /// Versions of the manifest, as far as it was read.
+    /// Number of versions of the manifest read so far.
     pub all: u64,
-    /// Bytes of those that are done.
+    /// Total size of the finished versions.
     pub bytes: u64,
 }
 
-/// Takes all objects of `manifest`, whose files lie relative to it.
+/// Imports all objects of `manifest` into the repository of `writer`. Paths of files are relative
+/// to the manifest's folder.
 ///
-/// Started again after it was broken off, it goes on: what is there already is unchanged.
+/// To resume an interrupted import, start it again: versions already stored are unchanged.
 ///
 /// # Errors
 /// [`ManifestError`]. Unless it is `Put`, nothing was written.
@@ -171,7 +172,8 @@ pub fn import(
     Ok(imported)
 }
 
-/// Does the same with each of `items`, in several threads; the results in order, or the first error.
+/// Applies `work` to each of `items`, in several threads. Results are in order; the first error
+/// wins.
 fn in_parallel<T: Send, R: Send>(
     items: Vec<T>,
     work: impl Fn(T) -> Result<R, ManifestError> + Sync,
@@ -197,7 +199,7 @@ fn in_parallel<T: Send, R: Send>(
     Ok(all)
 }
 
-/// Reads a manifest in batches of lines: however long it is, a part of it is in memory.
+/// Reads a manifest in batches of lines, so memory is bounded for any length.
 fn for_each_batch(
     manifest: &Path,
     mut each: impl FnMut(Vec<(u64, ManifestLine)>) -> Result<(), ManifestError>,
@@ -221,7 +223,7 @@ fn for_each_batch(
     if lines.is_empty() { Ok(()) } else { each(lines) }
 }
 
-/// Whether a line can be taken; with `hashed`, its file is read and compared with its MD5.
+/// Checks a line. With `hashed`, its file is read and compared with its MD5.
 fn check(
     number: u64,
     line: ManifestLine,
@@ -283,7 +285,7 @@ fn check(
     Ok(Checked { line: number, version, file, bytes: facts.len(), md5 })
 }
 
-/// Hashes what is written.
+/// Hashes all bytes written to it.
 struct Sink<'a>(&'a mut Md5);
 
 impl io::Write for Sink<'_> {

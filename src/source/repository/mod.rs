@@ -1,15 +1,15 @@
-//! Repositories: objects in folders, in the layout of CCDB's local server, so that either can serve
-//! the other's.
+//! Repositories: objects in folders, in the layout of CCDB's local server, so that iovcache and
+//! that server can serve each other's folders.
 //!
 //! ```text
-//!  <root>/TPC/Calib/VDriftTgl/            the path
-//!                  └─ 1730895294000/      where the interval begins (ms)
-//!                       ├─ <uuid>             the bytes
+//!  <root>/TPC/Calib/VDriftTgl/            object path
+//!                  └─ 1730895294000/      beginning of the validity interval (ms)
+//!                       ├─ <uuid>             bytes
 //!                       └─ <uuid>.properties  ValidUntil, CreateTime, Content-MD5, metadata …
 //! ```
 //!
-//! A version is there once both files are. Reading goes through the `object_store` crate, so the
-//! same layout can lie in a bucket of an object store ([`Bucket`]).
+//! A version exists once both of its files exist. The same layout can be stored in a bucket of an
+//! object store ([`Bucket`]), which is read through the `object_store` crate.
 
 mod batch;
 mod beneath;

@@ -1,31 +1,31 @@
-//! Java's `.properties` files (`java.util.Properties`): ISO-8859-1, with escapes.
+//! Java's `.properties` files (`java.util.Properties`): text in ISO-8859-1 with escapes.
 
 use std::fmt::Write as _;
 
-/// The keys and values of a file, in its order; of a key that stands twice the last counts.
+/// Keys and values in the order of a file. If a key occurs twice, the last value counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Properties(Vec<(String, String)>);
 
-/// Why a file is no properties file.
+/// Why a file is not a properties file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PropertiesError {
     /// `\u` without four hex digits.
     #[error("line {line}: \\u needs four hex digits")]
     Escape {
-        /// Which line, counted from 1.
+        /// Line number, from 1.
         line: usize,
     },
-    /// Half of a surrogate pair.
+    /// An escape for half of a surrogate pair.
     #[error("line {line}: half of a surrogate pair")]
     Surrogate {
-        /// Which line, counted from 1.
+        /// Line number, from 1.
         line: usize,
     },
 }
 
 impl Properties {
-    /// Without any key.
+    /// Properties without any key.
     pub fn new() -> Self {
         Self::default()
     }
@@ -36,20 +36,20 @@ impl Properties {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Adds a key.
+    /// Appends a key. An earlier value of the key no longer counts.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.0.push((key.into(), value.into()));
     }
 
-    /// The keys and values in order.
+    /// All keys and values in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Reads a file.
+    /// Parses the bytes of a file.
     ///
     /// # Errors
-    /// [`PropertiesError`].
+    /// [`PropertiesError`] for a `\u` escape that is malformed or half of a surrogate pair.
     pub fn parse(bytes: &[u8]) -> Result<Self, PropertiesError> {
         let mut properties = Self::new();
         let mut lines = natural_lines(bytes).into_iter().enumerate();
@@ -58,7 +58,7 @@ impl Properties {
             if text.is_empty() || text[0] == b'#' || text[0] == b'!' {
                 continue;
             }
-            // A line that ends with an odd number of backslashes goes on in the next.
+            // A line that ends with an odd number of backslashes continues on the next line.
             while text.iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 1 {
                 text.pop();
                 let Some((_, next)) = lines.next() else { break };
@@ -71,7 +71,7 @@ impl Properties {
         Ok(properties)
     }
 
-    /// The bytes of a file.
+    /// The bytes of a file. Characters outside of printable ASCII are escaped.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut text = String::new();
         for (key, value) in self.iter() {
@@ -112,7 +112,7 @@ fn trimmed(line: &[u8]) -> &[u8] {
     &line[start..]
 }
 
-/// Key and value: parted by the first `=`, `:` or blank that is not escaped.
+/// Key and value, separated by the first `=`, `:` or blank that is not escaped.
 fn divided(line: &[u8]) -> (&[u8], &[u8]) {
     let mut at = 0;
     while at < line.len() {

@@ -1,4 +1,4 @@
-//! A repository as a source: in a local folder or in an object store.
+//! Repositories as sources: in a local folder or in an object store.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::source::{
 };
 use crate::telemetry::Histogram;
 
-/// How a repository is read.
+/// Options for reading a repository.
 #[derive(Debug, Clone, Copy)]
 pub struct RepositoryOptions {
-    /// What is put is seen within this. Default: 1 s.
+    /// Longest time until a stored version is seen. Default: 1 s.
     pub refresh: Duration,
 }
 
@@ -32,10 +32,10 @@ impl Default for RepositoryOptions {
     }
 }
 
-/// A path with more versions than this is not listed at once.
+/// Maximum number of versions that [`Source::list`] returns for a path.
 const LISTED_VERSIONS: usize = 100_000;
 
-/// Where a repository lies.
+/// Location of a repository.
 #[derive(Debug)]
 enum RepositoryPlace {
     Local(LocalRepository),
@@ -54,16 +54,16 @@ pub struct RepositorySource {
 }
 
 impl RepositorySource {
-    /// In a local folder.
+    /// Opens the repository in a local folder.
     ///
     /// # Errors
-    /// [`SourceError::Configuration`] if it is not there.
+    /// [`SourceError::Configuration`] if the folder does not exist.
     pub fn open_folder(folder: &Path, options: RepositoryOptions) -> Result<Self, SourceError> {
         let local = LocalRepository::open(folder, options.refresh)?;
         Ok(Self::at(RepositoryPlace::Local(local), options))
     }
 
-    /// In an object store.
+    /// Opens the repository in an object store.
     pub fn new(bucket: Bucket, options: RepositoryOptions) -> Self {
         Self::at(RepositoryPlace::Store(StoreRepository::new(bucket, options.refresh)), options)
     }
@@ -79,7 +79,7 @@ impl RepositorySource {
         }
     }
 
-    /// Counts an answer, its time, and whether the place can be reached.
+    /// Counts an answer, its time, and whether the repository can be reached.
     fn note<T>(&self, began: Instant, answer: Result<T, SourceError>) -> Result<T, SourceError> {
         self.latency.observe(began.elapsed());
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -100,7 +100,7 @@ impl Source for RepositorySource {
     }
 
     fn refresh(&self) -> Duration {
-        // What is read here can be a fifth of it old already.
+        // Data read here can already be a fifth of `refresh` old.
         self.refresh.mul_f64(0.8)
     }
 

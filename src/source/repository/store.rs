@@ -18,26 +18,26 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{Body, BodyError, Knowledge, PathSummary, Problem, SourceError, write_all};
 
-/// The listings of so many paths are kept.
+/// Maximum number of paths whose listings are kept.
 const MAX_PATHS: u64 = 10_000;
-/// So many folders and properties are read at a time.
+/// Maximum number of folders and properties read in parallel.
 const PARALLEL_READS: usize = 16;
-/// Properties are not longer than this.
+/// Maximum size of a properties file.
 const MAX_PROPERTIES_BYTES: u64 = 1 << 20;
-/// A blob without properties is a put under way until it is this old.
+/// A blob without properties counts as an unfinished put up to this age.
 const PUT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A repository in an object store.
 pub(super) struct StoreRepository {
     url: String,
     store: Arc<dyn ObjectStore>,
-    /// Where in the store it lies.
+    /// Prefix of the repository in the store.
     prefix: Path,
     refresh: Duration,
     listings: moka::sync::Cache<ObjectPath, Arc<Mutex<StoredListing>>>,
 }
 
-/// What was read of a path.
+/// Data read for a path.
 #[derive(Debug, Default)]
 struct StoredListing {
     read_at: Option<Instant>,
@@ -46,14 +46,14 @@ struct StoredListing {
     problems: Vec<Problem>,
 }
 
-/// One pair of files, as it was when it was read.
+/// The two files of a version, as last read.
 #[derive(Debug, Clone)]
 struct StoredPair {
     stamp: (ObjectStamp, ObjectStamp),
     read: Result<Arc<ObjectInfo>, String>,
 }
 
-/// What changes when a file changes.
+/// Values that differ once a file was changed: time (ns), size (bytes), ETag.
 type ObjectStamp = (i64, u64, Option<String>);
 
 fn stamp(meta: &ObjectMeta) -> ObjectStamp {
@@ -81,12 +81,12 @@ impl StoreRepository {
         path.split('/').fold(self.prefix.clone(), |location, part| location.join(part))
     }
 
-    /// Gives up what was listed of `path`, so that the next look-up lists it anew.
+    /// Drops the listing of `path`, so that the next look-up lists it again.
     pub(super) fn forget(&self, path: &ObjectPath) {
         self.listings.invalidate(path);
     }
 
-    /// The folders right beneath `path` (`""`: the root) that can be paths, or lead to some; sorted.
+    /// The folders directly beneath `path` (`""`: the root) that can be, or contain, paths; sorted.
     pub(super) async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
         let location = match path {
             "" => self.prefix.clone(),
@@ -124,7 +124,7 @@ impl StoreRepository {
         }
     }
 
-    /// The files of the versions of a path: folders named by numbers, right beneath it.
+    /// The files of the versions of a path, in folders with numeric names directly beneath it.
     async fn files(&self, path: &ObjectPath) -> Result<Vec<ObjectMeta>, object_store::Error> {
         let location = self.location(path.as_str());
         let below = self.store.list_with_delimiter(Some(&location)).await?;
@@ -135,7 +135,7 @@ impl StoreRepository {
             .filter(|folder| folder.filename().is_some_and(|name| name.parse::<i64>().is_ok()))
             .collect();
         if folders.len() > PARALLEL_READS && folders.len() == all {
-            // No other path lies below this one: one listing of everything is that of its versions.
+            // No other path is below this one, so a single listing gives exactly its versions.
             let depth = location.parts().count() + 2;
             let listed = self.store.list(Some(&location));
             let deep = listed
@@ -151,7 +151,7 @@ impl StoreRepository {
         Ok(listed.into_iter().flatten().collect())
     }
 
-    /// Reads what has changed of a path.
+    /// Reads the changes of a path since its last listing.
     async fn read(
         &self,
         path: &ObjectPath,
@@ -194,7 +194,7 @@ impl StoreRepository {
                         problems.push(Problem { entry: location.to_string(), reason });
                     }
                 }
-                // A put under way: properties come first.
+                // An unfinished put: properties are written first.
                 (None, _) => {}
             }
         }
@@ -217,7 +217,7 @@ impl StoreRepository {
         Ok(())
     }
 
-    /// What the two files of a version say; `Err` inside: what is wrong with them.
+    /// The version that two files describe, or their fault in words as the inner `Err`.
     async fn read_pair(
         &self,
         path: &ObjectPath,
@@ -230,7 +230,7 @@ impl StoreRepository {
         let got = async { self.store.get(&properties.location).await?.bytes().await };
         let bytes = match got.await {
             Ok(bytes) => bytes,
-            // It went away between the listing and now.
+            // The file was removed since the listing.
             Err(object_store::Error::NotFound { .. }) => {
                 return Ok(Err("it went away while it was read".to_owned()));
             }
@@ -249,7 +249,7 @@ impl StoreRepository {
     async fn listing(&self, path: &ObjectPath) -> Result<Arc<Mutex<StoredListing>>, SourceError> {
         let listing = self.listings.get_with(path.clone(), Arc::default);
         let mut locked = listing.lock().await;
-        // Others may have read it while we waited.
+        // Another task may have read it in the meantime.
         let reuse = self.refresh / 5;
         if locked.read_at.is_none_or(|at| at.elapsed() >= reuse) {
             let began = Instant::now();
@@ -260,7 +260,7 @@ impl StoreRepository {
         Ok(listing)
     }
 
-    /// A version as this repository itself describes it.
+    /// The version as described by this repository.
     pub(super) async fn find(
         &self,
         path: &ObjectPath,
@@ -339,7 +339,7 @@ impl StoreRepository {
 
 fn age_of(meta: &ObjectMeta) -> Option<Duration> {
     let modified = std::time::SystemTime::from(meta.last_modified);
-    // A time yet to come is the end of the validity: then it is no put under way.
+    // A time in the future is the end of validity: the put is complete.
     std::time::SystemTime::now().duration_since(modified).ok()
 }
 
@@ -367,7 +367,7 @@ impl StoreRepository {
         while let Some(file) = files.next().await {
             let file = file.map_err(|error| self.error(prefix, &error));
             let file = file?;
-            // path…/from/name.properties
+            // Location: path…/from/name.properties
             let mut parts: Vec<String> =
                 file.location.parts().skip(skip).map(|part| part.as_ref().to_owned()).collect();
             let (name, from) = (parts.pop().unwrap_or_default(), parts.pop().unwrap_or_default());

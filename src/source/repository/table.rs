@@ -1,13 +1,13 @@
-//! The versions of one path in memory: rows in order of their `from`, in chunks.
+//! The versions of one path in memory: rows in order of `from`, in chunks.
 //!
 //! ```text
 //!  chunk 0 [MIN, a)      chunk 1 [a, b)         chunk 2 [b, MAX)
 //!  rows by (from, id)    rows                   rows
-//!  carry: –              carry: rows of 0       carry: rows of 0 and 1 that can still win at b or later
+//!  carry: –              carry: rows of 0       carry: rows of 0, 1 that can be in effect from b
 //! ```
 //!
-//! All that decides within a chunk's time are its own rows and those that it carries. So a question
-//! costs as much as one chunk, and so does a change, however many versions the path has.
+//! The versions that decide within a chunk's time are its own rows and its carry. So the cost of a
+//! look-up or a change is that of one chunk, independent of the number of versions of the path.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -18,28 +18,28 @@ use super::index::RowRef;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
-/// Largest number of rows of a chunk before it is split. Rows of the same `from` stay together.
+/// Maximum number of rows of a chunk before it is split. Rows with the same `from` stay together.
 pub(super) const CHUNK_ROWS: usize = 1024;
-/// Kept carries of queries with limits or metadata, per path.
+/// Maximum number of queries with limits or metadata whose carries are kept, per path.
 const MAX_FILTERS: usize = 4;
-/// Metadata is kept in memory up to this many bytes per row of the path, and this many in all; what
-/// is more is read from the files when it is asked for.
+/// Maximum bytes of metadata in memory: this many per row of the path, but at least
+/// `METADATA_BYTES`. The rest is read from the files on demand.
 const METADATA_ROW_BYTES: usize = 16;
 const METADATA_BYTES: usize = 4 << 10;
 
-/// Rows for which metadata has room while it is not known how many come.
+/// Number of rows assumed for the limit of metadata while the index is read.
 const INDEX_ROWS: usize = 4096;
 
 pub(super) type Metadata = BTreeMap<String, String>;
 
-/// One version: all but its metadata, which is a number.
+/// One version. Its metadata is stored as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) from: i64,
     pub(super) until: i64,
     pub(super) created: i64,
     pub(super) size_bytes: u64,
-    /// Identifies the state of its files; 0: must be read again.
+    /// State of its files; 0: they must be read again.
     pub(super) stamp: u64,
     pub(super) id: ObjectId,
     md5: [u8; 16],
@@ -47,7 +47,7 @@ pub(super) struct Row {
     has_md5: bool,
 }
 
-/// The number of metadata that is not in memory.
+/// Number that stands for metadata not in memory.
 const ON_DISK: u32 = u32::MAX;
 
 impl Row {
@@ -63,7 +63,7 @@ impl Row {
         self.has_md5.then_some(Md5Sum(self.md5))
     }
 
-    /// The name of its bytes, unless its metadata has another.
+    /// The validity interval, if `from` is less than `until`.
     fn validity(&self) -> Option<ValidityInterval> {
         let [from, until] = [self.from, self.until].map(Timestamp::from_millis);
         ValidityInterval::new(from, until).ok()
@@ -76,7 +76,7 @@ struct Interned {
     all: Vec<Arc<Metadata>>,
     numbers: HashMap<Arc<Metadata>, u32>,
     bytes: usize,
-    /// The number that was given last.
+    /// The most recently returned number.
     last: u32,
     is_full: bool,
 }
@@ -102,8 +102,8 @@ impl Interned {
 }
 
 impl Interned {
-    /// Like [`number`](Self::number), for entries that were not collected yet: neighbours mostly have
-    /// the same.
+    /// Like [`number`](Self::number), for entries that are not collected yet. Neighbouring versions
+    /// mostly have equal metadata.
     fn number_of<'a>(
         &mut self,
         entries: impl Iterator<Item = (&'a str, &'a str)> + Clone,
@@ -128,11 +128,11 @@ impl Interned {
 
 #[derive(Debug, Default)]
 struct Chunk {
-    /// In order of (from, id), never empty.
+    /// In order of (from, id); never empty.
     rows: Vec<Row>,
-    /// Rows of earlier chunks that can win here; none where it is derived from earlier ones.
+    /// Rows of earlier chunks that can be in effect here; `None`: derived from earlier chunks.
     carry: Option<Carry>,
-    /// The versions that decide here, for whom all are asked.
+    /// The versions that decide here, for queries without conditions.
     versions: Option<Arc<[Arc<ObjectInfo>]>>,
 }
 
@@ -146,7 +146,7 @@ impl Chunk {
     }
 }
 
-/// What a query selects beside its path.
+/// Conditions of a query besides its path.
 type Filter = (CreationLimits, Metadata);
 
 /// All versions of one path.
@@ -156,18 +156,18 @@ pub(super) struct PathTable {
     chunks: Vec<Chunk>,
     metadata: Interned,
     rows: usize,
-    /// Carries of queries with a filter, by chunk; forgotten with any change.
+    /// Carries of queries with conditions, by chunk. Any change of the table drops them.
     filters: Vec<(Filter, Vec<Carry>)>,
 }
 
-/// What decides around a time.
+/// The versions that decide around a time.
 #[derive(Debug)]
 pub(super) struct DecidingWindow {
     pub(super) span: ValidityInterval,
     pub(super) versions: Vec<Arc<ObjectInfo>>,
 }
 
-/// Reads the metadata of a version from its files.
+/// Function that reads the metadata of a version from its files.
 pub(super) type ReadMetadata<'a> = &'a dyn Fn(&Row) -> io::Result<Metadata>;
 
 impl PathTable {
@@ -180,12 +180,12 @@ impl PathTable {
         self.rows
     }
 
-    /// Whether metadata is read from the files when it is asked for.
+    /// Whether some metadata is read from the files on demand.
     pub(super) fn reads_files(&self) -> bool {
         self.metadata.is_full
     }
 
-    /// Memory of the rows, about.
+    /// Approximate memory of the rows in bytes.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         let rows: usize = self.chunks.iter().map(|chunk| chunk.rows.capacity()).sum();
@@ -193,7 +193,7 @@ impl PathTable {
         rows * size_of::<Row>() + carried + self.metadata.bytes
     }
 
-    /// The row of a version that was read.
+    /// The row of a version read from its files.
     pub(super) fn row(&mut self, info: ObjectInfo, stamp: u64) -> Row {
         let metadata = self.metadata.number(info.metadata, self.rows);
         Row {
@@ -209,7 +209,7 @@ impl PathTable {
         }
     }
 
-    /// The row of a version as the index has it, if its interval can be one.
+    /// The row of a version read from the index, if its interval is not empty.
     pub(super) fn indexed(&mut self, row: &RowRef<'_>) -> Option<Row> {
         if row.from >= row.until {
             return None;
@@ -239,14 +239,14 @@ impl PathTable {
         self.chunks.iter().flat_map(|chunk| &chunk.rows)
     }
 
-    /// At most `limit` rows behind `after`, in order.
+    /// At most `limit` rows after `after`, in order.
     pub(super) fn rows_after(&self, after: Option<(i64, ObjectId)>, limit: usize) -> Vec<Row> {
         let first = after.map_or(0, |(from, _)| self.chunk_at(from));
         let rows = self.chunks.iter().skip(first).flat_map(|chunk| &chunk.rows);
         rows.filter(|row| Some(row.key()) > after).take(limit).copied().collect()
     }
 
-    /// The chunk in whose time `at` lies.
+    /// Index of the chunk whose time contains `at`.
     fn chunk_at(&self, at: i64) -> usize {
         self.chunks.partition_point(|chunk| chunk.start() <= at).saturating_sub(1)
     }
@@ -264,8 +264,8 @@ impl PathTable {
         self.folder(from).iter().find(|row| row.id == id)
     }
 
-    /// Takes all rows at once, in any order, in place of those that are there. Of a version that is
-    /// there twice the last row counts.
+    /// Replaces all rows; `rows` may be in any order. If a version occurs twice, its last row
+    /// counts.
     pub(super) fn fill(&mut self, mut rows: Vec<Row>) {
         if !rows.is_sorted_by_key(Row::key) {
             rows.sort_by_key(Row::key);
@@ -285,7 +285,7 @@ impl PathTable {
             let mut end = rest.len().min(CHUNK_ROWS);
             let last = rest[end - 1].from;
             if rest.get(end).is_some_and(|next| next.from == last) {
-                // Before this `from`, or if there is nothing else in the chunk, behind it.
+                // Ends before this `from`, or after it if the chunk would be empty.
                 let before = rest[..end].partition_point(|row| row.from < last);
                 let inner = rest.partition_point(|row| row.from <= last);
                 end = if before > 0 { before } else { inner };
@@ -296,7 +296,7 @@ impl PathTable {
         self.carry_from(0);
     }
 
-    /// Replaces the rows of one `from`; all of `rows` begin there.
+    /// Replaces the rows of one `from`. All of `rows` begin there.
     pub(super) fn replace_folder(&mut self, from: i64, mut rows: Vec<Row>) {
         rows.sort_unstable_by_key(Row::key);
         rows.dedup_by_key(|row| row.key());
@@ -304,7 +304,7 @@ impl PathTable {
         if old == rows {
             return;
         }
-        // A stamp alone changes no answer.
+        // A change of stamps alone changes no answer.
         let same = |(a, b): (&Row, &Row)| Row { stamp: 0, ..*a } == Row { stamp: 0, ..*b };
         let only_stamps = old.len() == rows.len() && old.iter().zip(&rows).all(same);
         let added_only = old.iter().all(|row| rows.iter().any(|new| same((row, new))));
@@ -326,12 +326,12 @@ impl PathTable {
         self.changed(place, &added, added_only);
     }
 
-    /// Brings chunks and carries in order after a change in the chunk `place`: `added` are its new
-    /// rows, and with `added_only` no other went.
+    /// Restores chunks and carries after a change in the chunk `place`. `added` are its new rows;
+    /// with `added_only` no row was removed or changed.
     fn changed(&mut self, place: usize, added: &[Row], added_only: bool) {
         if self.chunks[place].rows.is_empty() {
             self.chunks.remove(place);
-            // The chunk before now covers the time of the removed one.
+            // The time of the removed chunk now belongs to the one before.
             for chunk in &mut self.chunks {
                 chunk.versions = None;
             }
@@ -341,8 +341,7 @@ impl PathTable {
         if !added_only {
             return self.carry_from(place);
         }
-        // The first chunk begins with the first row: an earlier one moves its start, as the start of
-        // any chunk moves that stands behind.
+        // The first row may have changed, and with it the end of the previous chunk's time.
         self.chunks[place].versions = None;
         if place > 0 {
             self.chunks[place - 1].versions = None;
@@ -360,13 +359,13 @@ impl PathTable {
         }
     }
 
-    /// Splits a chunk that has become too long, between two `from`.
+    /// Splits a chunk that is too long, between two values of `from`.
     fn split(&mut self, place: usize) {
         let rows = &self.chunks[place].rows;
         if rows.len() <= CHUNK_ROWS {
             return;
         }
-        // In-order appends leave full chunks behind.
+        // Appends in order of time leave full chunks.
         let last_chunk = place + 1 == self.chunks.len();
         let wanted = if last_chunk { rows.len() - 1 } else { rows.len() / 2 };
         let border = rows[wanted].from;
@@ -384,7 +383,7 @@ impl PathTable {
         self.chunks.insert(place + 1, Chunk { carry: Some(carry), ..Chunk::new(inner) });
     }
 
-    /// Computes what chunks carry anew, from the chunk `place` on.
+    /// Computes the carries of all chunks from `place` on.
     fn carry_from(&mut self, place: usize) {
         let mut carry = self.carry_of(place);
         for at in place..self.chunks.len() {
@@ -399,7 +398,7 @@ impl PathTable {
         self.thin_out();
     }
 
-    /// What the chunk `place` carries, derived from the nearest that keeps it.
+    /// The carry of the chunk `place`, derived from the nearest earlier chunk that keeps one.
     fn carry_of(&self, place: usize) -> Carry {
         let kept = (1..=place).rev().find_map(|at| {
             let carry = self.chunks.get(at)?.carry.as_ref()?;
@@ -413,8 +412,8 @@ impl PathTable {
         carry
     }
 
-    /// Where intervals are nested in each other so deeply that carries are longer than the rows,
-    /// every second one is forgotten: they are derived when they are needed.
+    /// If intervals are nested so deeply that the carries are longer than the rows, every second
+    /// carry is dropped, repeatedly. Dropped carries are derived on demand.
     fn thin_out(&mut self) {
         let length = |chunks: &[Chunk]| -> usize {
             chunks.iter().filter_map(|chunk| chunk.carry.as_ref()).map(Carry::len).sum()
@@ -431,10 +430,10 @@ impl PathTable {
         }
     }
 
-    /// What decides around `at` for `query`.
+    /// The versions that decide around `at` for `query`.
     ///
     /// # Errors
-    /// If metadata has to be read, and cannot be.
+    /// If metadata must be read from a file and cannot be.
     pub(super) fn window(
         &mut self,
         query: &Query,
@@ -464,7 +463,7 @@ impl PathTable {
         Ok(DecidingWindow { span, versions })
     }
 
-    /// The versions of a chunk and those that it carries, as far as `query` asks for them.
+    /// The versions of a chunk and of its carry that match `query`.
     fn described(
         &self,
         place: usize,
@@ -527,11 +526,11 @@ impl PathTable {
         Ok(wanted)
     }
 
-    /// Versions that match `query`, in order of (from, id), at most `limit` of those behind `after`;
-    /// and whether there are more.
+    /// Page of at most `limit` versions that match `query`, in order of (from, id), after `after`;
+    /// and whether more follow.
     ///
     /// # Errors
-    /// If metadata has to be read, and cannot be.
+    /// If metadata must be read from a file and cannot be.
     pub(super) fn page(
         &self,
         query: &Query,
@@ -557,10 +556,10 @@ impl PathTable {
         Ok((versions, false))
     }
 
-    /// All that is known of a row.
+    /// The description of a row's version; `None` if its interval is empty.
     ///
     /// # Errors
-    /// If its metadata has to be read, and cannot be.
+    /// If its metadata must be read from a file and cannot be.
     pub(super) fn info(&self, row: &Row, read: ReadMetadata<'_>) -> io::Result<Option<ObjectInfo>> {
         let metadata = match self.metadata.all.get(row.metadata as usize) {
             Some(metadata) => Metadata::clone(metadata),
@@ -631,7 +630,7 @@ mod tests {
         proptest::collection::vec(one, 0..count)
     }
 
-    /// With chunks of a few rows, so that there are many.
+    /// Divides the rows into chunks of a few rows.
     fn small_chunks(table: &mut PathTable) {
         let rows: Vec<Row> = table.iter().copied().collect();
         table.chunks.clear();
@@ -738,7 +737,7 @@ mod tests {
         let count = 50_000_i64;
         let rows = (0..count)
             .map(|n| {
-                // The later one begins, the earlier it ends and the later it was created.
+                // Later rows are nested in earlier ones, and have later creation times.
                 let mut row = table.row(info((0, 1, n, 0, 0), ""), 1);
                 (row.from, row.until) = (n, 3 * count - n);
                 row

@@ -1,9 +1,9 @@
-//! Looks at every file of a repository folder: names, properties, sizes, MD5.
+//! Verifies every file of a repository folder: names, properties, sizes, MD5.
 //!
 //! ```text
-//!  folder ─┬─ path/from/<name> + <name>.properties ──▶ version: size, MD5 right? ──no──▶ set aside
-//!          ├─ .….part, properties without bytes ─────▶ half of a put ──────────────────▶ removed
-//!          └─ link, FIFO, anything else ─────────────▶ named, not opened, left alone
+//!  folder ─┬─ path/from/<name> + <name>.properties ──▶ size and MD5 right? ──no──▶ set aside
+//!          ├─ .….part, properties without bytes ─────▶ interrupted put ──────────▶ removed
+//!          └─ link, FIFO, other kinds ───────────────▶ reported, not opened, left alone
 //! ```
 
 use std::collections::BTreeSet;
@@ -22,13 +22,13 @@ use crate::object::{Md5Sum, ObjectPath};
 use crate::source::disk::open_regular;
 use crate::source::verify::{RepairOutcome, VerifyReport};
 
-/// What is younger can be a put under way.
+/// Younger files can belong to a put in progress.
 const PUT_LIMIT: Duration = Duration::from_secs(10);
-/// Properties are not longer than this.
+/// Maximum size of a properties file.
 const MAX_PROPERTIES_BYTES: u64 = 1 << 20;
 
-/// Reads every version of the repository in `folder` and checks it; with `repair`, halves of puts
-/// are removed, and versions that are damaged are set aside.
+/// Reads and verifies every version of the repository in `folder`. With `repair`, files of
+/// interrupted puts are removed, and damaged versions are set aside.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -50,20 +50,20 @@ fn name_of(file: &Path) -> String {
 
 fn is_young(file: &Path) -> bool {
     let modified = fs::symlink_metadata(file).and_then(|facts| facts.modified());
-    // A time yet to come is the end of a validity: that is no put under way.
+    // A time in the future is the end of validity: the file is complete.
     let age = modified.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
     age.is_some_and(|age| age < PUT_LIMIT)
 }
 
 impl Walk {
-    /// `elements` lead to the folder.
+    /// Verifies a folder; `elements` are the parts of its path.
     fn folder(&mut self, folder: &Path, elements: &mut Vec<String>) -> io::Result<()> {
         let (mut files, mut folders) = (BTreeSet::new(), BTreeSet::new());
         for entry in fs::read_dir(folder)? {
             let file = entry?.path();
             let kind = fs::symlink_metadata(&file)?.file_type();
             match () {
-                // `iovcache index --check` looks at the index.
+                // The index is verified by `iovcache index --check`.
                 () if kind.is_dir() && elements.is_empty() && name_of(&file) == INDEX_FOLDER => {}
                 () if kind.is_dir() => {
                     folders.insert(file);
@@ -109,7 +109,7 @@ impl Walk {
         }
     }
 
-    /// Something that a put which was broken off left.
+    /// Handles a file left by an interrupted put.
     fn half(&mut self, file: PathBuf, reason: &str) {
         if is_young(&file) {
             return;
@@ -163,7 +163,7 @@ fn set_aside(file: &Path) -> bool {
     !aside.exists() && fs::rename(file, aside).is_ok()
 }
 
-/// The bytes of a version, or what is wrong with it.
+/// Size of a version in bytes, or its fault in words.
 fn check(
     path: &ObjectPath,
     from: Timestamp,

@@ -1,4 +1,4 @@
-//! Goes through the folders of a repository: which paths there are.
+//! Walks the folders of a repository to find its paths.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -14,15 +14,16 @@ use super::index::VersionCount;
 use crate::object::ObjectPath;
 use crate::source::PathSummary;
 
-/// Calls `each` for every folder at or below `prefix` that is a path with folders of versions; they
-/// are given by name. A folder that is `known`, and has no other folders, is passed over.
+/// Calls `each` for every path at or below `prefix` that has folders of versions, with the names of
+/// these folders. A folder for which `known` returns `true` is skipped; it must have no subfolders
+/// other than those of versions.
 fn for_each_path(
     root: &Root,
     prefix: &str,
     known: impl Fn(&str, &OwnedFd) -> io::Result<bool>,
     mut each: impl FnMut(ObjectPath, &OwnedFd, Vec<String>) -> io::Result<()>,
 ) -> io::Result<()> {
-    // That the root is gone must not look as if there were no paths.
+    // A missing root must not look like a repository without paths.
     root.descriptor()?;
     let mut open = vec![prefix.to_owned()];
     while let Some(name) = open.pop() {
@@ -56,11 +57,11 @@ fn for_each_path(
     Ok(())
 }
 
-/// The folders right beneath `name` that are paths or lead to some; sorted. The folders of versions,
-/// whose names are numbers, are none.
+/// The folders directly beneath `name` that can be, or contain, paths; sorted. Folders of versions
+/// are excluded, because their names are numbers.
 ///
 /// # Errors
-/// If the folder cannot be read; that it is not there is no error.
+/// If the folder cannot be read. A missing folder is no error, unless it is the root.
 pub(super) fn subfolders(root: &Root, name: &str) -> io::Result<Vec<String>> {
     let folder = match root.folder(name) {
         Err(error) if is_absent(&error) && !name.is_empty() => return Ok(Vec::new()),
@@ -96,8 +97,8 @@ pub(super) fn paths(root: &Root, prefix: &str) -> io::Result<Vec<ObjectPath>> {
     Ok(paths)
 }
 
-/// The paths at or below `prefix` and how many versions they have, sorted. A path whose folder is as
-/// the index has it is counted by the index.
+/// The paths at or below `prefix` with their numbers of versions, sorted. The index gives the
+/// number for a path whose folder did not change since it was indexed.
 ///
 /// # Errors
 /// If a folder cannot be read.
@@ -111,7 +112,7 @@ pub(super) fn summaries(
     let known = |name: &str, folder: &OwnedFd| {
         let Some(count) = counts.get(name) else { return Ok(false) };
         let stat = fstat(folder)?;
-        // `.`, its own name, and `..` of each folder in it.
+        // The links of a folder: its name, its `.`, and the `..` of each subfolder.
         let same =
             Stamp::from(&stat).changed_nanos == count.listed && stat.st_nlink == count.folders + 2;
         if same && let Ok(path) = ObjectPath::new(name) {

@@ -1,13 +1,13 @@
-//! Is told by the kernel (inotify) what changes in the folders of paths that are in memory.
+//! Watches the folders of paths in memory for changes (inotify).
 //!
 //! ```text
-//!  folder of a path ──a folder came or went──▶ Changes: this `from`
-//!  folder of a from ──a file came, went, was written──▶ Changes: this `from`
-//!  overflow, folder moved or removed ──▶ Changes: all
+//!  folder of a path: a folder was created or removed ────────────▶ Changes: this `from`
+//!  folder of a `from`: a file was created, removed or written ───▶ Changes: this `from`
+//!  overflow, or the folder was moved or removed ─────────────────▶ Changes: all
 //! ```
 //!
-//! While nothing changes, nothing is done. Where watches are not to be had (network file systems,
-//! limits), folders are compared by their times.
+//! Without changes there is no work. Where watches are not available (network file systems,
+//! limits), folders are compared by their change times.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -28,17 +28,17 @@ use crate::object::ObjectPath;
 use crate::source::ChangeListener;
 use crate::sync::Mutex;
 
-/// Watches of one repository at most; each takes about 1 KiB of the kernel's memory.
+/// Maximum number of watches per repository. Each takes about 1 KiB of kernel memory.
 const MAX_WATCHES: usize = 16_384;
-/// The share of the user's watches that one repository takes at most.
+/// Divisor of the user's limit of watches: one repository takes at most this fraction.
 const WATCHES_SHARE: usize = 4;
-/// Changes of one path that are kept singly; beyond, all of it is compared.
+/// Maximum number of single changes kept per path. Beyond it, the whole path is compared.
 const MAX_CHANGES: usize = 65_536;
-/// Changes are told together: this often at most.
+/// Shortest pause between two notifications: changes in between are reported together.
 const TELL_PAUSE: Duration = Duration::from_millis(20);
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// File systems whose changes on other machines the kernel does not see (`statfs`).
+/// File systems on which the kernel does not see changes made by other machines (`statfs`).
 const NETWORK: [i64; 12] = [
     0x6969,      // NFS
     0x517b,      // SMB
@@ -54,20 +54,20 @@ const NETWORK: [i64; 12] = [
     0x1980_0202, // BeeGFS
 ];
 
-/// What changed of a path since it was asked last.
+/// Changes of a path since the last call of [`PathWatch::take`].
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) froms: BTreeSet<i64>,
-    /// It is not known what: all of it is to be compared.
+    /// The changes are not known in detail: the whole path must be compared.
     pub(super) all: bool,
 }
 
-/// What a watch stands for.
+/// Target of a watch.
 #[derive(Debug, Clone)]
 struct Watched {
     path: ObjectPath,
     changes: Weak<Mutex<Changes>>,
-    /// The folder of this `from`; else that of the path.
+    /// Folder of this `from`; `None`: the folder of the path.
     from: Option<i64>,
 }
 
@@ -91,7 +91,7 @@ impl fmt::Debug for WatchListener {
 /// The watches of a repository.
 #[derive(Debug)]
 pub(super) struct Watcher {
-    /// None where the kernel does not see all changes.
+    /// `None` if the kernel does not see all changes.
     shared: Option<Arc<WatchShared>>,
     started: OnceLock<()>,
 }
@@ -100,7 +100,7 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         let Some(shared) = &self.shared else { return };
         shared.ended.store(true, Ordering::Release);
-        // The end of a watch is an event: it wakes the thread.
+        // Removing a watch is an event, which wakes the thread.
         let watch = inotify::add_watch(&shared.inotify, "/", WatchFlags::DELETE_SELF);
         if let Ok(watch) = watch {
             let _ = inotify::remove_watch(&shared.inotify, watch);
@@ -109,7 +109,7 @@ impl Drop for Watcher {
 }
 
 impl Watcher {
-    /// For a repository; without any watch where they are of no use.
+    /// Watcher for a repository. It creates no watches on file systems where they are useless.
     pub(super) fn new(root: &Root) -> Self {
         let shared = Self::try_new(root).unwrap_or_else(|error| {
             tracing::info!(%error, "changes of a repository are found by comparing");
@@ -131,14 +131,14 @@ impl Watcher {
         Ok(Some(WatchShared { inotify, limit, watched, listeners, ended: AtomicBool::new(false) }))
     }
 
-    /// Has `listener` told which path changed.
+    /// Registers `listener`, which is called with the paths that changed.
     pub(super) fn subscribe(&self, listener: ChangeListener) {
         if let Some(shared) = &self.shared {
             shared.listeners.lock().push(WatchListener(listener));
         }
     }
 
-    /// Begins to watch a path; none where that cannot be had.
+    /// Begins to watch a path; `None` if watches are not available.
     pub(super) fn watch(&self, root: &Root, path: &ObjectPath) -> Option<PathWatch> {
         let shared = self.shared.as_ref().filter(|shared| !shared.ended.load(Ordering::Acquire))?;
         let changes = Arc::new(Mutex::new(Changes::default()));
@@ -170,7 +170,7 @@ impl Watcher {
     }
 }
 
-/// The watches of one path; dropped, they are gone.
+/// The watches of one path. They are removed on drop.
 #[derive(Debug)]
 pub(super) struct PathWatch {
     folder: std::path::PathBuf,
@@ -179,7 +179,7 @@ pub(super) struct PathWatch {
     shared: Arc<WatchShared>,
     own: Option<i32>,
     versions: HashMap<i64, i32>,
-    /// Whether every folder of versions is watched.
+    /// Whether the folder of every `from` is watched.
     complete: bool,
 }
 
@@ -217,7 +217,7 @@ impl PathWatch {
         Ok(descriptor)
     }
 
-    /// Ends a watch, unless it is another's by now: a folder has one, whoever asks for it.
+    /// Removes a watch, unless it now belongs to another `PathWatch`: a folder has only one watch.
     fn remove(&self, descriptor: i32) {
         let mut watched = self.shared.watched.lock();
         let own = Arc::downgrade(&self.changes);
@@ -227,9 +227,9 @@ impl PathWatch {
         }
     }
 
-    /// Watches the folder of a `from`, from before it is read.
+    /// Watches the folder of a `from`. Call it before reading the folder.
     pub(super) fn watch_versions(&mut self, from: i64) {
-        // A watch ends with its folder, which may have been made anew.
+        // A watch ends with its folder. A new folder of this name needs a new watch.
         let is_alive = |descriptor| self.shared.watched.lock().contains_key(descriptor);
         if self.versions.get(&from).is_some_and(is_alive) {
             return;
@@ -241,29 +241,29 @@ impl PathWatch {
         }
     }
 
-    /// Forgets the folder of a `from`, which is gone.
+    /// Removes the watch of the folder of a `from` that no longer exists.
     pub(super) fn forget(&mut self, from: i64) {
         if let Some(descriptor) = self.versions.remove(&from) {
             self.remove(descriptor);
         }
     }
 
-    /// Whether changes are told.
+    /// Whether changes are reported.
     pub(super) fn is_alive(&self) -> bool {
         !self.shared.ended.load(Ordering::Acquire)
     }
 
-    /// Whether every folder of versions is watched.
+    /// Whether the folder of every `from` is watched.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// What changed since this was asked last.
+    /// Takes the changes since the last call.
     pub(super) fn take(&self) -> Changes {
         std::mem::take(&mut *self.changes.lock())
     }
 
-    /// Whether anything changed since [`take`](Self::take).
+    /// Whether there were changes since the last [`take`](Self::take).
     pub(super) fn has_changes(&self) -> bool {
         let changes = self.changes.lock();
         changes.all || !changes.froms.is_empty()
@@ -296,14 +296,14 @@ fn listen(shared: &WatchShared) -> io::Result<()> {
             let listeners: Vec<ChangeListener> =
                 shared.listeners.lock().iter().map(|listener| Arc::clone(&listener.0)).collect();
             listeners.iter().for_each(|listener| listener(&changed));
-            // What comes meanwhile is read together.
+            // Events during the pause are read together.
             std::thread::sleep(TELL_PAUSE);
         }
     }
 }
 
 impl WatchShared {
-    /// Has all paths compared from here on.
+    /// Marks all paths as changed, and ends the watching.
     fn give_up(&self) {
         self.ended.store(true, Ordering::Release);
         for watched in self.watched.lock().values() {
@@ -311,7 +311,7 @@ impl WatchShared {
         }
     }
 
-    /// Takes one event.
+    /// Handles one event.
     fn take(
         &self,
         descriptor: i32,
@@ -330,7 +330,7 @@ impl WatchShared {
         let gone =
             ReadFlags::IGNORED | ReadFlags::UNMOUNT | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF;
         match watched.from {
-            // What is being written has a name that no reader looks at.
+            // Unfinished files have names with a dot, which readers ignore.
             Some(_) if name.is_some_and(|name| name.starts_with('.')) => {}
             Some(from) => note(watched, changed, |changes| changes.note(from)),
             None if events.intersects(gone) => note(watched, changed, |changes| changes.all = true),

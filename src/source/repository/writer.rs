@@ -1,4 +1,4 @@
-//! Puts versions into a repository folder: what is put, and what comes of it.
+//! Stores versions in a repository folder: input, result and errors.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -17,71 +17,72 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 use crate::sync::Mutex;
 
-/// A version that is to be put.
+/// A version to store.
 #[derive(Debug, Clone)]
 pub struct NewVersion {
-    /// Under which path.
+    /// Path of the version.
     pub path: ObjectPath,
-    /// When it holds.
+    /// Validity interval.
     pub validity: ValidityInterval,
-    /// When it was created.
+    /// Creation time.
     pub created: Timestamp,
-    /// Its id; what is no UUID is kept as metadata `source_id`, and the id derived.
+    /// Id. If it is no UUID, it is kept as metadata `source_id` and an id is derived; so is it for
+    /// `None`, without that metadata.
     pub id: Option<String>,
-    /// The name of the file that it came from.
+    /// Name of the original file.
     pub file_name: String,
-    /// What its maker says of it.
+    /// The users' metadata.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// What came of a put.
+/// Result of storing a version.
 #[derive(Debug, Clone)]
 pub struct Stored {
-    /// The version.
+    /// Description of the stored version.
     pub info: ObjectInfo,
-    /// Whether it is new; if not, the very same was there already.
+    /// Whether the version is new. If not, an identical one was already stored.
     pub new: bool,
 }
 
-/// Why a version was not put.
+/// Why a version was not stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RepositoryError {
-    /// Something could not be read or written.
+    /// A file or folder could not be read or written.
     #[error("{path}")]
     Io {
-        /// Which file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// Error of the file system.
         #[source]
         error: io::Error,
     },
-    /// An object store did not take something, or did not say what it has.
+    /// An object store refused a request, or gave an unusable answer.
     #[error("{url}: {what}: {reason}")]
     Store {
-        /// The repository, without credentials.
+        /// URL of the repository, without credentials.
         url: String,
-        /// The object in the store.
+        /// Name of the object in the store.
         what: String,
-        /// Why.
+        /// Reason in words.
         reason: String,
     },
-    /// The id is taken by another version.
+    /// Another version has the id.
     #[error("{path} has a version {id} already, with another {difference}")]
     Taken {
-        /// The path.
+        /// Path of the version.
         path: ObjectPath,
-        /// The id.
+        /// Id of the version.
         id: ObjectId,
-        /// What differs.
+        /// First field that differs.
         difference: &'static str,
     },
-    /// A key of the metadata is one that the repository needs itself.
+    /// A key of the metadata is empty, or reserved for the repository.
     #[error("metadata {key:?}: a key has at least one character and none of {reserved}")]
     Key {
-        /// Which.
+        /// The key.
         key: String,
-        /// Those that are not free.
+        /// Description of the reserved keys.
         reserved: &'static str,
     },
 }
@@ -94,7 +95,7 @@ coded! { RepositoryError {
 } }
 
 impl RepositoryError {
-    /// With the name of the file whose bytes could not be read, which the copy does not know.
+    /// Adds the name of the file that could not be read, which the copying code does not know.
     pub(super) fn of_file(self, file: &Path) -> Self {
         match self {
             Self::Io { path, error } if path.as_os_str().is_empty() => {
@@ -106,7 +107,7 @@ impl RepositoryError {
 }
 
 impl NewVersion {
-    /// The version as it will be found: with these bytes.
+    /// Description of the version once it is stored with these bytes.
     pub(super) fn info(&self, size_bytes: u64, md5: Md5Sum) -> ObjectInfo {
         let Self { path, validity, created, id, mut metadata, .. } = self.clone();
         let derived = || ObjectId::derived(&path, validity, created, md5);
@@ -121,7 +122,7 @@ impl NewVersion {
         ObjectInfo { path, id, validity, created, size_bytes, md5, metadata }
     }
 
-    /// What stands beside the bytes of `info`.
+    /// Contents of the properties file of `info`.
     pub(super) fn properties(&self, info: &ObjectInfo, md5: Md5Sum) -> Properties {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let until = info.validity.until().to_string();
@@ -139,8 +140,10 @@ impl NewVersion {
         own.chain(info.metadata.clone()).collect()
     }
 
+    /// Checks the keys of the metadata.
+    ///
     /// # Errors
-    /// [`RepositoryError::Key`] if a key of the metadata is one that the repository needs itself.
+    /// [`RepositoryError::Key`] if one is empty or reserved.
     pub(super) fn check_keys(&self) -> Result<(), RepositoryError> {
         const RESERVED: &str = "those that CCDB itself writes";
         let reserved = |key: &&String| key.is_empty() || is_system_key(key);
@@ -151,10 +154,10 @@ impl NewVersion {
     }
 }
 
-/// What comes of a put where `there` stands already: the very same, or one that has the id.
+/// Result of storing `wanted` where `there` has its id: unchanged if both are identical.
 ///
 /// # Errors
-/// [`RepositoryError::Taken`].
+/// [`RepositoryError::Taken`] if they differ.
 pub(super) fn compared(there: ObjectInfo, wanted: ObjectInfo) -> Result<Stored, RepositoryError> {
     let difference = if there.md5 != wanted.md5 || there.size_bytes != wanted.size_bytes {
         "content"
@@ -170,7 +173,7 @@ pub(super) fn compared(there: ObjectInfo, wanted: ObjectInfo) -> Result<Stored, 
     Err(RepositoryError::Taken { path: wanted.path, id: wanted.id, difference })
 }
 
-/// When what was put is on the disk.
+/// When stored versions are synced to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
     /// Each version is synced before the next is begun.
@@ -180,15 +183,15 @@ pub enum Durability {
     Batch,
 }
 
-/// By path: the `from` of each id.
+/// By path: `from` (ms) of each id.
 pub(super) type KnownIds = HashMap<ObjectPath, HashMap<ObjectId, i64>>;
 
-/// Puts versions into a local folder.
+/// Stores versions in a repository in a local folder.
 #[derive(Debug, Clone)]
 pub struct RepositoryWriter {
     pub(super) root: Root,
     pub(super) durability: Durability,
-    /// Ids that are taken, of paths where versions with ids of their own were put.
+    /// Known ids, for paths in which versions with given ids were stored.
     pub(super) ids: Arc<Mutex<KnownIds>>,
 }
 
@@ -198,10 +201,10 @@ pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> RepositoryError {
 }
 
 impl RepositoryWriter {
-    /// For the folder `root`, which is made if it is not there.
+    /// Opens the folder `root`, and creates it if it does not exist.
     ///
     /// # Errors
-    /// [`RepositoryError::Io`].
+    /// [`RepositoryError::Io`] if it cannot be created or opened.
     pub fn new(root: impl Into<PathBuf>) -> Result<Self, RepositoryError> {
         let root = root.into();
         std::fs::create_dir_all(&root).map_err(failed(&root))?;
@@ -209,14 +212,14 @@ impl RepositoryWriter {
         Ok(Self { root, durability: Durability::Each, ids: Arc::default() })
     }
 
-    /// With another durability. Default: [`Durability::Each`].
+    /// Sets the durability. Default: [`Durability::Each`].
     #[must_use]
     pub fn with_durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
     }
 
-    /// The folder.
+    /// The root folder.
     pub fn folder(&self) -> &Path {
         self.root.path()
     }

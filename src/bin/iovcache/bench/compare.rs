@@ -10,7 +10,7 @@ use super::text::{change, micros, number, phase_name, write_file};
 use crate::common::out;
 use crate::failure::Failure;
 
-/// Less than this is no change, however often it was measured: runs differ by it.
+/// Relative changes below this are not reported, however precise: runs differ by it.
 const LEAST_CHANGE: f64 = 0.03;
 
 /// A figure of both results.
@@ -20,9 +20,9 @@ struct Pair {
     before: f64,
     after: f64,
     show: fn(f64) -> String,
-    /// More is better.
+    /// Whether larger values are better.
     more: bool,
-    /// Where the true value may be, by chance of what was drawn: before, after.
+    /// Confidence intervals of the values: before, after.
     intervals: Option<[(f64, f64); 2]>,
 }
 
@@ -45,7 +45,7 @@ impl Pair {
         }
     }
 
-    /// By how many percent it became worse.
+    /// Percentage by which it became worse.
     fn worse_by(&self) -> f64 {
         match self.verdict() {
             Verdict::Worse if self.more => (self.before / self.after - 1.0) * 100.0,
@@ -55,7 +55,10 @@ impl Pair {
     }
 }
 
-/// Prints the comparison, and fails where something became worse by more than is allowed.
+/// Prints the comparison, and fails if a figure became worse by more than the allowed percentage.
+///
+/// # Errors
+/// [`Failure`] if the results have no figures in common, or if one became too much worse.
 pub(super) fn run(
     arguments: &Arguments,
     before: &BenchResult,
@@ -63,7 +66,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let pairs = pairs(before, after);
     if pairs.is_empty() {
-        return Err(Failure::usage("the two results have nothing in common"));
+        return Err(Failure::usage("the two results have no figures in common"));
     }
     match arguments.json {
         true => out(format!("{}\n", json(&pairs)).as_bytes())?,
@@ -86,7 +89,7 @@ pub(super) fn run(
     }
 }
 
-/// All figures that both have.
+/// All figures that both results have.
 fn pairs(before: &BenchResult, after: &BenchResult) -> Vec<Pair> {
     let mut pairs = Vec::new();
     for now in &after.profiles {

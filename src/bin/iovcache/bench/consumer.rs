@@ -1,5 +1,5 @@
-//! The process of a consumer: gets the table of each timeframe it receives, reads it, keeps it for
-//! a while, and reports it as consumed.
+//! The process of a consumer: gets the table of each timeframe it receives, reads it, holds it, and
+//! reports the timeframe as consumed.
 //!
 //! ```text
 //!  stdin:   setup ─▶ timeframe ─▶ timeframe ─▶ … ─▶ end
@@ -27,10 +27,10 @@ use super::profile::Profile;
 use crate::common::Access;
 use crate::failure::Failure;
 
-/// How long the service may take for one table.
+/// Time limit of the service for one table.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// What a consumer is told first.
+/// The first message to a consumer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Setup {
     pub(super) flight: String,
@@ -38,50 +38,50 @@ pub(super) struct Setup {
     pub(super) profile: Profile,
 }
 
-/// A timeframe that is there now.
+/// A message to a consumer: a timeframe is registered.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Told {
     pub(super) timeframe: u64,
-    /// Its number in the profile.
+    /// Number of the timeframe in the profile.
     pub(super) number: u64,
-    /// When it was due, in microseconds since the Unix epoch.
+    /// Due time, in microseconds since the Unix epoch.
     pub(super) due_us: u64,
-    /// For how long its table is kept, from then on.
+    /// How long the consumer holds the table, in microseconds from the due time.
     pub(super) hold_us: u64,
 }
 
-/// What a consumer tells.
+/// The messages of a consumer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Event {
-    /// It is connected.
+    /// The consumer is connected.
     Ready,
-    /// A table is there, and was read.
+    /// A table came and was read.
     Table { timeframe: u64, read: Read },
-    /// There is no table.
+    /// The request for the table failed.
     Failed { timeframe: u64, kind: String, message: String },
-    /// The timeframe was reported as consumed, and how long that took.
+    /// The timeframe was reported as consumed; the call took `took_us`.
     Done { timeframe: u64, took_us: u64 },
 }
 
-/// What was read of a table, and how long it took.
+/// Counts and durations of one table that was read.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Read {
-    /// From when the timeframe was due until its last cell was resolved.
+    /// Microseconds from the due time of the timeframe until the last cell was resolved.
     pub(super) latency_us: u64,
-    /// The same from when the table was asked for.
+    /// Microseconds from the request for the table until the last cell was resolved.
     pub(super) table_us: u64,
     pub(super) rows: u64,
     pub(super) cells: u64,
     pub(super) objects: u64,
     pub(super) bytes: u64,
-    /// Rows whose bytes were compared with what is right for their timestamps.
+    /// Rows whose bytes were compared with the expected ones of their timestamps.
     pub(super) checked: u64,
-    /// Of those, the ones that were not right.
+    /// Compared rows whose bytes differ.
     pub(super) wrong: u64,
 }
 
-/// Now, as it crosses from process to process.
+/// Microseconds since the Unix epoch: a clock that all processes share.
 pub(super) fn now_us() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     micros(now)
@@ -91,7 +91,7 @@ pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Is a consumer until stdin ends, and everything that it was told of is done.
+/// Runs a consumer until stdin ends and every timeframe is done.
 pub(super) async fn run(access: &Access) -> Result<(), Failure> {
     let mut lines = lines_of_stdin();
     let setup = lines.recv().await.ok_or_else(|| Failure::usage("a consumer needs its setup"))?;
@@ -124,10 +124,10 @@ fn tell(event: &Event) -> Result<(), Failure> {
     std::io::stdout()
         .lock()
         .write_all(line.as_bytes())
-        .map_err(|error| Failure::io("nobody reads what a consumer tells", error))
+        .map_err(|error| Failure::io("the output of a consumer is not read", error))
 }
 
-/// The wall clock at one moment, and the monotonic one from there on.
+/// The wall clock at the start, advanced by the monotonic clock.
 #[derive(Debug, Clone, Copy)]
 struct SharedClock {
     wall_us: u64,
@@ -183,7 +183,7 @@ impl Consumer {
         tokio::time::sleep(left).await;
         let asked = Instant::now();
         if let Err(error) = self.client.consumed(timeframe, name).await {
-            // The timeframe is gone where its registration failed for another consumer.
+            // The timeframe does not exist if its registration failed for another consumer.
             if error.kind() != ErrorKind::NotFound {
                 return Err(error.into());
             }
@@ -193,12 +193,12 @@ impl Consumer {
         Ok(())
     }
 
-    /// Compares every byte of every cell: how many rows, and how many of them are wrong.
+    /// Compares every byte of every cell. Gives the number of rows and of wrong rows.
     fn check(&self, table: &Table, number: u64) -> Result<(u64, u64), ClientError> {
         let profile = &self.setup.profile;
         let times = profile.timestamps(number);
         let (mut checked, mut wrong) = (0, 0);
-        // One object serves many runs: its address is that of its bytes as long as it is held.
+        // One object serves many runs. While it is held, the address of its bytes identifies it.
         let mut sums: HashMap<*const u8, u32> = HashMap::new();
         for path in &profile.paths {
             let mut rows_seen = 0;

@@ -1,4 +1,4 @@
-//! The bytes of a version, made up from its path and number, and a repository full of them.
+//! The bytes of versions, derived from path and number, and a repository filled with them.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -11,13 +11,13 @@ use super::random::Random;
 use crate::common::progress;
 use crate::failure::Failure;
 
-/// How long the page is that repeats: prime, so that no block, page or batch of anything begins at
-/// the same place of it twice.
+/// Length of the repeated page: a prime, so that no block, page or batch begins at the same offset
+/// of it twice.
 const PAGE_BYTES: usize = 65_521;
-/// How many objects are written at the same time.
+/// Number of objects written at the same time.
 const WRITERS: usize = 8;
 
-/// The checksum of what consumers read.
+/// The CRC-32C that consumers compare.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)
 }
@@ -53,7 +53,7 @@ impl Read for Content {
     }
 }
 
-/// Reads on, and keeps the checksum of what went through.
+/// A reader that computes the checksum of the bytes that pass through.
 struct Summed<'a, R> {
     reader: R,
     digest: &'a mut crc_fast::Digest,
@@ -67,7 +67,7 @@ impl<R: Read> Read for Summed<'_, R> {
     }
 }
 
-/// Puts every version of a profile into the repository `folder`, and fills in their checksums.
+/// Writes every version of a profile into the repository `folder`, and sets their checksums.
 pub(super) fn fill(folder: &Path, profile: &mut Profile) -> Result<(), Failure> {
     let writer = RepositoryWriter::new(folder)?;
     let bar = progress("objects", profile.versions() as u64);
@@ -87,7 +87,9 @@ pub(super) fn fill(folder: &Path, profile: &mut Profile) -> Result<(), Failure> 
             })
             .collect();
         threads.into_iter().try_for_each(|thread| {
-            thread.join().unwrap_or_else(|_| Err(Failure::failed("a writer of objects died")))
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(Failure::failed("a thread that writes objects panicked")))
         })
     });
     bar.finish_and_clear();

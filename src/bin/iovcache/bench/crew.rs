@@ -1,4 +1,4 @@
-//! The driver's view of the consumers: it sends them timeframes, reads their reports, kills and
+//! The consumers as the driver sees them: it sends them timeframes, reads their messages, kills and
 //! replaces them.
 
 use std::collections::HashMap;
@@ -15,27 +15,28 @@ use crate::common::Access;
 use crate::demo::Process;
 use crate::failure::Failure;
 
-/// How long consumers may take to start, all of them.
+/// Time limit for the start of all consumers.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// What is heard of a consumer.
+/// A message of a consumer.
 #[derive(Debug)]
 pub(super) struct Heard {
-    /// Which of the crew.
+    /// Index of the consumer in the crew.
     pub(super) place: usize,
-    /// Which of those that had this place, from 0.
+    /// Number of predecessors of this process under the same index.
     pub(super) life: u32,
-    /// What it says; nothing: it is gone.
+    /// The event; `None`: the process ended.
     pub(super) event: Option<Event>,
 }
 
 /// A consumer's process.
 struct Member {
     process: Process,
-    /// What it is told goes through a thread: a consumer that does not listen holds up nobody.
+    /// Messages to the process. A thread writes them: a consumer that does not read must not block
+    /// the others.
     lines: blocking::Sender<String>,
     life: u32,
-    /// What it was told of and has not said to be done: whether its table came.
+    /// Timeframes sent and not yet done, each with whether its table came.
     open: HashMap<u64, bool>,
 }
 
@@ -49,7 +50,7 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Starts so many, and waits until each of them is connected.
+    /// Starts the consumers and waits until each of them is connected.
     pub(super) async fn start(
         count: usize,
         setup: Setup,
@@ -68,7 +69,9 @@ impl Crew {
                 match crew.hear().await.event {
                     Some(Event::Ready) => ready += 1,
                     Some(_) => {}
-                    None => return Err(Failure::failed("a consumer ended before it began")),
+                    None => {
+                        return Err(Failure::failed("a consumer ended before it was connected"));
+                    }
                 }
             }
             Ok(())
@@ -78,54 +81,54 @@ impl Crew {
         Ok(crew)
     }
 
-    /// What the consumer of a place is called.
+    /// Name of the consumer with index `place`.
     pub(super) fn name(place: usize) -> String {
         format!("bench-{place:02}")
     }
 
-    /// What all of them are called.
+    /// Names of all consumers.
     pub(super) fn names(&self) -> Vec<String> {
         (0..self.members.len()).map(Self::name).collect()
     }
 
     fn member(&mut self, place: usize, life: u32) -> Result<Member, Failure> {
         let mut process = spawn(|command| {
-            // One thread per consumer, as many machines have fewer cores than consumers.
+            // One thread per consumer: many machines have fewer cores than consumers.
             command.args(["bench", "--role", "consumer"]).env("TOKIO_WORKER_THREADS", "1");
             self.access.hand_on(command);
         })?;
         self.setup.name = Self::name(place);
         let setup = serde_json::to_string(&self.setup).map_err(Failure::failed)?;
         let (lines, receiver) = blocking::channel();
-        // The receiver is right here.
+        // Cannot fail: the receiver is still alive.
         let _ = lines.send(setup);
-        let silent = || Failure::failed("a consumer cannot be spoken to");
+        let silent = || Failure::failed("a consumer does not read its input");
         let stdin = process.0.stdin.take().ok_or_else(silent)?;
         let stdout = process.0.stdout.take().ok_or_else(silent)?;
         std::thread::spawn(move || write_lines(stdin, &receiver));
         let sender = self.sender.clone();
         std::thread::spawn(move || {
             read_events(stdout, |event| {
-                // There is no receiver once the run is over.
+                // The receiver is gone when the run is over.
                 let _ = sender.send(Heard { place, life, event });
             });
         });
         Ok(Member { process, lines, life, open: HashMap::new() })
     }
 
-    /// Tells all of them of a timeframe.
+    /// Sends a timeframe to all consumers.
     pub(super) fn tell(&mut self, told: Told) {
         let line = serde_json::json!(told).to_string();
         for member in &mut self.members {
             member.open.insert(told.timeframe, false);
-            // One that is gone is heard to be.
+            // The end of a process is received as a message.
             let _ = member.lines.send(line.clone());
         }
     }
 
-    /// What is said next. What a predecessor said before it died counts too.
+    /// The next message, including those that a killed consumer sent before its end.
     pub(super) async fn hear(&mut self) -> Heard {
-        // There is a sender for as long as there is a crew.
+        // `self` holds a sender, so the channel stays open.
         let Some(heard) = self.heard.recv().await else { std::future::pending().await };
         if let Some(member) = self.members.get_mut(heard.place)
             && member.life == heard.life
@@ -143,22 +146,22 @@ impl Crew {
         heard
     }
 
-    /// Whether what was heard comes from one who still has its place.
+    /// Whether the message comes from the current process of its index.
     pub(super) fn lives(&self, heard: &Heard) -> bool {
         self.members.get(heard.place).is_some_and(|member| member.life == heard.life)
     }
 
-    /// Of how many tables nothing is known yet, and of how many timeframes not that they are done.
+    /// Number of tables that have not come, and of timeframes that are not done.
     pub(super) fn open(&self) -> (usize, usize) {
         let all = self.members.iter().flat_map(|member| member.open.values());
         all.fold((0, 0), |(tables, open), came| (tables + usize::from(!came), open + 1))
     }
 
-    /// Kills one (SIGKILL) and starts another in its place. Gives the timeframes that the dead one
-    /// held or was to get, and whether their tables had come.
+    /// Kills a consumer (SIGKILL) and starts another under its index. Gives the timeframes that the
+    /// killed one held or was still to get, each with whether its table had come.
     pub(super) fn replace(&mut self, place: usize) -> Result<Vec<(u64, bool)>, Failure> {
         let Some(member) = self.members.get_mut(place) else { return Ok(Vec::new()) };
-        // It may have died by itself.
+        // The process may have ended by itself.
         let _ = member.process.0.kill();
         let _ = member.process.0.wait();
         let open = std::mem::take(&mut member.open);
@@ -183,7 +186,7 @@ fn read_events(stdout: ChildStdout, mut tell: impl FnMut(Option<Event>)) {
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
         match serde_json::from_str(&line) {
             Ok(event) => tell(Some(event)),
-            Err(error) => tracing::warn!(%error, "a consumer said something else"),
+            Err(error) => tracing::warn!(%error, "a line of a consumer cannot be parsed"),
         }
     }
     tell(None);

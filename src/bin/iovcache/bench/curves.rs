@@ -1,7 +1,7 @@
 //! Curves of one request's cost: over clients, rows, columns, distinct objects, versions.
 //!
-//! All objects are resident: what is measured is the way from a request to resolved cells. One asks
-//! after the other (closed loop), except where the number of clients is what grows.
+//! All objects are resident: a point measures the path from a request to resolved cells. Requests
+//! follow one another (closed loop), except where the number of clients grows.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -18,12 +18,12 @@ use super::synthetic::path;
 use crate::common::progress;
 use crate::failure::Failure;
 
-/// The columns of the table that clients ask for.
+/// Columns of the table in the curve over clients.
 const COLUMNS: usize = 10;
-/// How many versions the paths of the other curves have.
+/// Versions of the paths of the other curves.
 const VERSIONS: u64 = 1_000;
 
-/// How long each point may take.
+/// Bounds of a curve: time per point, and the largest x.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Effort {
     pub(super) point: Duration,
@@ -31,14 +31,14 @@ pub(super) struct Effort {
     pub(super) largest: u64,
 }
 
-/// 1, 10, … up to `largest`.
+/// Powers of ten from 1 up to `largest`.
 fn decades(largest: u64) -> Vec<u64> {
     std::iter::successors(Some(1_u64), |x| x.checked_mul(10))
         .take_while(|&x| x <= largest)
         .collect()
 }
 
-/// Measures all of them at a service of its own.
+/// Measures all curves at a service of its own.
 pub(super) async fn measure(effort: Effort) -> Result<Vec<Curve>, Failure> {
     let service = Service::start(|command| {
         command.args(["--log", "error", "bench", "--role", "service"]);
@@ -78,7 +78,7 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Curve>, Failure> {
     let among = |count: u64| columns(1, count).timestamps([count as i64 / 2]);
     curves.push(
         bench
-            .over("versions", "one timestamp, one column whose path has so many", among, largest)
+            .over("versions", "one timestamp, one column, over its versions", among, largest)
             .await?,
     );
     bar.finish_and_clear();
@@ -91,7 +91,7 @@ fn columns(count: usize, versions: u64) -> TableRequest {
     })
 }
 
-/// Asks for a table, and resolves each of its cells.
+/// Requests a table, and resolves each of its cells.
 async fn ask(client: &Client, request: TableRequest) -> Result<(), ClientError> {
     let table = client.table(request).await?;
     for name in table.columns() {
@@ -113,7 +113,7 @@ impl Bench {
         Some(Usage::of(self.service.pid?)?.cpu_seconds)
     }
 
-    /// A curve of requests, each measured one after the other.
+    /// A curve over requests that follow one another.
     async fn over(
         &self,
         of: &str,
@@ -156,7 +156,7 @@ impl Bench {
         Point { x, requests_per_second: count / all.as_secs_f64(), cpu_us: spent(), latency }
     }
 
-    /// Timestamps that are sent: a timeframe registered, read and consumed.
+    /// A curve over timestamps that are sent: a timeframe is registered, read and consumed.
     async fn over_sent_rows(&self) -> Result<Curve, Failure> {
         let path = path(0, VERSIONS);
         let path = ObjectPath::new(&path)?;
@@ -185,7 +185,7 @@ impl Bench {
         Ok(curve("rows sent", about, "rows", points))
     }
 
-    /// So many clients at once, each with a connection and a session of its own.
+    /// A curve over concurrent clients, each with its own connection and session.
     async fn over_clients(&self) -> Result<Curve, Failure> {
         let request = columns(COLUMNS, VERSIONS).timestamps([1]);
         ask(&self.client, request.clone()).await?;

@@ -1,5 +1,5 @@
-//! A slow and failing source: an HTTP gateway between the service and a CCDB, which passes requests
-//! on and now and then does what networks and servers do.
+//! A slow and failing source: an HTTP gateway between the service and a CCDB. It passes requests on
+//! and injects faults of networks and servers.
 //!
 //! ```text
 //!  service under load ──▶ gateway ──▶ another service, which is a CCDB over the repository
@@ -25,18 +25,18 @@ use tokio::task::JoinHandle;
 use super::random::Random;
 use crate::failure::Failure;
 
-/// What goes wrong, and in how many of a thousand answers.
+/// An injected fault. [`FAULTS`] gives its rate per 1,000 answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    /// 503.
+    /// Status 503.
     Unavailable,
-    /// The connection ends instead of an answer.
+    /// The connection ends without an answer.
     HangUp,
-    /// The answer comes a second later.
+    /// The answer is a second late.
     Slow,
     /// The connection ends in the middle of the body.
     Torn,
-    /// One bit of the body is another.
+    /// One bit of the body is flipped.
     FlippedBit,
 }
 
@@ -51,7 +51,7 @@ const LATE: Duration = Duration::from_secs(1);
 
 type Body = BoxBody<Bytes, io::Error>;
 
-/// The gateway; it closes when this is dropped.
+/// The gateway; dropping this closes it.
 pub(super) struct Gateway {
     url: String,
     shared: Arc<Shared>,
@@ -66,9 +66,9 @@ struct Shared {
 }
 
 impl Gateway {
-    /// Opens one before the CCDB at `upstream`.
+    /// Opens a gateway to the CCDB at `upstream`.
     pub(super) async fn open(upstream: &str, seed: u64) -> Result<Self, Failure> {
-        let no_socket = |error| Failure::io("the failing source has no socket", error);
+        let no_socket = |error| Failure::io("cannot open the socket of the failing source", error);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(no_socket)?;
         let url = format!("http://{}", listener.local_addr().map_err(no_socket)?);
         let client = reqwest::Client::builder()
@@ -90,7 +90,7 @@ impl Gateway {
         &self.url
     }
 
-    /// How often it was asked, and how often it did what.
+    /// Number of requests, and of each fault.
     pub(super) fn counts(&self) -> BTreeMap<String, u64> {
         self.shared.counts.lock().clone()
     }
@@ -115,7 +115,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
         async move { shared.answer(request).await }
     });
     let connection = hyper::server::conn::http1::Builder::new();
-    // It ends with an error where that was the fault.
+    // An injected fault ends the connection with an error.
     let _ = connection.serve_connection(TokioIo::new(stream), answer).await;
 }
 
@@ -156,7 +156,7 @@ impl Shared {
         answer.body(body).map_err(io::Error::other)
     }
 
-    /// What goes wrong with the next answer.
+    /// The fault of the next answer, if any.
     fn fault(&self) -> Option<Fault> {
         let mut left = self.random.lock().below(1_000);
         let fault = FAULTS.iter().find(|(_, _, share)| {
@@ -176,7 +176,7 @@ fn whole(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never: Infallible| match never {}).boxed()
 }
 
-/// The first half, and then an end that is none.
+/// The first half of the bytes, then an error.
 fn half(bytes: &Bytes) -> Body {
     let first = Ok(Frame::data(bytes.slice(..bytes.len() / 2)));
     let broken = Err(io::ErrorKind::ConnectionReset.into());

@@ -1,20 +1,20 @@
-//! Durations as an HDR histogram, and the form in which it is stored.
+//! Durations as an HDR histogram, and its stored format.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Digits that are exact: a value is off by a thousandth at most.
+/// Significant digits: the relative error of a value is at most a thousandth.
 const DIGITS: u8 = 3;
 
-/// Durations, recorded in microseconds.
+/// Recorded durations, in microseconds.
 #[derive(Debug, Clone)]
 pub(super) struct Durations(Histogram<u64>);
 
 impl Default for Durations {
     fn default() -> Self {
-        // One that grows, of valid digits: it can be made, and takes any value.
+        // A resizable histogram with a valid number of digits cannot fail.
         Self(Histogram::new(DIGITS).unwrap_or_else(|error| unreachable!("{error}")))
     }
 }
@@ -25,12 +25,12 @@ impl Durations {
     }
 
     pub(super) fn record_us(&mut self, us: u64) {
-        // It grows as it needs to; what lies beyond an hour is an hour.
+        // The histogram grows as needed; values are cut at an hour.
         const HOUR_US: u64 = 3_600_000_000;
         let _ = self.0.record(us.clamp(1, HOUR_US));
     }
 
-    /// What is kept of it.
+    /// The distribution in its stored format.
     pub(super) fn summary(&self) -> Latency {
         let at = |quantile: f64| self.0.value_at_quantile(quantile);
         let counts = self.0.iter_recorded();
@@ -60,14 +60,15 @@ pub(super) struct Latency {
     pub(super) p99_us: u64,
     pub(super) p99_9_us: u64,
     pub(super) max_us: u64,
-    /// Each value that occurred, rounded to three digits, and how often: all there is to draw it
-    /// again.
+    /// Each value that occurred, rounded to three digits, with its count: enough to draw the
+    /// distribution again.
     pub(super) counts: Vec<(u64, u64)>,
 }
 
 impl Latency {
-    /// The curve over its percentiles: (share of all that took at most so long, microseconds).
-    /// The last of all would lie at infinity, and stands where half of one is beyond it.
+    /// The curve over the percentiles: (share of durations that are at most this long,
+    /// microseconds). The last point would be at infinity, and is drawn where half a duration is
+    /// beyond it.
     pub(super) fn curve(&self) -> Vec<(f64, f64)> {
         let total = self.count as f64;
         let mut seen = 0;
@@ -78,7 +79,7 @@ impl Latency {
         self.counts.iter().map(step).collect()
     }
 
-    /// The value of a rank, from 0.
+    /// The value with this rank, counted from 0.
     fn at_rank(&self, rank: f64) -> Option<f64> {
         let mut left = rank.max(0.0);
         let reached = |(_, count): &&(u64, u64)| {
@@ -89,13 +90,13 @@ impl Latency {
         found.map(|(us, _)| *us as f64)
     }
 
-    /// What a share of all took at most, in microseconds.
+    /// The duration in microseconds that a share of all durations does not exceed.
     pub(super) fn quantile(&self, quantile: f64) -> Option<f64> {
         self.at_rank(self.count as f64 * quantile)
     }
 
-    /// Where the quantile lies with a confidence of 95 %, if each value was drawn by itself: between
-    /// the ranks two standard deviations below and above.
+    /// The confidence interval (95 %) of a quantile for independent values: from two standard
+    /// deviations below its rank to two above.
     pub(super) fn interval(&self, quantile: f64) -> (f64, f64) {
         let rank = self.count as f64 * quantile;
         let spread = 1.96 * (rank * (1.0 - quantile)).sqrt();

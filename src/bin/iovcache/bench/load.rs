@@ -6,9 +6,9 @@
 //!    └ never waits  └────────── latency ───────────────┘ counted from when it was due
 //! ```
 //!
-//! A load that waits for an answer before it asks again leaves out just the time in which the
-//! service was slow (coordinated omission). Here a timeframe that is asked for late is late: each
-//! latency begins when its timeframe was due.
+//! A load that waits for an answer before it sends the next request omits the time in which the
+//! service was slow (coordinated omission). Here each latency begins when its timeframe was due,
+//! also if the request is sent late.
 
 use std::time::{Duration, Instant};
 
@@ -27,47 +27,47 @@ use super::random::Random;
 use super::result::{Look, Phase, ServiceUse, Tables, Throughput, Window};
 use crate::failure::Failure;
 
-/// How long after the last timeframe tables may come, beyond what they are held.
+/// Time limit for outstanding tables after the last timeframe, in addition to the holding time.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
-/// How often one looks at the service.
+/// Interval between reads of the service's status.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// How often a consumer dies, where they do.
+/// Interval between kills of consumers, in profiles that kill them.
 const DEATH_EVERY: Duration = Duration::from_secs(1);
-/// In so many pieces a phase is drawn over time.
+/// Number of windows of a phase in the plots over time.
 const WINDOWS: usize = 40;
-/// The first timeframe is due after this.
+/// Lead time before the first timeframe is due.
 const LEAD: Duration = Duration::from_millis(50);
 
-/// A service under load, and those who load it.
+/// A service under load, and the clients that load it.
 pub(super) struct Rig<'a> {
     pub(super) client: Client,
     pub(super) columns: Vec<ColumnRequest>,
     pub(super) crew: Crew,
     pub(super) profile: &'a Profile,
-    /// The service's process, where it is on this node.
+    /// Process id of the service, if it runs on this node.
     pub(super) pid: Option<u32>,
-    /// The next timeframe.
+    /// The id of the next timeframe.
     pub(super) next: u64,
     pub(super) random: Random,
 }
 
-/// Which timeframes, how fast.
+/// The timeframes of a phase, and their rate.
 pub(super) struct Stretch<'a> {
     pub(super) name: &'a str,
     /// Timeframes per second.
     pub(super) rate: f64,
-    /// The numbers of the timeframes in the profile, in this order.
+    /// Numbers of the timeframes in the profile, in order.
     pub(super) numbers: Vec<u64>,
 }
 
-/// A timeframe that was put, or not.
+/// The result of a registration.
 struct Put {
     told: Told,
     took: Duration,
     answer: Result<PutAnswer, ClientError>,
 }
 
-/// What is counted while a phase runs.
+/// Counters of a running phase.
 struct Counts {
     tables: Tables,
     read: Read,
@@ -85,13 +85,13 @@ struct Counts {
 }
 
 impl Rig<'_> {
-    /// Runs one phase to its end: every table came, and every timeframe is done.
+    /// Runs one phase until every table came and every timeframe is done.
     pub(super) async fn run(&mut self, stretch: Stretch<'_>) -> Result<Phase, Failure> {
         let before = self.client.status().await?;
         let usage = self.usage();
         let count = stretch.numbers.len();
         let length = Duration::from_secs_f64(count as f64 / stretch.rate);
-        // So that as many timeframes as are meant to be are in flight.
+        // Keeps the intended number of timeframes in flight.
         let hold = Duration::from_secs_f64(self.profile.in_flight as f64 / stretch.rate);
         let (began, began_us) = (Instant::now() + LEAD, now_us() + micros(LEAD));
         let mut counts = Counts::new(length, began);
@@ -144,7 +144,7 @@ impl Rig<'_> {
         let quiet = began.elapsed().as_secs_f64();
         let after = self.client.status().await?;
         let seconds = counts.last_table.saturating_duration_since(began).as_secs_f64();
-        // A phase is not shorter than its load was meant to be.
+        // A phase is not shorter than its intended load.
         let seconds = seconds.max(length.as_secs_f64());
         let service = self.service_use(usage, &counts, seconds, after.evictions - before.evictions);
         let loads = after.loads - before.loads;
@@ -181,7 +181,7 @@ impl Rig<'_> {
     }
 
     fn heard(&mut self, heard: Heard, began_us: u64, counts: &mut Counts) -> Result<(), Failure> {
-        // What one said that was killed since was counted as lost.
+        // Messages of a consumer that was killed since are already counted as lost.
         if !self.crew.lives(&heard) {
             return Ok(());
         }
@@ -190,12 +190,12 @@ impl Rig<'_> {
             Some(Event::Failed { kind, message, .. }) => counts.tables.fail(&kind, &message, 1),
             Some(Event::Done { took_us, .. }) => counts.consumed.record_us(took_us),
             Some(Event::Ready) => {}
-            None => return Err(Failure::failed("a consumer died by itself")),
+            None => return Err(Failure::failed("a consumer ended unexpectedly")),
         }
         Ok(())
     }
 
-    /// SIGKILL to one of the consumers, whatever it is about; another takes its place.
+    /// Kills one of the consumers (SIGKILL) at any point of its work, and starts a replacement.
     async fn kill_one(&mut self, counts: &mut Counts) -> Result<(), Failure> {
         let place = self.random.below(self.profile.consumers);
         let left = self.crew.replace(place)?;
@@ -205,7 +205,7 @@ impl Rig<'_> {
         for (timeframe, _) in left {
             match self.client.consumed(timeframe, &Crew::name(place)).await {
                 Ok(_) => {}
-                // It was reported before.
+                // Already reported.
                 Err(error) if error.kind() == iovcache::error::ErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
             }
@@ -234,14 +234,14 @@ impl Rig<'_> {
     }
 }
 
-/// When a timeframe was due, from the begin, and by how much the pacer missed it.
+/// A timeframe's due time from the begin of the phase, and the delay of the pacer.
 struct Turn {
     due: Duration,
     late: Duration,
 }
 
-/// Says of `count` timeframes when they are due. A thread of its own sleeps: a runtime's timers are
-/// a millisecond coarse.
+/// Reports each of `count` timeframes when it is due. A separate thread sleeps: a runtime's timers
+/// have a resolution of a millisecond only.
 fn pace(began: Instant, rate: f64, count: usize) -> mpsc::UnboundedReceiver<Turn> {
     let (sender, receiver) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
@@ -257,7 +257,7 @@ fn pace(began: Instant, rate: f64, count: usize) -> mpsc::UnboundedReceiver<Turn
     receiver
 }
 
-/// Looks at the service again and again.
+/// Reads the status of the service every [`LOOK_EVERY`].
 async fn look(client: Client, looks: mpsc::UnboundedSender<Status>) {
     let mut every = tokio::time::interval(LOOK_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -311,7 +311,7 @@ impl Counts {
         self.latency.record_us(read.latency_us);
         self.table.record_us(read.table_us);
         self.last_table = Instant::now();
-        // In the piece of time in which it was due.
+        // In the window of its due time.
         let due_us = now_us().saturating_sub(read.latency_us);
         let at = Duration::from_micros(due_us.saturating_sub(began_us));
         if let Some((latency, _)) = self.window(at) {

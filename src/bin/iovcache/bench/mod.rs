@@ -1,4 +1,4 @@
-//! `bench`: a service under load, and what came of it as a table, as JSON, and as a page.
+//! `bench`: puts a service under load, and gives the result as a table, as JSON, and as a page.
 //!
 //! ```text
 //!  profile ─▶ content: a repository ─▶ service (a process) ◀─ gateway: a failing source

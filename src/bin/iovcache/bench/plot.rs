@@ -1,30 +1,30 @@
-//! A plot as inline SVG: lines over two axes with units, which carries its colours and shadows from
-//! the page's style and needs nothing else.
+//! A plot as inline SVG: lines over two axes with units. Colours and shadows come from the style of
+//! the page; it needs no other files.
 
 use std::fmt::{self, Write as _};
 
-/// The room of a plot, in the units of its view box.
+/// The area of a plot, in the units of its view box.
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 340.0;
 const LEFT: f64 = 66.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 32.0;
 const BOTTOM: f64 = 50.0;
-/// More points than this no eye can tell apart.
+/// Maximum number of points of a line; more cannot be distinguished.
 const MAX_POINTS: usize = 240;
 
-/// How values lie along an axis.
+/// The scale of an axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scale {
     Linear,
-    /// Linear, and ends with the last value.
+    /// Linear; ends at the last value.
     Time,
-    /// Linear, with ticks that are round in KiB, MiB, GiB.
+    /// Linear; ticks are round in KiB, MiB, GiB.
     Bytes,
     Log,
-    /// Logarithmic, with a tick at each power of two.
+    /// Logarithmic; a tick at each power of two.
     Doubling,
-    /// Shares of a whole, which come the closer to 1 the further one goes: 90 %, 99 %, 99.9 %.
+    /// Shares of a whole, expanded towards 1: 90 %, 99 %, 99.9 %.
     Nines,
 }
 
@@ -33,7 +33,7 @@ pub(super) enum Scale {
 pub(super) struct Axis {
     pub(super) label: &'static str,
     pub(super) scale: Scale,
-    /// A value with its unit.
+    /// Formats a value with its unit.
     pub(super) show: fn(f64) -> String,
 }
 
@@ -41,13 +41,13 @@ pub(super) struct Axis {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Series {
     pub(super) name: String,
-    /// The line is broken where a value is no number.
+    /// The points; a value that is not finite breaks the line.
     pub(super) points: Vec<(f64, f64)>,
-    /// Which colour of the page's.
+    /// Index of the colour in the page's style.
     pub(super) colour: usize,
-    /// Drawn in dashes: what it is compared with.
+    /// Dashed: the result to compare with.
     pub(super) dashed: bool,
-    /// With a dot at each point.
+    /// Draw a dot at each point.
     pub(super) dots: bool,
 }
 
@@ -59,16 +59,16 @@ pub(super) struct Plot {
     pub(super) x: Axis,
     pub(super) y: Axis,
     pub(super) series: Vec<Series>,
-    /// Where along x something begins, and what.
+    /// Positions along x that are marked, each with its label.
     pub(super) marks: Vec<(f64, String)>,
 }
 
-/// What stands in a page as text.
+/// Escapes text for HTML.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// The value of a tick: without a fraction of nothing.
+/// The label of a tick, without a fraction of zeros.
 fn tick(text: &str) -> String {
     let number = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(number);
@@ -80,7 +80,7 @@ fn tick(text: &str) -> String {
     }
 }
 
-/// The part of an axis that is drawn, and its ticks.
+/// The drawn range of an axis, and its ticks.
 #[derive(Debug)]
 struct Range {
     scale: Scale,
@@ -113,7 +113,7 @@ impl Range {
             Scale::Log => {
                 let least = if least > 0.0 { least } else { 1.0 };
                 let most = most.max(least * 1.5);
-                // Steps of 1, 2, 5; where there are many decades, only these.
+                // Steps of 1, 2, 5 per decade; over many decades, one per decade.
                 let decades = (least.log10().floor() as i32)..=(most.log10().ceil() as i32);
                 let many = (most / least).log10() > 3.2;
                 let steps: &[f64] = if many { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -143,7 +143,7 @@ impl Range {
         }
     }
 
-    /// From 0 to 1, where a value lies.
+    /// The position of a value, from 0 to 1.
     fn share(&self, value: f64) -> f64 {
         let place = |value: f64| match self.scale {
             Scale::Linear | Scale::Bytes | Scale::Time => value,
@@ -155,7 +155,7 @@ impl Range {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, at least so much.
+/// The smallest step of at least `least` that is 1, 2 or 5 times a power of ten.
 fn nice_step(least: f64) -> f64 {
     let power = 10_f64.powf(least.max(1e-9).log10().floor());
     let nice = [1.0, 2.0, 5.0, 10.0].into_iter().find(|step| step * power >= least * 0.999);
@@ -163,7 +163,7 @@ fn nice_step(least: f64) -> f64 {
 }
 
 impl Plot {
-    /// The figure: title, legend, SVG. Nothing where there is nothing to be seen.
+    /// The figure: title, legend, SVG. Empty if there are no values.
     pub(super) fn html(&self) -> String {
         let mut text = String::new();
         if self.series.iter().any(|series| !series.points.is_empty()) {
@@ -283,7 +283,7 @@ impl Plot {
             pen = 'L';
         }
         text.push_str("\"/>\n");
-        // What a point says when one points at it; few lines need one at each.
+        // A tooltip for each point; for many points, for some of them.
         let said = kept.len().div_ceil(40).max(1);
         for (number, point) in kept.iter().enumerate() {
             if !point.1.is_finite() || (!series.dots && number % said != 0) {

@@ -1,4 +1,4 @@
-//! Which plots a result has.
+//! The plots of a result.
 
 use super::histogram::Latency;
 use super::plot::{Axis, Plot, Scale, Series};
@@ -8,7 +8,7 @@ use crate::common::show_bytes;
 
 const LATENCY: Axis = Axis { label: "latency", scale: Scale::Log, show: micros };
 const PERCENTILE: Axis =
-    Axis { label: "share of tables that came at most so late", scale: Scale::Nines, show: percent };
+    Axis { label: "share of tables with at most this latency", scale: Scale::Nines, show: percent };
 const SECONDS: Axis = Axis { label: "seconds from the begin", scale: Scale::Time, show: seconds };
 
 fn percent(share: f64) -> String {
@@ -57,14 +57,14 @@ pub(super) fn parts_plot(phase: &Phase) -> Plot {
     Plot {
         title: "Where it goes".to_owned(),
         note: format!("the calls of a timeframe, each by itself ({})", phase_name(phase)),
-        x: Axis { label: "share of calls that took at most so long", ..PERCENTILE },
+        x: Axis { label: "share of calls with at most this duration", ..PERCENTILE },
         y: LATENCY,
         series: parts.into_iter().enumerate().map(line).collect(),
         marks: Vec::new(),
     }
 }
 
-/// A line through all phases, one after the other, broken between them.
+/// A line through all phases in order, broken between them.
 fn through(
     profile: &ProfileResult,
     name: &str,
@@ -79,7 +79,7 @@ fn through(
     Series { name: name.to_owned(), points, colour, ..Series::default() }
 }
 
-/// Each phase and when it began.
+/// Each phase with the second at which it began.
 fn phases_in_time(profile: &ProfileResult) -> impl Iterator<Item = (f64, &Phase)> {
     let mut begin = 0.0;
     profile.phases.iter().map(move |phase| {
@@ -133,7 +133,7 @@ pub(super) fn memory_plot(profile: &ProfileResult) -> Plot {
     }
 }
 
-/// Latency over the rate, where several were measured.
+/// Latency over the rate, if several rates were measured.
 pub(super) fn rates_plot(profile: &ProfileResult) -> Plot {
     let warm: Vec<&Phase> = profile.phases.iter().filter(|phase| phase.name == "warm").collect();
     let warm = if warm.len() > 1 { warm } else { Vec::new() };
@@ -228,7 +228,7 @@ pub(super) fn cost_plot(curve: &Curve, before: Option<&Curve>) -> Plot {
     }
 }
 
-/// The label of what grows.
+/// The label of the x axis of a curve.
 fn axis_label(of: &str) -> &'static str {
     match of {
         "clients" => "clients",
@@ -236,7 +236,7 @@ fn axis_label(of: &str) -> &'static str {
         "columns" => "columns of the table",
         "objects" => "distinct objects in the table",
         "versions" => "versions of the path",
-        _ => "how many",
+        _ => "count",
     }
 }
 

@@ -1,4 +1,4 @@
-//! The processes of a run: the service, its folder, and what the kernel says that it costs.
+//! The processes of a run: the service, its folder, and its resource use as the kernel counts it.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::demo::{Process, own_program};
 use crate::failure::Failure;
 
-/// No process takes so long to start.
+/// Time limit for the start of a process.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// A folder that goes with this.
+/// A temporary folder; dropping this removes it.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 
@@ -38,11 +38,11 @@ impl Drop for Folder {
     }
 }
 
-/// Starts this program as another process, whose stdout is read.
+/// Starts this program as another process with piped stdin and stdout.
 pub(super) fn spawn(prepare: impl FnOnce(&mut Command)) -> Result<Process, Failure> {
     let mut command = own_program()?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    // What the environment sets for a service is not meant for those of a run.
+    // The environment's settings for a service must not apply to the processes of a run.
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"IOVCACHE_") {
             command.env_remove(name);
@@ -53,11 +53,11 @@ pub(super) fn spawn(prepare: impl FnOnce(&mut Command)) -> Result<Process, Failu
     child.map(Process).map_err(|error| Failure::io("cannot start a process of this program", error))
 }
 
-/// The first line that a process writes.
+/// The first line of a process's output.
 pub(super) fn first_line(child: &mut Child) -> Result<String, Failure> {
     let stdout = child.stdout.take().ok_or_else(|| Failure::failed("a process has no stdout"))?;
     let (sender, receiver) = mpsc::channel();
-    // Beyond the line nothing comes; the thread ends with the process at the latest.
+    // The thread ends after this line, or with the process.
     std::thread::spawn(move || {
         let mut line = String::new();
         let read = BufReader::new(stdout).read_line(&mut line);
@@ -71,7 +71,7 @@ pub(super) fn first_line(child: &mut Child) -> Result<String, Failure> {
     }
 }
 
-/// The lines of stdin as they come: a thread of its own waits for them.
+/// The lines of stdin; a separate thread reads them.
 pub(super) fn lines_of_stdin() -> tokio::sync::mpsc::UnboundedReceiver<String> {
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
@@ -84,7 +84,7 @@ pub(super) fn lines_of_stdin() -> tokio::sync::mpsc::UnboundedReceiver<String> {
     receiver
 }
 
-/// What a service says when it is ready.
+/// The line that a service writes when it is ready.
 #[derive(Debug, Deserialize)]
 struct Ready {
     flight: Vec<String>,
@@ -93,19 +93,19 @@ struct Ready {
     pid: u32,
 }
 
-/// A service in a process of its own, which ends with this.
+/// A service in a process of its own; dropping this ends it.
 pub(super) struct Service {
     _process: Option<Process>,
-    /// Its Unix socket, or how it was named.
+    /// URL of its Unix socket, or the given URL.
     pub(super) url: String,
-    /// Where it is a CCDB.
+    /// URL of its CCDB, if it has one.
     pub(super) ccdb: Option<String>,
-    /// Its process, where it runs on this node.
+    /// Process id, if it runs on this node.
     pub(super) pid: Option<u32>,
 }
 
 impl Service {
-    /// Starts one and waits until it is ready.
+    /// Starts a service and waits until it is ready.
     pub(super) fn start(prepare: impl FnOnce(&mut Command)) -> Result<Self, Failure> {
         let mut process = spawn(prepare)?;
         let line = first_line(&mut process.0)?;
@@ -117,25 +117,25 @@ impl Service {
         Ok(Self { _process: Some(process), url, ccdb, pid })
     }
 
-    /// One that runs already.
+    /// A service that already runs.
     pub(super) fn running(url: &str, pid: Option<u32>) -> Self {
         Self { _process: None, url: url.to_owned(), ccdb: None, pid }
     }
 }
 
-/// What a process uses, as the kernel counts it.
+/// Resources that a process uses, as the kernel counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Usage {
-    /// User and system time so far.
+    /// User and system time since its start.
     pub(super) cpu_seconds: f64,
-    /// Resident: all of it, of which private, of which shared memory.
+    /// Resident memory; the private and the shared part follow.
     pub(super) rss_bytes: u64,
     pub(super) private_bytes: u64,
     pub(super) shm_bytes: u64,
 }
 
 impl Usage {
-    /// That of a process on this node, from `/proc`.
+    /// The use of a process on this node, from `/proc`.
     pub(super) fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

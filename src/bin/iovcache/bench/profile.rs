@@ -1,8 +1,8 @@
-//! What a load is made of: which versions there are, which timeframes ask for them, and how many
-//! consumers read those.
+//! The profiles of a load: the versions, the timeframes that need them, and the number of
+//! consumers.
 //!
-//! A profile is the same each time it is made for the same memory. Its timeframes are numbered;
-//! after the last one they begin anew.
+//! A profile is deterministic for a given memory size. Its timeframes are numbered; after the last
+//! one they repeat.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,8 @@ pub(super) enum Part {
     /// Analysis: 100,000 rows, 10 columns, 8 timeframes in flight, 30 consumers, objects from kB to
     /// 200 MB, scaled to the memory.
     Analysis,
-    /// What goes wrong: borders inside each table, time backwards, overlaps, too little memory, a
-    /// slow and failing source, consumers that die. Every byte is checked.
+    /// Faults: borders inside each table, time backwards, overlaps, too little memory, a slow and
+    /// failing source, consumers that are killed. Every byte is checked.
     Adversarial,
     /// Curves of one request's cost over clients, rows, columns, objects and versions.
     Curves,
@@ -31,7 +31,7 @@ pub(super) struct VersionPlan {
     pub(super) until: i64,
     pub(super) created: i64,
     pub(super) bytes: u64,
-    /// CRC-32C of the bytes, known once they were made.
+    /// CRC-32C of the bytes; set when they are made.
     pub(super) checksum: u32,
 }
 
@@ -49,7 +49,7 @@ impl PathPlan {
         Self { column, path, versions }
     }
 
-    /// Which version is right at a time, by looking at every one.
+    /// The version that is valid at a time, found by a linear scan.
     pub(super) fn right(&self, at: i64) -> Option<&VersionPlan> {
         let valid = self.versions.iter().filter(|one| (one.from..one.until).contains(&at));
         valid.max_by_key(|one| (one.created, one.from))
@@ -59,12 +59,12 @@ impl PathPlan {
 /// The timestamps of a timeframe.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 enum Times {
-    /// One.
+    /// One timestamp.
     Single,
-    /// In order.
+    /// Ascending.
     Sorted,
-    /// Timeframe after timeframe and, in every other one, row after row back in time; some shuffled,
-    /// some null.
+    /// Backwards in time from timeframe to timeframe and, in every other one, from row to row; some
+    /// shuffled, some null.
     Hostile,
 }
 
@@ -77,13 +77,13 @@ pub(super) struct Profile {
     pub(super) rows: usize,
     pub(super) in_flight: u64,
     pub(super) consumers: usize,
-    /// Timeframes per second, where nothing else is said.
+    /// Default rate, in timeframes per second.
     pub(super) rate: f64,
-    /// After so many timeframes they begin anew.
+    /// Number of timeframes after which they repeat.
     pub(super) timeframes: u64,
-    /// Each such timeframe needs objects that those before did not.
+    /// Distance between timeframes that need objects which no earlier one needs.
     pub(super) cold_every: u64,
-    /// What the service may use.
+    /// Shared memory of the service.
     pub(super) memory_bytes: u64,
     /// Consumers check each byte, some are killed, and the source fails.
     pub(super) hostile: bool,
@@ -92,7 +92,7 @@ pub(super) struct Profile {
     span: i64,
 }
 
-/// Of `steps` sizes that grow by the same factor from `least` to `most`, one.
+/// Size number `step` of `steps` sizes that grow by the same factor from `least` to `most` bytes.
 fn size(least: f64, most: f64, step: usize, steps: usize) -> u64 {
     let share = step as f64 / (steps.max(2) - 1) as f64;
     (least * (most / least).powf(share)) as u64
@@ -103,7 +103,7 @@ fn version(from: i64, until: i64, created: i64, bytes: u64) -> VersionPlan {
 }
 
 impl Profile {
-    /// The profile of a part, where it has one.
+    /// The profile of a part, if it has one.
     pub(super) fn of(part: Part, memory_bytes: u64) -> Option<Self> {
         match part {
             Part::Sync => Some(Self::sync(memory_bytes)),
@@ -117,7 +117,7 @@ impl Profile {
         const PATHS: usize = 100;
         const CHANGING: usize = 15;
         const TIMEFRAMES: i64 = 400;
-        /// A changing path has another version after so many timeframes.
+        /// Number of timeframes after which a changing path gets another version.
         const EVERY: i64 = 10;
         let span = 1_000;
         let largest = memory_bytes as f64 / 50.0;
@@ -158,11 +158,11 @@ impl Profile {
     }
 
     fn analysis(memory_bytes: u64) -> Self {
-        /// How many versions each path has, the smallest objects first.
+        /// Number of versions of each path, the path with the smallest objects first.
         const VERSIONS: [i64; 10] = [48, 40, 32, 24, 16, 12, 8, 6, 4, 2];
         const TIMEFRAMES: i64 = 16;
         let span = 60_000;
-        // All of them together take some 0.6 of the memory.
+        // All objects together take some 0.6 of the memory.
         let largest = (memory_bytes as f64 * 0.15).min(200e6);
         let path = |(number, count): (usize, &i64)| {
             let bytes = size(1e3, largest, number, VERSIONS.len());
@@ -204,18 +204,19 @@ impl Profile {
                 0 => large,
                 _ => size(100.0, 65_536.0, random.below(64), 64),
             };
-            // The first path has so many that no server likes to list them.
+            // The first path has more versions than a server lists at once.
             let each = if number == 0 { span / 8 } else { span * 7 / 10 + number as i64 };
             let mut versions = Vec::new();
             for n in 0..=end / each {
                 versions.push(version(n * each, (n + 1) * each, 10 + n, bytes()));
                 match n % 6 {
-                    // A correction, made later, of the middle only.
+                    // A later correction of the middle.
                     0 => {
                         let from = n * each + each / 3;
                         versions.push(version(from, from + each / 3, 1_000 + n, bytes()));
                     }
-                    // An older one that reaches far, and shows only where there is nothing newer.
+                    // An older version with a long interval, visible only where there is nothing
+                    // newer.
                     3 => versions.push(version(n * each, (n + 4) * each, 1, bytes())),
                     _ => {}
                 }
@@ -248,17 +249,17 @@ impl Profile {
         }
     }
 
-    /// How many versions there are.
+    /// Number of versions.
     pub(super) fn versions(&self) -> usize {
         self.paths.iter().map(|path| path.versions.len()).sum()
     }
 
-    /// How many bytes they have together.
+    /// Total size of the versions in bytes.
     pub(super) fn object_bytes(&self) -> u64 {
         self.paths.iter().flat_map(|path| &path.versions).map(|version| version.bytes).sum()
     }
 
-    /// The timestamps of timeframe `number`.
+    /// The timestamps of timeframe `number` (ms); `None` is null.
     pub(super) fn timestamps(&self, number: u64) -> Vec<Option<i64>> {
         let number = number % self.timeframes;
         let at = |number: u64| i64::try_from(number).unwrap_or(0) * self.span;
@@ -268,9 +269,9 @@ impl Profile {
             Times::Single => vec![Some(at(number) + self.span / 2)],
             Times::Sorted => (0..rows).map(|n| Some(at(number) + row(n))).collect(),
             Times::Hostile => {
-                // A multiple without a common divisor visits each row once.
+                // A stride without a common divisor visits each row once.
                 const LEAP: i64 = 7_919;
-                /// Milliseconds between two times.
+                /// Milliseconds between two different timestamps.
                 const TICK: i64 = 10;
                 let begin = at(self.timeframes - 1 - number);
                 let place = |n: i64| match number % 4 {
@@ -278,7 +279,7 @@ impl Profile {
                     1 => rows - 1 - n,
                     _ => n,
                 };
-                // Rows are finer than time: several share a millisecond.
+                // There are more rows than milliseconds: several share one.
                 let at = |n: i64| begin + row(place(n)) / TICK * TICK;
                 let time = |n: i64| (n % 97 != 13).then(|| at(n));
                 (0..rows).map(time).collect()

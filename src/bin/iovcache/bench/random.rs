@@ -1,12 +1,12 @@
 //! Reproducible random numbers.
 
-/// Numbers without a pattern, the same ones each time: xorshift.
+/// A deterministic pseudo-random generator: xorshift.
 #[derive(Debug, Clone)]
 pub(super) struct Random(u64);
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        // Not zero, and small seeds are spread.
+        // The state must not be zero; the multiplication spreads small seeds.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -17,7 +17,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// One of `0..count`.
+    /// A number in `0..count`.
     pub(super) fn below(&mut self, count: usize) -> usize {
         usize::try_from(self.next() % count.max(1) as u64).unwrap_or(0)
     }

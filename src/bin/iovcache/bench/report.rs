@@ -13,7 +13,7 @@ use crate::common::show_bytes;
 
 const STYLE: &str = include_str!("report.css");
 
-/// The page of a result; beside it, where there is one, what was measured before.
+/// The page of a result, compared with an earlier one if given.
 pub(super) fn page(result: &BenchResult, before: Option<&BenchResult>) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -109,7 +109,7 @@ fn write_header(
     Ok(())
 }
 
-/// The day of a time in ms, UTC (the civil calendar, as Howard Hinnant's `civil_from_days` has it).
+/// The day of a time in ms, UTC (the civil calendar, by Howard Hinnant's `civil_from_days`).
 fn day(ms: u64) -> String {
     let days = (ms / 86_400_000) as i64 + 719_468;
     let era = days.div_euclid(146_097);
@@ -202,7 +202,7 @@ fn write_tiles(text: &mut String, phase: &Phase, before: Option<&Phase>) -> fmt:
     Ok(())
 }
 
-/// With a capital letter.
+/// `text` with a capital first letter.
 fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
@@ -271,7 +271,7 @@ fn write_figures(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     Ok(())
 }
 
-/// The percentiles that stand in a table.
+/// The percentiles of a table row.
 struct Latencies([f64; 5]);
 
 impl Latencies {

@@ -1,4 +1,4 @@
-//! What came of a run: the JSON that is written, compared, and drawn.
+//! The result of a run: JSON that is written, compared, and drawn.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,16 +10,16 @@ use super::histogram::Latency;
 use super::process::Usage;
 use crate::failure::Failure;
 
-/// The form of this JSON; another number is another form.
+/// Version of this JSON format.
 pub(super) const FORMAT: u32 = 1;
 
-/// A run.
+/// The result of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct BenchResult {
     pub(super) iovcache_bench: u32,
-    /// The program's version.
+    /// Version of the program.
     pub(super) version: String,
-    /// When it began, in ms since the Unix epoch.
+    /// Begin, in ms since the Unix epoch.
     pub(super) began_ms: u64,
     pub(super) took_seconds: f64,
     pub(super) machine: Machine,
@@ -28,14 +28,14 @@ pub(super) struct BenchResult {
     pub(super) curves: Vec<Curve>,
 }
 
-/// Where it ran.
+/// The machine of the run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Machine {
     pub(super) cpu: String,
     pub(super) cores: usize,
     pub(super) memory_bytes: u64,
     pub(super) kernel: String,
-    /// A build without optimisation says nothing about speed.
+    /// Whether the build is optimised: without optimisation its figures say nothing about speed.
     pub(super) optimised: bool,
 }
 
@@ -59,17 +59,17 @@ impl Machine {
     }
 }
 
-/// How it was called.
+/// The options of the run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Options {
     pub(super) duration_seconds: f64,
     pub(super) memory_bytes: u64,
     pub(super) quick: bool,
-    /// The service, where it was not one of our own.
+    /// URL of the service, if the run did not start it.
     pub(super) server: Option<String>,
 }
 
-/// A profile, and what came of each of its phases.
+/// A profile with the results of its phases.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct ProfileResult {
     pub(super) name: String,
@@ -82,61 +82,62 @@ pub(super) struct ProfileResult {
     pub(super) object_bytes: u64,
     pub(super) memory_bytes: u64,
     pub(super) phases: Vec<Phase>,
-    /// What the source did, where it was made to fail: how often.
+    /// Number of each injected fault of the source.
     pub(super) source_faults: BTreeMap<String, u64>,
-    /// Bytes that were still pinned after all was reported as consumed.
+    /// Bytes still pinned after all timeframes were reported as consumed.
     pub(super) left_pinned_bytes: u64,
-    /// Timeframes that were still in flight then.
+    /// Timeframes still in flight then.
     pub(super) left_in_flight: u64,
 }
 
-/// A stretch of one rate.
+/// A part of a profile with one rate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Phase {
-    /// `cold`: each timeframe needs objects that are not in shared memory. `warm`: all are there.
+    /// `cold`: each timeframe needs objects that are not in shared memory. `warm`: all are
+    /// resident.
     pub(super) name: String,
-    /// Timeframes per second, as intended.
+    /// Intended timeframes per second.
     pub(super) rate: f64,
-    /// From the first timeframe until the last table.
+    /// Seconds from the first timeframe until the last table.
     pub(super) seconds: f64,
-    /// Until the last timeframe was reported as consumed.
+    /// Seconds until the last timeframe was reported as consumed.
     pub(super) quiet_after_seconds: f64,
     pub(super) timeframes: u64,
     pub(super) tables: Tables,
     pub(super) throughput: Throughput,
-    /// From when a timeframe was due until a consumer had resolved each cell of its table.
+    /// From the due time of a timeframe until a consumer had resolved each cell of its table.
     pub(super) latency: Latency,
-    /// By how much the load itself came late: part of the latency.
+    /// Delay of the load itself, which is part of the latency.
     pub(super) late: Latency,
-    /// Registering a timeframe.
+    /// The registration of a timeframe.
     pub(super) register: Latency,
-    /// A table, from when it was asked for until each cell was resolved.
+    /// From the request for a table until each cell was resolved.
     pub(super) table: Latency,
-    /// Reporting a timeframe as consumed.
+    /// The call that reports a timeframe as consumed.
     pub(super) consumed: Latency,
-    /// What the service used, where it runs on this node.
+    /// Resources of the service, if it runs on this node.
     pub(super) service: Option<ServiceUse>,
-    /// Latency over time, by when timeframes were due.
+    /// Latency over time, by the due time of the timeframes.
     pub(super) windows: Vec<Window>,
     /// Memory over time.
     pub(super) looks: Vec<Look>,
 }
 
-/// What became of the tables: `expected = done + failed + lost`.
+/// Counts of tables: `expected = done + failed + lost`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Tables {
     pub(super) expected: u64,
     pub(super) done: u64,
     pub(super) failed: u64,
-    /// They died with their consumers.
+    /// Tables of consumers that were killed.
     pub(super) lost: u64,
     /// Consumers that were killed.
     pub(super) deaths: u64,
-    /// Cells whose bytes were checked.
+    /// Cells whose bytes were compared.
     pub(super) cells_checked: u64,
-    /// Cells whose bytes were not those that are right for their timestamp.
+    /// Cells whose bytes differ from the expected ones of their timestamp.
     pub(super) cells_wrong: u64,
-    /// How often each kind of failure, with the first message of it.
+    /// Count and first message of each kind of failure.
     pub(super) failures: BTreeMap<String, FailureCount>,
 }
 
@@ -157,8 +158,8 @@ impl Tables {
     }
 }
 
-/// Per second, over the seconds of the phase. Objects and their bytes are those that were handed
-/// to consumers, which copies none of them.
+/// Rates per second over the phase. Objects and their bytes are those handed to consumers, without
+/// copies.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Throughput {
     pub(super) tables: f64,
@@ -166,30 +167,31 @@ pub(super) struct Throughput {
     pub(super) cells: f64,
     pub(super) objects: f64,
     pub(super) bytes: f64,
-    /// Objects that were loaded from the source.
+    /// Objects loaded from the source.
     pub(super) loads: f64,
 }
 
-/// What a service used in a phase.
+/// Resources of a service in a phase.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct ServiceUse {
     pub(super) cpu_seconds: f64,
-    /// Processor time per table, registering and reporting its timeframe included.
+    /// Processor time in microseconds per table, including the registration and the report of its
+    /// timeframe.
     pub(super) cpu_us_per_table: f64,
-    /// How many cores it kept busy.
+    /// Average number of busy cores.
     pub(super) cores: f64,
-    /// At the end of the phase.
+    /// Memory of the process at the end of the phase.
     pub(super) memory: Usage,
-    /// Shared memory that objects took, at most, and what of it was pinned.
+    /// Maximum of the shared memory used by objects; the pinned part follows.
     pub(super) used_bytes: u64,
     pub(super) pinned_bytes: u64,
     pub(super) evictions: u64,
 }
 
-/// A piece of a phase.
+/// A time window of a phase.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Window {
-    /// Its begin, in seconds from that of the phase.
+    /// Begin in seconds from the begin of the phase.
     pub(super) at: f64,
     pub(super) tables: u64,
     pub(super) p50_us: u64,
@@ -197,24 +199,24 @@ pub(super) struct Window {
     pub(super) max_us: u64,
 }
 
-/// What was seen at one look at the service.
+/// One sample of the service's status.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Look {
-    /// In seconds from the phase's begin.
+    /// Seconds from the begin of the phase.
     pub(super) at: f64,
     /// Timeframes in flight.
     pub(super) in_flight: u64,
-    /// Shared memory that objects take, and what of it is pinned.
+    /// Shared memory used by objects; the pinned part follows.
     pub(super) used_bytes: u64,
     pub(super) pinned_bytes: u64,
 }
 
-/// How one request's cost grows with something.
+/// The cost of one request over a growing quantity.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Curve {
     pub(super) name: String,
     pub(super) about: String,
-    /// What grows.
+    /// The growing quantity.
     pub(super) of: String,
     pub(super) points: Vec<Point>,
 }
@@ -225,12 +227,12 @@ pub(super) struct Point {
     pub(super) x: u64,
     pub(super) requests_per_second: f64,
     pub(super) latency: Latency,
-    /// The service's processor time per request, where it could be told.
+    /// The service's processor time per request in microseconds, if it is known.
     pub(super) cpu_us: Option<f64>,
 }
 
 impl BenchResult {
-    /// Reads what an earlier run wrote.
+    /// Reads the result of an earlier run.
     pub(super) fn read(file: &Path) -> Result<Self, Failure> {
         let text = fs::read(file).map_err(|error| Failure::io(file.display(), error))?;
         let wrong = |why: String| Failure::usage(format!("{}: {why}", file.display()));
@@ -242,7 +244,7 @@ impl BenchResult {
         }
     }
 
-    /// What must not be, in words; nothing: all is well.
+    /// The faults of the run, one sentence each; empty if there are none.
     pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for profile in &self.profiles {
@@ -259,10 +261,10 @@ impl BenchResult {
                 if done == 0 && expected > 0 {
                     let first = phase.tables.failures.values().next();
                     let first = first.map_or("", |failure| failure.first.as_str());
-                    faults.push(format!("{name}, {}: no table came: {first}", phase.name));
+                    faults.push(format!("{name}, {}: no table arrived: {first}", phase.name));
                 }
                 if lost > 0 && deaths == 0 {
-                    faults.push(format!("{name}, {}: {lost} tables never came", phase.name));
+                    faults.push(format!("{name}, {}: {lost} tables never arrived", phase.name));
                 }
             }
             if profile.left_pinned_bytes > 0 || profile.left_in_flight > 0 {

@@ -1,4 +1,4 @@
-//! A run from begin to end.
+//! A complete run.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,7 @@ use super::{compare, consumer, report, synthetic, text};
 use crate::common::out;
 use crate::failure::Failure;
 
-/// With `--quick`, so many times fewer consumers.
+/// Divisor of the number of consumers with `--quick`.
 const QUICK_CONSUMERS: usize = 4;
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -44,7 +44,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         return prepare(&arguments, folder);
     }
     let result = measure(&arguments).await?;
-    // A file that cannot be written does not discard the measurements.
+    // A file that cannot be written must not discard the measurements.
     let json = serde_json::to_string(&result).map_err(Failure::failed)?;
     match arguments.json {
         true => out(format!("{json}\n").as_bytes())?,
@@ -62,7 +62,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Writes the objects of the profiles.
+/// Writes the objects of the profiles into a repository.
 fn prepare(arguments: &Arguments, folder: &Path) -> Result<(), Failure> {
     for part in arguments.parts() {
         if let Some(mut profile) = Profile::of(part, arguments.memory_bytes()?) {
@@ -106,7 +106,7 @@ async fn measure(arguments: &Arguments) -> Result<BenchResult, Failure> {
     })
 }
 
-/// The curves have some 40 points, which together take as long as a profile.
+/// The effort of the curves: some 40 points together take as long as a profile.
 fn effort(arguments: &Arguments) -> Effort {
     let largest = if arguments.quick { 10_000 } else { 1_000_000 };
     Effort { point: arguments.duration() / 40, largest }
@@ -140,13 +140,13 @@ async fn of_profile(arguments: &Arguments, mut profile: Profile) -> Result<Profi
         .await?,
         profile: &profile,
         pid: stage.service.pid,
-        // Another run may have left some at a service that is not ours.
+        // Another run may have left timeframes at a service that this run did not start.
         next: now_us(),
         random: Random::new(arguments.seed),
     };
     let rates = if arguments.rate.is_empty() { vec![profile.rate] } else { arguments.rate.clone() };
     let every = usize::try_from(profile.cold_every).unwrap_or(usize::MAX);
-    // The last one has what only it needs.
+    // The last timeframe has objects that only it needs.
     let (last, mut cold) = (profile.timeframes - 1, Vec::new());
     cold.extend((0..last).step_by(every).chain([last]));
     let stretch = Stretch { name: "cold", rate: profile.rate.min(rates[0]), numbers: cold };
@@ -156,7 +156,7 @@ async fn of_profile(arguments: &Arguments, mut profile: Profile) -> Result<Profi
         phases.push(rig.run(Stretch { name: "warm", rate, numbers: (0..count).collect() }).await?);
     }
     let left = stage.client.status().await?;
-    // At a service that others use too, what is held is not ours to judge.
+    // A service that this run did not start may hold timeframes and pins of other clients.
     let ours = arguments.server.is_none();
     Ok(ProfileResult {
         name: profile.name.clone(),
@@ -183,7 +183,7 @@ fn columns(profile: &Profile) -> Result<Vec<ColumnRequest>, Failure> {
     profile.paths.iter().map(column).collect()
 }
 
-/// The service that is measured, and what it stands on. Fields end in their order.
+/// The measured service and the resources it needs. Fields are dropped in their order.
 struct Stage {
     client: Client,
     service: Service,
@@ -206,7 +206,7 @@ impl Stage {
             let client = arguments.access.connect(url, options).await?;
             check_paths(&client, profile, arguments).await?;
             let status = client.status().await?;
-            // Whether its process is on this node: a Unix socket is.
+            // A Unix socket means that the process is on this node.
             let pid = url.contains("unix://").then_some(status.pid);
             let service = Service::running(url, pid);
             return Ok(Self { client, service, gateway: None, _ccdb: None, _folder: folder });
@@ -214,7 +214,10 @@ impl Stage {
         let (mut source, mut gateway, mut ccdb) = (repository.clone(), None, None);
         if profile.hostile {
             let behind = serve(&folder.path().join("ccdb"), &repository, 64 << 20, true)?;
-            let url = behind.ccdb.clone().ok_or_else(|| Failure::failed("there is no CCDB"))?;
+            let url = behind
+                .ccdb
+                .clone()
+                .ok_or_else(|| Failure::failed("the service has no CCDB address"))?;
             let failing = Gateway::open(&url, arguments.seed).await?;
             source = failing.url().to_owned();
             (gateway, ccdb) = (Some(failing), Some(behind));
@@ -239,7 +242,7 @@ fn serve(sockets: &Path, source: &str, memory: u64, ccdb: bool) -> Result<Servic
     })
 }
 
-/// A service that is not ours has to know the objects.
+/// Checks that a service that this run did not start has the objects.
 async fn check_paths(
     client: &Client,
     profile: &Profile,

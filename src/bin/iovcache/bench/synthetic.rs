@@ -1,8 +1,8 @@
-//! A service with as many versions as one likes, for the curves and for comparisons with peers: a
-//! repository of a million files would take longer to make than to measure.
+//! A service with any number of versions, for the curves and for comparisons: writing a repository
+//! of a million files would take longer than the measurement.
 //!
-//! The path says what there is: `Bench/Curve/C0/V1000/B64` has 1,000 versions of 64 bytes and one
-//! millisecond each, from 0 on; the last of them holds for ever.
+//! The path defines the versions: `Bench/Curve/C0/V1000/B64` has 1,000 versions of 64 bytes, each
+//! valid for one millisecond from 0 on; the last one is valid for ever.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use crate::failure::Failure;
 
 const URL: &str = "synthetic:";
 const PREFIX: &str = "Bench/Curve/";
-/// Bytes of each object of the curves.
+/// Size of each object of the curves.
 const BYTES: u64 = 64;
-/// Objects repeat so many bytes.
+/// Length of the repeated content of objects.
 const PAGE_BYTES: usize = 64 << 10;
 const MEMORY_BYTES: u64 = 256 << 20;
 
-/// The path of `column` that has so many versions.
+/// The path of `column` with this number of versions.
 pub(super) fn path(column: usize, versions: u64) -> String {
     format!("{PREFIX}C{column}/V{versions}/B{BYTES}")
 }
@@ -39,7 +39,7 @@ struct Synthetic {
     requests: AtomicU64,
 }
 
-/// How many versions a path has, and of how many bytes each of them is.
+/// Number of versions of a path, and bytes of each.
 fn asked(path: &ObjectPath) -> (u64, u64) {
     let numbers = path.as_str().strip_prefix(PREFIX).and_then(|rest| rest.split_once("/V"));
     let numbers = numbers.and_then(|(_, numbers)| numbers.split_once("/B"));
@@ -129,7 +129,7 @@ impl Source for Synthetic {
     }
 }
 
-/// Is such a service until stdin ends.
+/// Runs such a service until stdin ends.
 pub(super) async fn run(memory: Option<u64>) -> Result<(), Failure> {
     let memory_bytes = memory.unwrap_or(MEMORY_BYTES);
     let memory =

@@ -1,4 +1,4 @@
-//! A result as a table of text.
+//! A result as a text table.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -9,7 +9,7 @@ use super::result::{BenchResult, Curve, Phase, ProfileResult};
 use crate::common::show_bytes;
 use crate::failure::Failure;
 
-/// A duration of so many microseconds, as a person reads it.
+/// A duration in microseconds with a readable unit.
 pub(super) fn micros(us: f64) -> String {
     match us {
         us if us < 1_000.0 => format!("{us:.0} µs"),
@@ -19,7 +19,7 @@ pub(super) fn micros(us: f64) -> String {
     }
 }
 
-/// A number as a person reads it: `1,200`, `12.0 k`, `1.2 M`.
+/// A number in a readable form: `1,200`, `12.0 k`, `1.2 M`.
 pub(super) fn number(value: f64) -> String {
     let units = [(1e9, 1e9, " G"), (1e6, 1e6, " M"), (1e4, 1e3, " k")];
     match units.iter().find(|(least, ..)| value >= *least) {
@@ -33,13 +33,13 @@ pub(super) fn number(value: f64) -> String {
     }
 }
 
-/// Bytes per second.
+/// Bytes per second with a readable unit.
 pub(super) fn bytes(value: f64) -> String {
-    // Beyond 2^63 no memory is.
+    // Values beyond 2^63 do not occur.
     show_bytes(value.max(0.0) as u64)
 }
 
-/// All of it.
+/// The whole result.
 pub(super) fn show(result: &BenchResult) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -111,7 +111,7 @@ fn write_profile(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     line(text, "private memory", &of(|used| show_bytes(used.memory.private_bytes)))?;
     line(text, "shared memory, used", &of(|used| show_bytes(used.used_bytes)))?;
     line(text, "shared memory, pinned", &of(|used| show_bytes(used.pinned_bytes)))?;
-    line(text, "tables that came", &|phase| {
+    line(text, "tables received", &|phase| {
         format!("{} of {}", phase.tables.done, phase.tables.expected)
     })?;
     line(text, "failed, lost", &|phase| format!("{}, {}", phase.tables.failed, phase.tables.lost))?;
@@ -145,7 +145,7 @@ fn header(profile: &ProfileResult, value: impl Fn(&Phase) -> String) -> String {
     profile.phases.iter().map(|phase| format!("{:>20}", value(phase))).collect()
 }
 
-/// What a phase is called.
+/// Name and rate of a phase.
 pub(super) fn phase_name(phase: &Phase) -> String {
     format!("{}, {}/s", phase.name, number(phase.rate))
 }

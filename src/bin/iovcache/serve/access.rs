@@ -13,10 +13,10 @@ use tokio::signal::unix::Signal;
 use crate::failure::Failure;
 use crate::settings::CommandLine;
 
-/// The keys in the environment, where no file is named.
+/// The environment variable with the keys, if no file is named.
 const KEYS: &str = "IOVCACHE_KEYS";
 
-/// Where everything is read from, at first and again.
+/// The files of keys and certificates, which are read at the start and on SIGHUP.
 #[derive(Debug)]
 pub(super) struct AccessFiles<'a>(pub(super) &'a Config);
 
@@ -37,14 +37,14 @@ impl AccessFiles<'_> {
         let failed = |error| Failure::io(&name, error);
         let mode = fs::metadata(file).map_err(failed)?.permissions().mode();
         if mode & 0o002 != 0 {
-            let message = format!("{name}: everybody can write it, and so let in whom they like");
+            let message = format!("{name}: every user can write it, and give access to any client");
             return Err(Failure::of_kind(ErrorKind::PermissionDenied, message));
         }
         let keys = Keys::parse(&fs::read_to_string(file).map_err(failed)?);
         let keys = keys.map_err(|error| of(&name, &error))?;
-        // An empty file would open the service to everybody, and was hardly meant to.
+        // An empty file would open the service to every client, and is hardly intended.
         match keys.is_empty() {
-            true => Err(Failure::usage(format!("{name}: there is no key in it"))),
+            true => Err(Failure::usage(format!("{name}: the file contains no key"))),
             false => Ok(keys),
         }
     }
@@ -61,8 +61,8 @@ impl AccessFiles<'_> {
     }
 }
 
-/// Reads configuration, keys, certificates and the log's filter again on each SIGHUP. What cannot
-/// be read is told, and changes nothing; what takes a restart is named.
+/// Reads configuration, keys, certificates and the log's filter again on each SIGHUP. If one of
+/// them cannot be read, that is logged and nothing changes. Changes that need a restart are logged.
 pub(super) async fn reload_on_hangup(
     mut hangup: Signal,
     given: CommandLine,
@@ -72,7 +72,7 @@ pub(super) async fn reload_on_hangup(
 ) {
     while hangup.recv().await.is_some() {
         let given = given.clone();
-        // Files may be slow.
+        // Reading files may block.
         let read = tokio::task::spawn_blocking(move || {
             let config = given.settings()?.config;
             let files = AccessFiles(&config);
@@ -104,7 +104,7 @@ pub(super) async fn reload_on_hangup(
     }
 }
 
-/// The keys, without their sections' keys, that differ and are not read again.
+/// The keys that differ and are not read again, without the keys of their sections.
 fn need_a_restart(old: &Config, new: &Config) -> Vec<String> {
     let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
     let (old, new) = (table(old), table(new));
@@ -113,7 +113,7 @@ fn need_a_restart(old: &Config, new: &Config) -> Vec<String> {
     differ.filter(|key| !READ_AGAIN.contains(&key.as_str())).cloned().collect()
 }
 
-/// Keys that SIGHUP reads again. TLS cannot be turned on or off by it; its files can change.
+/// Keys that SIGHUP reads again. SIGHUP cannot turn TLS on or off; the files of TLS can change.
 const READ_AGAIN: [&str; 2] = ["log", "tokens"];
 
 fn of(name: impl std::fmt::Display, error: &impl iovcache::Coded) -> Failure {

@@ -1,4 +1,4 @@
-//! From a configuration to the parts of a service.
+//! Makes the parts of a service from its configuration.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use super::fairmq::Registrar;
 use super::systemd::SystemdStore;
 use crate::failure::Failure;
 
-/// The cache, and what is to be registered with FairMQ, if anything is.
+/// The cache, and the segments to register with FairMQ, if there are any.
 pub(super) fn cache(
     config: &Config,
     inheritance: Inheritance,
@@ -97,7 +97,7 @@ pub(super) fn serve_options(config: &Config, log: LogWriter) -> Result<ServeOpti
     })
 }
 
-/// What registers the segments with FairMQ, if that is configured.
+/// The program that registers the segments with FairMQ, if one is configured.
 pub(super) fn registrar(config: &Config) -> Option<Arc<Registrar>> {
     let program = config.fairmq_register.as_deref()?;
     Some(Arc::new(Registrar::new(program, &shmid(config)?)))
@@ -106,7 +106,7 @@ pub(super) fn registrar(config: &Config) -> Option<Arc<Registrar>> {
 /// FairMQ's id of the session, if there is one.
 fn shmid(config: &Config) -> Option<String> {
     let session = config.fairmq_session.as_deref().map(shmid_of_session);
-    // What is no shmid is refused where the configuration is read.
+    // The configuration's check has refused invalid ids.
     let given = || config.fairmq_shmid.as_deref().and_then(|text| shmid_of_text(text).ok());
     session.or_else(given)
 }
@@ -130,7 +130,7 @@ fn memory(config: &Config) -> Result<PoolOptions, Failure> {
     })
 }
 
-/// The sources in order, each limited to its paths; one alone needs no chain.
+/// The sources in order, each limited to its paths; a single source needs no chain.
 fn source(config: &Config) -> Result<Arc<dyn Source>, Failure> {
     let refresh = config.refresh.map(TimeSpan::duration);
     let options = SourceOptions { refresh, ccdb: config.ccdb.clone() };
@@ -155,7 +155,7 @@ fn source(config: &Config) -> Result<Arc<dyn Source>, Failure> {
     }
 }
 
-/// What the configuration says of single paths.
+/// The settings of single paths.
 fn policies(config: &Config) -> Result<Policies, Failure> {
     let policy = |path: &PathConfig| {
         let policy = PathPolicy {

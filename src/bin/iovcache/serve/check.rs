@@ -1,4 +1,4 @@
-//! Faults of a configuration beyond its text: files, folders and ports.
+//! Checks beyond the text of a configuration: files, folders and ports.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -10,12 +10,12 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::access::AccessFiles;
 
-/// What was found.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// Key and reason of what keeps a service from starting.
+    /// Key and reason of each fault that keeps a service from starting.
     pub(crate) faults: Vec<(String, String)>,
-    /// What may be meant so.
+    /// Observations that may be intended.
     pub(crate) notes: Vec<String>,
 }
 
@@ -25,7 +25,7 @@ impl Findings {
     }
 }
 
-/// Looks at everything that a configuration names on this node.
+/// Checks everything that a configuration names on this node.
 pub(crate) fn check(settings: &Settings) -> Findings {
     let config = &settings.config;
     let mut found = Findings::default();
@@ -78,7 +78,7 @@ fn sources(config: &Config, found: &mut Findings) {
         let Some(folder) = url.and_then(|url| url.strip_prefix("file://")) else { continue };
         let reason = match std::fs::metadata(folder) {
             Ok(metadata) if metadata.is_dir() => continue,
-            Ok(_) => "it is no folder".to_owned(),
+            Ok(_) => "it is not a folder".to_owned(),
             Err(error) => error.to_string(),
         };
         found.fault(key, format!("{folder}: {reason}"));
@@ -95,7 +95,7 @@ fn folders(config: &Config, found: &mut Findings) {
         match usable(socket) {
             Err(error) => found.fault("socket", format!("{}: {error}", socket.display())),
             Ok(Some(mode)) if mode & 0o002 != 0 => {
-                let reason = "everybody can write it; use a folder of the service's own";
+                let reason = "every user can write it; use a folder of the service's own";
                 found.fault("socket", format!("{}: {reason}", socket.display()));
             }
             Ok(_) => {}
@@ -114,7 +114,7 @@ fn folders(config: &Config, found: &mut Findings) {
     }
 }
 
-/// The mode of a folder; `None` where it is not there and can be made.
+/// The mode of a folder; `None` if it does not exist and can be made.
 fn usable(folder: &Path) -> io::Result<Option<u32>> {
     match std::fs::metadata(folder) {
         Ok(metadata) if !metadata.is_dir() => Err(io::ErrorKind::NotADirectory.into()),
@@ -124,7 +124,7 @@ fn usable(folder: &Path) -> io::Result<Option<u32>> {
             Ok(Some(metadata.permissions().mode()))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // The nearest folder above has to let it be made.
+            // The folder can be made if the nearest existing parent permits it.
             match folder.parent().filter(|above| !above.as_os_str().is_empty()) {
                 Some(above) => usable(above).map(|_| None),
                 None => Ok(None),
@@ -160,7 +160,7 @@ fn ports(config: &Config, found: &mut Findings) {
     }
 }
 
-/// Whether a service runs whose sockets are in this folder.
+/// Whether a running service has its sockets in this folder.
 fn is_served(folder: &Path) -> bool {
     let lock = std::fs::File::open(folder.join("lock"));
     lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())

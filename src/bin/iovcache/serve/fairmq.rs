@@ -21,7 +21,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after an attempt to make segments anew that failed: each one uses up a number.
 const RENEW_RETRY: Duration = Duration::from_secs(30);
 
-/// The segments are not in FairMQ's book.
+/// The segments could not be registered with FairMQ.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{} did not register the segments with FairMQ: {reason}; run it by hand to see why, or leave out \
@@ -66,7 +66,7 @@ impl Registrar {
         Ok(())
     }
 
-    /// Takes all segments out of FairMQ's book. That it fails is logged.
+    /// Takes all segments out of FairMQ's registry. That it fails is logged.
     pub(crate) async fn unregister(self: &Arc<Self>, cache: &Cache) {
         self.remove(numbers(cache)).await;
     }
@@ -77,7 +77,7 @@ impl Registrar {
         let removed = run.await.unwrap_or_else(|error| Err(error.to_string()));
         if let Err(reason) = removed {
             let program = self.program.display();
-            tracing::warn!(%program, reason, "the segments stay in FairMQ's book");
+            tracing::warn!(%program, reason, "the segments stay in FairMQ's registry");
         }
     }
 

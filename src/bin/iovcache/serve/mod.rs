@@ -1,5 +1,5 @@
-//! `serve`: runs the service until SIGTERM or SIGINT; the second of them does not wait for requests
-//! under way.
+//! `serve`: runs the service until SIGTERM or SIGINT. The second signal ends it without waiting for
+//! running requests.
 //!
 //! ```text
 //!  options, environment, file ─▶ Settings ─▶ assemble: cache, listeners ─▶ server::run
@@ -38,7 +38,7 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     open_many_files();
     compare_memory(config.memory.bytes());
     iovcache::server::silence_decode_panics();
-    // Sockets that listen already, and what a predecessor left.
+    // Listening sockets, and the descriptors that a predecessor left.
     let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
     let (cache, registration) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
     let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
@@ -50,7 +50,7 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     if let Some(registrar) = &registrar {
         registrar.register(&cache).await?;
     }
-    // Held until the segments are out of FairMQ's book.
+    // Held until the segments are removed from FairMQ's registry.
     let named = registration.is_some().then(|| cache.clone());
     if let Some(cache) = named.clone() {
         match config.fairmq_renew {
@@ -75,7 +75,7 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
         notifier.tell("READY=1");
     };
     let (access, tls) = (options.access.clone(), options.tls.clone());
-    // Listened for at once: until then SIGHUP would end the process.
+    // Installed early: until then SIGHUP would end the process.
     let hangup = signals::hangup()?;
     tokio::spawn(access::reload_on_hangup(hangup, given.clone(), config, access, tls));
     let served = iovcache::server::run(listeners, cache, options, shutdown, tell).await;

@@ -1,5 +1,4 @@
-//! What a service says when it is ready: a line of JSON on stdout for programs, a line in the log for
-//! people.
+//! The report of readiness: a line of JSON on stdout for programs, a line in the log for people.
 
 use std::io::Write as _;
 
@@ -16,7 +15,7 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    /// `fairmq`: what is to be registered with FairMQ, if anything is.
+    /// `fairmq`: the segments to register with FairMQ, if there are any.
     pub(super) fn new(
         config: &Config,
         cache: &Cache,
@@ -41,26 +40,26 @@ impl Ready {
         Self { line, greeting, log_format: config.log_format }
     }
 
-    /// Says both, within the runtime.
+    /// Writes both lines; must be called within the runtime.
     pub(super) fn tell(self) {
         let Self { line, greeting, log_format } = self;
         crate::log::say_as(&greeting, log_format);
-        // Beside the runtime's own threads: a full pipe blocks.
+        // On a blocking thread: a full pipe blocks.
         tokio::task::spawn_blocking(move || {
             let mut out = std::io::stdout();
             let told = writeln!(out, "{line}").and_then(|()| out.flush());
             if let Err(error) = told {
-                tracing::warn!(%error, "the line that says ready cannot be written to stdout");
+                tracing::warn!(%error, "the ready line cannot be written to stdout");
             }
         });
     }
 }
 
-/// One line for a person: what runs, where, and over what.
+/// The line for people: version, sources, memory and addresses.
 fn greeting(config: &Config, cache: &Cache, ready: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let flight: Vec<String> = ready["flight"].as_array().into_iter().flatten().map(text).collect();
-    // Without credentials.
+    // URLs without credentials.
     let sources: Vec<String> = cache.sources().into_iter().map(|source| source.url).collect();
     format!(
         "iovcache {} (pid {}) serves {} over {} of memory at {}; its page is {}/",

@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT: the first ends the service in order, the second does not wait for requests
-//! under way.
+//! SIGTERM and SIGINT: the first ends the service in order, the second ends it without waiting for
+//! running requests.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ impl Signals {
         Ok(Self([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?]))
     }
 
-    /// Comes with the first; the second cancels `hurry`.
+    /// Waits for the first signal; the second cancels `hurry`.
     pub(super) async fn stop(mut self, hurry: CancellationToken) {
         self.next().await;
         tokio::spawn(async move {

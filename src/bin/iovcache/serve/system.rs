@@ -1,17 +1,17 @@
-//! The limits of the system at the start: open files, and the memory of the control group.
+//! System limits at the start: open files, and the memory of the control group.
 
 use iovcache::server::{Config, Descriptors, Limits, ServeOptions};
 
-/// Fewer connections than this are worth a warning.
+/// Fewer connections than this are logged as a warning.
 const FEW_CONNECTIONS: usize = 1_024;
 
-/// As many descriptors as the system allows: each connection and segment has one, and the usual
-/// limit of 1,024 is there for programs that use select(2).
+/// Raises the limit of open files to the system's maximum: each connection and segment takes a
+/// descriptor. The usual limit of 1,024 exists for programs that use select(2).
 pub(super) fn open_many_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!(%error, "the limit of open files cannot be raised");
     }
 }
 
@@ -39,7 +39,7 @@ pub(super) fn share_descriptors(config: &Config, options: &mut ServeOptions) {
     options.ccdb_connections = shares.ccdb_connections;
 }
 
-/// Says at the start what would come out when the memory is needed.
+/// Warns at the start if the control group allows less memory than configured.
 pub(super) fn compare_memory(memory_bytes: u64) {
     if let Some(allowed_bytes) = iovcache::shm::memory_allowed()
         && allowed_bytes < memory_bytes

@@ -1,11 +1,11 @@
-//! What passes between systemd and the service: its state, and descriptors for its successor.
+//! Communication with systemd: the state of the service, and descriptors for its successor.
 //!
 //! ```text
 //!  any thread ── message ──▶ queue ──▶ task ── when the socket has room ──▶ $NOTIFY_SOCKET
 //! ```
 //!
-//! Sending never blocks a caller: a systemd that does not read fills its socket, and then the
-//! messages wait here.
+//! Sending never blocks a caller: a systemd that does not read fills its socket, and the messages
+//! are queued here.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -20,16 +20,16 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::{mpsc, oneshot};
 
-/// Most messages that wait to be sent. A service has fewer segments.
+/// Maximum number of queued messages. A service has fewer segments.
 const MAX_QUEUED: usize = 4_096;
-/// Longest time that the end of the service waits for its last messages.
+/// Time limit for sending the last messages when the service ends.
 const END_LIMIT: Duration = Duration::from_secs(1);
 /// Pause before a message is sent again to a socket that refused it.
 const RETRY: Duration = Duration::from_millis(200);
 /// Attempts to send one message to a socket that refuses it.
 const ATTEMPTS: usize = 5;
 
-/// Tells systemd how the service is, where `$NOTIFY_SOCKET` names its socket. Clones are the same.
+/// Reports the state of the service to the socket of `$NOTIFY_SOCKET`. Clones share one queue.
 #[derive(Debug, Clone)]
 pub(super) struct Notifier {
     queue: Option<mpsc::Sender<Message>>,
@@ -38,12 +38,12 @@ pub(super) struct Notifier {
 #[derive(Debug)]
 enum Message {
     Text(String, Option<OwnedFd>),
-    /// Answered when all before it are sent.
+    /// Answered when all earlier messages are sent.
     Flush(oneshot::Sender<()>),
 }
 
 impl Notifier {
-    /// Of the environment. Within the runtime.
+    /// Connects to the socket that the environment names; must be called within the runtime.
     pub(super) fn from_environment() -> Self {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Self { queue: None };
@@ -51,7 +51,7 @@ impl Notifier {
         match address(name.as_bytes()).and_then(|address| Ok((connect(&address)?, address))) {
             Ok((socket, address)) => Self::over(socket, address),
             Err(error) => {
-                tracing::warn!(%error, socket = ?name, "systemd is not told of the service's state");
+                tracing::warn!(%error, socket = ?name, "the service's state is not sent to systemd");
                 Self { queue: None }
             }
         }
@@ -63,7 +63,7 @@ impl Notifier {
         Self { queue: Some(queue) }
     }
 
-    /// Sends a state, as `READY=1`.
+    /// Queues a state such as `READY=1`.
     pub(super) fn tell(&self, state: &str) {
         self.push(Message::Text(format!("{state}\n"), None));
     }
@@ -76,12 +76,12 @@ impl Notifier {
         }
     }
 
-    /// Feeds systemd's watchdog, until it is dropped: as a task among the others, so that it falls
-    /// silent when these do not run any more.
+    /// Feeds systemd's watchdog until dropped. It runs as a task on the runtime, so that it stops
+    /// when the runtime's tasks do not run any more.
     pub(super) async fn feed_watchdog(self, limit: Duration) {
         let Some(queue) = &self.queue else { return };
         loop {
-            // One that waits already is enough.
+            // A queued message is enough.
             if queue.capacity() == queue.max_capacity() {
                 self.tell("WATCHDOG=1");
             }
@@ -89,7 +89,7 @@ impl Notifier {
         }
     }
 
-    /// Waits until all is sent, for at most [`END_LIMIT`].
+    /// Waits at most [`END_LIMIT`] until all messages are sent.
     pub(super) async fn flush(&self) {
         let (sent, all_sent) = oneshot::channel();
         if self.queue.is_some() {
@@ -98,10 +98,10 @@ impl Notifier {
         }
     }
 
-    /// systemd's store of descriptors (`FileDescriptorStoreMax=` of the unit), where there may be
-    /// one: what is put there comes to the process that is started next, also after this one was
-    /// killed. systemd of before version 254 does not say whether there is one; it throws away what
-    /// it does not keep.
+    /// systemd's store of descriptors (`FileDescriptorStoreMax=` of the unit), if there may be one.
+    /// The next process gets the descriptors stored there, also after this one was killed. Versions
+    /// of systemd before 254 do not report whether there is a store; they discard descriptors that
+    /// they do not keep.
     pub(super) fn descriptor_store(&self) -> Option<SystemdStore> {
         let is_off = std::env::var("FDSTORE").is_ok_and(|most| most == "0");
         (self.queue.is_some() && !is_off).then(|| SystemdStore(self.clone()))
@@ -127,7 +127,7 @@ fn connect(address: &SocketAddr) -> io::Result<UnixDatagram> {
     UnixDatagram::from_std(socket)
 }
 
-/// Sends the messages in their order.
+/// Sends the messages in order.
 async fn deliver(
     mut socket: UnixDatagram,
     address: SocketAddr,
@@ -147,10 +147,10 @@ async fn deliver(
                 .async_io(Interest::WRITABLE, || send(socket.as_fd(), text.as_bytes(), &files));
             let Err(error) = sent.await else { break };
             if attempt == ATTEMPTS {
-                tracing::warn!(%error, "systemd was not told {:?}", text.trim_end());
+                tracing::warn!(%error, "not sent to systemd: {:?}", text.trim_end());
                 break;
             }
-            // A socket that was made anew (another manager took over) wants another connection.
+            // A socket that was made anew (by another manager) needs a new connection.
             tokio::time::sleep(RETRY).await;
             if let Ok(again) = connect(&address) {
                 socket = again;
@@ -159,19 +159,19 @@ async fn deliver(
     }
 }
 
-/// The store of descriptors.
+/// systemd's store of descriptors.
 #[derive(Debug)]
 pub(super) struct SystemdStore(Notifier);
 
 impl DescriptorStore for SystemdStore {
     fn keep(&self, name: &str, file: BorrowedFd<'_>) {
         match file.try_clone_to_owned() {
-            // A memfd has no end that could be waited for.
+            // A memfd has no hang-up to poll for.
             Ok(file) => {
                 let text = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
                 self.0.push(Message::Text(text, Some(file)));
             }
-            Err(error) => tracing::warn!(%error, name, "nothing is kept for a successor"),
+            Err(error) => tracing::warn!(%error, name, "not kept for the next process"),
         }
     }
 

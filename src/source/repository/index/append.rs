@@ -1,8 +1,8 @@
 //! Adds to an index: one file per batch of versions, merged when there are many.
 //!
-//! Writers take turns by a lock on the folder. A reader sees a file whole or not at all: it is
-//! renamed when it is complete. A writer that is killed leaves at most a `.part` file, and versions
-//! that the index does not know: readers find them by the folders' times.
+//! A lock on the folder serialises writers. A file is renamed when it is complete, so readers see
+//! it whole or not at all. A writer that is killed leaves at most a `.part` file, and versions
+//! missing from the index: readers find those by the folders' change times.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,18 +22,18 @@ use crate::object::ObjectId;
 use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};
 use crate::source::repository::folder::is_recent;
 
-/// How long another writer may hold the lock.
+/// Maximum time to wait for another writer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
-/// Files of a level that are merged, and how many times larger those of the next level are. So each
-/// row is written once per level: the logarithm of the versions.
+/// Number of files of one level that are merged, and ratio of sizes of neighbouring levels. Each
+/// row is written once per level, and levels grow with the logarithm of the number of versions.
 const MERGED_FILES: usize = 8;
-/// Size of the files of the lowest level.
+/// Maximum size of files of the lowest level.
 const SMALL_BYTES: u64 = 8192;
-/// What a killed writer left is removed after this time.
+/// Minimum age at which the file of a killed writer is removed.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
-/// The right to change an index, while this is held.
+/// The lock on an index. It is released on drop.
 #[derive(Debug)]
 pub(in crate::source::repository) struct IndexWriter {
     root_inode: u64,
@@ -42,10 +42,10 @@ pub(in crate::source::repository) struct IndexWriter {
 }
 
 impl IndexWriter {
-    /// Waits for the other writers. The folder is made if it is not there.
+    /// Waits for other writers. The folder is created if it does not exist.
     ///
     /// # Errors
-    /// If the folder cannot be written, or is locked for too long.
+    /// If the folder cannot be written, or stays locked for more than 30 s.
     pub(in crate::source::repository) fn lock(root: &Root) -> io::Result<Self> {
         let above = root.descriptor()?;
         match mkdirat(&above, FOLDER, Mode::from_raw_mode(0o777)) {
@@ -69,10 +69,10 @@ impl IndexWriter {
         Ok(Self { root_inode, folder, _lock: lock })
     }
 
-    /// Adds a file with `rows`, and merges files where there are many.
+    /// Adds a file with `rows`, and merges files if there are many.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub(in crate::source::repository) fn append(&self, rows: Vec<IndexRow>) -> io::Result<()> {
         let names = set::list(&self.folder)?;
         let sequence = names.iter().map(|name| name.sequence).max().unwrap_or(0).saturating_add(1);
@@ -80,10 +80,10 @@ impl IndexWriter {
         self.merge()
     }
 
-    /// Writes all rows anew, in place of the files `replaced`.
+    /// Writes all rows into a new file, and removes the files `replaced`.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written, or an old one cannot be removed.
     pub(super) fn replace(&self, rows: Vec<IndexRow>, replaced: &[String]) -> io::Result<()> {
         let names = set::list(&self.folder)?;
         let old = names.iter().filter(|name| replaced.contains(&name.to_string()));
@@ -97,7 +97,7 @@ impl IndexWriter {
         self.clean()
     }
 
-    /// The files that are there, also those that cannot be used.
+    /// Names of all index files, including unusable ones.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -112,7 +112,7 @@ impl IndexWriter {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         let file = openat(&self.folder, &part, flags, Mode::from_raw_mode(0o666))?;
         let name = FileName { sequence, unique, crc32c };
-        // It is not synced: what a power failure tears is found by its checksum.
+        // Not synced: a file damaged by a power failure is detected by its checksum.
         let written = File::from(file).write_all(&bytes);
         let renamed = written
             .and_then(|()| Ok(renameat(&self.folder, &part, &self.folder, name.to_string())?));
@@ -129,7 +129,7 @@ impl IndexWriter {
         }
     }
 
-    /// Merges the files of a level with all smaller ones, once there are enough of them.
+    /// Merges the files of a level with all smaller ones, once the level has enough of them.
     fn merge(&self) -> io::Result<()> {
         let mut sized = Vec::new();
         for name in set::list(&self.folder)? {
@@ -152,7 +152,7 @@ impl IndexWriter {
                     merged.extend(rows.into_iter().map(|row| (key_of(&row), row)));
                     replaced.push(name);
                 }
-                // It may be of a later version: only `iovcache index` removes it.
+                // The file may be of a later version: only `iovcache index` removes it.
                 Err(error) => tracing::debug!(%name, %error, "not merged"),
             }
         }
@@ -164,7 +164,7 @@ impl IndexWriter {
         self.clean()
     }
 
-    /// Removes what killed writers left.
+    /// Removes old files of killed writers.
     fn clean(&self) -> io::Result<()> {
         let mut left = Vec::new();
         for_each_entry(&self.folder, |name, kind| {

@@ -1,4 +1,4 @@
-//! One file of an index: how it is written and read.
+//! Writes and reads one file of an index.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,9 +21,9 @@ use crc_fast::{CrcAlgorithm, Digest};
 use super::file_name::VERSION;
 use crate::object::{Md5Sum, ObjectId};
 
-/// Rows of one record batch: what is read at least for one path.
+/// Number of rows of a record batch, the smallest unit that is read.
 const BATCH_ROWS: usize = 8192;
-/// A footer is not longer than this.
+/// Maximum size of the footer of a file.
 const MAX_FOOTER_BYTES: u64 = 64 << 20;
 
 const VERSION_KEY: &str = "iovcache.index";
@@ -41,13 +41,13 @@ pub(in crate::source::repository) struct IndexRow {
     pub(in crate::source::repository) size_bytes: u64,
     pub(in crate::source::repository) md5: Option<Md5Sum>,
     pub(in crate::source::repository) metadata: Arc<BTreeMap<String, String>>,
-    /// State of its files; 0 if it is not known.
+    /// State of its files; 0 if unknown.
     pub(in crate::source::repository) stamp: u64,
-    /// Change time (ns) of the path's folder when this was written.
+    /// Change time (ns) of the path's folder when the row was written.
     pub(in crate::source::repository) listed: i64,
 }
 
-/// A version as it stands in a file.
+/// A version in a file, without its path.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::source::repository) struct RowRef<'a> {
     pub(in crate::source::repository) from: i64,
@@ -110,10 +110,11 @@ fn fields() -> Vec<Field> {
     ]
 }
 
-/// Bytes and checksum of a file with `rows`, for the root folder with this inode.
+/// Bytes and CRC-32C of an index file with `rows`. `root_inode` is the inode of the repository's
+/// root folder.
 ///
 /// # Errors
-/// If Arrow cannot write it.
+/// If Arrow cannot write them.
 pub(super) fn encode(mut rows: Vec<IndexRow>, root_inode: u64) -> io::Result<(Vec<u8>, u32)> {
     let key = |row: &IndexRow| (Arc::clone(&row.path), row.from, row.id);
     if !rows.is_sorted_by(|a, b| (&a.path, a.from, a.id) <= (&b.path, b.from, b.id)) {
@@ -148,7 +149,7 @@ pub(super) fn encode(mut rows: Vec<IndexRow>, root_inode: u64) -> io::Result<(Ve
     Ok((bytes, crc))
 }
 
-/// All columns of `rows` but the path.
+/// All columns of `rows` except the path.
 fn columns_of(rows: &[IndexRow]) -> Result<Vec<ArrayRef>, ArrowError> {
     let [mut from, mut until, mut created, mut listed] =
         std::array::from_fn(|_| Int64Builder::with_capacity(rows.len()));
@@ -194,7 +195,7 @@ fn columns_of(rows: &[IndexRow]) -> Result<Vec<ArrayRef>, ArrowError> {
     ])
 }
 
-/// Checksum and length of all that `bytes` gives.
+/// CRC-32C and length of all bytes of `bytes`.
 pub(super) fn crc32c(mut bytes: impl Read) -> io::Result<(u32, u64)> {
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
     let mut piece = vec![0; 256 << 10];
@@ -212,12 +213,12 @@ pub(super) fn crc32c(mut bytes: impl Read) -> io::Result<(u32, u64)> {
     }
 }
 
-/// An index file, open.
+/// An open index file.
 pub(super) struct IndexFile {
     reader: FileReader<BufReader<File>>,
-    /// Sorted.
+    /// In ascending order.
     paths: StringArray,
-    /// First and last path of each batch, as numbers in `paths`.
+    /// First and last path of each batch, as indices into `paths`.
     batches: Vec<[i32; 2]>,
 }
 
@@ -231,7 +232,7 @@ fn wrong(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
 }
 
-/// Runs what reads foreign bytes: Arrow's decoder panics on some that are damaged.
+/// Runs code that reads untrusted bytes: Arrow's decoder panics on some damaged files.
 fn guarded<T>(work: impl FnOnce() -> Result<T, ArrowError>) -> io::Result<T> {
     let text = |panic: Box<dyn Any + Send>| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -244,10 +245,11 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, ArrowError>) -> io::Result<T> {
 }
 
 impl IndexFile {
-    /// Checks a file against the checksum in its name and reads what it says of itself.
+    /// Verifies a file against the checksum in its name, and reads its schema and paths.
     ///
     /// # Errors
-    /// Of kind `InvalidData` if it is torn, forged, of another version or for another folder.
+    /// With kind `InvalidData` if it is damaged, malformed, of another version or for another
+    /// folder.
     pub(super) fn open(mut file: File, expected_crc: u32, root_inode: u64) -> io::Result<Self> {
         let (crc, length) = crc32c(&file)?;
         if crc != expected_crc {
@@ -273,7 +275,7 @@ impl IndexFile {
         if batches.len() != reader.num_batches() {
             return Err(wrong("it does not have as many batches as it says"));
         }
-        // The dictionary of the first batch is that of all.
+        // All batches share the dictionary of the first one.
         let mut paths = StringArray::from(Vec::<&str>::new());
         if !batches.is_empty() {
             let batch = read_batch(&mut reader, 0)?;
@@ -336,7 +338,7 @@ impl IndexFile {
             let known = rows.last().map(|last| Arc::clone(&last.path));
             let path = known.filter(|last| **last == *path).unwrap_or_else(|| path.into());
             let mut row = row.to_row(&path);
-            // Neighbours mostly have the same metadata.
+            // Neighbouring rows mostly have equal metadata.
             if let Some(last) = rows.last().filter(|last| last.metadata == row.metadata) {
                 row.metadata = Arc::clone(&last.metadata);
             }
@@ -371,7 +373,8 @@ fn is_ascending(paths: &StringArray) -> bool {
     paths.null_count() == 0 && (1..paths.len()).all(|n| paths.value(n - 1) < paths.value(n))
 }
 
-/// Blocks that lie outside of the file must not decide how much memory is taken.
+/// Checks that all blocks lie within the file, because their sizes decide how much memory is
+/// allocated.
 fn check_blocks(file: &mut File, length: u64) -> io::Result<()> {
     const END_BYTES: u64 = 10;
     let mut end = [0; END_BYTES as usize];
@@ -413,7 +416,8 @@ fn dictionary(batch: &RecordBatch) -> io::Result<&DictionaryArray<Int32Type>> {
     path.ok_or_else(|| wrong("its first column is not the path"))
 }
 
-/// Calls `each` for some rows. Panics on columns of other types than [`fields`]: callers guard it.
+/// Calls `each` for a range of rows. It panics if columns have other types than [`fields`]: callers
+/// catch that.
 fn for_rows(batch: &RecordBatch, rows: std::ops::Range<usize>, each: &mut dyn FnMut(RowRef<'_>)) {
     let numbers = |at: usize| batch.column(at).as_primitive::<Int64Type>().values();
     let (from, until, created, listed) = (numbers(1), numbers(2), numbers(3), numbers(9));

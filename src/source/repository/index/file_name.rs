@@ -1,13 +1,13 @@
 //! Names of the index's files.
 
-/// The hidden folder of the index. No object path can be beneath it: `~` stands in none.
+/// The hidden folder of the index. No object path is beneath it, because none contains `~`.
 pub(crate) const FOLDER: &str = ".iovcache~";
-/// Names of index files end so.
+/// Suffix of the names of index files.
 pub(super) const SUFFIX: &str = ".arrow";
-/// The layout that is written and read.
+/// Version of the layout.
 pub(super) const VERSION: &str = "1";
 
-/// An index file's name: order, a unique part, and the checksum of its bytes.
+/// Name of an index file: sequence number, unique part, and CRC-32C of its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FileName {
     pub(super) sequence: u64,

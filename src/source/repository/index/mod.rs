@@ -1,4 +1,4 @@
-//! The index of a repository: what its properties files say, in a few Arrow IPC files.
+//! The index of a repository: the contents of its properties files, in a few Arrow IPC files.
 //!
 //! ```text
 //!  put, import, copy ──▶ append one file ──▶ many small ones? merge ──▶ <root>/.iovcache~/

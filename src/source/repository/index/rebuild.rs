@@ -1,4 +1,4 @@
-//! Makes the index of a repository anew, or compares it with the folders.
+//! Rebuilds the index of a repository, or compares it with the folders.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,33 +14,33 @@ use crate::source::repository::beneath::Root;
 use crate::source::repository::folder::{LOCAL_SLACK, PathFolder, read_all};
 use crate::source::repository::walk;
 
-/// What was found while an index was made or checked.
+/// Result of rebuilding or checking an index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IndexReport {
-    /// Paths with versions.
+    /// Number of paths with versions.
     pub paths: u64,
-    /// Versions in the folders.
+    /// Number of versions in the folders.
     pub versions: u64,
-    /// Versions that the index did not know, or not as they are.
+    /// Number of versions in the folders that the index lacks or describes differently.
     pub missing: u64,
-    /// Versions in the index that the folders do not have.
+    /// Number of versions in the index that the folders lack.
     pub surplus: u64,
-    /// Index files that could not be used.
+    /// Names of index files that could not be used.
     pub unusable: Vec<String>,
-    /// Entries of the folders that are no versions, each with the reason.
+    /// Entries of the folders that are not versions, each with the reason.
     pub problems: Vec<Problem>,
 }
 
 impl IndexReport {
-    /// Whether the index was as the folders say.
+    /// Whether the index agreed with the folders.
     pub fn is_current(&self) -> bool {
         self.missing == 0 && self.surplus == 0 && self.unusable.is_empty()
     }
 }
 
-/// Reads all folders of the repository `folder` and compares its index with them; unless `check`,
-/// it is made anew. `progress` is told the paths and versions that are done.
+/// Reads all folders of the repository `folder` and compares them with its index. Unless `check` is
+/// set, the index is rebuilt. `progress` is called with the numbers of finished paths and versions.
 ///
 /// # Errors
 /// If the folders cannot be read, or the index cannot be written.
@@ -50,7 +50,7 @@ pub fn index(
     mut progress: impl FnMut(u64, u64),
 ) -> io::Result<IndexReport> {
     let root = Root::open(folder)?;
-    // Files that are appended from here on are kept: they may know more than this walk.
+    // Files appended from here on are kept: they may have versions that this walk missed.
     let replaced = match check {
         true => Vec::new(),
         false => IndexWriter::lock(&root)?.names()?,
@@ -98,7 +98,7 @@ fn rows_of(
     let name: Arc<str> = path.as_str().into();
     let mut rows: Vec<IndexRow> = Vec::new();
     for (_, found) in read_all(&folder, path, &froms, |_| &[], LOCAL_SLACK)? {
-        // What stands beside and cannot be used is to be named by each reader.
+        // Stamp 0 for folders with problems: every reader must read and report these.
         let is_whole = found.problems.is_empty();
         problems.extend(found.problems);
         for (info, stamp) in found.read {
@@ -113,7 +113,7 @@ fn rows_of(
     Ok(rows)
 }
 
-/// A version as a row.
+/// The row of a version.
 pub(in crate::source::repository) fn row_of(
     path: &Arc<str>,
     info: ObjectInfo,

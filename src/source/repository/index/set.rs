@@ -1,4 +1,4 @@
-//! All files of an index, as a reader sees them.
+//! All files of an index, as seen by a reader.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -11,32 +11,32 @@ use super::file_name::{FOLDER, FileName};
 use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};
 use crate::source::repository::folder::{LOCAL_SLACK, is_recent};
 
-/// The files of an index that can be used.
+/// The usable files of an index.
 #[derive(Debug, Default)]
 pub(in crate::source::repository) struct IndexSet {
-    /// In the order in which they were written.
+    /// Files in the order in which they were written.
     files: BTreeMap<FileName, IndexFile>,
-    /// Named once, and not opened again.
+    /// Files that cannot be used: reported once, and not opened again.
     unusable: BTreeSet<FileName>,
-    /// Change time of the folder when it was listed.
+    /// Change time (ns) of the folder when it was listed.
     listed: Option<i64>,
 }
 
-/// What an index has of one path.
+/// Contents of an index for one path.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::source::repository) struct VersionCount {
     pub(in crate::source::repository) versions: u64,
-    /// Folders of versions.
+    /// Number of folders of versions.
     pub(in crate::source::repository) folders: u64,
-    /// Change time (ns) of the path's folder when it was written last.
+    /// Change time (ns) of the path's folder when its latest row was written.
     pub(in crate::source::repository) listed: i64,
 }
 
-/// Attempts to open files that are merged, and so removed, while the folder is listed.
+/// Maximum number of listings, repeated if files are merged and removed while they are opened.
 const ATTEMPTS: usize = 5;
 
 impl IndexSet {
-    /// Sees what was added and merged since the last time.
+    /// Reads the changes since the last call.
     pub(in crate::source::repository) fn refresh(&mut self, root: &Root) {
         for _ in 0..ATTEMPTS {
             match self.try_refresh(root) {
@@ -54,7 +54,7 @@ impl IndexSet {
         }
     }
 
-    /// Whether no file went away between listing and opening.
+    /// Returns `false` if a file was removed between listing and opening.
     fn try_refresh(&mut self, root: &Root) -> io::Result<bool> {
         let root_inode = fstat(root.descriptor()?)?.st_ino;
         let folder = root.folder(FOLDER)?;
@@ -82,7 +82,7 @@ impl IndexSet {
                 }
             }
         }
-        // A file that is added within the same tick of the clock is seen at the next listing.
+        // A file added within the same clock tick is seen at the next listing.
         self.listed = (all && !is_recent(changed, LOCAL_SLACK)).then_some(changed);
         Ok(all)
     }
@@ -91,7 +91,7 @@ impl IndexSet {
         self.files.is_empty()
     }
 
-    /// Files that could not be used, by name.
+    /// Names of files that cannot be used.
     pub(super) fn unusable(&self) -> impl Iterator<Item = String> {
         self.unusable.iter().map(FileName::to_string)
     }
@@ -100,8 +100,8 @@ impl IndexSet {
         self.files.iter_mut()
     }
 
-    /// What the index has of each path at or below `prefix`. A row takes 16 bytes while they are
-    /// counted.
+    /// Numbers of versions of each path at or below `prefix`. Takes 16 bytes of memory per row
+    /// while it counts.
     pub(in crate::source::repository) fn counts(
         &mut self,
         prefix: &str,
@@ -139,8 +139,8 @@ impl IndexSet {
         paths.into_iter().map(count).collect()
     }
 
-    /// Calls `each` for the rows of a path, the ones written last at the end; of a version that is
-    /// there twice, the last row counts.
+    /// Calls `each` for the rows of a path, in the order in which they were written. If a version
+    /// occurs twice, its last row counts.
     pub(in crate::source::repository) fn for_path(
         &mut self,
         path: &str,
@@ -160,7 +160,7 @@ impl IndexSet {
     }
 }
 
-/// The names of index files in their folder.
+/// Names of the index files in a folder.
 pub(super) fn list(folder: &std::os::fd::OwnedFd) -> io::Result<BTreeSet<FileName>> {
     let mut names = BTreeSet::new();
     for_each_entry(folder, |name, kind| {

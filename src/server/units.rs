@@ -62,7 +62,7 @@ impl FromStr for ByteSize {
     }
 }
 
-/// In the greatest unit of which it is a whole number.
+/// Writes the size in the largest unit that gives a whole number.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
@@ -109,7 +109,7 @@ impl FromStr for TimeSpan {
     }
 }
 
-/// In the greatest unit of which it is a whole number.
+/// Writes the duration in the largest unit that gives a whole number.
 impl fmt::Display for TimeSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(u128, &str); 4] = [
@@ -131,12 +131,12 @@ impl fmt::Display for TimeSpan {
 pub struct SocketMode(u32);
 
 impl SocketMode {
-    /// This mode.
+    /// From mode bits.
     pub const fn new(mode: u32) -> Self {
         Self(mode)
     }
 
-    /// The bits.
+    /// The mode bits.
     pub const fn bits(self) -> u32 {
         self.0
     }
@@ -160,9 +160,9 @@ impl fmt::Display for SocketMode {
 /// An unmanaged region by its id and file: `7=/dev/shm/fmq_0a1b2c3d_rg_7`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegionPath {
-    /// Its id, as its owner knows it.
+    /// Its id, as its owner defines it.
     pub id: u16,
-    /// Where it is.
+    /// Its file.
     pub path: PathBuf,
 }
 
@@ -192,7 +192,7 @@ fn number_and_unit(text: &str) -> (&str, &str) {
     (number, unit.trim())
 }
 
-/// In a configuration each of them is a string, read as on the command line.
+/// Serialises each of them as a string, in the notation of the command line.
 macro_rules! written_as_text {
     ($($unit:ident: $example:literal),*) => {$(
         impl Serialize for $unit {

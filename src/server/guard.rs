@@ -13,20 +13,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::role::needed_for_call;
-use super::{Access, Denied, Identity, Role};
+use super::auth::{Access, Denied, Identity, Role, needed_for_call};
+use super::call_origin::CallOrigin;
+use super::connection::PeerInfo;
+use super::meter::Metered;
+use super::outgoing::Outgoing;
+use super::reset_limit::{Torn, UnderWay};
+use super::status::status;
 use crate::cache::Cache;
 use crate::secret::Secret;
-use crate::server::call_origin::CallOrigin;
-use crate::server::connection::PeerInfo;
-use crate::server::meter::Metered;
-use crate::server::outgoing::Outgoing;
-use crate::server::reset_limit::{Torn, UnderWay};
-use crate::server::status::status;
 
 /// Puts a guard before a service.
 #[derive(Debug, Clone)]
-pub(in crate::server) struct GuardLayer {
+pub(super) struct GuardLayer {
     access: Access,
     cache: Cache,
     /// Permits for concurrent calls, over all connections.
@@ -35,7 +34,7 @@ pub(in crate::server) struct GuardLayer {
 }
 
 impl GuardLayer {
-    pub(in crate::server) fn new(access: Access, cache: Cache, max_calls: usize) -> Self {
+    pub(super) fn new(access: Access, cache: Cache, max_calls: usize) -> Self {
         let calls = Arc::new(Semaphore::new(max_calls));
         Self { access, cache, calls, max_calls }
     }
@@ -96,7 +95,7 @@ impl<S> Layer<S> for GuardLayer {
 
 /// A service with a guard before it.
 #[derive(Debug, Clone)]
-pub(in crate::server) struct Guard<S> {
+pub(super) struct Guard<S> {
     inner: S,
     by: GuardLayer,
 }
