@@ -9,8 +9,9 @@ in a repository that this script writes; the digests that the consumers tell of 
 memory are compared with those of its files. Prints one line of JSON; exit code 0: no wrong byte, and
 every device made progress after its last kill.
 
-Each time the cache is started it gets a segment number that the session never had: what a killed device
-had allocated in its segment stays allocated until the session ends.
+Each device gets a segment number that the session never had, each time it is started: what a killed
+device had allocated in its segment stays allocated until the session ends, and FairMQ's lock of that
+segment's heap stays locked if it was killed while it allocated.
 """
 
 import argparse
@@ -88,7 +89,7 @@ class Topology:
             tables = [f"tables-{number}" for number in range(len(CONSUMER_PAUSES_MS))]
             paths = ",".join(f"c{column}=Example/C{column}" for column in range(columns))
             return ["--source", f"file://{self.folder}/repository", "--columns", paths,
-                    "--memory-mib", 1, "--shm-segment-id", 1 + self.starts[name],
+                    "--memory-mib", 1,
                     *self.channel("timestamps", "pull", "bind", "timestamps"),
                     *self.channel("tables", "push", "bind", *tables),
                     *self.channel("feedback", "pull", "bind", "feedback")]
@@ -101,7 +102,8 @@ class Topology:
         self.starts[name] = self.starts.get(name, 0) + 1
         program = Path(self.arguments.programs) / name.partition("-")[0]
         common = ["--id", f"{name}-{self.starts[name]}", "--session", self.session, "--transport",
-                  "shmem", "--control", "static", "--shm-segment-size", 4 << 20, "--shm-monitor",
+                  "shmem", "--control", "static", "--shm-segment-size", 4 << 20,
+                  "--shm-segment-id", sum(self.starts.values()), "--shm-monitor",
                   "false", "--shm-no-cleanup", "true", "--severity", "error", "--color", "false"]
         command = [program, *common, *self.command(name)]
         self.devices[name] = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL,

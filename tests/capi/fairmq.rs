@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::common::{PATIENCE, Service};
-use iovcache::table::{CellKind, Encoding};
+use iovcache::table::{CellKind, Encoding, View};
 
 /// FairMQ's number for a session's name, as documented for users.
 fn shmid(session: &str) -> String {
@@ -317,6 +317,53 @@ async fn a_number_that_another_program_has_is_refused_or_skipped_and_its_file_st
     assert!(log.contains("segment number 9 is skipped") && log.contains("m_9"), "{log}");
     for kept in ["m_9", "rg_8"] {
         assert_eq!(fs::read(session.file(kept)).unwrap(), foreign, "{kept}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_carries_the_keys_that_aliceo2s_consumers_look_for_if_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::over(&repository(folder.path()), &[]);
+    let client = Client::connect(&service.unix()).await.unwrap();
+    let keys = ["outputRoute", "outputBinding", "sourceTable", "sourceMatcher"];
+    let metadata = |suffix: &str| -> std::collections::BTreeMap<String, String> {
+        keys.iter().map(|key| ((*key).to_owned(), format!("{key} {suffix}"))).collect()
+    };
+    let request = || TableRequest::new().column("fDrift", DRIFT).timestamps(TIMES);
+    // Twice each: schemas are cached.
+    for suffix in ["one", "two", "one", "two"] {
+        let plain = request().cell(CellKind::O2).encoding(Encoding::Plain);
+        for asked in [plain, request(), request().view(View::Objects)] {
+            let batches = client.batches(&asked.schema_metadata(metadata(suffix))).await.unwrap();
+            let schema = batches[0].schema();
+            for key in keys {
+                assert_eq!(schema.metadata()[key], format!("{key} {suffix}"));
+            }
+            assert!(schema.metadata().contains_key("iovcache.version"));
+        }
+    }
+    let asked = request().cell(CellKind::O2).encoding(Encoding::Plain);
+    let schema = client.batches(&asked).await.unwrap()[0].schema();
+    assert!(keys.iter().all(|key| !schema.metadata().contains_key(*key)), "not asked for");
+    let field = schema.field_with_name("fDrift").unwrap();
+    assert_eq!(field.metadata()["url"], DRIFT);
+
+    // The command line gives and refuses them too.
+    let run = |metadata: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_iovcache"));
+        command.args(["table", "--server", &service.unix(), "--at", "1000"]);
+        command.args(["--column", "fDrift=TPC/Calib/VDrift", "--output", "arrow"]);
+        command.args(["--schema-metadata", metadata]).output().unwrap()
+    };
+    let given = run("outputRoute=ATIM/GLOGRP/0");
+    assert!(given.status.success());
+    let has = |text: &[u8]| given.stdout.windows(text.len()).any(|part| part == text);
+    assert!(has(b"outputRoute") && has(b"ATIM/GLOGRP/0"));
+    for (wrong, code, told) in [("iovcache.lease=x", 1, "reserved"), ("novalue", 2, "KEY=VALUE")] {
+        let output = run(wrong);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(told), "{text}");
     }
 }
 

@@ -187,7 +187,7 @@ class TransportFactory
   }
 
  private:
-  static constexpr std::uint16_t most_segments = 256;
+  static constexpr std::uint16_t most_segments = 1024;
 
   std::string name(std::uint16_t number) const { return mPrefix + "m_" + std::to_string(number); }
 
