@@ -104,6 +104,7 @@ class ConditionCache : public fair::mq::Device
     take_feedback(0);
     fair::mq::Parts parts;
     if (GetChannel("timestamps").Receive(parts, poll_ms) < 0) {
+      announce();
       return true;
     }
     std::uint64_t timeslice = 0;
@@ -127,6 +128,7 @@ class ConditionCache : public fair::mq::Device
   {
     const auto until = std::chrono::steady_clock::now() + drain_limit;
     while (mOldest < mNext && std::chrono::steady_clock::now() < until) {
+      announce();
       take_feedback(poll_ms);
     }
     if (mOldest < mNext) {
@@ -149,6 +151,7 @@ class ConditionCache : public fair::mq::Device
       ArrowSchema schema;
       move_to_arrow(timestamps, array, schema);
       status = mCache->register_timeframe(timeslice, &array, &schema, mRegistration, 100);
+      announce();
       take_feedback(0);
     } while ((status == IOVC_UNAVAILABLE || status == IOVC_DEADLINE_EXCEEDED) &&
              !NewStatePending());
@@ -198,6 +201,24 @@ class ConditionCache : public fair::mq::Device
     return true;
   }
 
+  // Tells the consumers that no timeslice below the next one follows, at most every 100 ms.
+  void announce()
+  {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - mAnnounced < std::chrono::milliseconds(100)) {
+      return;
+    }
+    mAnnounced = now;
+    for (std::size_t index = 0; index < GetNumSubChannels("tables"); ++index) {
+      auto& channel = GetChannel("tables", static_cast<int>(index));
+      fair::mq::Parts parts;
+      messages::add(parts, channel, messages::TableHead{mNext, 0, 0});
+      messages::add(parts, channel, std::vector<std::int64_t>());
+      // Not waited for: the next one says as much.
+      (void)channel.Send(parts, 0);
+    }
+  }
+
   void take_feedback(int wait_ms)
   {
     fair::mq::Parts parts;
@@ -221,6 +242,7 @@ class ConditionCache : public fair::mq::Device
   std::unique_ptr<iovcache::Cache> mCache;
   std::uint64_t mNext = 0;
   std::uint64_t mOldest = 0;
+  std::chrono::steady_clock::time_point mAnnounced{};
 };
 } // namespace
 

@@ -59,6 +59,10 @@ class Consumer : public fair::mq::Device
       LOG(error) << "timeslice " << head.timeslice << " comes after " << mNext - 1 << ": left out";
       return true;
     }
+    if (head.columns == 0) {
+      mNext = head.timeslice;
+      return tell(head, timestamps, {});
+    }
     mNext = head.timeslice + 1;
     std::vector<std::uint64_t> digests;
     for (std::size_t column = 0; column < head.columns; ++column) {
@@ -89,7 +93,7 @@ class Consumer : public fair::mq::Device
     auto& channel = GetChannel("results");
     fair::mq::Parts parts;
     messages::add(parts, channel,
-                  messages::ResultHead{head.timeslice, head.timeslice + 1,
+                  messages::ResultHead{head.timeslice, mNext,
                                        static_cast<std::uint32_t>(mNumber), head.rows, head.columns,
                                        0});
     messages::add(parts, channel, timestamps);

@@ -5,6 +5,10 @@
 //   results     consumer -> sink     [ResultHead] [i64 per row, ms] [u64 digest per row and column]
 //   feedback    sink -> cache        [i64 oldest possible timeslice]
 //
+// A table without columns announces the 'oldest possible timeslice': none below it follows. Consumers
+// pass it on as a result without rows. So the watermark moves on although a device was killed with all
+// that it had received: nobody waits for what is lost.
+//
 // A workflow with Arrow sends tables as Arrow IPC instead; the cells are the same.
 #ifndef IOVCACHE_EXAMPLES_MESSAGES_HPP
 #define IOVCACHE_EXAMPLES_MESSAGES_HPP

@@ -46,7 +46,9 @@ class Sink : public fair::mq::Device
       LOG(error) << "a message that is no result is left out";
       return true;
     }
-    write(head, timestamps, digests);
+    if (head.columns > 0) {
+      write(head, timestamps, digests);
+    }
     auto& oldest = mOldest[head.consumer];
     oldest = std::max(oldest, head.oldest_possible);
     return send(*std::min_element(mOldest.begin(), mOldest.end()));
