@@ -1,10 +1,11 @@
 //! Calls to a service.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iovcache::Secret;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest, TlsFiles};
+use iovcache::sync::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use serde_json::Value;
@@ -78,13 +79,11 @@ impl NativeClient {
     /// The look-ups of an open client.
     #[inline]
     fn look_ups(&self) -> PyResult<Arc<LookUps>> {
-        let look_ups = self.look_ups.lock().unwrap_or_else(PoisonError::into_inner);
-        look_ups.clone().ok_or_else(|| error::closed("client"))
+        self.look_ups.lock().clone().ok_or_else(|| error::closed("client"))
     }
 
     pub(crate) fn client(&self) -> PyResult<Arc<OwnedByProcess<Client>>> {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        client.clone().ok_or_else(|| error::closed("client"))
+        self.client.lock().clone().ok_or_else(|| error::closed("client"))
     }
 }
 
@@ -199,13 +198,13 @@ impl NativeClient {
     /// Whether the client is closed.
     #[getter]
     fn closed(&self) -> bool {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.client.lock().is_none()
     }
 
     /// Closes the connection. The session ends with its last table and object.
     fn close(&self, py: Python<'_>) {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let look_ups = self.look_ups.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let client = self.client.lock().take();
+        let look_ups = self.look_ups.lock().take();
         if let Some(look_ups) = look_ups {
             look_ups.close(py);
         }

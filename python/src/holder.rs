@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use crate::error;
 use crate::local::PlaneObject;
-use crate::table::Shared;
+use crate::shared::Shared;
 
 /// The pin of an object, and where what is known of its version comes from.
 pub(crate) enum Holder {
@@ -32,15 +32,7 @@ impl Holder {
     pub(crate) fn check(&self) -> PyResult<()> {
         match self {
             Self::Plane(object) => object.check(),
-            Self::Table { shared, column, row } if shared.table.is_forked() => {
-                let table = shared.table.get_anywhere();
-                let column = table.column(column).map_err(error::of_client)?;
-                match column.header(*row) {
-                    Some(header) if !table.is_live(&header) => Err(stale(header.hint)),
-                    _ => Ok(()),
-                }
-            }
-            Self::Table { .. } => Ok(()),
+            Self::Table { shared, column, row } => shared.check(column, *row),
         }
     }
 
@@ -67,7 +59,7 @@ impl Holder {
     pub(crate) fn record<'py>(&self, py: Python<'py>, field: &str) -> PyResult<Bound<'py, PyAny>> {
         let record = match self {
             Self::Plane(object) => object.record(py)?,
-            Self::Table { shared, column, row } => shared.record(py, column, *row)?,
+            Self::Table { shared, column, row } => shared.objects(py)?.record(py, column, *row)?,
         };
         record.as_any().get_item(field)
     }

@@ -20,6 +20,8 @@ mod local;
 mod object;
 mod process;
 mod runs;
+mod shared;
+mod state;
 mod table;
 
 use pyo3::prelude::*;

@@ -7,11 +7,12 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iovcache::client::{Client, ClientError, Local, LocalPath, TableRequest, View};
 use iovcache::shm::AskReason;
+use iovcache::sync::Mutex;
 use iovcache::{ObjectId, Timestamp};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -21,7 +22,7 @@ use crate::error;
 use crate::holder::stale;
 use crate::object::{Pin, new_object};
 use crate::process::{OwnedByProcess, wait};
-use crate::table::{lock, record};
+use crate::shared::record;
 
 /// Paths that a client keeps; beyond, all are dropped and looked up anew.
 const MAX_PATHS: usize = 65_536;
@@ -89,7 +90,7 @@ impl PlaneObject {
     /// # Errors
     /// `FailedPrecondition` where the service has another version for this time by now.
     pub(crate) fn record<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        if let Some(known) = &*lock(&self.record) {
+        if let Some(known) = &*self.record.lock() {
             return Ok(known.bind(py).clone());
         }
         let client = self.client.get()?;
@@ -104,7 +105,7 @@ impl PlaneObject {
         if made.as_any().get_item("object_id")?.extract::<String>()? != self.id() {
             return Err(changed());
         }
-        *lock(&self.record) = Some(made.clone().unbind());
+        *self.record.lock() = Some(made.clone().unbind());
         Ok(made)
     }
 }
@@ -161,19 +162,19 @@ impl LookUps {
     /// Drops the paths: they keep the session.
     pub(crate) fn close(&self, py: Python<'_>) {
         self.paths.bind(py).clear();
-        drop(lock(&self.local).take());
+        drop(self.local.lock().take());
     }
 
     /// The connection for look-ups; made the first time.
     fn local(&self, py: Python<'_>) -> PyResult<Arc<OwnedByProcess<Local>>> {
-        if let Some(known) = &*lock(&self.local) {
+        if let Some(known) = &*self.local.lock() {
             return Ok(Arc::clone(known));
         }
         let client = self.client.get()?;
         // Two threads may come here at the same time: the client makes one connection for both.
         let local = py.detach(|| client.local()).map_err(error::of_client)?;
         let local = Arc::new(OwnedByProcess::new(local));
-        Ok(Arc::clone(lock(&self.local).get_or_insert(local)))
+        Ok(Arc::clone(self.local.lock().get_or_insert(local)))
     }
 
     /// The handle of a path.
@@ -262,7 +263,7 @@ impl Path {
     #[inline]
     pub(crate) fn find(&self, py: Python<'_>, at: Timestamp) -> PyResult<Option<Py<PyAny>>> {
         let found = {
-            let in_plane = lock(self.in_plane.get()?);
+            let in_plane = self.in_plane.get()?.lock();
             in_plane.try_at(at).map(View::into_owned)
         };
         match found {
@@ -281,7 +282,7 @@ impl Path {
         let local = self.local.get()?;
         let asked = wait(py, local.ask(&self.path, times))?;
         // The service may have come back meanwhile, with another session.
-        lock(self.in_plane.get()?).follow_session();
+        self.in_plane.get()?.lock().follow_session();
         let objects = asked.into_iter().zip(times).map(|(view, at)| {
             let view = view.map(|view| PlaneView::Asked(OwnedByProcess::new(view)));
             view.map(|view| self.object(py, view, *at)).transpose()
@@ -331,7 +332,7 @@ impl Path {
         let timeout = timeout.transpose()?;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         // Its own handle: others look up meanwhile.
-        let mut path = lock(self.in_plane.get()?).clone();
+        let mut path = self.in_plane.get()?.lock().clone();
         loop {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let slice = left.map_or(WAIT_SLICE, |left| left.min(WAIT_SLICE));

@@ -5,9 +5,10 @@
 //! `Object`, a subclass built by hand, adds the slot.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::Mutex;
 
+use iovcache::sync::Mutex;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -16,12 +17,12 @@ use pyo3::types::{PyBytes, PyMemoryView, PyTuple, PyType};
 
 use crate::holder::Holder;
 use crate::local::PlaneObject;
-use crate::table::{ColumnState, Shared, lock};
+use crate::shared::Shared;
 
 /// The object of a run of rows, with the pin on its bytes.
 #[pyclass(frozen, subclass, weakref, module = "iovcache._native", name = "Pin")]
 pub(crate) struct Pin {
-    /// Keeps the bytes below unchanged.
+    /// Keeps the bytes at `address` unchanged.
     holder: Holder,
     path: Arc<str>,
     row_start: usize,
@@ -31,19 +32,23 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
-    /// `address` and `length` are those of the slice that the table in `shared` returned for this
-    /// run.
+    /// `bytes` is the slice that the table in `shared` returned for the run of these rows.
     pub(crate) fn new(
         shared: Arc<Shared>,
-        column: &ColumnState,
-        run: usize,
-        address: *const u8,
-        length: usize,
+        column: &str,
+        path: &str,
+        rows: Range<usize>,
+        bytes: *const [u8],
     ) -> Self {
-        let (row_start, row_end) = column.runs.bounds(run).unwrap_or_default();
-        let holder = Holder::Table { shared, column: column.name.clone(), row: row_start };
-        let (path, address) = (column.path.as_str().into(), address.expose_provenance());
-        Self { holder, path, row_start, row_end, address, length }
+        let holder = Holder::Table { shared, column: column.to_owned(), row: rows.start };
+        Self {
+            holder,
+            path: path.into(),
+            row_start: rows.start,
+            row_end: rows.end,
+            address: bytes.cast::<u8>().expose_provenance(),
+            length: bytes.len(),
+        }
     }
 
     /// An object that was looked up by path and time.
@@ -59,11 +64,16 @@ impl Pin {
         self.holder.id(py)
     }
 
-    fn bytes(&self) -> &[u8] {
+    fn bytes(&self) -> PyResult<&[u8]> {
+        self.check()?;
         let address = std::ptr::with_exposed_provenance(self.address);
-        // SAFETY: `new` and `of_plane` got them from a slice of what `holder` pins, which lives as long
+        // SAFETY: `new` and `of_plane` got them from a slice that `holder` pins, which lives as long
         // as `self`.
-        unsafe { std::slice::from_raw_parts(address, self.length) }
+        Ok(unsafe { std::slice::from_raw_parts(address, self.length) })
+    }
+
+    fn check(&self) -> PyResult<()> {
+        self.holder.check()
     }
 }
 
@@ -75,7 +85,7 @@ struct Seed(Mutex<Option<Pin>>);
 impl Pin {
     #[new]
     fn from_seed(seed: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let seed = seed.cast::<Seed>().ok().and_then(|seed| lock(&seed.get().0).take());
+        let seed = seed.cast::<Seed>().ok().and_then(|seed| seed.get().0.lock().take());
         seed.ok_or_else(|| PyTypeError::new_err("objects come from tables: table[\"column\"][row]"))
     }
 
@@ -137,8 +147,7 @@ impl Pin {
 
     /// A copy of the bytes.
     fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        self.holder.check()?;
-        Ok(PyBytes::new(py, self.bytes()))
+        Ok(PyBytes::new(py, self.bytes()?))
     }
 
     /// A copy of the bytes.
@@ -176,9 +185,9 @@ impl Pin {
         let py = slf.py();
         let own = slf.get();
         let equal = if let Ok(other) = other.cast::<Pin>() {
-            own.bytes() == other.get().bytes()
+            own.bytes()? == other.get().bytes()?
         } else if let Ok(other) = other.cast::<PyBytes>() {
-            own.bytes() == other.as_bytes()
+            own.bytes()? == other.as_bytes()
         } else if let Ok(other) = PyMemoryView::from(other) {
             return Ok(PyMemoryView::from(slf)?.eq(other)?.into_pyobject(py)?.to_owned().into());
         } else {
@@ -189,7 +198,7 @@ impl Pin {
 
     fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
         // Equal to the hash of equal bytes.
-        PyBytes::new(py, self.bytes()).hash()
+        PyBytes::new(py, self.bytes()?).hash()
     }
 
     /// Pickles a copy of the bytes: a pin belongs to this process.
@@ -202,7 +211,7 @@ impl Pin {
     }
 
     fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
-        let bytes = self.bytes();
+        let bytes = self.bytes()?;
         let start = &bytes[..bytes.len().min(64)];
         let shown: String = start
             .iter()
@@ -270,7 +279,7 @@ unsafe extern "C" fn get_buffer(
     if flags & WRITABLE != 0 {
         return failed(py, PyBufferError::new_err("objects are read-only"));
     }
-    if let Err(error) = pin.holder.check() {
+    if let Err(error) = pin.check() {
         return failed(py, error);
     }
     view.buf = std::ptr::with_exposed_provenance_mut(pin.address);

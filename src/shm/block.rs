@@ -260,7 +260,7 @@ pub struct Block {
 impl Block {
     /// The MetaHeader that consumers resolve.
     pub fn meta_header(&self) -> MetaHeader {
-        let Segment { kind, id, ref memory } = *self.place.segment;
+        let Segment { kind, id, ref memory, .. } = *self.place.segment;
         let (size, generation) = (self.place.size.get() as u64, self.generation);
         if let SegmentMemory::Host(host) = memory {
             return MetaHeader { size, hint: generation, pad: [0; 3], ..host.header };
@@ -353,6 +353,11 @@ impl Block {
         mapping.atomic_u64(payload + offset)
     }
 
+    /// Whether its segment was lost, so that consumers may not find or read it any more.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.place.segment.is_condemned()
+    }
+
     /// Its location.
     pub(crate) fn location(&self) -> BlockLocation {
         let Segment { kind, id, .. } = *self.place.segment;
@@ -364,6 +369,10 @@ impl Drop for Block {
     fn drop(&mut self) {
         if self.place.pool.is_frozen() {
             return;
+        }
+        if self.is_condemned() {
+            // Its place is never used again.
+            return sync::give_up_own(self.place.generation(), self.generation);
         }
         // Before the memory is released, which dropping `place` does afterwards.
         local::retire(self.place.generation());

@@ -51,9 +51,11 @@ mod pool;
 mod pool_state;
 mod prefetch;
 mod region;
+mod renewal;
 mod resolve_error;
 mod resolver;
 mod segment;
+mod segment_names;
 mod sync;
 
 pub use backing::Backing;
@@ -84,6 +86,7 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
+pub use renewal::{SegmentCreation, SegmentRegistrar};
 pub use resolve_error::{MapError, ResolveError};
 pub use resolver::{Location, Mappings};
 pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};

@@ -23,13 +23,14 @@ use super::host::HostError;
 use super::host_blocks::{HostBlocks, HostSurvey};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
-    usable_bytes,
+    SegmentHeader, usable_bytes,
 };
 use super::local::PageRegistry;
 use super::pool_state::{
     AllocatedBlock, InFlight, MAX_SEGMENT_BYTES, PAGE_BYTES, PoolInner, PoolState, SegmentSlot,
 };
 use super::region::Region;
+use super::renewal::LEAST_SEGMENT_BYTES;
 use super::resolver::Mappings;
 use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
@@ -75,7 +76,7 @@ impl Default for PoolOptions {
 
 /// Memory for blocks. Clones share one pool.
 #[derive(Clone)]
-pub struct Pool(Arc<PoolInner>);
+pub struct Pool(pub(super) Arc<PoolInner>);
 
 /// The use of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,7 +163,7 @@ coded! { PoolError {
         _ => ErrorKind::Unavailable,
     }) 4003,
     Backing(error) => (match error.kind() {
-        io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
+        io::ErrorKind::ResourceBusy | io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
         io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
         io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
         _ => ErrorKind::Unavailable,
@@ -182,8 +183,8 @@ fn random() -> io::Result<u64> {
 }
 
 impl Pool {
-    /// Creates a pool. It has no segment yet; but segments that FairMQ is to know by name are all
-    /// created here.
+    /// Creates a pool. It has no segment yet; but those of [`SegmentCreation::AtStart`] are created
+    /// here.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
@@ -191,7 +192,7 @@ impl Pool {
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
         let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
             options;
-        let least = SEGMENT_HEADER_BYTES + PAGE_BYTES;
+        let least = LEAST_SEGMENT_BYTES;
         let memory_bytes = match &region {
             Some(region) => region.mapping.length() as u64,
             None if memory_bytes < least && !matches!(backing, Backing::Host(_)) => {
@@ -202,7 +203,10 @@ impl Pool {
             }
             None => memory_bytes,
         };
-        let all_at_once = backing.fairmq_shmid().is_some();
+        let creation = match &backing {
+            Backing::FairMq { creation, .. } if region.is_none() => Some(*creation),
+            Backing::FairMq { .. } | Backing::Memfd | Backing::Folder(_) | Backing::Host(_) => None,
+        };
         let host = match &backing {
             Backing::Host(memory) => Some(Arc::new(HostBlocks::new(memory.clone()))),
             Backing::Memfd | Backing::Folder(_) | Backing::FairMq { .. } => None,
@@ -217,25 +221,14 @@ impl Pool {
         let mut fixed_bytes = None;
         if let Some(region) = region {
             let id = region.id;
-            let segment = Segment { kind: Kind::Region, id, memory: SegmentMemory::Region(region) };
+            let segment = Segment::new(Kind::Region, id, SegmentMemory::Region(region));
             segment.forget_generations();
             fixed_bytes = Some(state.insert(Arc::new(segment)));
-        } else if all_at_once {
-            let mut most = 0;
-            loop {
-                let budget = (memory_bytes - state.segment_bytes_in_all) / PAGE_BYTES * PAGE_BYTES;
-                let bytes = segment_bytes.min(budget);
-                if bytes < least {
-                    break;
-                }
-                let Some(id) = maker.take_number().map_err(PoolError::Backing)? else { break };
-                let segment = segment(&maker, epoch, id, bytes)?;
-                state.segment_bytes_in_all += bytes;
-                most = most.max(state.insert(segment));
-            }
-            fixed_bytes = Some(most);
+        } else if creation.is_some() {
+            let largest = segment_bytes.min(memory_bytes / PAGE_BYTES * PAGE_BYTES);
+            fixed_bytes = Some(usable_bytes(largest) / GRANULE_BYTES * GRANULE_BYTES);
         }
-        Ok(Self(Arc::new(PoolInner {
+        let pool = Self(Arc::new(PoolInner {
             memory_bytes,
             aside_bytes: AtomicU64::new(0),
             segment_bytes,
@@ -254,7 +247,13 @@ impl Pool {
             retired_hook: Mutex::default(),
             left: AtomicBool::new(false),
             pages: PageRegistry::default(),
-        })))
+            creation,
+            registrar: Mutex::default(),
+        }));
+        match pool.0.make_missing() {
+            (_, None) => Ok(pool),
+            (_, Some(error)) => Err(error),
+        }
     }
 
     /// The epoch, unique to this pool.
@@ -308,7 +307,7 @@ impl Pool {
         if taken.is_none() && !left && self.0.reclaim() {
             taken = self.0.state.lock().take(granules);
         }
-        if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
+        if taken.is_none() && !left && self.0.can_grow() {
             taken = self.grow(granules)?;
         }
         let Some(taken) = taken else {
@@ -386,7 +385,7 @@ impl Pool {
         let inner = &*self.0;
         let growing = inner.growing.lock();
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
-        let (id, bytes, retired) = {
+        let (bytes, retired) = {
             let mut state = inner.state.lock();
             // Another task may have created or emptied one during the wait.
             if let Some(taken) = state.take(granules) {
@@ -401,9 +400,11 @@ impl Pool {
                 let budget = inner.budget(&state);
                 let bytes = wanted.min(budget / PAGE_BYTES * PAGE_BYTES);
                 if bytes >= least {
-                    let Some(id) = state.unused_id() else { return Ok(None) };
                     state.segment_bytes_in_all += bytes;
-                    break (id, bytes, retired);
+                    break (bytes, retired);
+                }
+                if inner.fixed_bytes.is_some() {
+                    return Ok(None);
                 }
                 // Retiring an empty segment of another size may free enough budget.
                 let Some(empty) = state.take_out_an_empty_one() else { return Ok(None) };
@@ -412,8 +413,11 @@ impl Pool {
         };
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
-        let segment = segment(&inner.maker, inner.epoch, id, bytes)
-            .inspect_err(|_| inner.state.lock().segment_bytes_in_all -= bytes)?;
+        let give_back = || inner.state.lock().segment_bytes_in_all -= bytes;
+        let Some(segment) = inner.make(bytes).inspect_err(|_| give_back())? else {
+            give_back();
+            return Ok(None);
+        };
         let shared = SharedSegment(Arc::clone(&segment));
         let taken = {
             let mut state = inner.state.lock();
@@ -421,11 +425,7 @@ impl Pool {
             state.take(granules)
         };
         drop(growing);
-        // Called once it is listed, and before a block is published in it.
-        let listener = inner.listener.lock().clone();
-        if let Some(listener) = listener {
-            listener(&shared);
-        }
+        inner.announce(&shared);
         Ok(taken)
     }
 
@@ -447,7 +447,9 @@ impl Pool {
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
                 let state = self.0.state.lock();
-                (state.segments.values().map(|slot| granules(&slot.segment)).collect(), 0)
+                let left = state.segments.values().map(|slot| granules(&slot.segment)).collect();
+                let budget = if self.0.can_grow() { self.0.budget(&state) } else { 0 };
+                (left, budget / PAGE_BYTES * PAGE_BYTES)
             }
             None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
         };
@@ -545,12 +547,12 @@ impl Pool {
         let state = self.0.state.lock();
         let longest = state.segments.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
-        let in_a_new_one = if self.0.fixed_bytes.is_some() {
-            0
-        } else {
+        let in_a_new_one = if self.0.can_grow() {
             let budget = self.0.budget_without_empty(&state);
-            let whole = (budget / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
-            usable_bytes(whole)
+            let most = if self.0.creation.is_some() { self.0.segment_bytes } else { u64::MAX };
+            usable_bytes((budget / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES).min(most))
+        } else {
+            0
         };
         let total_bytes = self.0.memory_bytes;
         let used_bytes = self.used_bytes();
@@ -609,10 +611,13 @@ impl Pool {
         state.segments.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
-    /// Segments with names that another program has removed or overwritten.
+    /// Segments with names that another program has removed or overwritten, without the condemned
+    /// ones, which are being replaced.
     pub fn lost_segments(&self) -> Vec<LostSegment> {
         let (epoch, range) = (self.0.epoch, self.0.maker.range());
-        self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()
+        let segments = self.segments();
+        let kept = segments.iter().filter(|shared| !shared.0.is_condemned());
+        kept.filter_map(|shared| shared.0.loss(epoch, range)).collect()
     }
 
     /// All segments and regions, for resolving in this process: nothing is mapped a second time,
@@ -694,16 +699,19 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Creates a segment, writes its head, and seals it if its backing allows it.
-fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segment>, PoolError> {
+/// Creates a segment with its head, and seals it if its backing allows it.
+pub(super) fn segment(
+    maker: &Maker,
+    epoch: Epoch,
+    id: u16,
+    bytes: u64,
+) -> Result<Arc<Segment>, PoolError> {
     let make = || {
-        let made = maker.make(id, bytes)?;
-        let segment = Segment { kind: Kind::Segment, id, memory: SegmentMemory::Segment(made) };
-        segment.write_segment_header(epoch, maker.range());
-        if let SegmentMemory::Segment(made) = &segment.memory {
-            maker.seal(made)?;
-        }
-        Ok(Arc::new(segment))
+        let head = SegmentHeader::new(epoch, id, maker.range(), bytes).to_bytes();
+        let made = maker.make(id, bytes, &head)?;
+        maker.seal(&made)?;
+        let memory = SegmentMemory::Segment(made);
+        Ok(Arc::new(Segment::new(Kind::Segment, id, memory)))
     };
     make().map_err(|error| PoolError::Segment { bytes, error })
 }

@@ -18,6 +18,8 @@ impl RequestLimits {
                 self.check_name(field, name)?;
             }
         }
+        let bytes = request.schema_metadata.bytes();
+        within("schema_metadata", bytes, self.metadata_bytes, "bytes of metadata")?;
         let entries = request.lock.as_ref().map_or(0, Vec::len);
         within("lock", entries, self.lock_entries, "entries")
     }
@@ -145,6 +147,7 @@ mod tests {
             consumers: 1,
             path_ranges: 1,
             key_values: 1,
+            queries: 1,
             lock_entries: 0,
             name_bytes: 4,
             metadata_bytes: 3,

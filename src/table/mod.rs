@@ -36,6 +36,7 @@ mod request;
 mod request_message;
 mod request_options;
 mod schema_message;
+mod schema_metadata;
 mod status;
 mod table_request;
 #[cfg(test)]
@@ -49,11 +50,11 @@ pub use action::{
     Register, Release, SegmentsAnswer, parse_action,
 };
 pub use arrow_keys::key_from_batches;
-#[cfg(feature = "server")]
-pub(crate) use arrow_timestamps::plain_timestamps;
 pub use arrow_timestamps::{
     TimestampsError, rows_from_batches, timestamps_from_array, timestamps_from_batches,
 };
+#[cfg(feature = "server")]
+pub(crate) use arrow_timestamps::{plain_timestamps, rows_of_part};
 pub use check::{CheckAnswer, CheckRequest};
 pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
 pub use content::{
@@ -78,6 +79,7 @@ pub use request::{Columns, Request, RequestError, When};
 pub(crate) use request_message::Times;
 pub use request_options::{CellKind, Encoding, Missing, View};
 pub use schema_message::SchemaMessage;
+pub use schema_metadata::SchemaMetadata;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
     TimeframeStatus,

@@ -137,6 +137,7 @@ class Client:
         cell: Optional[CellKind] = None,
         missing: Optional[Missing] = None,
         timestamps_column: Optional[bool] = None,
+        schema_metadata: Optional[Mapping[str, str]] = None,
         not_after: Optional[Time] = None,
         not_before: Optional[Time] = None,
         lock: Any = None,
@@ -164,6 +165,8 @@ class Client:
                 bytes.
             missing: ``"null"``: null cells instead of an error where nothing is valid.
             timestamps_column: prepend the timestamps as column ``timestamp``.
+            schema_metadata: keys and values (strings) for the metadata of ``table.arrow.schema``,
+                such as AliceO2's ``outputRoute``.
             not_after: only versions created at or before this time.
             not_before: only versions created at or after this time.
             lock: ``objects`` of an earlier table: use exactly these versions.
@@ -181,6 +184,7 @@ class Client:
             "session": session,
             "consumer": consumer,
             "timestamps_column": None if timestamps_column is None else bool(timestamps_column),
+            "schema_metadata": None if schema_metadata is None else dict(schema_metadata),
         }
         fields.update((name, value) for name, value in plain.items() if value is not None)
         for name, at in (("not_after", not_after), ("not_before", not_before)):
@@ -300,6 +304,7 @@ class Client:
         cell: Optional[CellKind] = None,
         missing: Optional[Missing] = None,
         timestamps_column: Optional[bool] = None,
+        schema_metadata: Optional[Mapping[str, str]] = None,
         not_after: Optional[Time] = None,
         not_before: Optional[Time] = None,
         lock: Any = None,
@@ -317,6 +322,7 @@ class Client:
             cell=cell,
             missing=missing,
             timestamps_column=timestamps_column,
+            schema_metadata=schema_metadata,
             not_after=not_after,
             not_before=not_before,
             lock=lock,

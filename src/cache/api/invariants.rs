@@ -194,14 +194,16 @@ fn faults_of_pins(
     held: &[Arc<PinSet>],
 ) -> Vec<(ObjectId, bool, String)> {
     let mut sets: HashSet<*const PinSet> = HashSet::new();
-    let mut pins: HashMap<ObjectId, u32> = HashMap::new();
+    // By address: an object in a lost segment can have a successor with its id.
+    let mut pins: HashMap<*const Resident, u32> = HashMap::new();
     for set in held {
         if sets.insert(Arc::as_ptr(set)) {
-            set.pins().iter().for_each(|pin| *pins.entry(pin.id()).or_default() += 1);
+            let residents = set.pins().iter().map(|pin| Arc::as_ptr(pin.resident()));
+            residents.for_each(|resident| *pins.entry(resident).or_default() += 1);
         }
     }
     let wrong = |resident: &Arc<Resident>| {
-        let (held, has) = (pins.get(&resident.id()).copied().unwrap_or(0), resident.pins());
+        let (held, has) = (pins.get(&Arc::as_ptr(resident)).copied().unwrap_or(0), resident.pins());
         let fault = format!("{resident:?}: {held} are held");
         (held != has).then_some((resident.id(), has > held, fault))
     };
