@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal               consumers get this file
-//!  Folder  create 0640  ─▶ head ─▶ fallocate ─▶ map ─▶ name ─▶ open again, read-only, for consumers
+//!  Folder  create 0640  ─▶ fallocate ─▶ map ─▶ head ─▶ name ─▶ open again, read-only, for consumers
 //!  FairMq  like Folder, with a name that FairMQ's shmem opens
 //! ```
 //!
@@ -177,6 +177,8 @@ impl Maker {
         let mut made = || {
             let mapping = Arc::new(allocated(&file, bytes, on_advice)?);
             if !is_named {
+                // Not earlier: a page written before would be none of the huge ones.
+                file.write_all_at(head, 0)?;
                 let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
                 linkat(CWD, unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW)?;
                 is_ours = true;
@@ -205,19 +207,19 @@ impl Maker {
     }
 }
 
-/// Creates a file that begins with `head`: one without a name yet, or `path` itself where the file
-/// system has none without names. The flag tells whether it has its name.
+/// Creates a file: an empty one without a name yet, or `path` itself, which begins with `head`, where
+/// the file system has none without names. The flag tells whether it has its name.
 fn create(path: &Path, head: &[u8]) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o640);
     let folder = path.parent().unwrap_or(path);
     let unnamed = options.clone().custom_flags(OFlags::TMPFILE.bits().cast_signed()).open(folder);
-    let (file, is_named) = match unnamed {
-        Ok(file) => (file, false),
-        Err(_) => (options.create_new(true).open(path)?, true),
-    };
+    if let Ok(file) = unnamed {
+        return Ok((file, false));
+    }
+    let file = options.create_new(true).open(path)?;
     file.write_all_at(head, 0)?;
-    Ok((file, is_named))
+    Ok((file, true))
 }
 
 /// Gives an empty file `bytes` and maps it. `on_advice`: advise the kernel to use huge pages.
