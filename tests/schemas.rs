@@ -100,6 +100,10 @@ fn the_service_reads_commands_as_their_schemas_say() {
         json!({"columns": {"a": {"path": "A", "key": "k"}}, "keys": {"k": [1.5]}, "timestamps": [1]}),
         json!({"columns": {"a": {"path": "A", "key": "k"}}, "keys": {"k": [1, "a"]}, "timestamps": [1, 2]}),
         json!({"columns": {"a": "A"}, "keys": {"k": [1]}, "timeframe": 1}),
+        json!({"columns": {"a": "A"}, "timestamps": [1], "schema_metadata": {"iovcache.x": "y"}}),
+        json!({"columns": {"a": "A"}, "timestamps": [1], "schema_metadata": {"ARROW:x": "y"}}),
+        json!({"columns": {"a": "A"}, "timestamps": [1], "schema_metadata": {"": "y"}}),
+        json!({"columns": {"a": "A"}, "timestamps": [1], "schema_metadata": {"x": 1}}),
     ];
     for request in wrong {
         assert!(!validator("request").is_valid(&request), "{request}");

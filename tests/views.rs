@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use iovcache::client::{Attachment, Client, ClientOptions, LocalPath, Table, TableRequest, View};
+use iovcache::client::{Attachment, Client, ClientOptions, Table, TableRequest};
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
@@ -90,19 +90,6 @@ fn check(table: &Table, number: usize) {
     }
 }
 
-/// The object of a path, pinned through the local plane, once its timeline is published.
-async fn local_view<'a>(client: &Client, places: &'a LocalPath) -> View<'a> {
-    for _ in 0..1_000 {
-        drop(client.table(request(5)).await.unwrap());
-        let view = places.at(Timestamp::from_millis(5)).unwrap().unwrap();
-        if view.is_local() {
-            return view;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    panic!("the local plane does not serve object 5");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_kind_of_view_stays_what_it_is_over_evictions() {
     let service = serve().await;
@@ -124,10 +111,6 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
         .iter()
         .map(|(number, table)| (*number, table.column("v").unwrap().get(0).unwrap().unwrap()))
         .collect();
-    // A view of the local plane: it pins by a word of the session's page, without a lease.
-    let local = client.local().unwrap();
-    let places = local.path(&path(5)).unwrap();
-    let local_view = local_view(&client, &places).await;
     let header = views[0].1.column("v").unwrap().header(0).unwrap();
     // A client that holds no lease: a copy is right, or an error.
     let other = Attachment::open(&service.attach, "other", None).unwrap();
@@ -153,7 +136,6 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
             for (number, slice) in &slices {
                 assert_eq!(*slice, bytes_of(*number), "the slice of object {number}");
             }
-            assert_eq!(*local_view, *bytes_of(5), "the view of the local plane");
             assert_eq!(other.mappings_for(&header).read(&header).unwrap(), bytes_of(0));
         }
         round += 1;
@@ -161,8 +143,6 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
     for (number, table) in &views {
         check(table, *number);
     }
-    assert_eq!(*local_view, *bytes_of(5), "the view of the local plane");
-    drop(local_view);
     drop(slices);
     drop(views);
     for _ in 0..1_000 {

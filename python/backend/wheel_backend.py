@@ -1,7 +1,7 @@
 """Builds the wheel: the native part with maturin, and the program ``iovcache``.
 
 Both come from the same crates, features and profile, so nothing is compiled twice.
-``IOVCACHE_PROFILE`` selects a profile of Cargo other than ``release`` (``dev`` for tests, ``dist``
+``IOVCACHE_PROFILE`` selects a profile of Cargo other than ``release`` (``dev`` for tests, ``wheel``
 for published wheels), ``IOVCACHE_PROGRAM`` a program that is already built.
 
 The wheel is tagged with the oldest manylinux whose C library has the symbols that the program needs.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -80,10 +81,21 @@ def _with_options(
     """The settings for maturin; its arguments are left alone if ``build-args`` gives some."""
     settings = dict(given or {})
     arguments = ["--profile", _profile(), "--strip", "--compatibility", _platform(program)]
-    if _profile() == "dist":
+    if _profile() == "wheel":
         arguments += ["--compression-level", "9"]
+    if _linker_arguments():
+        arguments += ["--", *_linker_arguments()]
     settings.setdefault("build-args", " ".join(arguments))
     return settings
+
+
+def _linker_arguments() -> List[str]:
+    """Arguments of rustc that fold identical functions in published wheels.
+
+    On x86_64 Rust links with lld, which can do this.
+    """
+    fold = _profile() == "wheel" and platform.machine() == "x86_64"
+    return ["-Clink-arg=-Wl,--icf=all"] if fold else []
 
 
 def _platform(program: Optional[pathlib.Path]) -> str:
@@ -138,8 +150,9 @@ def _built() -> pathlib.Path:
         described = json.loads(_cargo(["metadata", "--format-version", "1"], HERE))
         packages = described["packages"]
         manifest = next(one["manifest_path"] for one in packages if one["name"] == "iovcache")
-    command = ["build", "--profile", _profile(), "--bin", "iovcache", "--manifest-path", manifest]
-    command += ["--message-format", "json-render-diagnostics", "--locked"]
+    command = ["rustc", "--profile", _profile(), "--bin", "iovcache", "--manifest-path", manifest]
+    command += ["--message-format", "json-render-diagnostics", "--locked", "--"]
+    command += _linker_arguments()
     for line in _cargo(command, HERE).splitlines():
         message = json.loads(line)
         if message.get("executable") and message.get("target", {}).get("name") == "iovcache":

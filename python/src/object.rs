@@ -13,17 +13,18 @@ use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyMemoryView, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyMemoryView, PyTuple, PyType};
 
+use crate::holder::Holder;
+use crate::local::PlaneObject;
 use crate::shared::Shared;
 
 /// The object of a run of rows, with the pin on its bytes.
 #[pyclass(frozen, subclass, weakref, module = "iovcache._native", name = "Pin")]
 pub(crate) struct Pin {
-    /// Keeps the lease, so that the bytes at `address` stay unchanged.
-    shared: Arc<Shared>,
-    column: String,
-    path: String,
+    /// Keeps the bytes at `address` unchanged.
+    holder: Holder,
+    path: Arc<str>,
     row_start: usize,
     row_end: usize,
     address: usize,
@@ -39,10 +40,10 @@ impl Pin {
         rows: Range<usize>,
         bytes: *const [u8],
     ) -> Self {
+        let holder = Holder::Table { shared, column: column.to_owned(), row: rows.start };
         Self {
-            shared,
-            column: column.to_owned(),
-            path: path.to_owned(),
+            holder,
+            path: path.into(),
             row_start: rows.start,
             row_end: rows.end,
             address: bytes.cast::<u8>().expose_provenance(),
@@ -50,22 +51,29 @@ impl Pin {
         }
     }
 
+    /// An object that was looked up by path and time.
+    pub(crate) fn of_plane(object: PlaneObject) -> Self {
+        let (bytes, path) = (object.bytes(), object.path());
+        let (address, length) = (bytes.as_ptr().expose_provenance(), bytes.len());
+        let holder = Holder::Plane(object);
+        Self { holder, path, row_start: 0, row_end: 1, address, length }
+    }
+
+    /// The object id.
+    pub(crate) fn version(&self, py: Python<'_>) -> PyResult<String> {
+        self.holder.id(py)
+    }
+
     fn bytes(&self) -> PyResult<&[u8]> {
         self.check()?;
         let address = std::ptr::with_exposed_provenance(self.address);
-        // SAFETY: `new` got them from a slice that borrows from the table in `shared`, which pins
-        // them and lives as long as `self`.
+        // SAFETY: `new` and `of_plane` got them from a slice that `holder` pins, which lives as long
+        // as `self`.
         Ok(unsafe { std::slice::from_raw_parts(address, self.length) })
     }
 
     fn check(&self) -> PyResult<()> {
-        self.shared.check(&self.column, self.row_start)
-    }
-
-    fn record<'py>(&self, py: Python<'py>, field: &str) -> PyResult<Bound<'py, PyAny>> {
-        let objects = self.shared.objects(py)?;
-        let record: Bound<'py, PyDict> = objects.record(py, &self.column, self.row_start)?;
-        record.as_any().get_item(field)
+        self.holder.check()
     }
 }
 
@@ -96,26 +104,25 @@ impl Pin {
     /// The object id, which identifies the version.
     #[getter]
     fn id(&self, py: Python<'_>) -> PyResult<String> {
-        self.record(py, "object_id")?.extract()
+        self.holder.id(py)
     }
 
     /// The version's own validity interval: (from, until) in milliseconds, half-open.
     #[getter]
     fn validity(&self, py: Python<'_>) -> PyResult<(i64, i64)> {
-        let from = self.record(py, "valid_from")?.extract()?;
-        Ok((from, self.record(py, "valid_until")?.extract()?))
+        self.holder.validity(py)
     }
 
     /// Creation time of the version in milliseconds.
     #[getter]
     fn created(&self, py: Python<'_>) -> PyResult<i64> {
-        self.record(py, "created")?.extract()
+        self.holder.record(py, "created")?.extract()
     }
 
     /// The version's metadata.
     #[getter]
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.record(py, "metadata")
+        self.holder.record(py, "metadata")
     }
 
     /// Always true.

@@ -104,7 +104,11 @@ impl ObjectsView {
 }
 
 /// The fields of a row of the objects view that objects expose.
-fn record<'py>(py: Python<'py>, batch: &RecordBatch, at: usize) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn record<'py>(
+    py: Python<'py>,
+    batch: &RecordBatch,
+    at: usize,
+) -> PyResult<Bound<'py, PyDict>> {
     let record = PyDict::new(py);
     for name in ["path", "object_id", "cache"] {
         let texts = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());

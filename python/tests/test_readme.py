@@ -69,3 +69,16 @@ def test_the_notebook_of_the_documentation_runs_and_runs_again(start, tmp_path):
     left_open = code.replace("client.close()", "")
     assert left_open != code
     assert pasted(left_open * 2 + code, service) == once * 3
+
+
+def test_the_blocks_about_look_ups_run_as_they_are_written(start, tmp_path):
+    service = served(start, tmp_path)
+    page = "docs/local.md"
+    printed = {
+        section: [pasted(block, service) for block in blocks(section, page)]
+        for section in sections(page)
+    }
+    found = "b'drift 2\\n'\n8 None\n[b'drift 1\\n', b'drift 2\\n']\n"
+    assert printed.pop("Python") == [found]
+    assert printed.pop("Waiting for a change") == ["False\n"]
+    assert not printed

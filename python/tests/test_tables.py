@@ -145,6 +145,22 @@ def test_every_column_without_an_object_is_named_with_its_first_and_last_time(by
     assert '"none"' in message and '"drift"' not in message and '"noise"' not in message
 
 
+@pytest.mark.parametrize("encoding, cell", ALL)
+def test_the_schema_has_the_metadata_that_a_request_asks_for(by_hand, encoding, cell):
+    keys = {"outputRoute": "ATIM/GLOGRP/0", "outputBinding": "GRPs", "sourceTable": "Timestamps"}
+    request = {"columns": {"fDrift": DRIFT}, "timestamps": [1000], "encoding": encoding}
+    request |= {"cell": cell, "session": by_hand.session}
+    metadata = by_hand.get({**request, "schema_metadata": keys}).schema.metadata
+    assert {key: metadata[key.encode()].decode() for key in keys} == keys
+    assert metadata[b"iovcache.version"]
+    assert b"outputRoute" not in by_hand.get(request).schema.metadata
+    for wrong in ({"iovcache.lease": "x"}, {"ARROW:x": "y"}, {"": "x"}, {"k" * 257: "v"}):
+        status, message = by_hand.status_of({**request, "schema_metadata": wrong})
+        assert status == "INVALID_ARGUMENT" and "schema_metadata" in message
+    status, message = by_hand.status_of({**request, "schema_metadata": {"k": "v" * 65536}})
+    assert status == "INVALID_ARGUMENT" and "65536" in message
+
+
 def test_no_timestamps_give_an_empty_table_with_the_whole_schema(by_hand):
     for encoding, cell in ALL:
         request = {"columns": {"drift": DRIFT}, "timestamps": [], "encoding": encoding}

@@ -187,15 +187,26 @@ class Resolver
   [[nodiscard]] iovc_status_t resolve_many(const void* cells, std::size_t count, Bytes* found)
   {
     constexpr std::size_t ahead = 16;
-    const auto* bytes = static_cast<const char*>(cells);
-    for (std::size_t row = 0; row < count; ++row) {
-      iovc_meta_header_t header;
-      if (row + ahead < count) {
-        std::memcpy(&header, bytes + (row + ahead) * sizeof header, sizeof header);
-        prefetch(header);
+    const auto* cell = static_cast<const char*>(cells);
+    // Neighbours are mostly in one segment: it is looked up when that changes.
+    std::uint64_t last = no_place;
+    const detail::Mapped* mapped = nullptr;
+    for (std::size_t row = 0; row < count; ++row, cell += sizeof(iovc_meta_header_t)) {
+      if (row + ahead < count && mapped != nullptr) {
+        prefetch(cell + ahead * sizeof(iovc_meta_header_t), last, *mapped);
       }
-      std::memcpy(&header, bytes + row * sizeof header, sizeof header);
-      const auto resolved = resolve(header);
+      iovc_meta_header_t header;
+      std::memcpy(&header, cell, sizeof header);
+      if (header.size == 0) {
+        found[row] = Bytes{};
+        continue;
+      }
+      const std::uint64_t place = place_of(cell);
+      if (place != last || mapped == nullptr) {
+        mapped = find(header);
+        last = place;
+      }
+      const auto resolved = mapped == nullptr ? elsewhere(header) : inside(*mapped, header);
       if (!resolved) {
         return resolved.status();
       }
@@ -358,12 +369,22 @@ class Resolver
     return iovcache::detail::bytes(payload, header.size);
   }
 
-  void prefetch(const iovc_meta_header_t& header) const noexcept
+  static constexpr std::uint64_t no_place = UINT64_MAX;
+
+  /** Region, segment and kind of a cell, in one word. */
+  static std::uint64_t place_of(const char* cell) noexcept
   {
-    const auto* mapped = known(header);
-    if (mapped != nullptr && header.handle >= 0 &&
-        static_cast<std::uint64_t>(header.handle) < mapped->size) {
-      __builtin_prefetch(mapped->base + header.handle);
+    std::uint64_t word = 0;
+    std::memcpy(&word, cell + offsetof(iovc_meta_header_t, region_id), sizeof word);
+    return word;
+  }
+
+  static void prefetch(const char* cell, std::uint64_t place, const detail::Mapped& mapped) noexcept
+  {
+    std::uint64_t handle = 0;
+    std::memcpy(&handle, cell + offsetof(iovc_meta_header_t, handle), sizeof handle);
+    if (place_of(cell) == place && handle < mapped.size) {
+      __builtin_prefetch(mapped.base + handle);
     }
   }
 

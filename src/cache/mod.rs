@@ -140,8 +140,8 @@ mod yielder;
 
 pub use self::api::{
     Answer, AttachGate, AttachLimits, BuildError, Cache, CacheBuilder, Described, Exchange,
-    HeldObject, NotListed, PathSnapshot, PeerPolicy, Progress, SegmentPiece, SegmentSnapshot,
-    SessionSnapshot, Snapshot, SourceSnapshot, SpanSnapshot, SpanState,
+    HeldObject, NotListed, PathSnapshot, PeerPolicy, Progress, SegmentPiece, SegmentRenewal,
+    SegmentSnapshot, SessionSnapshot, Snapshot, SourceSnapshot, SpanSnapshot, SpanState,
 };
 pub use self::error::{CacheError, MissingColumn};
 pub use self::holders::caller::Caller;

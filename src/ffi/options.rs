@@ -11,7 +11,9 @@ use super::status::CallFailure;
 use crate::error::ErrorKind;
 use crate::interval::Timestamp;
 use crate::object::CreationLimits;
-use crate::shm::{Backing, HostMemory, PoolOptions, Region, shmid_of_session, shmid_of_text};
+use crate::shm::{
+    Backing, HostMemory, PoolOptions, Region, SegmentCreation, shmid_of_session, shmid_of_text,
+};
 use crate::source::{self, ChainSource, HeaderSource, Link, Source, SourceOptions};
 
 /// Options of a cache. Take the defaults from iovc_cache_options, then change members.
@@ -149,7 +151,11 @@ impl CacheOptions {
         };
         let backing = match (&host, shmid) {
             (Some(host), _) => Backing::Host(host.clone()),
-            (None, Some(shmid)) => Backing::FairMq { shmid, first_segment: self.fairmq_segment },
+            (None, Some(shmid)) => Backing::FairMq {
+                shmid,
+                first_segment: self.fairmq_segment,
+                creation: SegmentCreation::AtStart,
+            },
             (None, None) => Backing::Memfd,
         };
         let region = region.map(|path| Region::open(Path::new(path), self.region_id));

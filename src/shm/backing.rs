@@ -1,8 +1,8 @@
 //! The backing of segments: creates their files, maps them and seals them.
 //!
 //! ```text
-//!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal       consumers get this file
-//!  Folder  create 0640  ─▶ fallocate ─▶ map ─▶ head ─▶ open again, read-only, for consumers
+//!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal               consumers get this file
+//!  Folder  create 0640  ─▶ fallocate ─▶ map ─▶ head ─▶ name ─▶ open again, read-only, for consumers
 //!  FairMq  like Folder, with a name that FairMQ's shmem opens
 //! ```
 //!
@@ -10,27 +10,24 @@
 //! follows for the remaining pages, and reports whether there was room.
 
 use std::ffi::CString;
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    FallocateFlags, MemfdFlags, OFlags, SealFlags, fallocate, fcntl_add_seals, fstatvfs, ftruncate,
-    memfd_create,
+    AtFlags, CWD, FallocateFlags, MemfdFlags, OFlags, SealFlags, fallocate, fcntl_add_seals,
+    fstatvfs, ftruncate, linkat, memfd_create,
 };
 
 use super::cgroup;
 use super::host::HostMemory;
 use super::huge_pages;
-use super::layout::SegmentHeader;
 use super::mapping::{MapAccess, Mapping};
-use super::numbers::NumberLog;
-
-/// Folder of POSIX shared memory, where FairMQ has its segments.
-const SHM_FOLDER: &str = "/dev/shm";
+use super::renewal::SegmentCreation;
+use super::segment_names::{NameLock, SegmentNames, same_file};
 
 /// The kind of files that back the segments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,9 +41,9 @@ pub enum Backing {
     Folder(PathBuf),
     /// Files (0640) with the names of FairMQ's managed segments, `/dev/shm/fmq_<shmid>_m_<n>`, so
     /// that an unmodified FairMQ consumer opens them. Not sealed either. FairMQ may read them but
-    /// must not allocate in them, since it does not know their free places. All of them are made at
-    /// the start and stay: FairMQ registers a segment before its devices start, and creates one
-    /// itself if there is none with that name.
+    /// must not allocate in them, since it does not know their free places. FairMQ opens a segment
+    /// only if it is registered in the session, and creates one itself if there is none with that
+    /// name.
     FairMq {
         /// FairMQ's id of the session: the first 8 hexadecimal digits of SHA-256 of user and
         /// session.
@@ -55,6 +52,8 @@ pub enum Backing {
         /// never used twice in a session: `/dev/shm/iovcache_<shmid>.numbers` holds the next one,
         /// and outlives the service.
         first_segment: u16,
+        /// When they are created.
+        creation: SegmentCreation,
     },
     /// Memory that the surrounding program allocates, one buffer per object: no segment is created.
     Host(HostMemory),
@@ -71,25 +70,9 @@ impl Backing {
     }
 }
 
-/// The names of segments.
-#[derive(Debug)]
-struct NamedFiles {
-    folder: PathBuf,
-    prefix: String,
-    lock: Arc<NameLock>,
-    /// Only for a FairMQ session.
-    numbers: Option<NumberLog>,
-}
-
-impl NamedFiles {
-    fn path(&self, segment_id: u16) -> PathBuf {
-        self.folder.join(format!("{}{segment_id}", self.prefix))
-    }
-}
-
 /// Makes the files of segments, and removes those with names.
 #[derive(Debug)]
-pub(crate) struct Maker(Option<NamedFiles>);
+pub(crate) struct Maker(Option<SegmentNames>);
 
 /// The file of one segment, mapped.
 #[derive(Debug)]
@@ -107,6 +90,13 @@ impl Made {
         self.name.as_ref().map(|(path, _)| path.as_path())
     }
 
+    /// Removes the name, if it still refers to this file.
+    pub(crate) fn remove_name(&self) {
+        if let Some(path) = self.path().filter(|_| !self.has_lost_its_name()) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
     /// Whether the file had a name that no longer refers to it.
     pub(crate) fn has_lost_its_name(&self) -> bool {
         let Some(path) = self.path() else { return false };
@@ -121,10 +111,8 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // A file of another program under that name must not be removed.
-        if let Some(path) = self.path().filter(|_| !self.has_lost_its_name()) {
-            let _ = fs::remove_file(path);
-        }
+        // A file of another program under that name stays.
+        self.remove_name();
     }
 }
 
@@ -132,49 +120,15 @@ impl Maker {
     /// Takes the lock on the names, if there are any, and removes files of a dead service.
     ///
     /// # Errors
-    /// [`io::ErrorKind::ResourceBusy`] if another running service has the names, `PermissionDenied`
-    /// if others may write the folder, `InvalidInput` for an invalid shmid.
+    /// [`io::ErrorKind::ResourceBusy`] if another running service has the names, `AlreadyExists` if
+    /// another program has the first number of a FairMQ session, `PermissionDenied` if others may
+    /// write the folder, `InvalidInput` for an invalid shmid.
     pub(crate) fn new(backing: &Backing) -> io::Result<Self> {
         match backing {
             Backing::Memfd | Backing::Host(_) => Ok(Self(None)),
-            Backing::Folder(folder) => {
-                make_own_folder(folder)?;
-                let lock = Arc::new(NameLock::take(folder.join("lock"))?);
-                let prefix = "segment-".into();
-                let named = NamedFiles { folder: folder.clone(), prefix, lock, numbers: None };
-                remove_leftovers(&named, |_, _| true)?;
-                Ok(Self(Some(named)))
-            }
-            Backing::FairMq { shmid, first_segment } => {
-                if !(1..=32).contains(&shmid.len())
-                    || !shmid.bytes().all(|byte| byte.is_ascii_alphanumeric())
-                {
-                    let message = format!("{shmid:?} is no shmid: 1 to 32 letters and digits");
-                    return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-                }
-                let folder = PathBuf::from(SHM_FOLDER);
-                let first = *first_segment;
-                let lock = folder.join(format!("iovcache_{shmid}.{first}.lock"));
-                let lock = NameLock::take(lock).map_err(|error| match error.kind() {
-                    io::ErrorKind::ResourceBusy => io::Error::new(
-                        error.kind(),
-                        format!(
-                            "{error}: it counts its segments from {first} in this FairMQ session; \
-                             give each cache of a session a fairmq_segment of its own"
-                        ),
-                    ),
-                    _ => error,
-                })?;
-                let prefix = format!("fmq_{shmid}_m_");
-                let numbers = NumberLog::open(&folder, shmid, first)?;
-                let (lock, numbers) = (Arc::new(lock), Some(numbers));
-                let named = NamedFiles { folder, prefix, lock, numbers };
-                // FairMQ's own segments, and those of other caches, have such names, too.
-                let left = remove_leftovers(&named, |id, path| is_left_by(first, id, path))?;
-                if let (Some(last), Some(numbers)) = (left, &named.numbers) {
-                    numbers.used_to(last)?;
-                }
-                Ok(Self(Some(named)))
+            Backing::Folder(folder) => Ok(Self(Some(SegmentNames::in_folder(folder)?))),
+            Backing::FairMq { shmid, first_segment, .. } => {
+                Ok(Self(Some(SegmentNames::in_session(shmid, *first_segment)?)))
             }
         }
     }
@@ -185,42 +139,58 @@ impl Maker {
     /// # Errors
     /// [`io::ErrorKind::QuotaExceeded`] if the session has no number left.
     pub(crate) fn take_number(&self) -> io::Result<Option<u16>> {
-        let Some(named) = &self.0 else { return Ok(None) };
-        let take = |numbers: &NumberLog| numbers.take(|number| !named.path(number).exists());
-        named.numbers.as_ref().map(take).transpose()
+        self.0.as_ref().map_or(Ok(None), SegmentNames::take_number)
+    }
+
+    /// Whether a segment can get this number: no file has its name.
+    pub(crate) fn is_free(&self, segment_id: u16) -> bool {
+        self.0.as_ref().is_none_or(|names| names.is_free(segment_id))
     }
 
     /// The value that marks the creator in the head of a segment: in a FairMQ session 1 more than
     /// the number from which the cache counts, else 0.
     pub(crate) fn range(&self) -> u32 {
-        let numbers = self.0.as_ref().and_then(|named| named.numbers.as_ref());
-        numbers.map_or(0, |numbers| u32::from(numbers.first()) + 1)
+        let first = self.0.as_ref().and_then(SegmentNames::first);
+        first.map_or(0, |first| u32::from(first) + 1)
     }
 
-    /// Creates and maps a file of `bytes`, with all its pages allocated.
+    /// Creates and maps a file of `bytes` that begins with `head`, with all its pages allocated. A
+    /// name appears only with the complete head, so a file without one is never a leftover of a
+    /// killed service.
     ///
     /// # Errors
-    /// Of kind `StorageFull` if there is no memory for it; never a later SIGBUS.
-    pub(crate) fn make(&self, segment_id: u16, bytes: u64) -> io::Result<Made> {
-        let Some(named) = &self.0 else {
+    /// Of kind `StorageFull` if there is no memory for it, never a later SIGBUS; `AlreadyExists` if
+    /// the name exists.
+    pub(crate) fn make(&self, segment_id: u16, bytes: u64, head: &[u8]) -> io::Result<Made> {
+        let Some(names) = &self.0 else {
             let name = CString::new(format!("iovcache-{segment_id}"))?;
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-            let file = memfd_create(&name, flags)?;
+            let file = File::from(memfd_create(&name, flags)?);
             let mapping = Arc::new(allocated(&file, bytes, huge_pages::memfds_on_advice())?);
-            return Ok(Made { file, mapping, name: None });
+            file.write_all_at(head, 0)?;
+            return Ok(Made { file: file.into(), mapping, name: None });
         };
-        let path = named.path(segment_id);
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o640).open(&path);
-        let file = file.map_err(|error| named_error(&path, &error))?;
+        let path = names.path(segment_id);
+        let (file, is_named) = create(&path, head).map_err(|error| named_error(&path, &error))?;
         let on_advice = huge_pages::file_on_advice(file.as_fd());
-        let made = || Ok((Arc::new(allocated(&file, bytes, on_advice)?), read_only(&path, &file)?));
-        match made() {
-            Ok((mapping, file)) => {
-                Ok(Made { file, mapping, name: Some((path, Arc::clone(&named.lock))) })
+        let mut is_ours = is_named;
+        let mut made = || {
+            let mapping = Arc::new(allocated(&file, bytes, on_advice)?);
+            if !is_named {
+                // Not earlier: a page written before would be none of the huge ones.
+                file.write_all_at(head, 0)?;
+                let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+                linkat(CWD, unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW)?;
+                is_ours = true;
             }
+            Ok((mapping, read_only(&path, &file)?))
+        };
+        match made() {
+            Ok((mapping, file)) => Ok(Made { file, mapping, name: Some((path, names.lock())) }),
             Err(error) => {
-                let _ = fs::remove_file(&path);
+                if is_ours {
+                    let _ = fs::remove_file(&path);
+                }
                 Err(named_error(&path, &error))
             }
         }
@@ -235,6 +205,21 @@ impl Maker {
         }
         Ok(())
     }
+}
+
+/// Creates a file: an empty one without a name yet, or `path` itself, which begins with `head`, where
+/// the file system has none without names. The flag tells whether it has its name.
+fn create(path: &Path, head: &[u8]) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o640);
+    let folder = path.parent().unwrap_or(path);
+    let unnamed = options.clone().custom_flags(OFlags::TMPFILE.bits().cast_signed()).open(folder);
+    if let Ok(file) = unnamed {
+        return Ok((file, false));
+    }
+    let file = options.create_new(true).open(path)?;
+    file.write_all_at(head, 0)?;
+    Ok((file, true))
 }
 
 /// Gives an empty file `bytes` and maps it. `on_advice`: advise the kernel to use huge pages.
@@ -295,35 +280,12 @@ pub(super) fn read_only(path: &Path, file: &File) -> io::Result<OwnedFd> {
     }
 }
 
-fn same_file(one: &Metadata, other: &Metadata) -> bool {
-    (one.dev(), one.ino()) == (other.dev(), other.ino())
-}
-
-/// Creates the folder, or checks its owner and mode: if others can write to it, they could replace
-/// a segment by another file.
-fn make_own_folder(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
-    let facts = fs::metadata(folder)?;
-    if facts.uid() != rustix::process::geteuid().as_raw() || facts.mode() & 0o022 != 0 {
-        let message = format!(
-            "{} belongs to user {} with mode {:03o}: segments need a folder that only we can write",
-            folder.display(),
-            facts.uid(),
-            facts.mode() & 0o777,
-        );
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
-    }
-    Ok(())
-}
-
 /// Adds the file and a remedy to an error.
 fn named_error(path: &Path, error: &io::Error) -> io::Error {
     let folder = path.parent().unwrap_or(path).display();
     let remedy = match error.kind() {
         io::ErrorKind::AlreadyExists => {
-            "another program made it: count from another number (fairmq_segment), or remove it if \
-             nothing uses it"
-                .to_owned()
+            "another program made it: remove it if nothing uses it".to_owned()
         }
         io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory => {
             format!("{folder} has no room for it: make `memory` smaller, or the file system larger")
@@ -334,92 +296,12 @@ fn named_error(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}; {remedy}", path.display()))
 }
 
-/// Whether the cache that counts from `first` left this file in its session: its head has the magic
-/// of this service and that range. (Earlier versions stored no range.)
-fn is_left_by(first: u16, id: u16, path: &Path) -> bool {
-    let mut head = [0; size_of::<SegmentHeader>()];
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let is_read = file.and_then(|file| file.read_exact_at(&mut head, 0)).is_ok();
-    match SegmentHeader::range_of(&head).filter(|_| is_read) {
-        Some(0) => id >= first,
-        Some(range) => range == u32::from(first) + 1,
-        None => false,
-    }
-}
-
-/// Removes the files of a dead instance; returns the highest number among them.
-fn remove_leftovers(
-    named: &NamedFiles,
-    is_ours: impl Fn(u16, &Path) -> bool,
-) -> io::Result<Option<u16>> {
-    let mut last = None;
-    for entry in fs::read_dir(&named.folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix(&named.prefix));
-        let Some(id) = id.and_then(|id| id.parse::<u16>().ok()) else { continue };
-        if is_ours(id, &entry.path()) {
-            fs::remove_file(entry.path())?;
-            last = last.max(Some(id));
-        }
-    }
-    Ok(last)
-}
-
-/// Ownership of names by a file lock, which ends with the process in any case.
-#[derive(Debug)]
-struct NameLock {
-    path: PathBuf,
-    _file: File,
-}
-
-impl NameLock {
-    fn take(path: PathBuf) -> io::Result<Self> {
-        loop {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o640)
-                .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-                .open(&path)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    let mut pid = String::new();
-                    let _ = file.read_to_string(&mut pid);
-                    let message = format!("{} is held by process {}", path.display(), pid.trim());
-                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
-                }
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
-            // The previous owner may have removed the file between open and lock.
-            let here = fs::metadata(&path).and_then(|here| Ok(same_file(&here, &file.metadata()?)));
-            match here {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            }
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())?;
-            return Ok(Self { path, _file: file });
-        }
-    }
-}
-
-impl Drop for NameLock {
-    fn drop(&mut self) {
-        // Removed while it is locked, so no other process can take it.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::super::layout::{Epoch, SegmentHeader};
+    use super::super::segment_names::SHM_FOLDER;
     use super::*;
 
     fn made_in(folder: &Path) -> io::Result<Maker> {
@@ -435,7 +317,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         // The folder stays locked until the last segment is gone.
-        let segment = first.make(0, 8192).unwrap();
+        let segment = first.make(0, 8192, &[]).unwrap();
         drop(first);
         assert!(made_in(&folder).is_err());
         drop(segment);
@@ -448,14 +330,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o750))
             .unwrap();
+        let head = SegmentHeader::new(Epoch(7), 0, 0, 8192).to_bytes();
         for name in ["segment-0", "segment-65535", "segment-x", "else", "lock"] {
-            fs::write(folder.path().join(name), "left").unwrap();
+            fs::write(folder.path().join(name), head).unwrap();
         }
-        let _maker = made_in(folder.path()).unwrap();
+        fs::write(folder.path().join("segment-1"), "of another program").unwrap();
+        let maker = made_in(folder.path()).unwrap();
+        assert!(maker.is_free(0) && !maker.is_free(1));
         let mut left: Vec<_> =
             fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["else", "lock", "segment-x"]);
+        assert_eq!(left, ["else", "lock", "segment-1", "segment-x"]);
     }
 
     #[test]
@@ -473,7 +358,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("segments");
         let maker = made_in(&folder).unwrap();
-        let made = maker.make(7, 8192).unwrap();
+        let made = maker.make(7, 8192, &[]).unwrap();
         let path = folder.join("segment-7");
         let facts = fs::metadata(&path).unwrap();
         assert_eq!(facts.len(), 8192);
@@ -489,19 +374,18 @@ mod tests {
 
     #[test]
     fn fairmq_finds_its_names_and_keeps_its_own_segments() {
-        let shmid = format!("{:08x}", std::process::id());
-        let backing = Backing::FairMq { shmid: shmid.clone(), first_segment: 5 };
+        let shmid = new_shmid(0);
         let name = |id: u16| Path::new(SHM_FOLDER).join(format!("fmq_{shmid}_m_{id}"));
         // FairMQ's own segment must stay; one left by a dead service is removed.
         fs::write(name(0), vec![0; 4096]).unwrap();
         let mut left = vec![0; 4096];
         left[SegmentHeader::MAGIC_OFFSET..][..8].copy_from_slice(&SegmentHeader::MAGIC);
         fs::write(name(6), left).unwrap();
-        let maker = Maker::new(&backing).unwrap();
+        let maker = in_session(&shmid, 5).unwrap();
         assert!(name(0).exists() && !name(6).exists());
         // 6 was used and may still be mapped, so the next one is 7.
         assert_eq!(maker.take_number().unwrap(), Some(7));
-        let made = maker.make(7, 8192).unwrap();
+        let made = maker.make(7, 8192, &[]).unwrap();
         assert!(name(7).exists());
         drop((made, maker));
         assert!(!name(7).exists());
@@ -509,21 +393,102 @@ mod tests {
         assert_eq!(fs::read_to_string(&numbers).unwrap(), "8\n");
         // The next service starts after it, and skips names in use.
         fs::write(name(8), "of another program").unwrap();
-        assert_eq!(Maker::new(&backing).unwrap().take_number().unwrap(), Some(9));
+        assert_eq!(in_session(&shmid, 5).unwrap().take_number().unwrap(), Some(9));
         fs::write(&numbers, "65536").unwrap();
-        let error = Maker::new(&backing).unwrap().take_number().unwrap_err();
+        let error = in_session(&shmid, 5).unwrap().take_number().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
         assert!(error.to_string().contains(numbers.to_str().unwrap()), "{error}");
         fs::write(&numbers, "many").unwrap();
-        assert_eq!(Maker::new(&backing).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(in_session(&shmid, 5).unwrap_err().kind(), io::ErrorKind::InvalidData);
         for file in [name(0), name(8), numbers] {
             fs::remove_file(file).unwrap();
         }
         for wrong in ["", "../x", "a b"] {
-            let backing = Backing::FairMq { shmid: wrong.into(), first_segment: 0 };
-            let error = Maker::new(&backing).unwrap_err();
+            let error = in_session(wrong, 0).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{wrong:?}");
         }
+    }
+
+    /// A shmid that no other test uses.
+    fn new_shmid(number: u8) -> String {
+        format!("{number:02x}{:06x}", std::process::id())
+    }
+
+    fn in_session(shmid: &str, first_segment: u16) -> io::Result<Maker> {
+        Maker::new(&Backing::FairMq {
+            shmid: shmid.to_owned(),
+            first_segment,
+            creation: SegmentCreation::AtStart,
+        })
+    }
+
+    #[test]
+    fn a_first_number_that_another_program_has_is_refused_with_file_and_remedy_and_stays() {
+        let shmid = new_shmid(1);
+        let name = |id: u16| Path::new(SHM_FOLDER).join(format!("fmq_{shmid}_m_{id}"));
+        let numbers = Path::new(SHM_FOLDER).join(format!("iovcache_{shmid}.numbers"));
+        let check = |kind: &str| {
+            let error = in_session(&shmid, 3).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{kind}");
+            let text = error.to_string();
+            for part in [name(3).to_str().unwrap(), kind, "fairmq_segment", "remove the file"] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+            assert!(fs::symlink_metadata(name(3)).is_ok(), "{kind} stays");
+        };
+        for content in [&b""[..], b"short", &[0; 4096], &[7; 8192]] {
+            fs::write(name(3), content).unwrap();
+            check("a file of");
+            assert_eq!(fs::read(name(3)).unwrap(), content);
+            fs::remove_file(name(3)).unwrap();
+        }
+        fs::create_dir(name(3)).unwrap();
+        check("a folder");
+        fs::remove_dir(name(3)).unwrap();
+        // A link to a segment of this service, too: it is followed by nobody.
+        let left = SegmentHeader::new(Epoch(7), 4, 4, 8192).to_bytes();
+        for target in [name(9), Path::new("/dev/shm/nowhere").to_owned()] {
+            fs::write(name(9), left).unwrap();
+            symlink(&target, name(3)).unwrap();
+            check("a symbolic link");
+            fs::remove_file(name(3)).unwrap();
+        }
+        // Nothing was taken or removed by the refused ones.
+        assert!(name(9).exists());
+        // A segment of another cache of this session under that number is no conflict.
+        fs::write(name(3), SegmentHeader::new(Epoch(7), 3, 2, 8192).to_bytes()).unwrap();
+        let maker = in_session(&shmid, 3).unwrap();
+        assert!(name(3).exists() && !name(9).exists(), "range 4 is that from number 3 on");
+        // Later numbers of other programs are skipped, links that lead nowhere included.
+        symlink("/dev/shm/nowhere", name(10)).unwrap();
+        fs::create_dir(name(11)).unwrap();
+        fs::write(name(12), "of another program").unwrap();
+        assert_eq!(maker.take_number().unwrap(), Some(13));
+        let link = fs::symlink_metadata(name(10)).unwrap();
+        assert!(link.is_symlink() && name(11).is_dir() && name(12).exists());
+        fs::remove_dir(name(11)).unwrap();
+        for file in [name(3), name(10), name(12), numbers] {
+            fs::remove_file(file).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_name_appears_with_its_head_and_never_over_a_file_of_another_program() {
+        let folder = tempfile::tempdir_in(SHM_FOLDER).unwrap();
+        let folder = folder.path().join("segments");
+        let maker = made_in(&folder).unwrap();
+        fs::write(folder.join("segment-4"), "of another program").unwrap();
+        let error = maker.make(4, 8192, b"head").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert!(error.to_string().contains("segment-4"), "{error}");
+        assert_eq!(fs::read(folder.join("segment-4")).unwrap(), b"of another program");
+        let made = maker.make(5, 8192, b"head").unwrap();
+        assert!(fs::read(folder.join("segment-5")).unwrap().starts_with(b"head\0"));
+        assert_eq!(fs::metadata(folder.join("segment-5")).unwrap().nlink(), 1);
+        drop(made);
+        let (file, is_named) = create(&folder.join("segment-6"), b"head").unwrap();
+        assert!(!is_named && !folder.join("segment-6").exists());
+        assert_eq!(file.metadata().unwrap().nlink(), 0);
     }
 
     #[test]
@@ -531,7 +496,7 @@ mod tests {
         let folder = tempfile::tempdir_in(SHM_FOLDER).unwrap();
         let maker = made_in(&folder.path().join("segments")).unwrap();
         let facts = rustix::fs::statvfs(SHM_FOLDER).unwrap();
-        let error = maker.make(0, (facts.f_blocks + 1) * facts.f_frsize).unwrap_err();
+        let error = maker.make(0, (facts.f_blocks + 1) * facts.f_frsize, &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert!(!folder.path().join("segments/segment-0").exists());
     }

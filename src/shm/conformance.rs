@@ -15,7 +15,7 @@ use super::host_arena::HostArena;
 use super::mapping::{MapAccess, Mapping};
 use super::{
     Backing, Block, Epoch, Kind, MapError, Mappings, MetaHeader, Pool, PoolError, PoolOptions,
-    Region, RegionError, Reservation, ResolveError,
+    Region, RegionError, Reservation, ResolveError, SegmentCreation,
 };
 use crate::object::ObjectId;
 
@@ -80,7 +80,10 @@ fn for_each_mapped_backing(test: impl Fn(Pool)) {
     test(small(Backing::Folder(folder.path().join("segments")), None));
     let unique = SHMIDS.fetch_add(1, Ordering::Relaxed);
     let shmid = format!("{:08x}c{unique}", std::process::id());
-    test(small(Backing::FairMq { shmid, first_segment: 3 }, None));
+    test(small(
+        Backing::FairMq { shmid, first_segment: 3, creation: SegmentCreation::AtStart },
+        None,
+    ));
     let file = folder.path().join("region");
     std::fs::write(&file, vec![0xAB; 1 << 20]).unwrap();
     test(small(Backing::Memfd, Some(Region::open(&file, 2000).unwrap())));
@@ -373,7 +376,8 @@ fn what_does_not_fit_is_told_from_what_never_will() {
 fn segments_that_fairmq_is_to_know_are_all_there_from_the_start_and_stay() {
     let unique = SHMIDS.fetch_add(1, Ordering::Relaxed);
     let shmid = format!("{:08x}c{unique}", std::process::id());
-    let backing = Backing::FairMq { shmid: shmid.clone(), first_segment: 8 };
+    let creation = SegmentCreation::AtStart;
+    let backing = Backing::FairMq { shmid: shmid.clone(), first_segment: 8, creation };
     let (memory_bytes, segment_bytes) = (300 << 10, 128 << 10);
     let pool =
         Pool::new(PoolOptions { memory_bytes, segment_bytes, backing, ..PoolOptions::default() })
@@ -718,7 +722,12 @@ fn a_backing_that_cannot_be_had_says_what_can_be_done() {
     let error = with(Backing::Folder(segments)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert!(error.message().contains(&format!("process {}", std::process::id())));
-    let error = with(Backing::FairMq { shmid: "../x".into(), first_segment: 0 }).unwrap_err();
+    let error = with(Backing::FairMq {
+        shmid: "../x".into(),
+        first_segment: 0,
+        creation: SegmentCreation::AtStart,
+    })
+    .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     drop(first);
 }

@@ -44,7 +44,7 @@ impl HostBlocks {
             allocation.forget();
             return Err(HostError::InUse { header });
         }
-        let segment = Arc::new(Segment { kind, id, memory: SegmentMemory::Host(allocation) });
+        let segment = Arc::new(Segment::new(kind, id, SegmentMemory::Host(allocation)));
         by_place.insert(location, Arc::clone(&segment));
         Ok((segment, location.offset))
     }

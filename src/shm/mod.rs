@@ -32,6 +32,7 @@ mod cgroup;
 mod conformance;
 #[cfg(feature = "cache")]
 mod fairmq;
+mod futex;
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "cache")]
@@ -50,9 +51,11 @@ mod pool;
 mod pool_state;
 mod prefetch;
 mod region;
+mod renewal;
 mod resolve_error;
 mod resolver;
 mod segment;
+mod segment_names;
 mod sync;
 
 pub use backing::Backing;
@@ -67,10 +70,14 @@ pub(crate) use heap::give_back_free_memory;
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
-pub use local::{AskReason, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath};
+pub use local::{
+    AskReason, ChangeNotice, LOOK_AGAIN, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView,
+    PlanePath,
+};
 #[cfg(feature = "cache")]
 pub(crate) use local::{
-    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, monotonic_millis,
+    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
+    monotonic_millis,
 };
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
 pub use pool_state::InFlight;
@@ -79,6 +86,7 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
+pub use renewal::{SegmentCreation, SegmentRegistrar};
 pub use resolve_error::{MapError, ResolveError};
 pub use resolver::{Location, Mappings};
 pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};

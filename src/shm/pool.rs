@@ -17,19 +17,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::backing::{Backing, Maker};
-use super::block::{Allocation, Reservation};
+use super::block::{Allocation, PayloadSize, Reservation};
 use super::block_location::{BlockLocation, charge, fault_of_headers};
 use super::host::HostError;
 use super::host_blocks::{HostBlocks, HostSurvey};
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_TAIL_BYTES,
-    usable_bytes,
+    SegmentHeader, usable_bytes,
 };
 use super::local::PageRegistry;
 use super::pool_state::{
     AllocatedBlock, InFlight, MAX_SEGMENT_BYTES, PAGE_BYTES, PoolInner, PoolState, SegmentSlot,
 };
 use super::region::Region;
+use super::renewal::LEAST_SEGMENT_BYTES;
 use super::resolver::Mappings;
 use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;
@@ -75,7 +76,7 @@ impl Default for PoolOptions {
 
 /// Memory for blocks. Clones share one pool.
 #[derive(Clone)]
-pub struct Pool(Arc<PoolInner>);
+pub struct Pool(pub(super) Arc<PoolInner>);
 
 /// The use of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,7 +163,7 @@ coded! { PoolError {
         _ => ErrorKind::Unavailable,
     }) 4003,
     Backing(error) => (match error.kind() {
-        io::ErrorKind::ResourceBusy => ErrorKind::AlreadyExists,
+        io::ErrorKind::ResourceBusy | io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
         io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
         io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
         _ => ErrorKind::Unavailable,
@@ -182,8 +183,8 @@ fn random() -> io::Result<u64> {
 }
 
 impl Pool {
-    /// Creates a pool. It has no segment yet; but segments that FairMQ is to know by name are all
-    /// created here.
+    /// Creates a pool. It has no segment yet; but those of [`SegmentCreation::AtStart`] are created
+    /// here.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
@@ -191,7 +192,7 @@ impl Pool {
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
         let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
             options;
-        let least = SEGMENT_HEADER_BYTES + PAGE_BYTES;
+        let least = LEAST_SEGMENT_BYTES;
         let memory_bytes = match &region {
             Some(region) => region.mapping.length() as u64,
             None if memory_bytes < least && !matches!(backing, Backing::Host(_)) => {
@@ -202,7 +203,10 @@ impl Pool {
             }
             None => memory_bytes,
         };
-        let all_at_once = backing.fairmq_shmid().is_some();
+        let creation = match &backing {
+            Backing::FairMq { creation, .. } if region.is_none() => Some(*creation),
+            Backing::FairMq { .. } | Backing::Memfd | Backing::Folder(_) | Backing::Host(_) => None,
+        };
         let host = match &backing {
             Backing::Host(memory) => Some(Arc::new(HostBlocks::new(memory.clone()))),
             Backing::Memfd | Backing::Folder(_) | Backing::FairMq { .. } => None,
@@ -217,26 +221,16 @@ impl Pool {
         let mut fixed_bytes = None;
         if let Some(region) = region {
             let id = region.id;
-            let segment = Segment { kind: Kind::Region, id, memory: SegmentMemory::Region(region) };
+            let segment = Segment::new(Kind::Region, id, SegmentMemory::Region(region));
             segment.forget_generations();
             fixed_bytes = Some(state.insert(Arc::new(segment)));
-        } else if all_at_once {
-            let mut most = 0;
-            loop {
-                let budget = (memory_bytes - state.segment_bytes_in_all) / PAGE_BYTES * PAGE_BYTES;
-                let bytes = segment_bytes.min(budget);
-                if bytes < least {
-                    break;
-                }
-                let Some(id) = maker.take_number().map_err(PoolError::Backing)? else { break };
-                let segment = segment(&maker, epoch, id, bytes)?;
-                state.segment_bytes_in_all += bytes;
-                most = most.max(state.insert(segment));
-            }
-            fixed_bytes = Some(most);
+        } else if creation.is_some() {
+            let largest = segment_bytes.min(memory_bytes / PAGE_BYTES * PAGE_BYTES);
+            fixed_bytes = Some(usable_bytes(largest) / GRANULE_BYTES * GRANULE_BYTES);
         }
-        Ok(Self(Arc::new(PoolInner {
+        let pool = Self(Arc::new(PoolInner {
             memory_bytes,
+            aside_bytes: AtomicU64::new(0),
             segment_bytes,
             maker,
             fixed_bytes,
@@ -253,7 +247,13 @@ impl Pool {
             retired_hook: Mutex::default(),
             left: AtomicBool::new(false),
             pages: PageRegistry::default(),
-        })))
+            creation,
+            registrar: Mutex::default(),
+        }));
+        match pool.0.make_missing() {
+            (_, None) => Ok(pool),
+            (_, Some(error)) => Err(error),
+        }
     }
 
     /// The epoch, unique to this pool.
@@ -307,7 +307,7 @@ impl Pool {
         if taken.is_none() && !left && self.0.reclaim() {
             taken = self.0.state.lock().take(granules);
         }
-        if taken.is_none() && !left && self.0.fixed_bytes.is_none() {
+        if taken.is_none() && !left && self.0.can_grow() {
             taken = self.grow(granules)?;
         }
         let Some(taken) = taken else {
@@ -338,7 +338,7 @@ impl Pool {
                 let (size, pool) = (size_bytes as usize, Arc::clone(&self.0));
                 Ok(Reservation::new(Allocation {
                     block,
-                    size,
+                    size: PayloadSize::new(size),
                     segment,
                     pool,
                     place: None,
@@ -370,7 +370,14 @@ impl Pool {
         self.0.used_bytes.fetch_add(Self::charge(size_bytes), Ordering::Relaxed);
         let pool = Arc::clone(&self.0);
         let size = size_bytes as usize;
-        Reservation::new(Allocation { block, size, segment, pool, place: Some(place), crc32c: 0 })
+        Reservation::new(Allocation {
+            block,
+            size: PayloadSize::new(size),
+            segment,
+            pool,
+            place: Some(place),
+            crc32c: 0,
+        })
     }
 
     /// Creates a segment with room for `granules`, if the memory allows it, and allocates them.
@@ -378,7 +385,7 @@ impl Pool {
         let inner = &*self.0;
         let growing = inner.growing.lock();
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
-        let (id, bytes, retired) = {
+        let (bytes, retired) = {
             let mut state = inner.state.lock();
             // Another task may have created or emptied one during the wait.
             if let Some(taken) = state.take(granules) {
@@ -393,9 +400,11 @@ impl Pool {
                 let budget = inner.budget(&state);
                 let bytes = wanted.min(budget / PAGE_BYTES * PAGE_BYTES);
                 if bytes >= least {
-                    let Some(id) = state.unused_id() else { return Ok(None) };
                     state.segment_bytes_in_all += bytes;
-                    break (id, bytes, retired);
+                    break (bytes, retired);
+                }
+                if inner.fixed_bytes.is_some() {
+                    return Ok(None);
                 }
                 // Retiring an empty segment of another size may free enough budget.
                 let Some(empty) = state.take_out_an_empty_one() else { return Ok(None) };
@@ -404,8 +413,11 @@ impl Pool {
         };
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
-        let segment = segment(&inner.maker, inner.epoch, id, bytes)
-            .inspect_err(|_| inner.state.lock().segment_bytes_in_all -= bytes)?;
+        let give_back = || inner.state.lock().segment_bytes_in_all -= bytes;
+        let Some(segment) = inner.make(bytes).inspect_err(|_| give_back())? else {
+            give_back();
+            return Ok(None);
+        };
         let shared = SharedSegment(Arc::clone(&segment));
         let taken = {
             let mut state = inner.state.lock();
@@ -413,11 +425,7 @@ impl Pool {
             state.take(granules)
         };
         drop(growing);
-        // Called once it is listed, and before a block is published in it.
-        let listener = inner.listener.lock().clone();
-        if let Some(listener) = listener {
-            listener(&shared);
-        }
+        inner.announce(&shared);
         Ok(taken)
     }
 
@@ -439,7 +447,9 @@ impl Pool {
         let (mut left, mut budget) = match self.0.fixed_bytes {
             Some(_) => {
                 let state = self.0.state.lock();
-                (state.segments.values().map(|slot| granules(&slot.segment)).collect(), 0)
+                let left = state.segments.values().map(|slot| granules(&slot.segment)).collect();
+                let budget = if self.0.can_grow() { self.0.budget(&state) } else { 0 };
+                (left, budget / PAGE_BYTES * PAGE_BYTES)
             }
             None => (Vec::new(), self.0.memory_bytes / PAGE_BYTES * PAGE_BYTES),
         };
@@ -465,6 +475,7 @@ impl Pool {
         if self.0.fixed_bytes.is_some() || self.0.is_frozen() {
             return;
         }
+        self.0.reclaim();
         let retired: Vec<_> = {
             let mut state = self.0.state.lock();
             let empty = |slot: &SegmentSlot| slot.allocator.is_empty() && slot.in_flight == 0;
@@ -495,15 +506,32 @@ impl Pool {
         self.0.reclaim();
     }
 
-    /// The generations that consumers have in the slots of their pages, sorted. They may be any.
+    /// Number of pins pages that are looked at.
     #[cfg(feature = "cache")]
-    pub(crate) fn used_slots(&self) -> Vec<u64> {
-        self.0.pages.used_slots()
+    pub(crate) fn pins_pages(&self) -> usize {
+        self.0.pages.pages()
+    }
+
+    /// The generations that consumers had in the slots of their pages a moment ago, sorted. They may
+    /// be any.
+    #[cfg(feature = "cache")]
+    pub(crate) fn recently_used_slots(&self) -> Arc<[u64]> {
+        self.0.pages.recently_used_slots()
+    }
+
+    /// Uses a part of the memory beside the segments. To be called before there are any; a region and
+    /// segments that FairMQ knows by name keep their size.
+    #[cfg(feature = "cache")]
+    pub(crate) fn set_aside(&self, bytes: u64) {
+        if self.0.fixed_bytes.is_none() {
+            self.0.aside_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
     /// Bytes of blocks that were given up and that a consumer still pins.
     #[cfg(feature = "cache")]
     pub(crate) fn quarantined_bytes(&self) -> u64 {
+        self.0.reclaim();
         self.0.pages.quarantined_bytes()
     }
 
@@ -519,19 +547,19 @@ impl Pool {
         let state = self.0.state.lock();
         let longest = state.segments.values().map(|slot| slot.allocator.largest_free()).max();
         let in_areas = u64::from(longest.unwrap_or(0)) * GRANULE_BYTES;
-        let in_a_new_one = if self.0.fixed_bytes.is_some() {
-            0
-        } else {
+        let in_a_new_one = if self.0.can_grow() {
             let budget = self.0.budget_without_empty(&state);
-            let whole = (budget / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
-            usable_bytes(whole)
+            let most = if self.0.creation.is_some() { self.0.segment_bytes } else { u64::MAX };
+            usable_bytes((budget / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES).min(most))
+        } else {
+            0
         };
         let total_bytes = self.0.memory_bytes;
         let used_bytes = self.used_bytes();
         Usage {
             total_bytes,
             used_bytes,
-            free_bytes: total_bytes.saturating_sub(used_bytes),
+            free_bytes: self.0.segments_limit().saturating_sub(used_bytes),
             largest_free_bytes: in_areas.max(in_a_new_one).saturating_sub(BLOCK_OVERHEAD_BYTES),
             segments: state.segments.len(),
         }
@@ -583,10 +611,13 @@ impl Pool {
         state.segments.values().map(|slot| SharedSegment(Arc::clone(&slot.segment))).collect()
     }
 
-    /// Segments with names that another program has removed or overwritten.
+    /// Segments with names that another program has removed or overwritten, without the condemned
+    /// ones, which are being replaced.
     pub fn lost_segments(&self) -> Vec<LostSegment> {
         let (epoch, range) = (self.0.epoch, self.0.maker.range());
-        self.segments().iter().filter_map(|shared| shared.0.loss(epoch, range)).collect()
+        let segments = self.segments();
+        let kept = segments.iter().filter(|shared| !shared.0.is_condemned());
+        kept.filter_map(|shared| shared.0.loss(epoch, range)).collect()
     }
 
     /// All segments and regions, for resolving in this process: nothing is mapped a second time,
@@ -653,8 +684,8 @@ impl Pool {
         }
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let kept = state.segment_bytes_in_all + self.0.counted_bytes(unread);
-        if kept > self.0.memory_bytes {
-            let limit = self.0.memory_bytes;
+        let limit = self.0.segments_limit();
+        if kept > limit {
             faults.push(format!("segments keep {kept} bytes, and there are {limit}"));
         }
         let report = PoolReport { segments: state.segments.len(), used_bytes };
@@ -668,16 +699,19 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Creates a segment, writes its head, and seals it if its backing allows it.
-fn segment(maker: &Maker, epoch: Epoch, id: u16, bytes: u64) -> Result<Arc<Segment>, PoolError> {
+/// Creates a segment with its head, and seals it if its backing allows it.
+pub(super) fn segment(
+    maker: &Maker,
+    epoch: Epoch,
+    id: u16,
+    bytes: u64,
+) -> Result<Arc<Segment>, PoolError> {
     let make = || {
-        let made = maker.make(id, bytes)?;
-        let segment = Segment { kind: Kind::Segment, id, memory: SegmentMemory::Segment(made) };
-        segment.write_segment_header(epoch, maker.range());
-        if let SegmentMemory::Segment(made) = &segment.memory {
-            maker.seal(made)?;
-        }
-        Ok(Arc::new(segment))
+        let head = SegmentHeader::new(epoch, id, maker.range(), bytes).to_bytes();
+        let made = maker.make(id, bytes, &head)?;
+        maker.seal(&made)?;
+        let memory = SegmentMemory::Segment(made);
+        Ok(Arc::new(Segment::new(Kind::Segment, id, memory)))
     };
     make().map_err(|error| PoolError::Segment { bytes, error })
 }

@@ -10,6 +10,7 @@ use super::backing::Maker;
 use super::host_blocks::HostBlocks;
 use super::layout::{Epoch, GRANULE_BYTES, usable_bytes};
 use super::local::{PageRegistry, QuarantinedPlace};
+use super::renewal::{SegmentCreation, SegmentRegistrar};
 use super::segment::{Kind, Segment, SharedSegment};
 use super::sync;
 use crate::sync::Mutex;
@@ -25,10 +26,12 @@ pub(super) type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
 pub(super) struct PoolInner {
     pub(super) memory_bytes: u64,
+    /// The part of it that is used beside the segments.
+    pub(super) aside_bytes: AtomicU64,
     pub(super) segment_bytes: u64,
     pub(super) maker: Maker,
-    /// Size of the largest block if all memory exists from the start and is never created or
-    /// retired: a region, and segments that FairMQ knows by name.
+    /// Size of the largest block if segments are all of one size and stay: a region, and segments
+    /// that FairMQ knows by name.
     pub(super) fixed_bytes: Option<u64>,
     /// The blocks, if they are in a host's memory instead of in segments.
     pub(super) host: Option<Arc<HostBlocks>>,
@@ -44,6 +47,10 @@ pub(super) struct PoolInner {
     pub(super) left: AtomicBool,
     /// The blocks that consumers pin without a call.
     pub(super) pages: PageRegistry,
+    /// Only for segments that FairMQ knows by name.
+    pub(super) creation: Option<SegmentCreation>,
+    /// Registers new segments before they are used.
+    pub(super) registrar: Mutex<Option<SegmentRegistrar>>,
 }
 
 pub(super) struct PoolState {
@@ -97,7 +104,7 @@ impl PoolInner {
         if let Some(bytes) = self.fixed_bytes {
             return bytes;
         }
-        let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
+        let whole = (self.segments_limit() / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
         usable_bytes(whole)
     }
 
@@ -132,9 +139,9 @@ impl PoolInner {
 
     /// Keeps a place until no consumer pins the block that it had.
     pub(super) fn quarantine(&self, place: QuarantinedPlace) {
-        self.pages.keep(place);
-        // The page that named it may have gone meanwhile, and looked before it was kept.
-        self.reclaim();
+        if self.pages.keep(place) {
+            self.reclaim();
+        }
     }
 
     /// Frees the places that no consumer pins any more. Returns whether there were any.
@@ -181,6 +188,9 @@ impl PoolInner {
             state.segments.get(&segment.id).filter(|slot| std::ptr::eq(&*slot.segment, segment))?;
         let oversized = segment.mapping().length() as u64 > self.segment_bytes;
         let empty = |slot: &SegmentSlot| slot.allocator.is_empty();
+        if empty(slot) && segment.is_condemned() {
+            return state.take_out(segment.id);
+        }
         let useless = empty(slot)
             && slot.in_flight == 0
             && self.fixed_bytes.is_none()
@@ -213,7 +223,12 @@ impl PoolInner {
     pub(super) fn budget(&self, state: &PoolState) -> u64 {
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let taken = state.segment_bytes_in_all + self.counted_bytes(unread);
-        self.memory_bytes.saturating_sub(taken)
+        self.segments_limit().saturating_sub(taken)
+    }
+
+    /// Bytes that segments can take in all.
+    pub(super) fn segments_limit(&self) -> u64 {
+        self.memory_bytes.saturating_sub(self.aside_bytes.load(Ordering::Relaxed))
     }
 
     /// Like [`budget`](Self::budget), if all empty segments were retired.
@@ -223,8 +238,10 @@ impl PoolInner {
         });
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let unread = unread.chain(in_flight.map(|slot| slot.segment.length()));
-        let taken = state.segment_bytes_in_all - state.empty_bytes() + self.counted_bytes(unread);
-        self.memory_bytes.saturating_sub(taken)
+        // Fixed segments stay, even empty.
+        let empty = if self.fixed_bytes.is_none() { state.empty_bytes() } else { 0 };
+        let taken = state.segment_bytes_in_all - empty + self.counted_bytes(unread);
+        self.segments_limit().saturating_sub(taken)
     }
 
     /// The part of the memory of unread segments that counts against the pool. The largest of them
@@ -249,7 +266,7 @@ impl PoolState {
     }
 
     pub(super) fn take(&mut self, granules: u32) -> Option<AllocatedBlock> {
-        self.segments.values_mut().find_map(|slot| {
+        self.segments.values_mut().filter(|slot| !slot.segment.is_condemned()).find_map(|slot| {
             let (start, place) = slot.allocator.take(granules)?;
             let block = slot.segment.block_at(start);
             // The bytes there may look like a generation. Cleared under the lock, so that an
@@ -260,11 +277,11 @@ impl PoolState {
     }
 
     /// Ids ascend, so that consumers do not soon see another segment under an id they know.
-    pub(super) fn unused_id(&mut self) -> Option<u16> {
+    pub(super) fn unused_id(&mut self, is_free: impl Fn(u16) -> bool) -> Option<u16> {
         (0..=u16::MAX).find_map(|_| {
             let id = self.next_id;
             self.next_id = id.wrapping_add(1);
-            (!self.segments.contains_key(&id)).then_some(id)
+            (!self.segments.contains_key(&id) && is_free(id)).then_some(id)
         })
     }
 

@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +101,9 @@ impl fmt::Display for LostSegment {
                 "was reset by another program: its objects may be overwritten"
             }
         };
-        write!(f, "segment {}: {} {what}; restart the service", self.id, self.file.display())
+        let file = self.file.display();
+        let remedy = "restart the service, or let it make such segments anew (fairmq_renew)";
+        write!(f, "segment {}: {file} {what}; {remedy}", self.id)
     }
 }
 
@@ -110,6 +112,8 @@ pub(super) struct Segment {
     pub(super) kind: Kind,
     pub(super) id: u16,
     pub(super) memory: SegmentMemory,
+    /// Whether its name or head was lost, so that nothing is allocated in it any more.
+    condemned: AtomicBool,
 }
 
 pub(super) enum SegmentMemory {
@@ -120,6 +124,27 @@ pub(super) enum SegmentMemory {
 }
 
 impl Segment {
+    pub(super) fn new(kind: Kind, id: u16, memory: SegmentMemory) -> Self {
+        Self { kind, id, memory, condemned: AtomicBool::new(false) }
+    }
+
+    /// Whether it was [condemned](Self::condemn).
+    pub(super) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Acquire)
+    }
+
+    /// Ends its use: its name or head was lost.
+    pub(super) fn condemn(&self) {
+        self.condemned.store(true, Ordering::Release);
+    }
+
+    /// Removes its name, if it has one.
+    pub(super) fn remove_name(&self) {
+        if let SegmentMemory::Segment(made) = &self.memory {
+            made.remove_name();
+        }
+    }
+
     pub(super) fn mapping(&self) -> &Arc<Mapping> {
         match &self.memory {
             SegmentMemory::Segment(made) => &made.mapping,
@@ -174,13 +199,6 @@ impl Segment {
         u32::try_from(bytes / GRANULE_BYTES).unwrap_or(u32::MAX - 1)
     }
 
-    pub(super) fn write_segment_header(&self, epoch: Epoch, range: u32) {
-        let mapping = self.mapping();
-        let header = SegmentHeader::new(epoch, self.id, range, mapping.length() as u64).to_bytes();
-        // SAFETY: the segment is new: no other process knows it, and it is longer than its head.
-        unsafe { mapping.write(0, &header) };
-    }
-
     /// Checks its name and its head, if it has a name.
     pub(super) fn loss(&self, epoch: Epoch, range: u32) -> Option<LostSegment> {
         let SegmentMemory::Segment(made) = &self.memory else { return None };
@@ -202,6 +220,11 @@ impl Segment {
 
     /// Marks the segment as retired for all processes that have it mapped.
     pub(super) fn retire(&self) {
+        let magic = self.mapping().atomic_u64(SegmentHeader::MAGIC_OFFSET).load(Ordering::Relaxed);
+        if self.is_condemned() && magic.to_le_bytes() != SegmentHeader::MAGIC {
+            // Its bytes are another program's by now.
+            return;
+        }
         // SYNC(retire): pairs with the Acquire load in `Mappings::swept`.
         let retired = self.mapping().atomic_u32(offset_of!(SegmentHeader, retired));
         retired.store(1, Ordering::Release);

@@ -57,6 +57,12 @@ pub(super) fn give_up<W: Word>(generation: &W) {
     generation.store(0, Ordering::Release);
 }
 
+/// Invalidates a block in memory that another program may have overwritten: only if its generation
+/// still stands there.
+pub(super) fn give_up_own(generation: &AtomicU64, own: u64) {
+    let _ = generation.compare_exchange(own, 0, Ordering::Release, Ordering::Relaxed);
+}
+
 /// The generation, to be compared before the bytes are read.
 #[inline]
 pub(super) fn seen<W: Word>(generation: &W) -> u64 {

@@ -18,6 +18,8 @@ impl RequestLimits {
                 self.check_name(field, name)?;
             }
         }
+        let bytes = request.schema_metadata.bytes();
+        within("schema_metadata", bytes, self.metadata_bytes, "bytes of metadata")?;
         let entries = request.lock.as_ref().map_or(0, Vec::len);
         within("lock", entries, self.lock_entries, "entries")
     }

@@ -8,6 +8,7 @@ use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use super::arrow_timestamps::TIMESTAMP;
 use super::column::ColumnPath;
 use super::request_options::{CellKind, Encoding, View};
+use super::schema_metadata::SchemaMetadata;
 use crate::shm::MetaHeader;
 
 /// Metadata key of a column for its object path, as in AliceO2's tables.
@@ -29,6 +30,8 @@ pub struct Meta {
     pub timeframe: Option<u64>,
     /// Id of the lease that keeps the objects.
     pub lease: Option<String>,
+    /// What the request asked for.
+    pub requested: SchemaMetadata,
 }
 
 /// Layout of a table: rows, columns and their Arrow types.
@@ -66,7 +69,9 @@ impl Meta {
             (LEASE, self.lease.clone()),
         ];
         let there = entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-        there.collect()
+        let requested = self.requested.iter();
+        let requested = requested.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        there.chain(requested).collect()
     }
 }
 

@@ -36,6 +36,7 @@ mod request;
 mod request_message;
 mod request_options;
 mod schema_message;
+mod schema_metadata;
 mod status;
 mod table_request;
 #[cfg(test)]
@@ -78,6 +79,7 @@ pub use request::{Columns, Request, RequestError, When};
 pub(crate) use request_message::Times;
 pub use request_options::{CellKind, Encoding, Missing, View};
 pub use schema_message::SchemaMessage;
+pub use schema_metadata::SchemaMetadata;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
     TimeframeStatus,

@@ -11,6 +11,7 @@ use super::lock_file::LockEntry;
 use super::range::{RangeError, RangeRequest, RequestedRange, RunRange};
 use super::request_message::{RequestMessage, Times};
 use super::request_options::{CellKind, Encoding, Missing, View};
+use super::schema_metadata::SchemaMetadata;
 use crate::error::coded;
 use crate::index::Timestamps;
 use crate::interval::ValidityInterval;
@@ -87,6 +88,8 @@ pub struct Request {
     pub missing: Missing,
     /// Whether the timestamps are the first column.
     pub timestamps_column: bool,
+    /// Metadata of the schema, beside that of the service.
+    pub schema_metadata: SchemaMetadata,
     /// Limits on the creation time of the versions considered.
     pub limits: CreationLimits,
     /// The only versions considered.
@@ -256,6 +259,7 @@ impl Request {
             view: message.view.unwrap_or_default(),
             missing: message.missing.unwrap_or_default(),
             timestamps_column: message.timestamps_column.unwrap_or_default(),
+            schema_metadata: message.schema_metadata.unwrap_or_default(),
             limits: CreationLimits { not_before: message.not_before, not_after: message.not_after },
             lock: message.lock.map(|AtMost(entries)| entries),
             wait: message.wait_ms.map_or(Self::DEFAULT_WAIT, Duration::from_millis),

@@ -14,6 +14,7 @@ use super::limits::{AtMost, RequestLimits};
 use super::lock_file::LockEntry;
 use super::range::RequestedRange;
 use super::request_options::{CellKind, Encoding, Missing, View};
+use super::schema_metadata::SchemaMetadata;
 use crate::index::Timestamps;
 use crate::interval::Timestamp;
 
@@ -52,6 +53,8 @@ pub(crate) struct RequestMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timestamps_column: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) schema_metadata: Option<SchemaMetadata>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) not_after: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) not_before: Option<Timestamp>,
@@ -82,6 +85,7 @@ impl RequestMessage {
         set(&mut self.view, other.view);
         set(&mut self.missing, other.missing);
         set(&mut self.timestamps_column, other.timestamps_column);
+        set(&mut self.schema_metadata, other.schema_metadata);
         set(&mut self.not_after, other.not_after);
         set(&mut self.not_before, other.not_before);
         set(&mut self.lock, other.lock);

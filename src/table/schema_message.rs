@@ -118,6 +118,7 @@ mod tests {
                 attach: Some("/run/attach.sock".to_owned()),
                 timeframe,
                 lease: lease.map(str::to_owned),
+                requested: serde_json::from_str(r#"{"a": "b", "z": ""}"#).unwrap(),
             },
         }
     }

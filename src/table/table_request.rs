@@ -11,6 +11,7 @@ use super::range::{RangeRequest, RequestedRange, RunRange};
 use super::request::{Request, RequestError, parse_json};
 use super::request_message::{RequestMessage, Times};
 use super::request_options::{CellKind, Encoding, Missing, View};
+use super::schema_metadata::SchemaMetadata;
 use crate::index::{KeyColumn, Timestamps};
 use crate::interval::Timestamp;
 use crate::object::ObjectPath;
@@ -271,6 +272,17 @@ impl TableRequest {
     #[must_use]
     pub fn timestamps_column(self) -> Self {
         self.with(|message| message.timestamps_column = Some(true))
+    }
+
+    /// Keys and values for the metadata of the table's schema, beside those of the service. Keys
+    /// that begin with `iovcache.` or `ARROW:` are reserved.
+    #[must_use]
+    pub fn schema_metadata(self, entries: BTreeMap<String, String>) -> Self {
+        self.try_with(|message| {
+            let metadata = SchemaMetadata::new(entries).map_err(|error| malformed(&error))?;
+            message.schema_metadata = Some(metadata);
+            Ok(())
+        })
     }
 
     /// Only versions created at or before `millis`.

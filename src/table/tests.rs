@@ -113,6 +113,7 @@ fn shape(
             attach: Some("/run/iovcache/attach.sock".to_owned()),
             timeframe: Some(42),
             lease: Some("lease".to_owned()),
+            requested: SchemaMetadata::default(),
         },
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::common::{PATIENCE, Service};
-use iovcache::table::{CellKind, Encoding};
+use iovcache::table::{CellKind, Encoding, View};
 
 /// FairMQ's number for a session's name, as documented for users.
 fn shmid(session: &str) -> String {
@@ -148,6 +148,223 @@ async fn a_name_that_is_lost_is_told_by_readyz_status_metrics_and_log() {
     assert_eq!(status, Some(0));
     assert_eq!(log.matches("m_9 was removed").count(), 1, "{log}");
     assert!(session.file("m_9").exists());
+}
+
+/// The objects of [`TIMES`] as a device reads them by the names of segments, and their segments;
+/// `None` if a cell names a file that is not there.
+async fn by_name(client: &Client, session: &Session) -> Option<(String, Vec<u16>)> {
+    let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
+    let table = client.table(request).await.unwrap();
+    let column = table.column("drift").unwrap();
+    let (mut lines, mut segments) = (String::new(), Vec::new());
+    for (row, at) in TIMES.iter().enumerate() {
+        let header = column.header(row).unwrap();
+        let file = fs::read(session.file(&format!("m_{}", header.segment_id))).ok()?;
+        let bytes = &file[header.handle as usize + 16..][..header.size as usize];
+        lines += &format!("{at} {} {}\n", header.size, String::from_utf8_lossy(bytes));
+        segments.push(header.segment_id);
+    }
+    segments.dedup();
+    Some((lines, segments))
+}
+
+/// The numbers of a service's segments, as it tells them.
+async fn numbers(client: &Client) -> Vec<u16> {
+    client.segments().await.unwrap().segments.iter().map(|one| one.id).collect()
+}
+
+async fn wait_for(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_names_are_made_anew_under_fresh_numbers_and_consumers_by_name_get_the_right_bytes() {
+    if !boost() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let session = Session::new();
+    let program = register_program(folder.path()).display().to_string();
+    let named = ["--fairmq-shmid", &session.shmid, "--fairmq-segment", "8"];
+    let named = [&named[..], &["--fairmq-register", &program, "--fairmq-renew"]].concat();
+    let service = Service::over(&repository(folder.path()), &named);
+    let client = Client::connect(&service.unix()).await.unwrap();
+    assert_eq!(by_name(&client, &session).await, Some((lines(), vec![8])));
+    // Nobody holds anything: what is lost is replaced at once.
+    fs::remove_file(session.file("m_9")).unwrap();
+    let reset = fs::OpenOptions::new().write(true).open(session.file("m_10")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&reset, &[0; 512], 0).unwrap();
+    wait_for("9 and 10 are replaced", async || numbers(&client).await == [8, 11, 12, 13]).await;
+    assert!(!session.file("m_10").exists(), "nobody can open it any more");
+    // The one with the objects, while a table holds them.
+    let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
+    let held = client.table(request.clone()).await.unwrap();
+    fs::remove_file(session.file("m_8")).unwrap();
+    wait_for("new requests get other places", async || {
+        by_name(&client, &session).await == Some((lines(), vec![11]))
+    })
+    .await;
+    assert!(numbers(&client).await.contains(&8), "a table still holds its objects");
+    let column = held.column("drift").unwrap();
+    assert_eq!(column.get(0).unwrap().unwrap(), b"drift 1");
+    drop(held);
+    wait_for("8 is replaced", async || numbers(&client).await == [11, 12, 13, 14]).await;
+    assert_eq!(by_name(&client, &session).await, Some((lines(), vec![11])));
+    assert_eq!(client.check(true).await.unwrap().faults, [""; 0]);
+    drop(client);
+    let (status, log) = service.stop();
+    assert_eq!(status, Some(0), "{log}");
+    for told in ["m_8 was removed", "m_9 was removed", "m_10 was overwritten"] {
+        assert_eq!(log.matches(told).count(), 1, "{told}: {log}");
+    }
+    // No number comes back after a restart, and FairMQ's registry has none of them.
+    let told =
+        well("register", &run(Path::new(&program), &["--remove", &session.shmid, "8:1"], b""));
+    assert_eq!(told, "");
+    let again = Service::over(&repository(folder.path()), &named);
+    let segments = again.ready["fairmq"]["segments"].as_array().unwrap().clone();
+    assert!(segments.iter().all(|one| one["id"].as_u64() > Some(14)), "{segments:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_segments_that_are_needed_are_created_and_registered_and_each_before_its_use() {
+    if !boost() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let session = Session::new();
+    let register = register_program(folder.path());
+    // Notes each call, and whether the file was there.
+    let (calls, program) = (folder.path().join("calls"), folder.path().join("noting"));
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >> {}\nexec {} \"$@\"\n",
+        calls.display(),
+        register.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = program.display().to_string();
+    let named = ["--fairmq-shmid", &session.shmid, "--fairmq-segment", "8"];
+    let needed = ["--fairmq-register", &program, "--fairmq-create", "needed"];
+    let repository = repository(folder.path());
+    for number in 0..3 {
+        let (path, bytes) = (format!("Large/P{number}"), vec![number; 10 << 20]);
+        put(&repository, &version(&path, 0, 9000, 1, &bytes));
+    }
+    let service = Service::over(&repository, &[&named[..], &needed].concat());
+    assert_eq!(service.ready["fairmq"]["segments"].as_array().unwrap().len(), 0);
+    assert!(!session.file("m_8").exists() && !calls.exists());
+    let client = Client::connect(&service.unix()).await.unwrap();
+    assert_eq!(by_name(&client, &session).await, Some((lines(), vec![8])));
+    let told = || fs::read_to_string(&calls).unwrap();
+    let call = |id: u16| format!("{} {id}:{}\n", session.shmid, 16 << 20);
+    assert_eq!(told(), call(8));
+    let request = TableRequest::new().timestamps([5]);
+    let request = (0..3).fold(request, |request, number| {
+        request.column(format!("c{number}"), format!("Large/P{number}"))
+    });
+    let table = client.table(request).await.unwrap();
+    for number in 0..3 {
+        let column = table.column(&format!("c{number}")).unwrap();
+        assert!(column.get(0).unwrap().unwrap().iter().all(|byte| *byte == number));
+    }
+    // The first large object fits beside the small ones.
+    assert_eq!(told(), [8, 9, 10].map(call).concat());
+    assert_eq!(numbers(&client).await, [8, 9, 10]);
+    drop((table, client));
+    assert_eq!(service.stop().0, Some(0));
+    assert!(told().ends_with("8:16777216 9:16777216 10:16777216\n") && told().contains("--remove"));
+
+    // Without the program no device would find them.
+    let mut refused = Command::new(env!("CARGO_BIN_EXE_iovcache"));
+    refused.args(["serve", "--source", "memory:"]).args(named);
+    let output = refused.args(["--fairmq-create", "needed"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("fairmq_create: fairmq_register is needed"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_that_another_program_has_is_refused_or_skipped_and_its_file_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let session = Session::new();
+    let repository = repository(folder.path());
+    let foreign = b"of another program".repeat(1000);
+    fs::write(session.file("m_8"), &foreign).unwrap();
+    fs::write(session.file("rg_8"), &foreign).unwrap();
+    let named = ["--fairmq-shmid", &session.shmid, "--fairmq-segment", "8"];
+    let mut refused = Command::new(env!("CARGO_BIN_EXE_iovcache"));
+    let source = format!("file://{}", repository.display());
+    refused.args(["serve", "--source", &source, "--listen", "127.0.0.1:0", "--memory", "64MiB"]);
+    let output = refused.args(named).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("[IOV-4004]"), "{told}");
+    let file = session.file("m_8").display().to_string();
+    assert!(told.contains(&file) && told.contains("fairmq_segment"), "{told}");
+    assert_eq!(fs::read(session.file("m_8")).unwrap(), foreign);
+    // Later numbers are skipped.
+    fs::rename(session.file("m_8"), session.file("m_9")).unwrap();
+    let service = Service::over(&repository, &named);
+    let segments = service.ready["fairmq"]["segments"].as_array().unwrap();
+    let ids: Vec<_> = segments.iter().map(|one| one["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [8, 10, 11, 12]);
+    let (status, log) = service.stop();
+    assert_eq!(status, Some(0));
+    assert!(log.contains("segment number 9 is skipped") && log.contains("m_9"), "{log}");
+    for kept in ["m_9", "rg_8"] {
+        assert_eq!(fs::read(session.file(kept)).unwrap(), foreign, "{kept}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_carries_the_keys_that_aliceo2s_consumers_look_for_if_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::over(&repository(folder.path()), &[]);
+    let client = Client::connect(&service.unix()).await.unwrap();
+    let keys = ["outputRoute", "outputBinding", "sourceTable", "sourceMatcher"];
+    let metadata = |suffix: &str| -> std::collections::BTreeMap<String, String> {
+        keys.iter().map(|key| ((*key).to_owned(), format!("{key} {suffix}"))).collect()
+    };
+    let request = || TableRequest::new().column("fDrift", DRIFT).timestamps(TIMES);
+    // Twice each: schemas are cached.
+    for suffix in ["one", "two", "one", "two"] {
+        let plain = request().cell(CellKind::O2).encoding(Encoding::Plain);
+        for asked in [plain, request(), request().view(View::Objects)] {
+            let batches = client.batches(&asked.schema_metadata(metadata(suffix))).await.unwrap();
+            let schema = batches[0].schema();
+            for key in keys {
+                assert_eq!(schema.metadata()[key], format!("{key} {suffix}"));
+            }
+            assert!(schema.metadata().contains_key("iovcache.version"));
+        }
+    }
+    let asked = request().cell(CellKind::O2).encoding(Encoding::Plain);
+    let schema = client.batches(&asked).await.unwrap()[0].schema();
+    assert!(keys.iter().all(|key| !schema.metadata().contains_key(*key)), "not asked for");
+    let field = schema.field_with_name("fDrift").unwrap();
+    assert_eq!(field.metadata()["url"], DRIFT);
+
+    // The command line gives and refuses them too.
+    let run = |metadata: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_iovcache"));
+        command.args(["table", "--server", &service.unix(), "--at", "1000"]);
+        command.args(["--column", "fDrift=TPC/Calib/VDrift", "--output", "arrow"]);
+        command.args(["--schema-metadata", metadata]).output().unwrap()
+    };
+    let given = run("outputRoute=ATIM/GLOGRP/0");
+    assert!(given.status.success());
+    let has = |text: &[u8]| given.stdout.windows(text.len()).any(|part| part == text);
+    assert!(has(b"outputRoute") && has(b"ATIM/GLOGRP/0"));
+    for (wrong, told) in [("iovcache.lease=x", "reserved"), ("novalue", "KEY=VALUE")] {
+        let output = run(wrong);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(told), "{text}");
+    }
 }
 
 #[test]

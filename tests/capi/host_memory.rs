@@ -83,3 +83,39 @@ fn a_device_in_c_gives_its_own_memory_and_gets_headers_behind_the_objects() {
     let program = compile(folder.path(), "cc", "tests/capi/programs/memory.c", &options);
     assert_eq!(well("memory", &run(&program, &[&source, DRIFT], b"")), "done\n");
 }
+
+/// The devices of `examples/fairmq`, against FairMQ or its stand-in; `None` if there is neither.
+fn topology_devices(folder: &Path) -> Option<()> {
+    let options = [fairmq("-std=c++17")?, vec!["-Wconversion".to_owned()]].concat();
+    std::thread::scope(|scope| {
+        for device in ["source", "condition_cache", "consumer", "sink"] {
+            let mut options = options.clone();
+            if device == "condition_cache" {
+                options = [with_library(&[]), options].concat();
+            }
+            let source = format!("examples/fairmq/{device}.cpp");
+            scope.spawn(move || compile(folder, "c++", &source, &options));
+        }
+    });
+    Some(())
+}
+
+#[test]
+fn devices_killed_and_restarted_at_random_read_no_wrong_byte_and_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(()) = topology_devices(folder.path()) else { return };
+    let kills = env::var("IOVCACHE_DEVICE_KILLS").unwrap_or_else(|_| "10".to_owned());
+    let told = Command::new("timeout")
+        .args(["--kill-after=5", "1800", "python3"])
+        .arg(root().join("examples/fairmq/topology.py"))
+        .arg("--programs")
+        .arg(folder.path())
+        .args(["--kills", &kills, "--stops", "2"])
+        .output()
+        .unwrap();
+    let told = well("topology.py", &told);
+    eprintln!("{told}");
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((&told["passed"], &told["wrong"]), (&true.into(), &0.into()), "{told}");
+    assert!(told["cells"].as_u64() > Some(1000), "{told}");
+}

@@ -201,6 +201,9 @@ class AsyncClient:
     @_call(_client.Client.get)
     def get(self) -> None: ...
 
+    @_call(_client.Client.get_many)
+    def get_many(self) -> None: ...
+
     @_call(_client.Client.put_timeframe)
     def put_timeframe(self) -> None: ...
 

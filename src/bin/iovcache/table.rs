@@ -1,5 +1,6 @@
 //! `table`: requests a table and prints it.
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,6 +83,9 @@ pub(crate) struct Arguments {
     /// Only versions created at or after this time.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     not_before: Option<i64>,
+    /// Metadata for the schema of the table, as consumers of --output arrow may expect it.
+    #[arg(long = "schema-metadata", value_name = "KEY=VALUE")]
+    schema_metadata: Vec<String>,
     /// Exactly the versions of an earlier table (- is stdin), as `--view objects --output json`
     /// wrote them.
     #[arg(long, value_name = "FILE")]
@@ -220,6 +224,9 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
     if arguments.view == View::Rows && arguments.output() != Output::Arrow {
         request = request.timestamps_column();
     }
+    if !arguments.schema_metadata.is_empty() {
+        request = request.schema_metadata(schema_metadata(&arguments.schema_metadata)?);
+    }
     if let Some(not_after) = arguments.not_after {
         request = request.not_after(not_after);
     }
@@ -235,6 +242,18 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         request = request.wait(wait.duration());
     }
     Ok(request)
+}
+
+fn schema_metadata(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut metadata = BTreeMap::new();
+    for entry in given {
+        let wrong = |reason| Failure::usage(format!("--schema-metadata {entry:?}: {reason}"));
+        let (key, value) = entry.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE"))?;
+        if metadata.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(wrong("this key is given twice"));
+        }
+    }
+    Ok(metadata)
 }
 
 fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failure> {

@@ -5,7 +5,7 @@
 //!            snapshot of a timeline
 //!  bytes     used == bytes of taken places; pinned == bytes of objects with pins
 //!  pins      of each object == pins in the sets of leases, timeframes, reservations, in_use
-//!  books     each lease is listed in its indexes
+//!  books     each lease is listed in its indexes; each pins page belongs to a session
 //!  contents  (on demand) every header and CRC-32C is as published
 //! ```
 //!
@@ -108,6 +108,12 @@ impl Cache {
         let missing = |missing: &bool| !(busy && *missing);
         let pins = pins.into_iter().filter(|(_, unowned, _)| missing(unowned));
         faults.extend(pins.map(|(id, _, fault)| (format!("pins of {id}"), fault)));
+        let of_plane = inner
+            .publisher
+            .as_ref()
+            .map(|publisher| publisher.faults(|session| inner.leases.has_session(session)));
+        let of_plane = of_plane.unwrap_or_default().into_iter();
+        faults.extend(of_plane.map(|(name, fault)| (name.to_owned(), fault)));
         faults.extend(inner.leases.faults().into_iter().map(|fault| (fault.clone(), fault)));
 
         let (sessions, leases) = inner.leases.counts();
@@ -188,14 +194,16 @@ fn faults_of_pins(
     held: &[Arc<PinSet>],
 ) -> Vec<(ObjectId, bool, String)> {
     let mut sets: HashSet<*const PinSet> = HashSet::new();
-    let mut pins: HashMap<ObjectId, u32> = HashMap::new();
+    // By address: an object in a lost segment can have a successor with its id.
+    let mut pins: HashMap<*const Resident, u32> = HashMap::new();
     for set in held {
         if sets.insert(Arc::as_ptr(set)) {
-            set.pins().iter().for_each(|pin| *pins.entry(pin.id()).or_default() += 1);
+            let residents = set.pins().iter().map(|pin| Arc::as_ptr(pin.resident()));
+            residents.for_each(|resident| *pins.entry(resident).or_default() += 1);
         }
     }
     let wrong = |resident: &Arc<Resident>| {
-        let (held, has) = (pins.get(&resident.id()).copied().unwrap_or(0), resident.pins());
+        let (held, has) = (pins.get(&Arc::as_ptr(resident)).copied().unwrap_or(0), resident.pins());
         let fault = format!("{resident:?}: {held} are held");
         (held != has).then_some((resident.id(), has > held, fault))
     };

@@ -38,3 +38,4 @@ pub use self::snapshot::{
     PathSnapshot, SegmentPiece, SegmentSnapshot, SessionSnapshot, Snapshot, SourceSnapshot,
     SpanSnapshot, SpanState,
 };
+pub use self::status::SegmentRenewal;

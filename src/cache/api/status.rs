@@ -1,16 +1,28 @@
 //! The state of the cache in numbers: status, paths, segments, sources.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::net::UnixListener;
 
 use super::handle::Cache;
 use crate::cache::error::CacheError;
-use crate::shm::{Epoch, LostSegment, Mappings, Usage};
+use crate::shm::{Epoch, LostSegment, Mappings, SegmentRegistrar, SharedSegment, Usage};
 use crate::source::{PathSummary, Problem, Reachability, SourceHealth, in_place};
 use crate::table::{
     MemoryStatus, SegmentsAnswer, SourceState, SourceStatus, Status, TimeframeStatus,
 };
+
+/// What [`Cache::renew_lost_segments`] did.
+#[derive(Debug)]
+pub struct SegmentRenewal {
+    /// Segments found lost since the last call.
+    pub lost: Vec<LostSegment>,
+    /// Numbers of the segments created in place of lost ones.
+    pub made: Vec<u16>,
+    /// Why not all of them were created.
+    pub error: Option<CacheError>,
+}
 
 impl Cache {
     /// The paths of the source at `prefix` and below, sorted.
@@ -49,6 +61,27 @@ impl Cache {
     /// segments by name can no longer read their objects.
     pub fn lost_segments(&self) -> Vec<LostSegment> {
         self.0.pool.lost_segments()
+    }
+
+    /// Makes segments anew, under fresh numbers, whose names or heads another program has removed
+    /// or overwritten. Their objects are loaded anew when they are requested; tables that hold them
+    /// keep them, and a segment is replaced once it holds none of those.
+    pub fn renew_lost_segments(&self) -> SegmentRenewal {
+        let lost = self.0.pool.condemn_lost_segments();
+        if !lost.is_empty() {
+            self.0.residency.abandon_condemned();
+        }
+        let (made, error) = self.0.pool.renew_condemned_segments();
+        if !made.is_empty() {
+            self.0.residency.notify_freed();
+        }
+        let made = made.iter().map(SharedSegment::id).collect();
+        SegmentRenewal { lost, made, error: error.map(|error| CacheError::Pool(Arc::new(error))) }
+    }
+
+    /// Registers each segment created from now on, before it is used.
+    pub fn register_segments_with(&self, registrar: SegmentRegistrar) {
+        self.0.pool.register_segments_with(registrar);
     }
 
     /// The current memory, for resolving in this process without a second mapping. Segments added
@@ -109,7 +142,10 @@ impl Cache {
             timeframes: self.timeframes(),
             lost_segments: self.lost_segments().iter().map(ToString::to_string).collect(),
             // Counts every pin of every session.
-            sessions: in_place(|| inner.leases.sessions()),
+            sessions: in_place(|| {
+                let slots = inner.publisher.as_ref().map(|publisher| publisher.slots());
+                inner.leases.sessions(&slots.unwrap_or_default())
+            }),
             sources: sources
                 .into_iter()
                 .map(|source| SourceStatus {

@@ -361,8 +361,12 @@ impl Cache {
         let (nulls, timeframe) = (subject.has_nulls(), subject.timeframe());
         let key = SchemaKey::new(request, nulls, timeframe.is_some(), true);
         match subject {
-            RowSource::Timeframe(timeframe) if timeframe.has_the(columns) => timeframe
-                .table_schema(key, || self.table_schema(key, columns, &subject.null_keys())),
+            RowSource::Timeframe(timeframe)
+                if timeframe.has_the(columns) && !key.is_individual() =>
+            {
+                let make = |key| self.table_schema(key, columns, &subject.null_keys());
+                timeframe.table_schema(key, make)
+            }
             _ => self.table_schema(key, columns, &subject.null_keys()),
         }
     }

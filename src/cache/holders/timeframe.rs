@@ -105,13 +105,13 @@ impl Timeframe {
     pub(crate) fn table_schema(
         &self,
         key: SchemaKey,
-        find: impl FnOnce() -> Arc<TableSchema>,
+        find: impl FnOnce(SchemaKey) -> Arc<TableSchema>,
     ) -> Arc<TableSchema> {
         let mut schema_cache = self.schema_cache.lock();
         if let Some((_, table_schema)) = schema_cache.iter().find(|(known, _)| *known == key) {
             return Arc::clone(table_schema);
         }
-        let table_schema = find();
+        let table_schema = find(key.clone());
         schema_cache.push((key, Arc::clone(&table_schema)));
         table_schema
     }

@@ -129,6 +129,11 @@ impl Resident {
         &self.block
     }
 
+    /// Whether it lies in a segment that was lost: it is not handed out any more.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.block.is_condemned()
+    }
+
     /// The memory that it takes, header and rounding included.
     pub(crate) fn charged_bytes(&self) -> u64 {
         self.block.charged_bytes()

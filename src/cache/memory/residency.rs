@@ -55,6 +55,8 @@ pub(crate) struct Residency {
     /// Notified whenever memory may have become free.
     freed: Notify,
     reclaimable: OnceLock<Weak<dyn Reclaimable>>,
+    /// Objects in condemned segments that have a successor in the map.
+    abandoned: Mutex<Vec<Weak<Resident>>>,
 }
 
 /// Blocks of shared memory that hold no objects, and are freed when objects need the memory.
@@ -114,7 +116,8 @@ impl ObjectMap {
     }
 
     fn get(&self, id: ObjectId) -> Option<Arc<Resident>> {
-        self.shard(id).get(&id)?.upgrade()
+        let resident = self.shard(id).get(&id)?.upgrade();
+        resident.filter(|resident| !resident.is_condemned())
     }
 }
 
@@ -137,6 +140,7 @@ impl Residency {
             gone: AtomicU64::new(0),
             freed: Notify::new(),
             reclaimable: OnceLock::new(),
+            abandoned: Mutex::default(),
         })
     }
 
@@ -220,7 +224,7 @@ impl Residency {
 
     /// Evicts at least `wanted_bytes`, or everything that is not pinned. Returns the evicted bytes.
     fn evict_bytes(&self, wanted_bytes: u64) -> u64 {
-        let in_use = self.pool.used_slots();
+        let in_use = self.pool.recently_used_slots();
         let (mut bytes, mut used) = (0, Vec::new());
         while bytes < wanted_bytes
             && let Some(resident) = self.eviction_queues.evict()
@@ -278,7 +282,8 @@ impl Residency {
         let fresh = Resident::new(path, md5, entry, block, home);
         let mut replaced = None;
         let mut shard = self.map.shard(id);
-        let resident = match shard.get(&id).and_then(Weak::upgrade) {
+        let known = shard.get(&id).and_then(Weak::upgrade);
+        let resident = match known.filter(|known| !self.is_abandoned(known)) {
             Some(earlier) if earlier.has_bytes_of(&fresh) || earlier.pins() > 0 => earlier,
             earlier => {
                 replaced = earlier;
@@ -293,6 +298,26 @@ impl Residency {
             self.unlist(|resident| std::ptr::eq(resident, &*replaced));
         }
         pin
+    }
+
+    /// Keeps track of an object in a condemned segment that gets a successor.
+    fn is_abandoned(&self, resident: &Arc<Resident>) -> bool {
+        let is_condemned = resident.is_condemned();
+        if is_condemned {
+            self.abandoned.lock().push(Arc::downgrade(resident));
+        }
+        is_condemned
+    }
+
+    /// Hands out no object in a condemned segment any more: unpinned ones are freed now, pinned ones
+    /// with their last pin. They are loaded anew elsewhere when they are requested.
+    pub(crate) fn abandon_condemned(&self) {
+        self.unlist(Resident::is_condemned);
+        if let Some(reclaimable) = self.reclaimable() {
+            // What consumers look up by themselves may name them.
+            reclaimable.reclaim_all();
+        }
+        self.notify_freed();
     }
 
     /// Calls `links` if many links may be dangling.
@@ -318,17 +343,19 @@ impl Residency {
         self.freed.notified()
     }
 
-    /// All resident objects.
+    /// All resident objects, those of condemned segments included.
     pub(crate) fn residents(&self) -> Vec<Arc<Resident>> {
-        self.map
-            .shards
-            .iter()
-            .flat_map(|shard| {
-                let shard = shard.lock();
-                let residents = shard.values().filter_map(Weak::upgrade);
-                residents.collect::<Vec<_>>()
-            })
-            .collect()
+        let abandoned: Vec<_> = {
+            let mut abandoned = self.abandoned.lock();
+            abandoned.retain(|resident| resident.strong_count() > 0);
+            abandoned.iter().filter_map(Weak::upgrade).collect()
+        };
+        let listed = self.map.shards.iter().flat_map(|shard| {
+            let shard = shard.lock();
+            let residents = shard.values().filter_map(Weak::upgrade);
+            residents.collect::<Vec<_>>()
+        });
+        listed.chain(abandoned).collect()
     }
 
     /// Calls `look` for every resident object, one shard at a time and without keeping references.
@@ -420,7 +447,9 @@ impl ObjectHome for Residency {
     }
 
     fn last_pin_gone(&self, object: &Arc<Resident>) {
-        self.eviction_queues.add(object);
+        if !object.is_condemned() {
+            self.eviction_queues.add(object);
+        }
     }
 
     fn unpinned(&self, bytes: u64) {

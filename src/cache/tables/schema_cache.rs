@@ -20,7 +20,7 @@ use crate::source::{Policies, WhenMissing};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{
     CellKind, ColumnRequest, Dictionaries, Encoding, Meta, Missing, Request, SchemaMessage,
-    TableLayout, View,
+    SchemaMetadata, TableLayout, View,
 };
 
 /// Maximum number of cached schemas,
@@ -48,7 +48,7 @@ pub(crate) struct TableSchema {
 }
 
 impl TableSchema {
-    fn is_for(&self, key: SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> bool {
+    fn is_for(&self, key: &SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> bool {
         let own = self
             .shape
             .columns
@@ -58,7 +58,7 @@ impl TableSchema {
         let wanted = columns
             .iter()
             .map(|column| (&column.name, &column.path, column.key.as_ref().map(|used| &used.key)));
-        self.key == key && *self.null_keys == *null_keys && own.eq(wanted)
+        self.key == *key && *self.null_keys == *null_keys && own.eq(wanted)
     }
 }
 
@@ -91,7 +91,7 @@ impl StreamSchema {
 }
 
 /// Everything that determines the schema, beside the columns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SchemaKey {
     view: View,
     encoding: Encoding,
@@ -102,6 +102,7 @@ pub(crate) struct SchemaKey {
     timeframe: bool,
     lease: bool,
     attach: bool,
+    requested: SchemaMetadata,
 }
 
 impl SchemaKey {
@@ -117,7 +118,13 @@ impl SchemaKey {
             timeframe,
             lease,
             attach: false,
+            requested: request.schema_metadata.clone(),
         }
+    }
+
+    /// Whether the request asked for metadata of its own, so that few others share the schema.
+    pub(crate) fn is_individual(&self) -> bool {
+        !self.requested.is_empty()
     }
 
     /// The key for the tables of a stream, which share one schema. Cells can be null, since the
@@ -142,7 +149,7 @@ struct CachedSchema {
 }
 
 impl SchemaCache {
-    fn hash(&self, key: SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> u64 {
+    fn hash(&self, key: &SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         key.hash(&mut hasher);
         null_keys.hash(&mut hasher);
@@ -165,13 +172,13 @@ impl SchemaCache {
         instance: &Instance<'_>,
     ) -> Arc<TableSchema> {
         let key = SchemaKey { attach: instance.attach.is_some(), ..key };
-        let hash = self.hash(key, columns, null_keys);
+        let hash = self.hash(&key, columns, null_keys);
         let known = {
             let known = self.known.read();
             known.schema_cache.get(&hash).map(Arc::clone)
         };
         if let Some(table_schema) =
-            known.filter(|table_schema| table_schema.is_for(key, columns, null_keys))
+            known.filter(|table_schema| table_schema.is_for(&key, columns, null_keys))
         {
             return table_schema;
         }
@@ -218,6 +225,7 @@ impl TableSchema {
             attach: instance.attach.map(|path| path.display().to_string()),
             timeframe: key.timeframe.then_some(0),
             lease: key.lease.then(String::new),
+            requested: key.requested.clone(),
         };
         let shape = TableLayout {
             view: key.view,

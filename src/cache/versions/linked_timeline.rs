@@ -54,7 +54,8 @@ impl LinkedTimeline {
     pub(crate) fn linked(&self, version: u32) -> Option<Arc<Resident>> {
         let index = version as usize;
         let page = self.links.0.get(index / LINKS_PER_PAGE)?.read();
-        page.get(index % LINKS_PER_PAGE).and_then(Weak::upgrade)
+        let resident = page.get(index % LINKS_PER_PAGE).and_then(Weak::upgrade);
+        resident.filter(|resident| !resident.is_condemned())
     }
 
     /// The object of a version, if it is in memory and has the content that the source describes.
@@ -164,7 +165,7 @@ impl VersionSet {
                 prefetch(next.as_ptr());
             }
             let resident = links.get(index % LINKS_PER_PAGE).and_then(Weak::upgrade);
-            match resident {
+            match resident.filter(|resident| !resident.is_condemned()) {
                 Some(resident) => found(number, PinOutcome::Same(pinning.take(resident))),
                 None => unlinked.push(number),
             }

@@ -15,6 +15,7 @@ use crate::object::ObjectPath;
 use crate::server::ccdb::CcdbServerConfig;
 use crate::server::limits::Limits;
 use crate::server::units::{ByteSize, RegionPath, SocketMode, TimeSpan};
+use crate::shm::SegmentCreation;
 use crate::source::ccdb::CcdbOptions;
 use crate::table::{ColumnList, ColumnRequest};
 
@@ -57,6 +58,12 @@ pub struct Config {
     /// them from FairMQ's registry when it ends: `PROGRAM [--remove] SHMID NUMBER:BYTES…`
     /// (examples/fairmq/register.cpp).
     pub fairmq_register: Option<PathBuf>,
+    /// When they are made: `"start"` (all of them, before the service is ready), or `"needed"` (each
+    /// one when the earlier ones are full; `fairmq_register` registers it before it is used).
+    pub fairmq_create: SegmentCreation,
+    /// Make a segment anew, under a fresh number, whose file another program has removed or
+    /// overwritten. Its objects are loaded anew when they are requested.
+    pub fairmq_renew: bool,
     /// An unmanaged region that another process has made, by its id and file as `7=/dev/shm/file`:
     /// all objects are stored there, and its previous content is lost.
     pub region: Option<RegionPath>,
@@ -185,6 +192,8 @@ impl Default for Config {
             fairmq_session: None,
             fairmq_segment: None,
             fairmq_register: None,
+            fairmq_create: SegmentCreation::AtStart,
+            fairmq_renew: false,
             region: None,
             disk: None,
             disk_size: ByteSize::new(16 << 30),
@@ -264,9 +273,20 @@ impl Config {
             ([one, other], _) => fault(other, format!("either this or {one}")),
             _ => {}
         }
-        if given.is_empty() && self.fairmq_register.is_some() {
+        let is_on_demand = self.fairmq_create == SegmentCreation::WhenNeeded;
+        let dependent = [
+            ("fairmq_register", self.fairmq_register.is_some()),
+            ("fairmq_create", is_on_demand),
+            ("fairmq_renew", self.fairmq_renew),
+        ];
+        for (key, _) in dependent.iter().filter(|(_, is_given)| given.is_empty() && *is_given) {
             let reason = "fairmq_session or fairmq_shmid is needed with it";
-            fault("fairmq_register", reason.to_owned());
+            fault(key, reason.to_owned());
+        }
+        if is_on_demand && !given.is_empty() && self.fairmq_register.is_none() {
+            let reason = "fairmq_register is needed with it: devices find no segment that is not \
+                          registered";
+            fault("fairmq_create", reason.to_owned());
         }
         if let Some(Err(error)) = self.fairmq_shmid.as_deref().map(crate::shm::shmid_of_text) {
             fault("fairmq_shmid", error);

@@ -15,6 +15,7 @@ use iovcache::server::{
     Answering, ByteSize, Config, LogFormat, RegionPath, SegmentBacking, SocketMode, SourceConfig,
     TimeSpan,
 };
+use iovcache::shm::SegmentCreation;
 use iovcache::{ObjectPath, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -87,6 +88,18 @@ pub(crate) struct Arguments {
     /// them from FairMQ's registry when it ends (examples/fairmq/register.cpp).
     #[arg(long, value_name = "PROGRAM")]
     fairmq_register: Option<PathBuf>,
+    /// When they are made: start (all of them, before the service is ready), or needed (each one
+    /// when the earlier ones are full; --fairmq-register registers it before it is used).
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_parser = PossibleValuesParser::new(["start", "needed"]).try_map(word::<SegmentCreation>)
+    )]
+    fairmq_create: Option<SegmentCreation>,
+    /// Make a segment anew, under a fresh number, whose file another program has removed or
+    /// overwritten. Its objects are loaded anew when they are requested.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    fairmq_renew: Option<bool>,
     /// Store all objects in an unmanaged region that another process has made, given by its id and
     /// file, e.g. 7=/dev/shm/fmq_<shmid>_rg_7. Its previous content is lost.
     #[arg(long, value_name = "ID=PATH")]

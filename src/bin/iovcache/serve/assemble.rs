@@ -99,9 +99,9 @@ pub(super) fn serve_options(config: &Config, log: LogWriter) -> Result<ServeOpti
 }
 
 /// The program that registers the segments with FairMQ, if one is configured.
-pub(super) fn registrar(config: &Config, cache: &Cache) -> Option<Registrar> {
+pub(super) fn registrar(config: &Config) -> Option<Arc<Registrar>> {
     let program = config.fairmq_register.as_deref()?;
-    Some(Registrar::new(program, &shmid(config)?, &cache.segments()))
+    Some(Arc::new(Registrar::new(program, &shmid(config)?)))
 }
 
 /// FairMQ's id of the session, if there is one.
@@ -116,7 +116,9 @@ fn memory(config: &Config) -> Result<PoolOptions, Failure> {
     let region = config.region.as_ref().map(|region| Region::open(&region.path, region.id));
     let region = region.transpose()?;
     let backing = match (shmid(config), config.fairmq_segment, config.backing) {
-        (Some(shmid), Some(first_segment), _) => Backing::FairMq { shmid, first_segment },
+        (Some(shmid), Some(first_segment), _) => {
+            Backing::FairMq { shmid, first_segment, creation: config.fairmq_create }
+        }
         (_, _, SegmentBacking::Memfd) => Backing::Memfd,
         (_, _, SegmentBacking::Shm) => Backing::Folder(config.shm_folder.clone()),
     };

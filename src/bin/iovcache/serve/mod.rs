@@ -46,14 +46,17 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
         listeners.check_exposed(&options.access)?;
     }
     share_descriptors(&config, &mut options);
-    let registrar = assemble::registrar(&config, &cache);
+    let registrar = assemble::registrar(&config);
     if let Some(registrar) = &registrar {
-        registrar.register().await?;
+        registrar.register(&cache).await?;
     }
     // Held until the segments are removed from FairMQ's registry.
     let named = registration.is_some().then(|| cache.clone());
     if let Some(cache) = named.clone() {
-        tokio::spawn(fairmq::watch_names(cache));
+        match config.fairmq_renew {
+            true => tokio::spawn(fairmq::renew_names(cache, registrar.clone())),
+            false => tokio::spawn(fairmq::watch_names(cache)),
+        };
     }
     let ready = Ready::new(&config, &cache, &listeners, registration);
     let shutdown = {
@@ -76,8 +79,8 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     let hangup = signals::hangup()?;
     tokio::spawn(access::reload_on_hangup(hangup, given.clone(), config, access, tls));
     let served = iovcache::server::run(listeners, cache, options, shutdown, tell).await;
-    if let Some(registrar) = registrar {
-        registrar.unregister().await;
+    if let (Some(registrar), Some(cache)) = (registrar, &named) {
+        registrar.unregister(cache).await;
     }
     drop(named);
     notifier.flush().await;

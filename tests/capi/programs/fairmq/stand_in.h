@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -85,8 +86,8 @@ struct ShmHeader {
 class Message final : public fair::mq::Message
 {
  public:
-  Message(SegmentType& segment, std::size_t size, std::size_t align)
-    : mSegment(&segment), mSize(size)
+  Message(SegmentType& segment, std::uint16_t number, std::size_t size, std::size_t align)
+    : mSegment(&segment), mNumber(number), mSize(size)
   {
     try {
       mPlace = static_cast<char*>(segment.allocate(ShmHeader::FullSize(size, align)));
@@ -101,11 +102,12 @@ class Message final : public fair::mq::Message
   Transport GetType() const override { return Transport::SHM; }
   MetaHeader GetMeta() const
   {
-    return {mSize, 0, mSegment->get_handle_from_address(mPlace), -1, 0, 0, true};
+    return {mSize, 0, mSegment->get_handle_from_address(mPlace), -1, 0, mNumber, true};
   }
 
  private:
   SegmentType* mSegment;
+  std::uint16_t mNumber;
   std::size_t mSize;
   char* mPlace = nullptr;
 };
@@ -130,19 +132,26 @@ using UnmanagedRegionPtr = std::unique_ptr<UnmanagedRegion>;
 class TransportFactory
 {
  public:
-  TransportFactory(const std::string& session, const std::string&, std::size_t bytes)
-    : mPrefix("fmq_" + session + "_"), mSegment(bi::open_or_create, (mPrefix + "m_0").c_str(), bytes)
+  // `is_kept`: the session's files stay at the end, as with --shm-no-cleanup.
+  TransportFactory(const std::string& session, const std::string&, std::size_t bytes,
+                   std::uint16_t number = 0, bool is_kept = false)
+    : mPrefix("fmq_" + session + "_"),
+      mNumber(number),
+      mIsKept(is_kept),
+      mSegment(bi::open_or_create, name(number).c_str(), bytes)
   {
   }
   ~TransportFactory()
   {
-    bi::shared_memory_object::remove((mPrefix + "m_0").c_str());
-    bi::shared_memory_object::remove((mPrefix + "rg_1").c_str());
+    if (!mIsKept) {
+      bi::shared_memory_object::remove(name(mNumber).c_str());
+      bi::shared_memory_object::remove((mPrefix + "rg_1").c_str());
+    }
   }
   Transport GetType() const { return Transport::SHM; }
   MessagePtr CreateMessage(std::size_t size, Alignment align)
   {
-    return std::make_unique<shmem::Message>(mSegment, size, align.alignment);
+    return std::make_unique<shmem::Message>(mSegment, mNumber, size, align.alignment);
   }
   UnmanagedRegionPtr CreateUnmanagedRegion(std::size_t bytes)
   {
@@ -152,7 +161,22 @@ class TransportFactory
   }
   std::vector<RegionInfo> GetRegionInfo()
   {
-    std::vector<RegionInfo> known{{true, 0, mSegment.get_address(), mSegment.get_size()}};
+    std::vector<RegionInfo> known{{true, mNumber, mSegment.get_address(), mSegment.get_size()}};
+    for (std::uint16_t number = 0; number < most_segments; ++number) {
+      if (number == mNumber) {
+        continue;
+      }
+      auto other = mOthers.find(number);
+      if (other == mOthers.end()) {
+        try {
+          other = mOthers.try_emplace(number, bi::open_only, name(number).c_str()).first;
+        } catch (const bi::interprocess_exception&) {
+          continue;
+        }
+      }
+      auto& segment = other->second;
+      known.push_back({true, number, segment.get_address(), segment.get_size()});
+    }
     try {
       bi::shared_memory_object file(bi::open_only, (mPrefix + "rg_1").c_str(), bi::read_only);
       mRegion = bi::mapped_region(file, bi::read_only);
@@ -163,8 +187,16 @@ class TransportFactory
   }
 
  private:
+  static constexpr std::uint16_t most_segments = 1024;
+
+  std::string name(std::uint16_t number) const { return mPrefix + "m_" + std::to_string(number); }
+
   std::string mPrefix;
+  std::uint16_t mNumber;
+  bool mIsKept;
   shmem::SegmentType mSegment;
+  // Segments of other devices, by number.
+  std::map<std::uint16_t, shmem::SegmentType> mOthers;
   bi::mapped_region mRegion;
 };
 } // namespace fair::mq
