@@ -204,6 +204,9 @@ class AsyncClient:
     @_call(_client.Client.get_many)
     def get_many(self) -> None: ...
 
+    @_call(_client.Client.path)
+    def path(self) -> None: ...
+
     @_call(_client.Client.put_timeframe)
     def put_timeframe(self) -> None: ...
 
