@@ -445,7 +445,7 @@ mod tests {
         fs::create_dir(name(3)).unwrap();
         check("a folder");
         fs::remove_dir(name(3)).unwrap();
-        // A link to a segment of this service, too: it is followed by nobody.
+        // A link to a segment of this service, too: the service does not follow it.
         let left = SegmentHeader::new(Epoch(7), 4, 4, 8192).to_bytes();
         for target in [name(9), Path::new("/dev/shm/nowhere").to_owned()] {
             fs::write(name(9), left).unwrap();

@@ -33,7 +33,7 @@ pub enum SegmentCreation {
     WhenNeeded,
 }
 
-/// Registers a new segment, given by number and size, with those who find it by name. Called before
+/// Registers a new segment, given by number and size, with the processes that find it by name. Called before
 /// anything is placed in it; may block.
 pub type SegmentRegistrar = Arc<dyn Fn(u16, u64) -> io::Result<()> + Send + Sync>;
 
@@ -161,7 +161,7 @@ impl Pool {
     }
 
     /// Condemns the segments whose name or head was lost since the last call, and returns them.
-    /// Their blocks stay readable for those who hold them, and no new one is placed there.
+    /// Their blocks stay readable for their holders, and no new one is placed there.
     pub fn condemn_lost_segments(&self) -> Vec<LostSegment> {
         let lost = self.0.condemn_lost();
         self.0.retire_condemned();
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(pool.lost_segments().len(), 2);
         let lost = pool.condemn_lost_segments();
         assert_eq!(lost.iter().map(|one| one.id).collect::<Vec<_>>(), [8, 9]);
-        assert!(!session.file(9).exists(), "nobody opens it by its name any more");
+        assert!(!session.file(9).exists(), "no process opens it by its name any more");
         assert!(pool.condemn_lost_segments().is_empty(), "each is told once");
         assert_eq!(pool.lost_segments(), [], "they are being replaced");
         // 9 was empty and is replaced now; 8 holds a block that stays readable.

@@ -46,7 +46,7 @@ pub(crate) const MIN_RETRY: Duration = Duration::from_millis(5);
 pub(crate) const MAX_RETRY: Duration = Duration::from_millis(250);
 /// Longest time that one request keeps the others from taking memory.
 const TURN: Duration = Duration::from_millis(200);
-/// The same for a registration that has waited for long.
+/// Longest turn of a registration, after a long wait.
 const LONG_TURN: Duration = Duration::from_secs(2);
 /// Longest pause after a turn in which there was no room.
 const REST: Duration = Duration::from_secs(1);
