@@ -1,4 +1,4 @@
-// What the devices of this example send each other: parts of plain, little-endian numbers.
+// Messages between the devices of this example: parts of plain, little-endian numbers.
 //
 //   timestamps  source -> cache      [u64 timeslice] [i64 per row, ms]
 //   tables      cache -> consumer    [TableHead] [i64 per row, ms] [40-byte MetaHeader per row] per column
@@ -7,7 +7,7 @@
 //
 // A table without columns announces the 'oldest possible timeslice': none below it follows. Consumers
 // pass it on as a result without rows. So the watermark moves on although a device was killed with all
-// that it had received: nobody waits for what is lost.
+// that it had received: no device waits for lost messages.
 //
 // A workflow with Arrow sends tables as Arrow IPC instead; the cells are the same.
 #ifndef IOVCACHE_EXAMPLES_MESSAGES_HPP

@@ -13,7 +13,7 @@ use crate::table::{
     MemoryStatus, SegmentsAnswer, SourceState, SourceStatus, Status, TimeframeStatus,
 };
 
-/// What [`Cache::renew_lost_segments`] did.
+/// Result of [`Cache::renew_lost_segments`].
 #[derive(Debug)]
 pub struct SegmentRenewal {
     /// Segments found lost since the last call.

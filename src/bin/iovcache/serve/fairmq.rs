@@ -1,4 +1,4 @@
-//! What a service with FairMQ's names does beside serving: registers its segments with FairMQ,
+//! FairMQ tasks of a service: registers its segments with FairMQ,
 //! watches that their names stay, and makes lost ones anew where that is configured.
 
 use std::io::{self, Read as _};
