@@ -1,6 +1,10 @@
 //! Columns that depend on a key beside the same table without keys: 1,000,000 rows x 50 columns, of
 //! which 10 have keys; the run number sorted, interleaved, and at random.
 //!
+//! Two kinds of rows: each run has its own time, so rows that are out of the order of their runs are
+//! out of the order of their timestamps too; and all runs at the same time, so the timestamps ascend
+//! whatever the runs are, and the table without keys has 100 runs of rows per column.
+//!
 //! `cargo bench --bench keys`; what came of it stands in `benches/README.md`.
 
 mod beside;
@@ -104,6 +108,17 @@ fn answer(runtime: &Runtime, cache: &Cache, request: &Request) {
     cache.release(answer.lease());
 }
 
+/// Timestamps of rows of these runs: a tenth of all time for each run, one after the other.
+fn own_times(runs: &[i64]) -> Arc<Timestamps> {
+    let mut next: Vec<i64> = (0..RUNS).map(|run| run * ROWS / RUNS).collect();
+    let times = runs.iter().map(|&run| {
+        let at = next[run as usize];
+        next[run as usize] = (at + 1).min((run + 1) * ROWS / RUNS - 1);
+        at
+    });
+    Arc::new(Timestamps::new(times.collect::<Vec<_>>(), None))
+}
+
 fn main() {
     let (runtime, cache) = (Runtime::new().unwrap(), {
         let runtime = Runtime::new().unwrap();
@@ -112,23 +127,27 @@ fn main() {
         std::mem::forget(runtime);
         cache
     });
-    let timestamps = Arc::new(Timestamps::new((0..ROWS).collect::<Vec<_>>(), None));
+    let ascending = Arc::new(Timestamps::new((0..ROWS).collect::<Vec<_>>(), None));
     let mut state = 1_u64;
     let mut random = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (state >> 33) as i64 % RUNS
     };
-    let sorted: KeyColumn = (0..ROWS).map(|row| Some(row * RUNS / ROWS)).collect();
-    let interleaved: KeyColumn = (0..ROWS).map(|row| Some(row % RUNS)).collect();
-    let random: KeyColumn = (0..ROWS).map(|_| Some(random())).collect();
-    for (order, key) in [("sorted", sorted), ("interleaved", interleaved), ("random", random)] {
+    let sorted: Vec<i64> = (0..ROWS).map(|row| row * RUNS / ROWS).collect();
+    let interleaved: Vec<i64> = (0..ROWS).map(|row| row % RUNS).collect();
+    let random: Vec<i64> = (0..ROWS).map(|_| random()).collect();
+    let orders = [("sorted", sorted), ("interleaved", interleaved), ("random", random)];
+    let own = orders.iter().map(|(order, runs)| (*order, "own time", own_times(runs), runs));
+    let same = orders.iter().map(|(order, runs)| (*order, "same time", ascending.clone(), runs));
+    for (order, times, timestamps, runs) in own.chain(same) {
+        let key: KeyColumn = runs.iter().map(|run| Some(*run)).collect();
         for encoding in ["run_end", "dictionary"] {
             let plain = request(false, encoding, Arc::clone(&timestamps).into());
             let keys = [("run".into(), key.clone())].into_iter().collect();
             let rows = TableRows { timestamps: Arc::clone(&timestamps), keys };
             let keyed = request(true, encoding, rows);
             beside(
-                &format!("1,000,000 rows x 50 columns, 10 with keys, {order}, {encoding}"),
+                &format!("1,000,000 rows x 50 columns, 10 with keys, {times}, {order}, {encoding}"),
                 1.2,
                 || answer(&runtime, &cache, &plain),
                 || answer(&runtime, &cache, &keyed),

@@ -314,6 +314,16 @@ typedef struct iovc_view_t {
   uint32_t slot;
 } iovc_view_t;
 
+/**
+ * The state of a path at a moment, for iovc_local_wait.
+ */
+typedef struct iovc_notice_t {
+  /**
+   * Opaque.
+   */
+  uint64_t words[2];
+} iovc_notice_t;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -605,6 +615,38 @@ iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   size_t count,
                                   struct iovc_view_t *views,
                                   size_t *found);
+
+/**
+ * The state of a path, for iovc_local_wait. Take it before the object is looked up, in shared memory
+ * or at the service: then no change after that look-up is missed.
+ *
+ * @return IOVC_UNAVAILABLE if the path is not published. A request for it with the id of the session
+ *         makes the service publish it
+ *
+ * # Safety
+ * `path` is null or a handle that no other thread uses meanwhile, `notice` is null or writable.
+ */
+iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path,
+                                struct iovc_notice_t *notice);
+
+/**
+ * Waits until the answer for a path can differ from that at the time of `notice`. Blocks the thread
+ * without using CPU time.
+ *
+ * @param notice         written by iovc_local_notice
+ * @param timeout_millis time limit; less than 0: none
+ * @param changed        true: the answer can differ; false: the time limit has passed
+ * @return IOVC_FAILED_PRECONDITION if the session has ended
+ *
+ * If the source of a path answers for single times only, the answer can differ after one second.
+ *
+ * # Safety
+ * As `iovc_local_notice`; `changed` is null or writable.
+ */
+iovc_status_t iovc_local_wait(const struct iovc_local_path_t *path,
+                              const struct iovc_notice_t *notice,
+                              int64_t timeout_millis,
+                              bool *changed);
 
 /**
  * Unpins the object of a view; its bytes may not be read afterwards. Null, and a view that pins
@@ -1208,6 +1250,38 @@ iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
                                   size_t count,
                                   struct iovc_view_t *views,
                                   size_t *found);
+
+/**
+ * The state of a path, for iovc_local_wait. Take it before the object is looked up, in shared memory
+ * or at the service: then no change after that look-up is missed.
+ *
+ * @return IOVC_UNAVAILABLE if the path is not published. A request for it with the id of the session
+ *         makes the service publish it
+ *
+ * # Safety
+ * `path` is null or a handle that no other thread uses meanwhile, `notice` is null or writable.
+ */
+iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path,
+                                struct iovc_notice_t *notice);
+
+/**
+ * Waits until the answer for a path can differ from that at the time of `notice`. Blocks the thread
+ * without using CPU time.
+ *
+ * @param notice         written by iovc_local_notice
+ * @param timeout_millis time limit; less than 0: none
+ * @param changed        true: the answer can differ; false: the time limit has passed
+ * @return IOVC_FAILED_PRECONDITION if the session has ended
+ *
+ * If the source of a path answers for single times only, the answer can differ after one second.
+ *
+ * # Safety
+ * As `iovc_local_notice`; `changed` is null or writable.
+ */
+iovc_status_t iovc_local_wait(const struct iovc_local_path_t *path,
+                              const struct iovc_notice_t *notice,
+                              int64_t timeout_millis,
+                              bool *changed);
 
 /**
  * Unpins the object of a view; its bytes may not be read afterwards. Null, and a view that pins

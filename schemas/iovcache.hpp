@@ -19,6 +19,7 @@
 #include "iovcache.h"
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -378,6 +379,30 @@ class LocalPath
       views.emplace_back(view);
     }
     return views;
+  }
+
+  /** The state of the path, to be taken before a look-up; see iovc_local_notice. */
+  [[nodiscard]] Result<iovc_notice_t> notice() const noexcept
+  {
+    iovc_notice_t notice{};
+    const auto status = iovc_local_notice(mHandle.get(), &notice);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return notice;
+  }
+
+  /** Waits until the answer can differ from that of `notice`; false after the time limit, which is
+   * none if it is negative. See iovc_local_wait. */
+  [[nodiscard]] Result<bool> wait(const iovc_notice_t& notice,
+                                  std::chrono::milliseconds limit = std::chrono::milliseconds(-1)) const noexcept
+  {
+    bool changed = false;
+    const auto status = iovc_local_wait(mHandle.get(), &notice, limit.count(), &changed);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return changed;
   }
 
  private:

@@ -110,3 +110,8 @@ pub use secret::Secret;
 #[cfg(all(doctest, feature = "client"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles the Rust example of the page about look-ups.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../docs/local.md")]
+struct LookUpPage;

@@ -253,6 +253,20 @@ impl Case {
     }
 }
 
+/// Removes the ranges that earlier ones cover, which are refused.
+fn keep_reachable(ranges: &mut Vec<(Option<i64>, Option<i64>, usize)>) {
+    let holds = |range: &(Option<i64>, Option<i64>, usize), value: i64| {
+        range.0.is_none_or(|from| from <= value) && range.1.is_none_or(|until| value <= until)
+    };
+    let all = ranges.clone();
+    let mut number = 0;
+    ranges.retain(|range| {
+        number += 1;
+        let earlier = &all[..number - 1];
+        (-9..9).any(|value| holds(range, value) && !earlier.iter().any(|one| holds(one, value)))
+    });
+}
+
 fn column() -> impl Strategy<Value = Column> {
     let bound = || proptest::option::of(-2_i64..7);
     let range =
@@ -265,6 +279,7 @@ fn column() -> impl Strategy<Value = Column> {
     let path = prop_oneof![
         (0..3_usize).prop_map(|path| (Vec::new(), Some(path))),
         ranges.prop_map(|(mut ranges, fallback)| {
+            keep_reachable(&mut ranges);
             ranges.extend(fallback.map(|path| (None, None, path)));
             (ranges, None)
         }),
@@ -544,7 +559,7 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
         }
     }
     // No look-up per value, so the number of values is not limited.
-    let many = one_column(at_key, json!({"run": [1, 2, 3]}), times.clone());
+    let many = one_column(at_key.clone(), json!({"run": [1, 2, 3]}), times.clone());
     assert!(ask(&cache, &many).await.is_ok());
     let outside = one_column(by_range.clone(), json!({"run": [1, 6, 7]}), times.clone());
     let (kind, code, message) = error(&cache, &outside).await;
@@ -560,6 +575,25 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
         message.contains("(A/A): 2 rows, first at 500") && message.contains("run=8"),
         "{message}"
     );
+    // A null key gives a null cell, whatever `missing` says.
+    let null = one_column(by_range.clone(), json!({"run": [1, null, 5]}), times.clone());
+    let batches = ask(&cache, &null).await.unwrap();
+    assert_eq!(batches[0].column(0).logical_null_count(), 1);
+    // The contract's rule for ranges that overlap: the first that holds the value wins. A range that
+    // no value can reach is an error of the request.
+    let covered = json!({
+        "path": [{"from": 1, "until": 5, "path": "A/A"}, {"from": 2, "until": 3, "path": "B/B"}],
+        "key": "run",
+    });
+    let request = one_column(covered, json!({"run": [1, 2, 3]}), times.clone());
+    let (kind, _, message) = error(&cache, &request).await;
+    assert_eq!(kind, ErrorKind::InvalidArgument, "{message}");
+    assert!(message.contains("\"grp\"") && message.contains("2-3=B/B can never"), "{message}");
+    // Each i64 is a timestamp: the ends are looked up, and have no object.
+    let ends = one_column(at_key.clone(), json!({"run": [1, i64::MAX, i64::MIN]}), times.clone());
+    let (kind, code, message) = error(&cache, &ends).await;
+    assert_eq!((kind, code), (ErrorKind::NotFound, 2010), "{message}");
+    assert!(message.contains("(A/A): 2 rows"), "{message}");
     // A key cannot be combined with a range or a timeframe.
     let range = json!({"from": 0, "until": 9, "step": 1});
     let request = json!({"columns": {"grp": uniform}, "range": range});
@@ -569,6 +603,50 @@ async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
     let range = json!({"from": 0, "until": 9});
     let request = json!({"columns": {"grp": by_range}, "range": range, "view": "intervals"});
     assert_eq!(error(&cache, &request).await.1, 1048);
+}
+
+#[tokio::test]
+async fn a_table_has_at_most_as_many_queries_as_the_limit_allows() {
+    let source = Arc::new(MemorySource::new());
+    let all = Made { path: 0, from: 0, until: 100, run: Some(1) };
+    source.put(all.info(0), Made::bytes(0));
+    let limited = |queries| {
+        let source = Arc::clone(&source) as Arc<dyn Source>;
+        Cache::builder().source(source).memory(memory()).max_queries(queries).build().unwrap()
+    };
+    let with_metadata = json!({"path": "A/A", "key": "run", "as": "metadata:run"});
+    let request = json!({
+        "columns": {"a": with_metadata, "b": with_metadata, "c": "A/A"},
+        "timestamps": [1, 1, 1], "keys": {"run": [1, 2, 3]}, "missing": "null",
+    });
+    assert!(ask(&limited(7), &request).await.is_ok());
+    let (kind, code, message) = error(&limited(6), &request).await;
+    assert_eq!((kind, code), (ErrorKind::ResourceExhausted, 2017), "{message}");
+    assert!(message.contains("7 queries") && message.contains("at most 6"), "{message}");
+    // With a lock each value of a key selects its own versions.
+    let mut locked = request.clone();
+    locked["lock"] = json!([]);
+    assert_eq!(error(&limited(6), &locked).await.1, 2017);
+    assert!(ask(&limited(7), &locked).await.is_ok());
+}
+
+#[tokio::test]
+async fn by_default_ten_thousand_distinct_keys_have_look_ups_and_one_more_is_refused() {
+    let source = Arc::new(MemorySource::new());
+    let all = Made { path: 0, from: 0, until: 100, run: None };
+    source.put(all.info(0), Made::bytes(0));
+    let cache = cache(source);
+    let column = json!({"path": "A/A", "key": "run", "uniform": true});
+    let request = |values: i64| {
+        let keys = json!({"run": (0..values).collect::<Vec<_>>()});
+        one_column(column.clone(), keys, json!(vec![1; values as usize]))
+    };
+    assert!(ask(&cache, &request(10_000)).await.is_ok());
+    let (kind, code, message) = error(&cache, &request(10_001)).await;
+    assert_eq!((kind, code), (ErrorKind::InvalidArgument, 1047), "{message}");
+    for part in ["\"grp\"", "\"run\"", "10001 distinct", "at most 10000"] {
+        assert!(message.contains(part), "{message}");
+    }
 }
 
 #[tokio::test]

@@ -89,11 +89,26 @@ fn number(report: &Value, pointer: &str) -> u64 {
 fn a_workflow_of_real_processes_reads_every_byte_right_and_leaves_nothing_pinned() {
     let report = run_well(&["--timeframes", "40"], LIMIT);
     assert_eq!((number(&report, "/timeframes"), number(&report, "/gone")), (40, 0));
-    // Three consumers, each of which reads every row of three columns.
-    assert_eq!(number(&report, "/rows"), 3 * 40 * 200 * 3);
+    // Three consumers, each of which reads every row of three columns and of two that depend on the
+    // run.
+    assert_eq!(number(&report, "/rows"), 3 * 40 * 200 * 5);
     assert!(number(&report, "/sink/devices/quality/nulls") > 0, "there are gaps");
     assert!(number(&report, "/sink/out_of_order") > 0, "instances pass each other");
     assert!(report["memory"].as_array().unwrap().len() > 3);
+}
+
+#[test]
+fn a_run_that_changes_inside_of_a_timeframe_gives_each_row_the_objects_of_its_own_run() {
+    let report = run_well(&["--timeframes", "40", "--consumer", "quality=1:0"], LIMIT);
+    // A run has 500 rows: 15 of the 40 timeframes of 200 rows have rows of two runs.
+    assert_eq!(number(&report, "/sink/devices/quality/run_changes"), 15);
+    // A run without a path and the rows between runs have null cells, as the repository's gaps have.
+    let nulls = number(&report, "/sink/devices/quality/nulls");
+    assert!(nulls > 40 * 200 / 4, "{nulls}");
+    // A timeframe of one row has no change inside.
+    let single = ["--timeframes", "12", "--rows", "1", "--consumer", "quality=1:0"];
+    let report = run_well(&single, LIMIT);
+    assert_eq!(number(&report, "/sink/devices/quality/run_changes"), 0);
 }
 
 #[test]

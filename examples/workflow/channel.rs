@@ -52,6 +52,8 @@ pub(crate) struct Checked {
     /// Bytes that were read through shared memory and compared.
     pub(crate) bytes: u64,
     pub(crate) wrong_bytes: u64,
+    /// 1 if the rows are of more than one run.
+    pub(crate) run_changes: u64,
     /// Time that the data of the timeslice waited for its conditions.
     pub(crate) wait_micros: u64,
 }

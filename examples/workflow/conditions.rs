@@ -1,7 +1,7 @@
 //! The device that provides the conditions: it embeds the cache, without a server.
 //!
 //! ```text
-//!  source ──timestamps──▶ register ──▶ table per consumer ──▶ consumers
+//!  source ──timestamps, runs──▶ register ──▶ table per consumer ──▶ consumers
 //!  sink ──oldest possible──▶ consumed                            │ attach socket
 //!                            cache ◀─────────────────────────────┘
 //! ```
@@ -16,7 +16,7 @@ use arrow_array::RecordBatch;
 use iovcache::cache::{CacheError, Caller, PeerPolicy};
 use iovcache::shm::PoolOptions;
 use iovcache::source::repository::{RepositoryOptions, RepositorySource};
-use iovcache::table::{Consumed, Register, Request, timestamps_from_batches};
+use iovcache::table::{Consumed, Register, Request, rows_from_batches};
 use iovcache::{Cache, Coded as _, ErrorKind};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -24,6 +24,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use crate::channel::{Message, accept, connect, frame, receive, send};
+use crate::columns::Column;
 use crate::device::{MemoryPoint, Order, Told, on_orders, tell};
 use crate::plan::{Plan, Seat};
 use crate::{Outcome, PATIENCE};
@@ -195,13 +196,16 @@ impl Shared {
     }
 
     fn register(&self, timeslice: u64, seats: &[Seat], table: &[RecordBatch]) -> Outcome<()> {
-        let paths = self.plan.columns.iter();
-        let columns: BTreeMap<_, _> = paths.map(|path| (Plan::column_name(path), path)).collect();
+        let columns = Column::all(&self.plan);
+        let columns: BTreeMap<_, _> =
+            columns.iter().map(|column| (&column.name, column.request())).collect();
         let consumers: Vec<_> = seats.iter().map(|seat| &seat.device).collect();
         let register = json!({ "columns": columns, "consumers": consumers }).to_string();
         let register = Register::parse(register.as_bytes())?;
-        let timestamps = timestamps_from_batches(table)?;
-        let registered = self.cache.register(timeslice, timestamps, &register, None);
+        let keys = self.cache.key_names(&register.columns).map_err(|error| error.message())?;
+        let rows = rows_from_batches(table, &keys, |_| Ok::<_, CacheError>(()));
+        let rows = rows.map_err(|error| error.message())?;
+        let registered = self.cache.register(timeslice, rows, &register, None);
         self.handle.block_on(registered).map_err(|error| error.message())?;
         Ok(())
     }

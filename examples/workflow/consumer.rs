@@ -5,15 +5,16 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
-use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray as _;
-use arrow_array::types::Int64Type;
+use arrow_array::types::{Int32Type, Int64Type};
+use arrow_array::{Array as _, RecordBatch};
 use iovcache::Coded as _;
 use iovcache::shm::attach::Attachment;
 use iovcache::table::{CellValue, column_runs};
 use md5::{Digest as _, Md5};
 
 use crate::channel::{Checked, Message, connect, receive, send};
+use crate::columns::{Column, Row};
 use crate::device::{Order, Told, on_orders, tell};
 use crate::plan::{Plan, Seat};
 use crate::truth::Truth;
@@ -44,7 +45,7 @@ pub(crate) fn run(plan: &Plan, seat: &Seat, hold_at: Option<u64>) -> Outcome<()>
             }
         }
     });
-    let truth = Truth::read(&plan.repository, &plan.columns)?;
+    let truth = Truth::read(&plan.repository, &plan.paths())?;
     let attachment = attach(plan, seat)?;
     let sink = connect(&plan.socket("sink"), seat, None)?;
     let cache = connect(&plan.socket("cache"), seat, Some(attachment.session()))?;
@@ -128,15 +129,18 @@ fn check(
     data: &RecordBatch,
     conditions: &[RecordBatch],
 ) -> Outcome<Checked> {
-    let at = data.column(0).as_primitive_opt::<Int64Type>().ok_or("timestamps are not Int64")?;
-    let mut checked = Checked::default();
-    for path in &plan.columns {
+    let rows = rows_of(data)?;
+    let mut runs: Vec<i64> = rows.iter().filter_map(|(_, run)| *run).collect();
+    runs.dedup();
+    let changes = u64::from(runs.len() > 1);
+    let mut checked = Checked { run_changes: changes, ..Checked::default() };
+    for column in Column::all(plan) {
+        let look_ups = column.look_ups(&rows);
         let mut row = 0;
         for batch in conditions {
             let first = row;
-            let name = Plan::column_name(path);
-            let column = batch.column_by_name(&name).ok_or("a column is missing")?;
-            for (end, cell) in column_runs(column)?.iter() {
+            let cells = batch.column_by_name(&column.name).ok_or("a column is missing")?;
+            for (end, cell) in column_runs(cells)?.iter() {
                 let mappings;
                 let (bytes, got) = match &cell {
                     CellValue::Null => (0, None),
@@ -151,7 +155,8 @@ fn check(
                 };
                 let before = checked.wrong_rows;
                 for row in row..first + end {
-                    let right = truth.md5_at(path, at.values()[row]);
+                    let look_up = look_ups.get(row).ok_or("more rows than timestamps")?;
+                    let right = look_up.as_ref().and_then(|look_up| truth.md5(look_up));
                     checked.rows += 1;
                     checked.nulls += u64::from(right.is_none() && got.is_none());
                     checked.wrong_rows += u64::from(right != got.as_deref());
@@ -161,11 +166,19 @@ fn check(
                 checked.wrong_bytes += if checked.wrong_rows > before { bytes } else { 0 };
             }
         }
-        if row != at.len() {
-            return Err(format!("{path}: {row} rows, expected {}", at.len()).into());
+        if row != rows.len() {
+            return Err(format!("{}: {row} rows, expected {}", column.name, rows.len()).into());
         }
     }
     Ok(checked)
+}
+
+/// Timestamp and run of each row.
+fn rows_of(data: &RecordBatch) -> Outcome<Vec<Row>> {
+    let at = data.column(0).as_primitive_opt::<Int64Type>().ok_or("timestamps are not Int64")?;
+    let runs = data.column(1).as_primitive_opt::<Int32Type>().ok_or("runs are not Int32")?;
+    let run = |row: usize| runs.is_valid(row).then(|| i64::from(runs.value(row)));
+    Ok((0..data.num_rows()).map(|row| (at.value(row), run(row))).collect())
 }
 
 fn hex(bytes: &[u8]) -> String {

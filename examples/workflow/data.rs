@@ -7,6 +7,8 @@ use iovcache::source::repository::{NewVersion, RepositoryWriter, import};
 use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 
 use crate::Outcome;
+use crate::columns::{CONFIGURATION, RUN_NUMBER};
+use crate::plan::{FIRST_RUN, RUNS};
 
 /// Synthetic objects: a number of paths, each with versions that follow and overlap each other.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +62,46 @@ impl Generated {
         };
         Ok((version, (path as u64) << 32 | number as u64))
     }
+}
+
+/// Versions that each run has.
+const VERSIONS_OF_RUN: i64 = 12;
+const BYTES_OF_RUN: usize = 20_000;
+/// Apart from the seeds of other objects.
+const SEEDS_OF_RUNS: u64 = 1 << 60;
+
+/// Writes the objects that are for one run each: the runs overlap in time, and each has versions over
+/// the time between the first and the last of `borders`.
+pub(crate) fn of_runs(repository: &Path, borders: &[i64]) -> Outcome<()> {
+    let (Some(&first), Some(&last)) = (borders.first(), borders.last()) else { return Ok(()) };
+    let writer = RepositoryWriter::new(repository)?;
+    let step = (last - first) / VERSIONS_OF_RUN + 1;
+    for run in 0..RUNS {
+        for number in 0..VERSIONS_OF_RUN {
+            // The borders differ between runs.
+            let from = first + number * step + run * step / (RUNS + 1);
+            // Some reach into the next one and win there, and some end early.
+            let until = match number % 4 {
+                1 => from + step * 3 / 2,
+                3 => from + step * 3 / 4,
+                _ => from + step,
+            };
+            let created = 2_000_000 + (number * 7_919) % 1_000;
+            let [from, until, created] =
+                [from, until.max(from + 1), created].map(Timestamp::from_millis);
+            let version = NewVersion {
+                path: ObjectPath::new(CONFIGURATION)?,
+                validity: ValidityInterval::new(from, until)?,
+                created,
+                id: None,
+                file_name: "object".to_owned(),
+                metadata: [(RUN_NUMBER.to_owned(), (FIRST_RUN + run).to_string())].into(),
+            };
+            let seed = SEEDS_OF_RUNS | (run as u64) << 32 | number as u64;
+            writer.put(&version, &mut &bytes(seed, BYTES_OF_RUN)[..])?;
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that are unique to a seed.

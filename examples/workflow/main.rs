@@ -14,6 +14,9 @@
 //! timeslice, resolves every distinct MetaHeader to the bytes in shared memory, and compares their
 //! MD5 with the right one for each row, taken from the repository's own properties.
 //!
+//! Each row has a timestamp and a run number. Runs change inside of timeframes; two columns depend on
+//! the run, one of them uniform: one version per run and timeframe.
+//!
 //! ```text
 //!  cargo run --example workflow
 //!  cargo run --example workflow -- --data FOLDER --kill tracker_t1@20
@@ -21,6 +24,7 @@
 //! ```
 
 mod channel;
+mod columns;
 mod conditions;
 mod consumer;
 mod data;
@@ -194,6 +198,7 @@ fn planned(arguments: &Arguments, folder: &Path) -> Outcome<Plan> {
         plan.columns = data.write(&plan.repository)?;
     }
     let borders = Truth::read(&plan.repository, &plan.columns)?.borders();
+    data::of_runs(&plan.repository, &borders)?;
     let turns = if arguments.soak.is_some() { 64 * 8 } else { arguments.timeframes };
     plan.borders_millis = spread(&borders, usize::try_from(turns)?);
     if kinds.is_empty() {

@@ -7,6 +7,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::Outcome;
+use crate::columns::{CONFIGURATION, Row};
+
+/// The number of the first run; the numbers repeat.
+pub(crate) const FIRST_RUN: i64 = 544_123;
+/// How many runs there are.
+pub(crate) const RUNS: i64 = 3;
+/// Rows at a change of run in which both runs take turns.
+const SHARED_ROWS: i64 = 16;
 
 /// Instances of one consumer: timeslice `t` goes to instance `t modulo pipeline`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +55,7 @@ pub(crate) struct Plan {
     /// Folder of the sockets.
     pub(crate) folder: PathBuf,
     pub(crate) repository: PathBuf,
-    /// Object paths.
+    /// Object paths that have a column each.
     pub(crate) columns: Vec<String>,
     pub(crate) timeframes: u64,
     /// Timestamps in one timeframe.
@@ -87,9 +95,10 @@ impl Plan {
         self.folder.join(format!("{device}.sock"))
     }
 
-    /// The name of a column in tables.
-    pub(crate) fn column_name(path: &str) -> String {
-        path.replace('/', "_")
+    /// The paths of all objects.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        let all = self.columns.iter().cloned();
+        all.chain([CONFIGURATION.to_owned()]).collect()
     }
 
     /// All consumers by name.
@@ -111,12 +120,29 @@ impl Plan {
         Duration::from_micros(usual * 250 * (1 + timeslice * 5 % 7))
     }
 
-    /// The timestamps of one timeframe, in order.
-    pub(crate) fn timestamps_of(&self, timeslice: u64) -> Vec<i64> {
+    /// The rows of one timeframe, by timestamp.
+    pub(crate) fn rows_of(&self, timeslice: u64) -> Vec<Row> {
         let cycle = self.borders_millis.len().saturating_sub(1).max(1) as u64;
         let turn = (timeslice % cycle) as usize;
         let [first, last] = [turn, turn + 1].map(|n| self.borders_millis.get(n).copied());
         let (first, last) = (first.unwrap_or(0), last.unwrap_or(0));
-        (0..self.rows).map(|row| first + (last - first) * row / self.rows).collect()
+        let at = |row: i64| first + (last - first) * row / self.rows;
+        (0..self.rows).map(|row| (at(row), self.run_of(timeslice, row))).collect()
+    }
+
+    /// A run lasts two timeframes and a half, so that every other change of run lies inside of a
+    /// timeframe. A row of no run stands between two runs; the last rows of one and the first of the
+    /// next are interleaved.
+    fn run_of(&self, timeslice: u64, row: i64) -> Option<i64> {
+        let (timeslice, rows) = (i128::from(timeslice), i128::from(self.rows));
+        let length = (rows * 5 / 2).max(1);
+        let at = timeslice * rows + i128::from(row);
+        let (run, place) = (at / length, at % length);
+        let run = match place {
+            0 if run > 0 => return None,
+            1.. if run > 0 && place < i128::from(SHARED_ROWS) && place % 2 == 1 => run - 1,
+            _ => run,
+        };
+        Some(FIRST_RUN + i64::try_from(run % i128::from(RUNS)).unwrap_or(0))
     }
 }

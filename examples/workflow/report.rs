@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::columns::Column;
 use crate::conditions::CacheReport;
 use crate::device::MemoryPoint;
 use crate::plan::Plan;
@@ -54,7 +55,7 @@ impl Report {
         self.took_millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let done: u64 = devices().map(|device| device.timeframes).sum();
         let due = plan.kinds.len() as u64 * sink.timeframes;
-        let cells = plan.rows.unsigned_abs() * plan.columns.len() as u64;
+        let cells = plan.rows.unsigned_abs() * Column::all(plan).len() as u64;
         let mut expect = |what: &str, got: u64, expected: u64| {
             if got != expected {
                 self.failures.push(format!("{what}: {got}, expected {expected}"));

@@ -31,6 +31,8 @@ pub(crate) struct DeviceReport {
     pub(crate) wrong_rows: u64,
     pub(crate) bytes: u64,
     pub(crate) wrong_bytes: u64,
+    /// Timeframes with rows of more than one run.
+    pub(crate) run_changes: u64,
     /// In ascending order.
     pub(crate) waits_micros: Vec<u64>,
 }
@@ -194,6 +196,7 @@ impl SinkReport {
         report.wrong_rows += checked.wrong_rows;
         report.bytes += checked.bytes;
         report.wrong_bytes += checked.wrong_bytes;
+        report.run_changes += checked.run_changes;
         report.waits_micros.push(checked.wait_micros);
     }
 }

@@ -9,9 +9,10 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arrow_array::{ArrayRef, Int64Array, RecordBatch};
+use arrow_array::{ArrayRef, Int32Array, Int64Array, RecordBatch};
 
 use crate::channel::{Message, accept, connect, receive, send};
+use crate::columns::KEY;
 use crate::device::{Order, Told, on_orders, tell};
 use crate::plan::{Plan, Seat};
 use crate::{Outcome, PATIENCE};
@@ -103,7 +104,7 @@ fn emit(
             let seats = send_data(plan, outlets, sent)?;
             if !seats.is_empty() {
                 let message = Message::Data { timeslice: sent, seats: seats.clone() };
-                send(cache, &message, &[timestamps(plan, sent)?])?;
+                send(cache, &message, &[rows(plan, sent)?])?;
             }
             send(sink, &Message::Expected { timeslice: sent, seats }, &[])?;
             sent += 1;
@@ -130,7 +131,7 @@ fn emit(
 
 /// Sends the data of a timeslice to the connected consumers whose turn it is.
 fn send_data(plan: &Plan, outlets: &Mutex<Outlets>, timeslice: u64) -> Outcome<Vec<Seat>> {
-    let table = [timestamps(plan, timeslice)?];
+    let table = [rows(plan, timeslice)?];
     let mut seats = Vec::new();
     for device in plan.instances_of(timeslice) {
         let Some((seat, stream)) = lock(outlets)
@@ -154,7 +155,11 @@ fn send_data(plan: &Plan, outlets: &Mutex<Outlets>, timeslice: u64) -> Outcome<V
     Ok(seats)
 }
 
-fn timestamps(plan: &Plan, timeslice: u64) -> Outcome<RecordBatch> {
-    let at: ArrayRef = Arc::new(Int64Array::from(plan.timestamps_of(timeslice)));
-    Ok(RecordBatch::try_from_iter([("timestamp", at)])?)
+/// Timestamp and run of each row.
+fn rows(plan: &Plan, timeslice: u64) -> Outcome<RecordBatch> {
+    let rows = plan.rows_of(timeslice);
+    let at: ArrayRef = Arc::new(rows.iter().map(|(at, _)| Some(*at)).collect::<Int64Array>());
+    let runs = rows.iter().map(|(_, run)| run.map(i32::try_from).transpose());
+    let runs: ArrayRef = Arc::new(runs.collect::<Result<Int32Array, _>>()?);
+    Ok(RecordBatch::try_from_iter_with_nullable([("timestamp", at, false), (KEY, runs, true)])?)
 }

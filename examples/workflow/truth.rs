@@ -8,6 +8,7 @@ use std::path::Path;
 use iovcache::source::repository::Properties;
 
 use crate::Outcome;
+use crate::columns::{LookUp, RUN_NUMBER};
 
 /// One version, as described by its properties file.
 #[derive(Debug, Clone)]
@@ -17,6 +18,7 @@ pub(crate) struct Version {
     created: i64,
     id: String,
     md5: String,
+    run: Option<i64>,
 }
 
 /// The versions by path.
@@ -48,9 +50,12 @@ impl Truth {
 
     /// The MD5 of the right version: of the valid versions the one created last; of those the one
     /// that begins last; of those the greatest id.
-    pub(crate) fn md5_at(&self, path: &str, at: i64) -> Option<&str> {
-        let versions = self.0.get(path)?.iter();
-        let valid = versions.filter(|version| (version.from..version.until).contains(&at));
+    pub(crate) fn md5(&self, look_up: &LookUp<'_>) -> Option<&str> {
+        let versions = self.0.get(look_up.path)?.iter();
+        let valid = versions.filter(|version| {
+            (version.from..version.until).contains(&look_up.at)
+                && look_up.run.is_none_or(|run| version.run == Some(run))
+        });
         let last = valid.max_by_key(|version| (version.created, version.from, &version.id))?;
         Some(&last.md5)
     }
@@ -76,5 +81,6 @@ fn version(from: i64, file: &Path) -> Outcome<Version> {
         created: number("CreateTime")?,
         id: id.unwrap_or_default(),
         md5: text("Content-MD5")?.to_lowercase(),
+        run: properties.get(RUN_NUMBER).map(str::parse).transpose()?,
     })
 }

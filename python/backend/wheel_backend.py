@@ -1,8 +1,11 @@
 """Builds the wheel: the native part with maturin, and the program ``iovcache``.
 
 Both come from the same crates, features and profile, so nothing is compiled twice.
-``IOVCACHE_PROFILE`` selects a profile of Cargo other than ``release`` (``dev`` for tests, ``dist``
+``IOVCACHE_PROFILE`` selects a profile of Cargo other than ``release`` (``dev`` for tests, ``wheel``
 for published wheels), ``IOVCACHE_PROGRAM`` a program that is already built.
+
+The wheel is tagged with the oldest manylinux whose C library has the symbols that the program needs.
+maturin checks the native part against this tag.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import platform
+import re
 import shutil
 import subprocess
 from typing import Any, Dict, List, Mapping, Optional
@@ -47,8 +52,8 @@ def build_wheel(
     config_settings: Optional[Mapping[str, Any]] = None,
     metadata_directory: Optional[str] = None,
 ) -> str:
-    with _Program():
-        settings = _with_profile(config_settings)
+    with _Program() as program:
+        settings = _with_options(config_settings, program)
         return maturin.build_wheel(wheel_directory, settings, metadata_directory)
 
 
@@ -57,8 +62,8 @@ def build_editable(
     config_settings: Optional[Mapping[str, Any]] = None,
     metadata_directory: Optional[str] = None,
 ) -> str:
-    with _Program():
-        settings = _with_profile(config_settings)
+    with _Program() as program:
+        settings = _with_options(config_settings, program)
         return maturin.build_editable(wheel_directory, settings, metadata_directory)
 
 
@@ -66,10 +71,40 @@ def _profile() -> str:
     return os.environ.get("IOVCACHE_PROFILE") or "release"
 
 
-def _with_profile(settings: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
-    settings = dict(settings or {})
-    settings.setdefault("build-args", f"--profile {_profile()}")
+#: Minor versions of glibc that manylinux tags exist for.
+_MANYLINUX = (17, 28, 31, 34, 35, 39)
+
+
+def _with_options(
+    given: Optional[Mapping[str, Any]], program: Optional[pathlib.Path]
+) -> Dict[str, Any]:
+    """The settings for maturin; its arguments are left alone if ``build-args`` gives some."""
+    settings = dict(given or {})
+    arguments = ["--profile", _profile(), "--strip", "--compatibility", _platform(program)]
+    if _profile() == "wheel":
+        arguments += ["--compression-level", "9"]
+    if _linker_arguments():
+        arguments += ["--", *_linker_arguments()]
+    settings.setdefault("build-args", " ".join(arguments))
     return settings
+
+
+def _linker_arguments() -> List[str]:
+    """Arguments of rustc that fold identical functions in published wheels.
+
+    On x86_64 Rust links with lld, which can do this.
+    """
+    fold = _profile() == "wheel" and platform.machine() == "x86_64"
+    return ["-Clink-arg=-Wl,--icf=all"] if fold else []
+
+
+def _platform(program: Optional[pathlib.Path]) -> str:
+    """The oldest manylinux that has the versions of glibc's symbols that the program needs."""
+    names = re.findall(rb"GLIBC_2\.(\d+)", program.read_bytes()) if program else []
+    needed = max(map(int, names), default=None)
+    fitting = (minor for minor in _MANYLINUX if needed is not None and minor >= needed)
+    minor = next(fitting, None)
+    return "off" if minor is None else f"manylinux_2_{minor}"
 
 
 class _Folder:
@@ -78,8 +113,9 @@ class _Folder:
     def __init__(self) -> None:
         self.folder = HERE / "iovcache.data"
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Optional[pathlib.Path]:
         self.folder.mkdir(exist_ok=True)
+        return None
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -88,7 +124,7 @@ class _Folder:
 class _Program(_Folder):
     """The folder, with the program."""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Optional[pathlib.Path]:
         given = os.environ.get("IOVCACHE_PROGRAM")
         built = pathlib.Path(given) if given else _built()
         scripts = self.folder / "scripts"
@@ -101,6 +137,7 @@ class _Program(_Folder):
         else:
             shutil.copy2(built, target)
         target.chmod(0o755)
+        return target
 
 
 def _built() -> pathlib.Path:
@@ -113,8 +150,9 @@ def _built() -> pathlib.Path:
         described = json.loads(_cargo(["metadata", "--format-version", "1"], HERE))
         packages = described["packages"]
         manifest = next(one["manifest_path"] for one in packages if one["name"] == "iovcache")
-    command = ["build", "--profile", _profile(), "--bin", "iovcache", "--manifest-path", manifest]
-    command += ["--message-format", "json-render-diagnostics", "--locked"]
+    command = ["rustc", "--profile", _profile(), "--bin", "iovcache", "--manifest-path", manifest]
+    command += ["--message-format", "json-render-diagnostics", "--locked", "--"]
+    command += _linker_arguments()
     for line in _cargo(command, HERE).splitlines():
         message = json.loads(line)
         if message.get("executable") and message.get("target", {}).get("name") == "iovcache":

@@ -1,16 +1,16 @@
 //! The attach socket, for programs that request tables by other means.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use iovcache::shm::MetaHeader;
 use iovcache::shm::attach;
+use iovcache::sync::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::error;
 use crate::process::OwnedByProcess;
-use crate::table::lock;
 
 /// A session with a service on this node. Pins of the session last until it ends.
 #[pyclass(frozen, module = "iovcache")]
@@ -48,7 +48,7 @@ impl Attachment {
     /// Why the session ended; `None` while it lasts.
     #[getter]
     fn over(&self) -> Option<String> {
-        match &*lock(&self.attachment) {
+        match &*self.attachment.lock() {
             Some(open) if open.is_forked() => {
                 Some("the session is the parent process's".to_owned())
             }
@@ -62,7 +62,7 @@ impl Attachment {
     fn read<'py>(&self, py: Python<'py>, cell: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
         let header = MetaHeader::from_bytes(cell);
         let header = header.map_err(|error| error::invalid(&error.to_string()))?;
-        let open = lock(&self.attachment).clone().ok_or_else(|| error::closed("attachment"))?;
+        let open = self.attachment.lock().clone().ok_or_else(|| error::closed("attachment"))?;
         let attachment = open.get()?;
         let bytes = py.detach(|| attachment.mappings_for(&header).read(&header));
         let bytes = bytes.map_err(error::of_resolve)?;
@@ -71,7 +71,7 @@ impl Attachment {
 
     /// Ends the session.
     fn close(&self, py: Python<'_>) {
-        let open = lock(&self.attachment).take();
+        let open = self.attachment.lock().take();
         py.detach(|| drop(open));
     }
 

@@ -1,15 +1,17 @@
 //! Calls to a service.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iovcache::Secret;
 use iovcache::client::{Client, ClientError, ClientOptions, TableRequest, TlsFiles};
+use iovcache::sync::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyList};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::local::{LookUps, Path};
 use crate::process::{OwnedByProcess, wait};
 use crate::table::NativeTable;
 use crate::{arrow, error};
@@ -18,6 +20,9 @@ use crate::{arrow, error};
 #[pyclass(frozen, module = "iovcache._native")]
 pub(crate) struct NativeClient {
     client: Mutex<Option<Arc<OwnedByProcess<Client>>>>,
+    look_ups: Mutex<Option<Arc<LookUps>>>,
+    /// It never attaches.
+    remote: bool,
 }
 
 /// Options of `iovcache.connect`.
@@ -71,9 +76,14 @@ fn parsed(json: &str) -> PyResult<Value> {
 }
 
 impl NativeClient {
+    /// The look-ups of an open client.
+    #[inline]
+    fn look_ups(&self) -> PyResult<Arc<LookUps>> {
+        self.look_ups.lock().clone().ok_or_else(|| error::closed("client"))
+    }
+
     pub(crate) fn client(&self) -> PyResult<Arc<OwnedByProcess<Client>>> {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        client.clone().ok_or_else(|| error::closed("client"))
+        self.client.lock().clone().ok_or_else(|| error::closed("client"))
     }
 }
 
@@ -83,12 +93,15 @@ impl NativeClient {
     #[staticmethod]
     fn connect(py: Python<'_>, url: &str, options: Options) -> PyResult<Self> {
         let options = options.into_rust()?;
+        let remote = options.remote;
         let client = wait(py, async {
             let client = Client::connect_with(url, options).await?;
             let _: Box<RawValue> = client.act("status", &Value::Object(Default::default())).await?;
             Ok(client)
         })?;
-        Ok(Self { client: Mutex::new(Some(Arc::new(OwnedByProcess::new(client)))) })
+        let client = Arc::new(OwnedByProcess::new(client));
+        let look_ups = Mutex::new(Some(Arc::new(LookUps::new(py, Arc::clone(&client)))));
+        Ok(Self { client: Mutex::new(Some(client)), look_ups, remote })
     }
 
     /// Requests a table: columns as (name, JSON), the other fields as one JSON object, timestamps
@@ -112,6 +125,26 @@ impl NativeClient {
         }
         let table = wait(py, client.table(request))?;
         Ok(NativeTable::new(Arc::clone(&owned), table))
+    }
+
+    /// The object of a path at a time, from shared memory where it lies there. `None` where nothing
+    /// is valid, or if this client never attaches.
+    fn get(&self, path: &Bound<'_, PyAny>, at: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
+        let look_ups = self.look_ups()?;
+        match self.remote {
+            true => Ok(None),
+            false => look_ups.path(path)?.get().at(at),
+        }
+    }
+
+    /// Objects of many (path, time); `None` where nothing is valid.
+    fn get_many<'py>(&self, keys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+        self.look_ups()?.get_many(keys)
+    }
+
+    /// The handle of a path.
+    fn path<'py>(&self, path: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Path>> {
+        self.look_ups()?.path(path)
     }
 
     /// Registers a timeframe with keys as (name, Arrow array); returns the answer's JSON.
@@ -165,12 +198,16 @@ impl NativeClient {
     /// Whether the client is closed.
     #[getter]
     fn closed(&self) -> bool {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.client.lock().is_none()
     }
 
     /// Closes the connection. The session ends with its last table and object.
     fn close(&self, py: Python<'_>) {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let client = self.client.lock().take();
+        let look_ups = self.look_ups.lock().take();
+        if let Some(look_ups) = look_ups {
+            look_ups.close(py);
+        }
         // Ending a session joins its thread, which needs no GIL.
         py.detach(|| drop(client));
     }

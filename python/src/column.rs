@@ -1,5 +1,6 @@
 //! Columns: map rows to objects.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyIndexError;
@@ -7,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PySlice};
 
 use crate::error;
-use crate::table::{ColumnState, State};
+use crate::state::{ColumnState, State};
 
 /// A column of a table.
 #[pyclass(frozen, module = "iovcache")]
@@ -115,33 +116,35 @@ impl Column {
         let shared = self.state.shared()?;
         let table = shared.table.get_anywhere();
         let column = table.column(&self.column().name).map_err(error::of_client)?;
-        let mut objects = Vec::new();
-        let mut lengths: Vec<u8> = Vec::new();
+        let mut objects = Vec::with_capacity(self.column().runs.len());
         for run in column.runs() {
             let (rows, bytes) = run.map_err(error::of_client)?;
             let null = || error::invalid(&format!("rows {rows:?} are null"));
-            objects.push(bytes.ok_or_else(null)?);
-            lengths.extend_from_slice(&(rows.len() as i64).to_ne_bytes());
+            objects.push((rows.len(), bytes.ok_or_else(null)?));
         }
-        let size = objects.first().map_or(0, |first| first.len());
-        if let Some(other) = objects.iter().find(|other| other.len() != size) {
+        let size = objects.first().map_or(0, |(_, first)| first.len());
+        if let Some((_, other)) = objects.iter().find(|(_, other)| other.len() != size) {
             let message =
                 format!("objects have {size} and {} bytes: no array has both", other.len());
             return Err(error::invalid(&message));
         }
-        let packed = PyBytes::new_with(py, size * objects.len(), |packed| {
-            let parts = packed.chunks_exact_mut(size.max(1));
-            parts.zip(&objects).for_each(|(part, object)| part.copy_from_slice(object));
-            Ok(())
-        })?;
-        let numpy = PyModule::import(py, "numpy")?;
-        let dtype = dtype.unwrap_or_else(|| {
-            "u1".into_pyobject(py).unwrap_or_else(|error| match error {}).into_any()
-        });
-        let packed = numpy.call_method1("frombuffer", (packed, dtype))?;
-        let packed = packed.call_method1("reshape", (objects.len(), -1))?;
-        let lengths = numpy.call_method1("frombuffer", (PyBytes::new(py, &lengths), "i8"))?;
-        numpy.call_method1("repeat", (packed, lengths, 0))
+        let shape = (self.length(), size);
+        let array = PyModule::import(py, "numpy")?.call_method1("empty", (shape, "u1"))?;
+        let (address, _): (usize, bool) =
+            array.getattr("__array_interface__")?.get_item("data")?.extract()?;
+        let memory = std::ptr::with_exposed_provenance_mut(address);
+        // SAFETY: the array was made above with this many bytes, is contiguous, and is known to this
+        // function alone.
+        let rows = unsafe { std::slice::from_raw_parts_mut(memory, shape.0 * shape.1) };
+        py.detach(|| repeat(&objects, rows));
+        for run in 0..self.column().runs.len() {
+            let (row, _) = self.column().runs.bounds(run).unwrap_or_default();
+            shared.check(&self.column().name, row)?;
+        }
+        match dtype {
+            Some(dtype) => array.call_method1("view", (dtype,)),
+            None => Ok(array),
+        }
     }
 
     /// The 40 bytes of the MetaHeader of a row, if its cell names one.
@@ -164,6 +167,18 @@ impl Column {
         let column = self.column();
         let (rows, runs) = (self.length(), column.runs.len());
         format!("<iovcache.Column {:?}: {}, {rows} rows in {runs} runs>", column.name, column.path)
+    }
+}
+
+/// Writes each object as often as its run has rows.
+fn repeat(objects: &[(usize, &[u8])], rows: &mut [MaybeUninit<u8>]) {
+    let mut rest = rows;
+    for (count, object) in objects {
+        let (run, following) = rest.split_at_mut(count * object.len());
+        for row in run.chunks_exact_mut(object.len().max(1)) {
+            row.write_copy_of_slice(object);
+        }
+        rest = following;
     }
 }
 

@@ -15,9 +15,13 @@ mod attachment;
 mod client;
 mod column;
 mod error;
+mod holder;
+mod local;
 mod object;
 mod process;
 mod runs;
+mod shared;
+mod state;
 mod table;
 
 use pyo3::prelude::*;
@@ -31,6 +35,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<column::Rows>()?;
     module.add_class::<column::Runs>()?;
     module.add_class::<attachment::Attachment>()?;
+    module.add_class::<local::Path>()?;
     module.add("Object", object::object_type(module.py())?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

@@ -5,25 +5,26 @@
 //! `Object`, a subclass built by hand, adds the slot.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::Mutex;
 
+use iovcache::sync::Mutex;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyMemoryView, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyMemoryView, PyTuple, PyType};
 
-use crate::error;
-use crate::table::{ColumnState, Shared, lock};
+use crate::holder::Holder;
+use crate::local::PlaneObject;
+use crate::shared::Shared;
 
 /// The object of a run of rows, with the pin on its bytes.
 #[pyclass(frozen, subclass, weakref, module = "iovcache._native", name = "Pin")]
 pub(crate) struct Pin {
-    /// Keeps the lease, so that the bytes at `address` stay unchanged.
-    shared: Arc<Shared>,
-    column: String,
-    path: String,
+    /// Keeps the bytes at `address` unchanged.
+    holder: Holder,
+    path: Arc<str>,
     row_start: usize,
     row_end: usize,
     address: usize,
@@ -31,57 +32,48 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
-    /// `address` and `length` are those of the slice that the table in `shared` returned for this
-    /// run.
+    /// `bytes` is the slice that the table in `shared` returned for the run of these rows.
     pub(crate) fn new(
         shared: Arc<Shared>,
-        column: &ColumnState,
-        run: usize,
-        address: *const u8,
-        length: usize,
+        column: &str,
+        path: &str,
+        rows: Range<usize>,
+        bytes: *const [u8],
     ) -> Self {
-        let (row_start, row_end) = column.runs.bounds(run).unwrap_or_default();
+        let holder = Holder::Table { shared, column: column.to_owned(), row: rows.start };
         Self {
-            shared,
-            column: column.name.clone(),
-            path: column.path.clone(),
-            row_start,
-            row_end,
-            address: address.expose_provenance(),
-            length,
+            holder,
+            path: path.into(),
+            row_start: rows.start,
+            row_end: rows.end,
+            address: bytes.cast::<u8>().expose_provenance(),
+            length: bytes.len(),
         }
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// An object that was looked up by path and time.
+    pub(crate) fn of_plane(object: PlaneObject) -> Self {
+        let (bytes, path) = (object.bytes(), object.path());
+        let (address, length) = (bytes.as_ptr().expose_provenance(), bytes.len());
+        let holder = Holder::Plane(object);
+        Self { holder, path, row_start: 0, row_end: 1, address, length }
+    }
+
+    /// The object id.
+    pub(crate) fn version(&self, py: Python<'_>) -> PyResult<String> {
+        self.holder.id(py)
+    }
+
+    fn bytes(&self) -> PyResult<&[u8]> {
+        self.check()?;
         let address = std::ptr::with_exposed_provenance(self.address);
-        // SAFETY: `new` got them from a slice that borrows from the table in `shared`, which pins
-        // them and lives as long as `self`.
-        unsafe { std::slice::from_raw_parts(address, self.length) }
+        // SAFETY: `new` and `of_plane` got them from a slice that `holder` pins, which lives as long
+        // as `self`.
+        Ok(unsafe { std::slice::from_raw_parts(address, self.length) })
     }
 
-    /// In a forked child no object is pinned: each read checks that the block still holds the
-    /// object.
     fn check(&self) -> PyResult<()> {
-        if self.shared.table.is_forked() {
-            let table = self.shared.table.get_anywhere();
-            let column = table.column(&self.column).map_err(error::of_client)?;
-            if let Some(header) = column.header(self.row_start)
-                && !table.is_live(&header)
-            {
-                let expected = header.hint;
-                let found = 0;
-                return Err(error::of_resolve(iovcache::shm::ResolveError::Stale {
-                    expected,
-                    found,
-                }));
-            }
-        }
-        Ok(())
-    }
-
-    fn record<'py>(&self, py: Python<'py>, field: &str) -> PyResult<Bound<'py, PyAny>> {
-        let record: Bound<'py, PyDict> = self.shared.record(py, &self.column, self.row_start)?;
-        record.as_any().get_item(field)
+        self.holder.check()
     }
 }
 
@@ -93,7 +85,7 @@ struct Seed(Mutex<Option<Pin>>);
 impl Pin {
     #[new]
     fn from_seed(seed: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let seed = seed.cast::<Seed>().ok().and_then(|seed| lock(&seed.get().0).take());
+        let seed = seed.cast::<Seed>().ok().and_then(|seed| seed.get().0.lock().take());
         seed.ok_or_else(|| PyTypeError::new_err("objects come from tables: table[\"column\"][row]"))
     }
 
@@ -112,26 +104,25 @@ impl Pin {
     /// The object id, which identifies the version.
     #[getter]
     fn id(&self, py: Python<'_>) -> PyResult<String> {
-        self.record(py, "object_id")?.extract()
+        self.holder.id(py)
     }
 
     /// The version's own validity interval: (from, until) in milliseconds, half-open.
     #[getter]
     fn validity(&self, py: Python<'_>) -> PyResult<(i64, i64)> {
-        let from = self.record(py, "valid_from")?.extract()?;
-        Ok((from, self.record(py, "valid_until")?.extract()?))
+        self.holder.validity(py)
     }
 
     /// Creation time of the version in milliseconds.
     #[getter]
     fn created(&self, py: Python<'_>) -> PyResult<i64> {
-        self.record(py, "created")?.extract()
+        self.holder.record(py, "created")?.extract()
     }
 
     /// The version's metadata.
     #[getter]
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.record(py, "metadata")
+        self.holder.record(py, "metadata")
     }
 
     /// Always true.
@@ -156,8 +147,7 @@ impl Pin {
 
     /// A copy of the bytes.
     fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        self.check()?;
-        Ok(PyBytes::new(py, self.bytes()))
+        Ok(PyBytes::new(py, self.bytes()?))
     }
 
     /// A copy of the bytes.
@@ -195,9 +185,9 @@ impl Pin {
         let py = slf.py();
         let own = slf.get();
         let equal = if let Ok(other) = other.cast::<Pin>() {
-            own.bytes() == other.get().bytes()
+            own.bytes()? == other.get().bytes()?
         } else if let Ok(other) = other.cast::<PyBytes>() {
-            own.bytes() == other.as_bytes()
+            own.bytes()? == other.as_bytes()
         } else if let Ok(other) = PyMemoryView::from(other) {
             return Ok(PyMemoryView::from(slf)?.eq(other)?.into_pyobject(py)?.to_owned().into());
         } else {
@@ -208,7 +198,7 @@ impl Pin {
 
     fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
         // Equal to the hash of equal bytes.
-        PyBytes::new(py, self.bytes()).hash()
+        PyBytes::new(py, self.bytes()?).hash()
     }
 
     /// Pickles a copy of the bytes: a pin belongs to this process.
@@ -221,7 +211,7 @@ impl Pin {
     }
 
     fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
-        let bytes = self.bytes();
+        let bytes = self.bytes()?;
         let start = &bytes[..bytes.len().min(64)];
         let shown: String = start
             .iter()

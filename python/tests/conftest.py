@@ -75,6 +75,13 @@ class Service:
         self.ready = json.loads(line)
         self.tcp, self.unix = self.ready["flight"]
 
+    def pause(self) -> None:
+        """Stops all of its threads until SIGCONT. Under load a thread may run on for a while."""
+        self.process.send_signal(signal.SIGSTOP)
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task")
+        state = lambda task: (task / "stat").read_text().rsplit(")", 1)[1].split()[0]  # noqa: E731
+        until("all threads to stop", lambda: all(state(task) == "T" for task in tasks.iterdir()))
+
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE)

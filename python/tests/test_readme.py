@@ -59,10 +59,26 @@ def test_each_python_block_of_the_readme_runs_alone_as_it_is_written(start, tmp_
     assert not printed, f"say here what these print: {list(printed)}"
 
 
-def test_the_notebook_of_the_documentation_runs(start, tmp_path):
+def test_the_notebook_of_the_documentation_runs_and_runs_again(start, tmp_path):
     service = served(start, tmp_path)
     code = "".join(blocks("A notebook", "docs/python.md"))
-    for _ in range(2):  # a notebook is run again
-        printed = pasted(code, service)
-    assert "(3000, 5000) 8 b'drift 2\\n'" in printed and "1000 2990 b'drift'" in printed
-    assert "(800, 8) b'drift 1\\n'" in printed
+    once = pasted(code, service)
+    assert "(3000, 5000) 8 b'drift 2\\n'" in once and "1000 2990 b'drift'" in once
+    assert "(800, 8) b'drift 1\\n'" in once
+    # All cells again in the same kernel, its client closed or still open and replaced.
+    left_open = code.replace("client.close()", "")
+    assert left_open != code
+    assert pasted(left_open * 2 + code, service) == once * 3
+
+
+def test_the_blocks_about_look_ups_run_as_they_are_written(start, tmp_path):
+    service = served(start, tmp_path)
+    page = "docs/local.md"
+    printed = {
+        section: [pasted(block, service) for block in blocks(section, page)]
+        for section in sections(page)
+    }
+    found = "b'drift 2\\n'\n8 None\n[b'drift 1\\n', b'drift 2\\n']\n"
+    assert printed.pop("Python") == [found]
+    assert printed.pop("Waiting for a change") == ["False\n"]
+    assert not printed

@@ -170,6 +170,18 @@ def test_columns_are_sequences(client):
     with client.table({"v": DRIFT}, timestamps=[1000, 7000]) as table:
         with pytest.raises(iovcache.InvalidArgument, match="7 and 0 bytes"):
             table["v"].numpy()
+    for times, dtype, shape in (([7000, 7000], "u1", (2, 0)), ([], "u1", (0, 0)), ([3], "S7", (1, 1))):
+        path = DRIFT if dtype == "u1" else NOISE
+        with client.table({"v": path}, timestamps=times) as table:
+            if dtype == "u1":
+                assert table["v"].numpy(dtype).shape == shape
+            else:
+                with pytest.raises(ValueError):
+                    table["v"].numpy(dtype)
+    with client.table({"v": NOISE}, timestamps=[1, 2, 3]) as table:
+        rows = table["v"].numpy(">u4")
+        assert rows.dtype == ">u4" and rows.shape == (3, 25_000) and rows.flags.writeable
+        assert (rows == np.frombuffer(b"nnnn", ">u4")[0]).all()
 
 
 def test_one_object_by_path_and_time(client, service):
@@ -266,6 +278,41 @@ def test_a_forked_child_uses_and_ends_nothing_of_its_parent(start):
     client.close()
 
 
+READS = {
+    "bytes": lambda table, held: bytes(held),
+    "a view": lambda table, held: memoryview(held),
+    "==": lambda table, held: held == b"C",
+    "hash": lambda table, held: hash(held),
+    "numpy": lambda table, held: held.numpy(),
+    "the whole column": lambda table, held: table["v"].numpy(),
+}
+
+
+@pytest.mark.parametrize("kind", READS)
+def test_a_forked_child_is_told_that_what_its_parent_released_is_gone(small, kind):
+    client = iovcache.connect(small.unix)
+    table = client.table({"v": "A/N2"}, timestamps=[5])
+    held = table["v"][0]
+    read, released = os.pipe()
+
+    def late():
+        os.read(read, 1)
+        return READS[kind](table, held)
+
+    def release():
+        nonlocal held
+        held = None
+        table.close()
+        evict(client, but=2, times=2)
+        os.write(released, b".")
+
+    parent = threading.Timer(0.5, release)
+    parent.start()
+    assert in_child(late) == "Stale"
+    parent.join()
+    client.close()
+
+
 def reads(url, at):
     with iovcache.connect(url) as client:
         return bytes(client.get(DRIFT, at=at))
@@ -307,7 +354,7 @@ except KeyboardInterrupt:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     child = subprocess.Popen([sys.executable, "-c", code], **pipes)
     assert child.stdout.readline() == b"ready\n"
-    os.kill(service.process.pid, signal.SIGSTOP)
+    service.pause()
     try:
         child.stdin.write(b"\n")
         child.stdin.flush()
@@ -319,7 +366,7 @@ except KeyboardInterrupt:
         assert time.monotonic() - began < 0.5
         assert child.wait(10) == 0
     finally:
-        os.kill(service.process.pid, signal.SIGCONT)
+        service.process.send_signal(signal.SIGCONT)
         child.kill()
         child.wait()
         child.stdin.close()
@@ -358,9 +405,19 @@ def test_asyncio_has_the_same_calls(service):
                 got.append(bytes(table["v"][0]))
             got.append(bytes(await client.get(DRIFT, at=3000)))
             assert not (await client.status())["timeframes"]
+            with pytest.raises(TypeError, match="colour"):
+                await client.table({"v": DRIFT}, timestamps=[1], colour="red")
             return got
 
     assert asyncio.run(walk()) == [b"drift 1", b"drift 2", b"drift 1", b"drift 1", b"drift 2"]
+
+
+def test_asyncio_has_every_member_of_client_and_table():
+    from iovcache import aio
+
+    public = lambda kind: {name for name in vars(kind) if not name.startswith("_")}  # noqa: E731
+    assert public(iovcache.Client) <= public(aio.AsyncClient)
+    assert public(iovcache.Table) <= public(aio.AsyncTable)
 
 
 def test_a_program_that_ends_without_closing_anything_ends(service):

@@ -29,3 +29,8 @@ async def asynchronous(url: str) -> bytes:
         async with await client.table({"v": "TPC/Calib/VDrift"}, timestamps=[1000]) as table:
             found = table["v"][0]
             return b"" if found is None else bytes(found)
+
+
+async def wrong_asynchronous(client: aio.AsyncClient) -> None:
+    await client.table({"v": "A/B"}, timestamps=[1], colour="red")  # expected: reportCallIssue
+    await client.get("A/B", at=1, wait_ms="long")  # expected: reportArgumentType

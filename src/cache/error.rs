@@ -128,7 +128,8 @@ pub enum CacheError {
     },
     /// The table exceeds a limit on its look-ups.
     #[error(
-        "the table has {queries} different queries for its columns and keys, at most {limit} are allowed"
+        "the table has {queries} queries for its columns and the values of their keys, at most \
+         {limit} are allowed; request fewer columns or fewer values at a time"
     )]
     TooManyQueries {
         /// Number of different queries.

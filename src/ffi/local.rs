@@ -2,13 +2,14 @@
 
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::arguments::{borrowed, guarded, many, place, places, text};
 use super::attach::Attach;
 use super::status::{CallFailure, StatusCode};
 use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectPath;
-use crate::shm::{AskReason, LocalPlane, OwnedPinnedView, PlanePath};
+use crate::shm::{AskReason, ChangeNotice, LocalPlane, OwnedPinnedView, PlanePath};
 
 /// Look-ups in the shared memory of a service. Threads may share a handle.
 pub struct LocalHandle {
@@ -57,6 +58,14 @@ impl LocalView {
         let (pin, slot) = view.into_raw();
         Self { data, size, object_id, valid_from, valid_until, pin: pin.cast(), slot }
     }
+}
+
+/// The state of a path at a moment, for iovc_local_wait.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct NoticeWords {
+    /// Opaque.
+    pub words: [u64; 2],
 }
 
 /// The service must be asked: a request with the id of the session makes it publish the path.
@@ -236,6 +245,65 @@ pub unsafe extern "C" fn iovc_local_get_many(
         if let Some(found) = unsafe { found.as_mut() } {
             *found = pinned;
         }
+        Ok(())
+    })
+}
+
+/// The state of a path, for iovc_local_wait. Take it before the object is looked up, in shared memory
+/// or at the service: then no change after that look-up is missed.
+///
+/// @return IOVC_UNAVAILABLE if the path is not published. A request for it with the id of the session
+///         makes the service publish it
+///
+/// # Safety
+/// `path` is null or a handle that no other thread uses meanwhile, `notice` is null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_local_notice(
+    path: *const LocalPathHandle,
+    notice: *mut NoticeWords,
+) -> StatusCode {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let place = unsafe { place(notice, "notice") }?;
+        *place = NoticeWords { words: [0; 2] };
+        // SAFETY: as the caller says.
+        let path = unsafe { borrowed(path, "path") }?;
+        place.words = path.path.notice().map_err(ask)?.to_words();
+        Ok(())
+    })
+}
+
+/// Waits until the answer for a path can differ from that at the time of `notice`. Blocks the thread
+/// without using CPU time.
+///
+/// @param notice         written by iovc_local_notice
+/// @param timeout_millis time limit; less than 0: none
+/// @param changed        true: the answer can differ; false: the time limit has passed
+/// @return IOVC_FAILED_PRECONDITION if the session has ended
+///
+/// If the source of a path answers for single times only, the answer can differ after one second.
+///
+/// # Safety
+/// As `iovc_local_notice`; `changed` is null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iovc_local_wait(
+    path: *const LocalPathHandle,
+    notice: *const NoticeWords,
+    timeout_millis: i64,
+    changed: *mut bool,
+) -> StatusCode {
+    guarded(|| {
+        // SAFETY: as the caller says.
+        let place = unsafe { place(changed, "changed") }?;
+        *place = false;
+        // SAFETY: as the caller says.
+        let path = unsafe { borrowed(path, "path") }?;
+        // SAFETY: as the caller says.
+        let notice = unsafe { borrowed(notice, "notice") }?;
+        let timeout = u64::try_from(timeout_millis).ok().map(Duration::from_millis);
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let notice = ChangeNotice::from_words(notice.words);
+        *place = path.path.wait_change(&notice, deadline).map_err(ask)?;
         Ok(())
     })
 }

@@ -8,17 +8,20 @@
 //! The cost grows with the runs of the key, and within each run with the runs of the join. Each
 //! look-up remembers the step of its last row, so interleaved keys cost one comparison per run.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::join::{Piece, Run, Slot, join_steps, join_timeline, open_times_of};
 use super::key_column::{KeyColumn, KeyIds};
 use super::timeline::{Step, Timeline};
-use super::timestamps::{Order, Timestamps};
+use super::timestamps::{Millis, Order, Timestamps, millis};
 use crate::interval::Timestamp;
 
 /// Runs of at least this many rows are joined like a separate column.
 const LONG_RUN_ROWS: usize = 64;
+/// Runs of equal look-ups that count as one step of work.
+const EQUAL_RUNS_PER_STEP: usize = 8;
 
 /// Look-up of each row, as runs that cover all rows without gaps.
 #[derive(Debug, Clone)]
@@ -38,6 +41,34 @@ impl RowChoices {
     /// One look-up per distinct value of the key, with the number of the value.
     pub fn by_value(key: &KeyColumn) -> Self {
         Self { ends: Arc::clone(key.ends()), choices: Arc::clone(&key.ids().by_run) }
+    }
+
+    /// The look-up that `choices` gives for each distinct value of the key, by its number. Neighbours
+    /// with the same look-up become one run, so the cost of a join follows the look-ups and not the
+    /// values.
+    ///
+    /// # Panics
+    /// If there are fewer choices than distinct values.
+    pub fn of_values(key: &KeyColumn, choices: &[u32]) -> Self {
+        let by_run = &key.ids().by_run;
+        let choice = |id: u32| if id == KeyIds::NULL { Self::NULL } else { choices[id as usize] };
+        let (mut ends, mut chosen) = (Vec::new(), Vec::new());
+        let mut runs = key.ends().iter().zip(by_run.iter());
+        if let Some((&end, &id)) = runs.next() {
+            let (mut end, mut current) = (end, choice(id));
+            for (&next_end, &id) in runs {
+                let next = choice(id);
+                if next != current {
+                    ends.push(end);
+                    chosen.push(current);
+                    current = next;
+                }
+                end = next_end;
+            }
+            ends.push(end);
+            chosen.push(current);
+        }
+        Self { ends: ends.into(), choices: chosen.into() }
     }
 
     /// Look-up 0 in all rows with a key that is not null.
@@ -230,8 +261,12 @@ pub struct ChoicePieces<'a> {
     choices: &'a RowChoices,
     sources: &'a [ChoiceSource<'a>],
     timestamps: &'a Timestamps,
+    /// The timestamp of each row, if each is listed and none is null.
+    row_values: Option<&'a [Millis]>,
     /// By look-up.
     cursors: Vec<Cursor>,
+    /// By look-up: the first one that serves its rows with the same.
+    first_equal: Vec<u32>,
     run: usize,
     row: usize,
     /// The entry of the timestamps that contains `row`.
@@ -251,7 +286,38 @@ impl<'a> ChoicePieces<'a> {
     ) -> Self {
         let nowhere = Cursor { from: i64::MAX, until: i64::MIN, slot: Slot::Unknown };
         let cursors = vec![nowhere; sources.len()];
-        Self { choices, sources, timestamps, cursors, run: 0, row: 0, entry: 0, piece: Vec::new() }
+        let first_equal = (0..sources.len() as u32).collect();
+        let (run, row, entry, piece) = (0, 0, 0, Vec::new());
+        let is_listed = timestamps.has_row_entries() && !timestamps.has_nulls();
+        let values = timestamps.values();
+        let row_values = (is_listed && values.len() == timestamps.len()).then_some(values);
+        Self {
+            choices,
+            sources,
+            timestamps,
+            row_values,
+            cursors,
+            first_equal,
+            run,
+            row,
+            entry,
+            piece,
+        }
+    }
+
+    /// Takes look-ups of one version for all of their rows together where they give the same version:
+    /// a run may then be of several of them, and names the first. `timeline` gives the number of the
+    /// timeline that a look-up is in.
+    #[must_use]
+    pub fn merging(mut self, timeline: impl Fn(usize) -> u32) -> Self {
+        let mut known: HashMap<(u32, u32), u32> = HashMap::new();
+        for (number, source) in self.sources.iter().enumerate() {
+            if let ChoiceSource::Fixed(Slot::Version(version)) = source {
+                let first = known.entry((timeline(number), *version)).or_insert(number as u32);
+                self.first_equal[number] = *first;
+            }
+        }
+        self
     }
 
     /// Replaces `runs` by those of the next rows; returns `false` after the last row. The first run
@@ -262,7 +328,8 @@ impl<'a> ChoicePieces<'a> {
         while work < Self::MAX_RUNS
             && let Some(&end) = self.choices.ends.get(self.run)
         {
-            let (end, choice) = (end as usize, self.choices.choices[self.run]);
+            let (start, end) = (self.row, end as usize);
+            let choice = self.choices.choices[self.run];
             match self.sources.get(choice as usize) {
                 None => {
                     let slot = if choice == RowChoices::NULL { Slot::Null } else { Slot::Absent };
@@ -270,10 +337,23 @@ impl<'a> ChoicePieces<'a> {
                     self.row = end;
                 }
                 Some(ChoiceSource::Fixed(slot)) => {
-                    push(runs, ChoiceRun { start: self.row, end, choice, slot: *slot });
-                    self.row = end;
+                    let last = self.last_equal(choice);
+                    work += (last - self.run) / EQUAL_RUNS_PER_STEP;
+                    self.run = last;
+                    self.row = self.choices.ends[last] as usize;
+                    let choice = self.first_equal[choice as usize];
+                    push(runs, ChoiceRun { start, end: self.row, choice, slot: *slot });
+                    self.run += 1;
+                    work += 1;
+                    continue;
                 }
                 Some(ChoiceSource::Timeline(timeline)) => {
+                    if let Some(values) = self.row_values
+                        && end - self.row < LONG_RUN_ROWS
+                    {
+                        work += self.join_rows(values, runs);
+                        continue;
+                    }
                     self.skip_entries();
                     if end - self.row < LONG_RUN_ROWS {
                         work += end - self.row;
@@ -289,6 +369,17 @@ impl<'a> ChoicePieces<'a> {
             }
         }
         !runs.is_empty()
+    }
+
+    /// The last of the next runs that are served with the same as `choice`, at most as many as one
+    /// piece may have.
+    fn last_equal(&self, choice: u32) -> usize {
+        let first = self.first_equal[choice as usize];
+        let most = (self.run + Self::MAX_RUNS * EQUAL_RUNS_PER_STEP).min(self.choices.ends.len());
+        let rest = &self.choices.choices[self.run + 1..most];
+        let is_equal =
+            |next: &&u32| self.first_equal.get(**next as usize).is_some_and(|one| *one == first);
+        self.run + rest.iter().take_while(is_equal).count()
     }
 
     /// Advances to the entry that contains the next row.
@@ -308,6 +399,39 @@ impl<'a> ChoicePieces<'a> {
         }
     }
 
+    /// All short runs from this one on, as many as one piece may have, if each row has a timestamp of
+    /// its own and none is null. Gives what it cost.
+    fn join_rows(&mut self, values: &[Millis], runs: &mut Vec<ChoiceRun>) -> usize {
+        let (choices, sources) = (self.choices, self.sources);
+        let first_row = self.row;
+        while let Some(&end) = choices.ends.get(self.run)
+            && self.row - first_row < Self::MAX_RUNS
+        {
+            let (end, choice) = (end as usize, choices.choices[self.run]);
+            let Some(ChoiceSource::Timeline(timeline)) = sources.get(choice as usize) else {
+                break;
+            };
+            if end - self.row >= LONG_RUN_ROWS {
+                break;
+            }
+            let cursor = &mut self.cursors[choice as usize];
+            for at in &values[self.row..end] {
+                let at = millis(at);
+                if at < cursor.from || cursor.until <= at {
+                    let (from, until, step) = timeline.step_around(Timestamp::from_millis(at));
+                    *cursor = Cursor { from, until, slot: step.state.into() };
+                }
+                push(
+                    runs,
+                    ChoiceRun { start: self.row, end: self.row + 1, choice, slot: cursor.slot },
+                );
+                self.row += 1;
+            }
+            self.run += 1;
+        }
+        self.row - first_row
+    }
+
     /// Joins row by row, from the step of the look-up's last row.
     fn join_short(
         &mut self,
@@ -323,8 +447,8 @@ impl<'a> ChoicePieces<'a> {
             let slot = match self.timestamps.entry(self.entry) {
                 None => Slot::Null,
                 Some(at) => {
-                    let millis = at.as_millis();
-                    if millis < cursor.from || cursor.until <= millis {
+                    let at_millis = at.as_millis();
+                    if at_millis < cursor.from || cursor.until <= at_millis {
                         let (from, until, step) = timeline.step_around(at);
                         *cursor = Cursor { from, until, slot: step.state.into() };
                     }

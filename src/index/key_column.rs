@@ -57,7 +57,8 @@ pub struct KeyColumn {
     values: KeyValues,
     /// By run; `None`: there are no nulls.
     nulls: Option<NullBuffer>,
-    ids: OnceLock<Arc<KeyIds>>,
+    /// Shared by all clones: they are found once.
+    ids: Arc<OnceLock<KeyIds>>,
 }
 
 #[derive(Debug, Clone)]
@@ -171,14 +172,14 @@ impl KeyColumn {
     }
 
     /// The distinct values. They are computed on the first call, in one pass over the runs.
-    pub fn ids(&self) -> &Arc<KeyIds> {
+    pub fn ids(&self) -> &KeyIds {
         self.ids.get_or_init(|| {
             let is_null = |run| self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(run));
             let runs = self.ends.len();
-            Arc::new(match &self.values {
+            match &self.values {
                 KeyValues::Integers(values) => number(runs, is_null, |run| values[run]),
                 KeyValues::Texts { ids, .. } => number(runs, is_null, |run| ids[run]),
-            })
+            }
         })
     }
 
@@ -375,7 +376,7 @@ impl KeyBuilder {
             }
         };
         let nulls = self.has_nulls.then(|| NullBuffer::from(self.valid));
-        KeyColumn { ends: self.ends.into(), values, nulls, ids: OnceLock::new() }
+        KeyColumn { ends: self.ends.into(), values, nulls, ids: Arc::default() }
     }
 }
 

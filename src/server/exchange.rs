@@ -245,7 +245,7 @@ async fn answer_all(
     let mut sent = Sent::default();
     while let Some(RequestedTimeframe { timeframe, times, queued, mut taken }) = queue.next().await
     {
-        let rows = times.read(exchange.keys(), &mut taken)?;
+        let rows = times.read(exchange.keys(), 0, &mut taken)?;
         drop((queued, taken));
         let answered = exchange.answer(timeframe, rows).await;
         let answer = answered.map_err(|error| status(&error))?;

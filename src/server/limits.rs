@@ -49,6 +49,8 @@ pub struct Limits {
     pub path_ranges: usize,
     /// Distinct values of a key for which a column has separate look-ups; at most 10,000.
     pub key_values: usize,
+    /// Queries of a table for its columns and keys, of all columns together; at most 200,000.
+    pub queries: usize,
     /// Entries of a lock; at most 100,000.
     pub lock_entries: usize,
     /// Length of the name of a column, a table, a consumer or a session; at most 256B.
@@ -81,6 +83,7 @@ impl Default for Limits {
             consumers: RequestLimits::MOST.consumers,
             path_ranges: RequestLimits::MOST.path_ranges,
             key_values: RequestLimits::MOST.key_values,
+            queries: RequestLimits::MOST.queries,
             lock_entries: RequestLimits::MOST.lock_entries,
             name: ByteSize::new(RequestLimits::MOST.name_bytes as u64),
             metadata: ByteSize::new(RequestLimits::MOST.metadata_bytes as u64),
@@ -101,6 +104,7 @@ impl Limits {
             consumers: self.consumers,
             path_ranges: self.path_ranges,
             key_values: self.key_values,
+            queries: self.queries,
             lock_entries: self.lock_entries,
             name_bytes: in_memory(self.name),
             metadata_bytes: in_memory(self.metadata),

@@ -22,7 +22,7 @@ use super::status::status;
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::CacheError;
 use crate::index::Timestamps;
-use crate::table::{RequestError, TableRows, plain_timestamps, rows_from_batches};
+use crate::table::{RequestError, TableRows, plain_timestamps, rows_of_part};
 
 const CONTRADICTION: &str = "its Arrow data contradict themselves";
 
@@ -56,18 +56,20 @@ pub(super) fn rows_of_charged(
     keys: &[Arc<str>],
 ) -> Result<TableRows, Status> {
     let mut decoding = Decoding::new("timeframe");
-    let (mut parts, mut charges) = (Vec::new(), Vec::new());
+    let (mut parts, mut charges, mut first_row) = (Vec::new(), Vec::new(), 0);
     for (message, mut charge) in messages {
         if let Some((times, more)) = decoding.next(message, charge)? {
             charge = more;
-            parts.push(times.read(keys, &mut charge)?);
+            let part = times.read(keys, first_row, &mut charge)?;
+            first_row += part.timestamps.len();
+            parts.push(part);
             charges.push(charge);
         }
     }
     let charge = charges.first_mut();
     match (&parts[..], decoding.schema) {
-        ([], Some(schema)) => rows_of_batches(&[RecordBatch::new_empty(schema)], keys, charge),
-        ([], None) => rows_of_batches(&[], keys, charge),
+        ([], Some(schema)) => rows_of_batches(&[RecordBatch::new_empty(schema)], keys, 0, charge),
+        ([], None) => rows_of_batches(&[], keys, 0, charge),
         ([_], _) => Ok(parts.swap_remove(0)),
         _ => {
             // While the parts are joined, all keys are in memory twice.
@@ -85,6 +87,7 @@ pub(super) fn rows_of_charged(
 fn rows_of_batches(
     batches: &[RecordBatch],
     keys: &[Arc<str>],
+    first_row: usize,
     mut charge: Option<&mut Charge>,
 ) -> Result<TableRows, Status> {
     const WHAT: &str = "table of timestamps";
@@ -92,7 +95,7 @@ fn rows_of_batches(
         Some(charge) => charge.grow(bytes).map_err(CacheError::from),
         None => Ok(()),
     };
-    let read = isolated(|| rows_from_batches(batches, keys, grow));
+    let read = isolated(|| rows_of_part(batches, keys, first_row, grow));
     read.ok_or_else(|| malformed(WHAT, CONTRADICTION))?.map_err(|error| status(&error))
 }
 
@@ -103,14 +106,20 @@ pub(super) enum MessageTimestamps {
 }
 
 impl MessageTimestamps {
-    /// The timestamps, and the keys of these names; these are charged to `charge`.
+    /// The timestamps, and the keys of these names; these are charged to `charge`. Errors name rows
+    /// counted from `first_row` on.
     ///
     /// # Errors
     /// INVALID_ARGUMENT, RESOURCE_EXHAUSTED.
-    pub(super) fn read(self, keys: &[Arc<str>], charge: &mut Charge) -> Result<TableRows, Status> {
+    pub(super) fn read(
+        self,
+        keys: &[Arc<str>],
+        first_row: usize,
+        charge: &mut Charge,
+    ) -> Result<TableRows, Status> {
         match self {
             Self::Read(timestamps) => Ok(timestamps.into()),
-            Self::Batch(batch) => rows_of_batches(&[batch], keys, Some(charge)),
+            Self::Batch(batch) => rows_of_batches(&[batch], keys, first_row, Some(charge)),
         }
     }
 }
@@ -316,7 +325,7 @@ mod tests {
             let times = next(&mut decoding, &messages[1]).unwrap().unwrap();
             prop_assert_eq!(matches!(times, MessageTimestamps::Read(_)), plain);
             let mut charge = ClientBudget::default().charge(0, "test").unwrap();
-            let read = times.read(&[], &mut charge).unwrap().timestamps;
+            let read = times.read(&[], 0, &mut charge).unwrap().timestamps;
             prop_assert!(read.same_rows(&expected));
             prop_assert_eq!((read.bounds(), read.gap()), (expected.bounds(), expected.gap()));
             // More than the padding of the last buffer is missing.

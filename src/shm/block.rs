@@ -4,7 +4,7 @@
 use std::fmt;
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crc_fast::{CrcAlgorithm, Digest};
 
@@ -25,8 +25,7 @@ use crate::object::ObjectId;
 pub(super) struct Allocation {
     /// Offset of the block in the segment.
     pub(super) block: usize,
-    /// The size of the payload.
-    pub(super) size: usize,
+    pub(super) size: PayloadSize,
     // Fields drop in this order: the segment's file is closed before the pool, which owns the lock
     // on the file's name.
     pub(super) segment: Arc<Segment>,
@@ -36,6 +35,32 @@ pub(super) struct Allocation {
     /// CRC-32C of the payload, once published; also kept here, so that damage in the segment is
     /// detected.
     pub(super) crc32c: u32,
+}
+
+/// The size of a payload, and whether a snapshot has named its block. In one word, since there is one
+/// for each object in memory.
+pub(super) struct PayloadSize(AtomicUsize);
+
+impl PayloadSize {
+    const IN_SNAPSHOT: usize = 1 << (usize::BITS - 1);
+
+    pub(super) fn new(size: usize) -> Self {
+        debug_assert!(size < Self::IN_SNAPSHOT, "no segment is as large");
+        Self(AtomicUsize::new(size))
+    }
+
+    #[inline]
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed) & !Self::IN_SNAPSHOT
+    }
+
+    fn enter_snapshot(&self) {
+        self.0.fetch_or(Self::IN_SNAPSHOT, Ordering::Relaxed);
+    }
+
+    fn is_in_snapshot(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & Self::IN_SNAPSHOT != 0
+    }
 }
 
 impl Allocation {
@@ -57,7 +82,7 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        let bytes = charge(self.size as u64);
+        let bytes = charge(self.size.get() as u64);
         match self.place.take() {
             Some(place) => self.pool.give(&self.segment, place, bytes),
             None => self.pool.give_to_host(&self.segment, self.block, bytes),
@@ -80,7 +105,7 @@ impl Reservation {
 
     /// The size of the payload.
     pub fn size_bytes(&self) -> u64 {
-        self.place.size as u64
+        self.place.size.get() as u64
     }
 
     /// The payload, for writing. At first it holds arbitrary bytes.
@@ -97,8 +122,12 @@ impl Reservation {
         if offset < self.digested {
             self.unsettle();
         }
-        assert!(offset <= self.place.size, "{offset} is behind the {} bytes", self.place.size);
-        let length = self.place.size - offset;
+        assert!(
+            offset <= self.place.size.get(),
+            "{offset} is behind the {} bytes",
+            self.place.size.get()
+        );
+        let length = self.place.size.get() - offset;
         let (mapping, payload) = self.place.payload();
         // SAFETY: the place is reserved for us alone, no generation is published for it, so no
         // reader gets a slice of it; `&mut self` keeps ourselves from having two.
@@ -117,7 +146,7 @@ impl Reservation {
     /// # Panics
     /// If the payload is shorter.
     pub fn settle(&mut self, count: usize) {
-        assert!(count <= self.place.size, "{count} bytes of {}", self.place.size);
+        assert!(count <= self.place.size.get(), "{count} bytes of {}", self.place.size.get());
         if count > self.digested {
             let (mapping, payload) = self.place.payload();
             let (start, length) = (payload + self.digested, count - self.digested);
@@ -146,7 +175,7 @@ impl Reservation {
     /// # Panics
     /// If the length of `bytes` is not the reserved size.
     pub fn fill(&mut self, bytes: &[u8]) {
-        assert_eq!(bytes.len(), self.place.size);
+        assert_eq!(bytes.len(), self.place.size.get());
         self.unsettle();
         self.append(bytes);
     }
@@ -165,7 +194,7 @@ impl Reservation {
         /// both take equally long, but readers then find the bytes in the third-level cache.
         const PAST_CACHES_BYTES: usize = 16 << 20;
         assert!(
-            bytes.len() <= self.place.size - self.digested,
+            bytes.len() <= self.place.size.get() - self.digested,
             "no room for {} bytes",
             bytes.len()
         );
@@ -186,7 +215,7 @@ impl Reservation {
 
     /// Publishes the payload as a block that resolves, with a generation of its own.
     pub fn publish(mut self, id: ObjectId) -> Block {
-        self.settle(self.place.size);
+        self.settle(self.place.size.get());
         let Self { mut place, digest, .. } = self;
         let generation = place.pool.generation();
         let (headers, block) = place.segment.headers(place.block);
@@ -195,7 +224,7 @@ impl Reservation {
         place.crc32c = crc32c;
         let chunk_fields = ChunkHeader::field_bytes();
         let parts: [(usize, &[u8]); 7] = [
-            (block + offset_of!(BlockHeader, size), &(place.size as u64).to_le_bytes()),
+            (block + offset_of!(BlockHeader, size), &(place.size.get() as u64).to_le_bytes()),
             (block + offset_of!(BlockHeader, object_id), id.as_bytes()),
             (block + offset_of!(BlockHeader, crc32c), &crc32c.to_le_bytes()),
             (block + offset_of!(BlockHeader, flags), &[0; 4]),
@@ -214,7 +243,7 @@ impl Reservation {
 
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reservation({} bytes in {})", self.place.size, self.place.segment.id)
+        write!(f, "Reservation({} bytes in {})", self.place.size.get(), self.place.segment.id)
     }
 }
 
@@ -232,7 +261,7 @@ impl Block {
     /// The MetaHeader that consumers resolve.
     pub fn meta_header(&self) -> MetaHeader {
         let Segment { kind, id, ref memory, .. } = *self.place.segment;
-        let (size, generation) = (self.place.size as u64, self.generation);
+        let (size, generation) = (self.place.size.get() as u64, self.generation);
         if let SegmentMemory::Host(host) = memory {
             return MetaHeader { size, hint: generation, pad: [0; 3], ..host.header };
         }
@@ -253,7 +282,7 @@ impl Block {
         let (mapping, payload) = self.place.payload();
         // SAFETY: a published block is not written again before it is given up, which is when
         // `self` is dropped.
-        unsafe { mapping.bytes(payload, self.place.size) }
+        unsafe { mapping.bytes(payload, self.place.size.get()) }
     }
 
     /// The id of the object.
@@ -271,9 +300,15 @@ impl Block {
         unsafe { headers.bytes(block + offset, length) }
     }
 
+    /// A snapshot is going to name it: consumers can pin it without a call. Only such a block is
+    /// looked for in the pins pages when it is given up.
+    pub(crate) fn enter_snapshot(&self) {
+        self.place.size.enter_snapshot();
+    }
+
     /// The size of the payload.
     pub fn size_bytes(&self) -> u64 {
-        self.place.size as u64
+        self.place.size.get() as u64
     }
 
     /// The generation: unique among all blocks of this and earlier instances.
@@ -283,7 +318,7 @@ impl Block {
 
     /// The memory that it takes.
     pub fn charged_bytes(&self) -> u64 {
-        charge(self.place.size as u64)
+        charge(self.place.size.get() as u64)
     }
 
     /// Whether header and payload are unchanged since publication. Reads the whole payload.
@@ -298,7 +333,7 @@ impl Block {
         let (headers, block) = self.place.headers();
         let size = headers.atomic_u64(block + offset_of!(BlockHeader, size));
         sync::seen(self.place.generation()) == self.generation
-            && size.load(Ordering::Relaxed) == self.place.size as u64
+            && size.load(Ordering::Relaxed) == self.place.size.get() as u64
     }
 
     /// The CRC-32C of the payload.
@@ -313,7 +348,7 @@ impl Block {
     /// If they are outside of the payload or not aligned.
     pub(super) fn payload_word(&self, offset: usize) -> &AtomicU64 {
         let end = offset.checked_add(size_of::<u64>());
-        assert!(end.is_some_and(|end| end <= self.place.size), "{offset} is outside");
+        assert!(end.is_some_and(|end| end <= self.place.size.get()), "{offset} is outside");
         let (mapping, payload) = self.place.payload();
         mapping.atomic_u64(payload + offset)
     }
@@ -341,11 +376,13 @@ impl Drop for Block {
         }
         // Before the memory is released, which dropping `place` does afterwards.
         local::retire(self.place.generation());
-        if self.place.pool.pages.names(self.generation)
+        // Relaxed: a publisher sets it while it has a reference to the block.
+        if self.place.size.is_in_snapshot()
+            && self.place.pool.pages.has_pages()
             && let Some(place) = self.place.place.take()
         {
             let segment = Arc::clone(&self.place.segment);
-            let bytes = charge(self.place.size as u64);
+            let bytes = charge(self.place.size.get() as u64);
             self.place.pool.quarantine(local::QuarantinedPlace {
                 generation: self.generation,
                 block: self.place.block,

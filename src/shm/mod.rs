@@ -32,6 +32,7 @@ mod cgroup;
 mod conformance;
 #[cfg(feature = "cache")]
 mod fairmq;
+mod futex;
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "cache")]
@@ -70,10 +71,14 @@ pub(crate) use heap::give_back_free_memory;
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
-pub use local::{AskReason, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath};
+pub use local::{
+    AskReason, ChangeNotice, LOOK_AGAIN, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView,
+    PlanePath,
+};
 #[cfg(feature = "cache")]
 pub(crate) use local::{
-    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, monotonic_millis,
+    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
+    monotonic_millis,
 };
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
 pub use pool_state::InFlight;

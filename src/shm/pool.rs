@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::backing::{Backing, Maker};
-use super::block::{Allocation, Reservation};
+use super::block::{Allocation, PayloadSize, Reservation};
 use super::block_location::{BlockLocation, charge, fault_of_headers};
 use super::host::HostError;
 use super::host_blocks::{HostBlocks, HostSurvey};
@@ -230,6 +230,7 @@ impl Pool {
         }
         let pool = Self(Arc::new(PoolInner {
             memory_bytes,
+            aside_bytes: AtomicU64::new(0),
             segment_bytes,
             maker,
             fixed_bytes,
@@ -337,7 +338,7 @@ impl Pool {
                 let (size, pool) = (size_bytes as usize, Arc::clone(&self.0));
                 Ok(Reservation::new(Allocation {
                     block,
-                    size,
+                    size: PayloadSize::new(size),
                     segment,
                     pool,
                     place: None,
@@ -369,7 +370,14 @@ impl Pool {
         self.0.used_bytes.fetch_add(Self::charge(size_bytes), Ordering::Relaxed);
         let pool = Arc::clone(&self.0);
         let size = size_bytes as usize;
-        Reservation::new(Allocation { block, size, segment, pool, place: Some(place), crc32c: 0 })
+        Reservation::new(Allocation {
+            block,
+            size: PayloadSize::new(size),
+            segment,
+            pool,
+            place: Some(place),
+            crc32c: 0,
+        })
     }
 
     /// Creates a segment with room for `granules`, if the memory allows it, and allocates them.
@@ -467,6 +475,7 @@ impl Pool {
         if self.0.fixed_bytes.is_some() || self.0.is_frozen() {
             return;
         }
+        self.0.reclaim();
         let retired: Vec<_> = {
             let mut state = self.0.state.lock();
             let empty = |slot: &SegmentSlot| slot.allocator.is_empty() && slot.in_flight == 0;
@@ -497,15 +506,32 @@ impl Pool {
         self.0.reclaim();
     }
 
-    /// The generations that consumers have in the slots of their pages, sorted. They may be any.
+    /// Number of pins pages that are looked at.
     #[cfg(feature = "cache")]
-    pub(crate) fn used_slots(&self) -> Vec<u64> {
-        self.0.pages.used_slots()
+    pub(crate) fn pins_pages(&self) -> usize {
+        self.0.pages.pages()
+    }
+
+    /// The generations that consumers had in the slots of their pages a moment ago, sorted. They may
+    /// be any.
+    #[cfg(feature = "cache")]
+    pub(crate) fn recently_used_slots(&self) -> Arc<[u64]> {
+        self.0.pages.recently_used_slots()
+    }
+
+    /// Uses a part of the memory beside the segments. To be called before there are any; a region and
+    /// segments that FairMQ knows by name keep their size.
+    #[cfg(feature = "cache")]
+    pub(crate) fn set_aside(&self, bytes: u64) {
+        if self.0.fixed_bytes.is_none() {
+            self.0.aside_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
     /// Bytes of blocks that were given up and that a consumer still pins.
     #[cfg(feature = "cache")]
     pub(crate) fn quarantined_bytes(&self) -> u64 {
+        self.0.reclaim();
         self.0.pages.quarantined_bytes()
     }
 
@@ -533,7 +559,7 @@ impl Pool {
         Usage {
             total_bytes,
             used_bytes,
-            free_bytes: total_bytes.saturating_sub(used_bytes),
+            free_bytes: self.0.segments_limit().saturating_sub(used_bytes),
             largest_free_bytes: in_areas.max(in_a_new_one).saturating_sub(BLOCK_OVERHEAD_BYTES),
             segments: state.segments.len(),
         }
@@ -658,8 +684,8 @@ impl Pool {
         }
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let kept = state.segment_bytes_in_all + self.0.counted_bytes(unread);
-        if kept > self.0.memory_bytes {
-            let limit = self.0.memory_bytes;
+        let limit = self.0.segments_limit();
+        if kept > limit {
             faults.push(format!("segments keep {kept} bytes, and there are {limit}"));
         }
         let report = PoolReport { segments: state.segments.len(), used_bytes };

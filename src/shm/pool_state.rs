@@ -28,6 +28,8 @@ pub(super) type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
 pub(super) struct PoolInner {
     pub(super) memory_bytes: u64,
+    /// The part of it that is used beside the segments.
+    pub(super) aside_bytes: AtomicU64,
     pub(super) segment_bytes: u64,
     pub(super) maker: Maker,
     /// Size of the largest block if segments are all of one size and stay: a region, and segments
@@ -104,7 +106,7 @@ impl PoolInner {
         if let Some(bytes) = self.fixed_bytes {
             return bytes;
         }
-        let whole = (self.memory_bytes / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
+        let whole = (self.segments_limit() / PAGE_BYTES * PAGE_BYTES).min(MAX_SEGMENT_BYTES);
         usable_bytes(whole)
     }
 
@@ -139,9 +141,9 @@ impl PoolInner {
 
     /// Keeps a place until no consumer pins the block that it had.
     pub(super) fn quarantine(&self, place: QuarantinedPlace) {
-        self.pages.keep(place);
-        // The page that named it may have gone meanwhile, and looked before it was kept.
-        self.reclaim();
+        if self.pages.keep(place) {
+            self.reclaim();
+        }
     }
 
     /// Frees the places that no consumer pins any more. Returns whether there were any.
@@ -223,7 +225,12 @@ impl PoolInner {
     pub(super) fn budget(&self, state: &PoolState) -> u64 {
         let unread = state.unread.iter().map(|unread| unread.segment.length());
         let taken = state.segment_bytes_in_all + self.counted_bytes(unread);
-        self.memory_bytes.saturating_sub(taken)
+        self.segments_limit().saturating_sub(taken)
+    }
+
+    /// Bytes that segments can take in all.
+    pub(super) fn segments_limit(&self) -> u64 {
+        self.memory_bytes.saturating_sub(self.aside_bytes.load(Ordering::Relaxed))
     }
 
     /// Like [`budget`](Self::budget), if all empty segments were retired.
@@ -236,7 +243,7 @@ impl PoolInner {
         // Fixed segments stay, even empty.
         let empty = if self.fixed_bytes.is_none() { state.empty_bytes() } else { 0 };
         let taken = state.segment_bytes_in_all - empty + self.counted_bytes(unread);
-        self.memory_bytes.saturating_sub(taken)
+        self.segments_limit().saturating_sub(taken)
     }
 
     /// The part of the memory of unread segments that counts against the pool. The largest of them

@@ -147,6 +147,7 @@ mod tests {
             consumers: 1,
             path_ranges: 1,
             key_values: 1,
+            queries: 1,
             lock_entries: 0,
             name_bytes: 4,
             metadata_bytes: 3,

@@ -8,8 +8,8 @@ use arrow_array::types::{
     ArrowPrimitiveType, Int8Type, Int16Type, Int32Type, Int64Type, RunEndIndexType, UInt8Type,
     UInt16Type, UInt32Type, UInt64Type,
 };
-use arrow_array::{Array, ArrayRef, RecordBatch, RunArray};
-use arrow_buffer::ArrowNativeType as _;
+use arrow_array::{AnyDictionaryArray, Array, ArrayRef, RecordBatch, RunArray, UInt64Array};
+use arrow_buffer::{ArrowNativeType as _, NullBuffer};
 use arrow_schema::DataType;
 
 use super::key_rows::{KeyColumns, KeyError};
@@ -18,8 +18,9 @@ use crate::index::{KeyBuilder, KeyColumn, KeyType, KeyValue, Timestamps};
 /// Number of rows after which the memory of a key that is being read is charged again.
 const CHARGED_ROWS: usize = 4_096;
 
-/// The key columns `names` of a batch. `charge` gets the bytes that they take before they are
-/// allocated, and may refuse.
+/// The key columns `names` of a batch whose first row is row `first_row` of the table; errors name
+/// rows of the table. `charge` gets the bytes that they take before they are allocated, and may
+/// refuse.
 ///
 /// # Errors
 /// [`KeyError`] for a column that cannot be a key, or the error of `charge`. A name without a
@@ -28,11 +29,12 @@ const CHARGED_ROWS: usize = 4_096;
 pub(super) fn keys_from_batch<E: From<KeyError>>(
     names: &[Arc<str>],
     batch: &RecordBatch,
+    first_row: usize,
     charge: &mut dyn FnMut(u64) -> Result<(), E>,
 ) -> Result<KeyColumns, E> {
     let named = names.iter().filter_map(|name| Some((name, batch.column_by_name(name)?)));
     let keys = named.map(|(name, array)| {
-        Ok((Arc::clone(name), KeyReader { name, charge, charged: 0 }.column(array)?))
+        Ok((Arc::clone(name), KeyReader { name, first_row, charge, charged: 0 }.column(array)?))
     });
     keys.collect()
 }
@@ -43,7 +45,8 @@ pub(super) fn keys_from_batch<E: From<KeyError>>(
 /// [`KeyError`] if no column has this name, or the column cannot be a key.
 pub fn key_from_batches(name: &str, batches: &[RecordBatch]) -> Result<KeyColumn, KeyError> {
     let names = [Arc::from(name)];
-    let parts = batches.iter().map(|batch| keys_from_batch(&names, batch, &mut |_| Ok(())));
+    let parts = with_first_rows(batches)
+        .map(|(first_row, batch)| keys_from_batch(&names, batch, first_row, &mut |_| Ok(())));
     let parts = parts.collect::<Result<Vec<KeyColumns>, KeyError>>()?;
     KeyColumns::concat(&parts)?.get(name).cloned().ok_or_else(|| KeyError::NoColumn {
         key: name.to_owned(),
@@ -53,9 +56,22 @@ pub fn key_from_batches(name: &str, batches: &[RecordBatch]) -> Result<KeyColumn
     })
 }
 
+/// Each batch with the number of the rows before it.
+pub(super) fn with_first_rows(
+    batches: &[RecordBatch],
+) -> impl Iterator<Item = (usize, &RecordBatch)> {
+    batches.iter().scan(0, |rows, batch| {
+        let first_row = *rows;
+        *rows += batch.num_rows();
+        Some((first_row, batch))
+    })
+}
+
 /// A key column that is being read.
 struct KeyReader<'a, E> {
     name: &'a Arc<str>,
+    /// The rows of the table before the first one of the array.
+    first_row: usize,
     charge: &'a mut dyn FnMut(u64) -> Result<(), E>,
     /// Bytes charged for it so far.
     charged: u64,
@@ -134,14 +150,42 @@ impl<E: From<KeyError>> KeyReader<'_, E> {
         T::Native: TryInto<i64> + Copy,
     {
         let array = array.as_primitive::<T>();
-        let name = Arc::clone(self.name);
+        let (name, first_row) = (Arc::clone(self.name), self.first_row);
         self.rows(array, ends, builder, |row| {
             let value = array.value(row);
             value.try_into().map(KeyValue::Integer).map_err(|_| {
-                let row = ends.map_or(row, |ends| row.checked_sub(1).map_or(0, |one| ends[one]));
+                let row = first_row + first_row_of(row, ends);
                 KeyError::Overflow { key: name.to_string(), row, value: format!("{value:?}") }
             })
         })
+    }
+
+    /// The values of a dictionary, without those that are no i64. Only a row that has such a value is
+    /// an error, as with plain values; a dictionary may hold values that no row has.
+    fn dictionary_values(
+        &self,
+        dictionary: &dyn AnyDictionaryArray,
+        indices: &[usize],
+        ends: Option<&[usize]>,
+    ) -> Result<ArrayRef, E> {
+        let Some(values) = dictionary.values().as_primitive_opt::<UInt64Type>() else {
+            return Ok(Arc::clone(dictionary.values()));
+        };
+        let fits = |value: u64| i64::try_from(value).is_ok();
+        if values.values().iter().all(|value| fits(*value)) {
+            return Ok(Arc::clone(dictionary.values()));
+        }
+        for (place, &index) in indices.iter().enumerate() {
+            let is_used = dictionary.keys().is_valid(place) && values.is_valid(index);
+            if is_used && !fits(values.value(index)) {
+                let row = self.first_row + first_row_of(place, ends);
+                let (key, value) = (self.name.to_string(), values.value(index).to_string());
+                return Err(KeyError::Overflow { key, row, value }.into());
+            }
+        }
+        let fitting = values.values().iter().map(|value| fits(*value)).collect();
+        let nulls = NullBuffer::union(values.nulls(), Some(&fitting));
+        Ok(Arc::new(UInt64Array::new(values.values().clone(), nulls)))
     }
 
     /// Appends a dictionary array: each value is converted once and repeated by key.
@@ -158,23 +202,24 @@ impl<E: From<KeyError>> KeyReader<'_, E> {
         let mut values = Vec::new();
         (self.charge)(dictionary.values().len() as u64 * 24)?;
         let mut texts = KeyBuilder::new(key_type);
-        // `texts` has a row per dictionary value, but equal neighbours share a run: map runs back
-        // to rows.
-        self.values(dictionary.values(), None, &mut texts)?;
-        let column = texts.finish();
-        let mut start = 0;
-        for (end, value) in column.runs() {
-            values.extend(std::iter::repeat_n(value, end - start));
-            start = end;
-        }
-        let normalized = match values.is_empty() {
+        let indices = match dictionary.values().is_empty() {
             true => vec![0; keys.len()],
             false => {
                 (self.charge)(keys.len() as u64 * 8)?;
                 dictionary.normalized_keys()
             }
         };
-        for (row, key) in normalized.into_iter().enumerate() {
+        // `texts` has a row per dictionary value, but equal neighbours share a run: map runs back
+        // to rows.
+        let distinct = self.dictionary_values(dictionary, &indices, ends)?;
+        self.values(&distinct, None, &mut texts)?;
+        let column = texts.finish();
+        let mut start = 0;
+        for (end, value) in column.runs() {
+            values.extend(std::iter::repeat_n(value, end - start));
+            start = end;
+        }
+        for (row, key) in indices.into_iter().enumerate() {
             let value = keys.is_valid(row).then(|| values.get(key).copied().flatten()).flatten();
             let rows = rows_of(row, ends);
             builder.push(rows, value);
@@ -207,6 +252,11 @@ impl<E: From<KeyError>> KeyReader<'_, E> {
 /// Number of rows of the value at `place`.
 fn rows_of(place: usize, ends: Option<&[usize]>) -> usize {
     ends.map_or(1, |ends| ends[place] - place.checked_sub(1).map_or(0, |before| ends[before]))
+}
+
+/// The first row that the value in `place` has.
+fn first_row_of(place: usize, ends: Option<&[usize]>) -> usize {
+    ends.map_or(place, |ends| place.checked_sub(1).map_or(0, |before| ends[before]))
 }
 
 fn key_type(data_type: &DataType) -> Option<KeyType> {
@@ -247,15 +297,15 @@ fn run_ends(array: &ArrayRef) -> Option<(Vec<usize>, ArrayRef)> {
 #[cfg(test)]
 mod tests {
     use arrow_array::{
-        DictionaryArray, Float64Array, Int8Array, Int32Array, Int64Array, LargeStringArray,
-        StringArray, StringViewArray, UInt16Array, UInt64Array,
+        DictionaryArray, Float64Array, Int8Array, Int16Array, Int32Array, Int64Array,
+        LargeStringArray, StringArray, StringViewArray, UInt8Array, UInt16Array, UInt32Array,
     };
 
     use super::*;
 
     fn key(array: ArrayRef) -> Result<KeyColumn, KeyError> {
         let batch = RecordBatch::try_from_iter_with_nullable([("run", array, true)]).unwrap();
-        let keys = keys_from_batch(&["run".into()], &batch, &mut |_| Ok::<_, KeyError>(()))?;
+        let keys = keys_from_batch(&["run".into()], &batch, 0, &mut |_| Ok::<_, KeyError>(()))?;
         Ok(keys.get("run").unwrap().clone())
     }
 
@@ -277,7 +327,11 @@ mod tests {
     #[test]
     fn integers_of_every_width_are_taken() {
         assert_eq!(integers(Int8Array::from(vec![Some(-1), None])), [Some(-1), None]);
+        assert_eq!(integers(Int16Array::from(vec![i16::MIN])), [Some(-32_768)]);
+        assert_eq!(integers(Int32Array::from(vec![i32::MAX])), [Some(i64::from(i32::MAX))]);
+        assert_eq!(integers(UInt8Array::from(vec![255])), [Some(255)]);
         assert_eq!(integers(UInt16Array::from(vec![65_535])), [Some(65_535)]);
+        assert_eq!(integers(UInt32Array::from(vec![u32::MAX])), [Some(i64::from(u32::MAX))]);
         assert_eq!(integers(Int64Array::from(vec![i64::MIN])), [Some(i64::MIN)]);
         assert_eq!(integers(UInt64Array::from(vec![i64::MAX as u64])), [Some(i64::MAX)]);
     }
@@ -297,6 +351,34 @@ mod tests {
         }
         let floats = key(Arc::new(Float64Array::from(vec![1.0]))).unwrap_err();
         assert!(floats.to_string().contains("Float64"));
+    }
+
+    #[test]
+    fn a_dictionary_with_a_value_that_is_no_i64_is_refused_by_the_row_that_has_it() {
+        let values: ArrayRef = Arc::new(UInt64Array::from(vec![u64::MAX, 5]));
+        let keys = Int32Array::from(vec![Some(1), None, Some(1)]);
+        let unused = DictionaryArray::new(keys, Arc::clone(&values));
+        assert_eq!(integers(unused), [Some(5), None, Some(5)]);
+        let used = DictionaryArray::new(Int32Array::from(vec![1, 1, 0]), Arc::clone(&values));
+        let value = u64::MAX.to_string();
+        let expected = KeyError::Overflow { key: "run".to_owned(), row: 2, value };
+        assert_eq!(key(Arc::new(used)).unwrap_err(), expected);
+        let ends = Int32Array::from(vec![2, 9]);
+        let values = DictionaryArray::new(Int32Array::from(vec![1, 0]), values);
+        let runs = RunArray::try_new(&ends, &values).unwrap();
+        assert_eq!(key(Arc::new(runs)).unwrap_err(), expected);
+    }
+
+    #[test]
+    fn a_row_of_a_later_batch_is_named_by_its_number_in_the_table() {
+        let batch = |runs: Vec<u64>| {
+            let runs: ArrayRef = Arc::new(UInt64Array::from(runs));
+            RecordBatch::try_from_iter([("run", runs)]).unwrap()
+        };
+        let batches = [batch(vec![1, 2, 3]), batch(vec![4, u64::MAX])];
+        let error = key_from_batches("run", &batches).unwrap_err();
+        let value = u64::MAX.to_string();
+        assert_eq!(error, KeyError::Overflow { key: "run".to_owned(), row: 4, value });
     }
 
     #[test]
@@ -336,7 +418,7 @@ mod tests {
             left = left.checked_sub(bytes).ok_or_else(|| refused.clone())?;
             Ok::<_, KeyError>(())
         };
-        let read = keys_from_batch(&["run".into()], &batch, &mut charge);
+        let read = keys_from_batch(&["run".into()], &batch, 0, &mut charge);
         assert_eq!(read.unwrap_err(), refused);
     }
 }

@@ -14,7 +14,7 @@ use arrow_schema::{DataType, SchemaRef, TimeUnit};
 #[cfg(feature = "server")]
 use {arrow_buffer::Buffer, arrow_schema::Schema, bytes::Bytes};
 
-use super::arrow_keys::keys_from_batch;
+use super::arrow_keys::{keys_from_batch, with_first_rows};
 use super::key_rows::{KeyColumns, KeyError, TableRows};
 use super::range::RangeRequest;
 use crate::error::coded;
@@ -116,12 +116,24 @@ pub fn timestamps_from_batches(batches: &[RecordBatch]) -> Result<Timestamps, Ti
 pub fn rows_from_batches<E: From<TimestampsError> + From<KeyError>>(
     batches: &[RecordBatch],
     keys: &[Arc<str>],
+    charge: impl FnMut(u64) -> Result<(), E>,
+) -> Result<TableRows, E> {
+    rows_of_part(batches, keys, 0, charge)
+}
+
+/// Like [`rows_from_batches`], for batches whose first row is row `first_row` of the table; errors
+/// name rows of the table.
+pub(crate) fn rows_of_part<E: From<TimestampsError> + From<KeyError>>(
+    batches: &[RecordBatch],
+    keys: &[Arc<str>],
+    first_row: usize,
     mut charge: impl FnMut(u64) -> Result<(), E>,
 ) -> Result<TableRows, E> {
     let first = batches.first().ok_or(TimestampsError::Empty)?;
     let place = timestamp_column(&first.schema(), keys)?;
     let timestamps = Arc::new(timestamps_in(batches, place)?);
-    let parts = batches.iter().map(|batch| keys_from_batch(keys, batch, &mut charge));
+    let parts = with_first_rows(batches)
+        .map(|(row, batch)| keys_from_batch(keys, batch, first_row + row, &mut charge));
     let parts = parts.collect::<Result<Vec<KeyColumns>, E>>()?;
     Ok(TableRows { timestamps, keys: KeyColumns::concat(&parts)? })
 }

@@ -54,6 +54,14 @@ impl PathRange {
         self.from.is_none() && self.until.is_none()
     }
 
+    /// Whether some value is in both.
+    fn overlaps(&self, other: &Self) -> bool {
+        let starts_by = |one: &Self, other: &Self| {
+            one.from.is_none_or(|from| other.until.is_none_or(|until| from <= until))
+        };
+        starts_by(self, other) && starts_by(other, self)
+    }
+
     /// Whether the range contains this value.
     pub fn contains(&self, value: i64) -> bool {
         self.from.is_none_or(|from| from <= value) && self.until.is_none_or(|until| value <= until)
@@ -110,31 +118,39 @@ impl ColumnPath {
     pub fn steps(&self) -> (Vec<i64>, Vec<Option<u32>>) {
         let Self::ByRange(ranges) = self else { return (vec![i64::MIN], vec![Some(0)]) };
         let (_, by_range) = self.numbered();
-        let mut starts = vec![i64::MIN];
-        for range in ranges.iter() {
-            starts.extend(range.from);
-            // No value follows the greatest i64.
-            starts.extend(range.until.and_then(|until| until.checked_add(1)));
-        }
-        starts.sort_unstable();
-        starts.dedup();
-        let mut places: Vec<Option<u32>> = vec![None; starts.len()];
-        // For each step, the first step at or after it that no earlier range has taken.
-        let mut free: Vec<usize> = (0..=starts.len()).collect();
-        for (range, path) in ranges.iter().zip(by_range) {
-            let before = |bound: i64| starts.partition_point(|start| *start < bound);
-            let first = range.from.map_or(0, before);
-            let end = range.until.and_then(|until| until.checked_add(1));
-            let end = end.map_or(starts.len(), before);
-            let mut step = first_free(&mut free, first);
-            while step < end {
-                places[step] = Some(path);
-                free[step] = step + 1;
-                step = first_free(&mut free, step);
-            }
-        }
-        (starts, places)
+        let (starts, range_of_step) = steps_of(ranges);
+        let path = |range: usize| by_range[range];
+        (starts, range_of_step.into_iter().map(|range| range.map(path)).collect())
     }
+}
+
+/// Ranges as a step function over the values of a key: the first range that holds the values from each
+/// start on.
+fn steps_of(ranges: &[PathRange]) -> (Vec<i64>, Vec<Option<usize>>) {
+    let mut starts = vec![i64::MIN];
+    for range in ranges.iter() {
+        starts.extend(range.from);
+        // No value follows the greatest i64.
+        starts.extend(range.until.and_then(|until| until.checked_add(1)));
+    }
+    starts.sort_unstable();
+    starts.dedup();
+    let mut places: Vec<Option<usize>> = vec![None; starts.len()];
+    // The first step at or behind each that no earlier range has taken.
+    let mut free: Vec<usize> = (0..=starts.len()).collect();
+    for (number, range) in ranges.iter().enumerate() {
+        let before = |bound: i64| starts.partition_point(|start| *start < bound);
+        let first = range.from.map_or(0, before);
+        let end = range.until.and_then(|until| until.checked_add(1));
+        let end = end.map_or(starts.len(), before);
+        let mut step = first_free(&mut free, first);
+        while step < end {
+            places[step] = Some(number);
+            free[step] = step + 1;
+            step = first_free(&mut free, step);
+        }
+    }
+    (starts, places)
 }
 
 /// Follows the links from `step` to a free step, and shortens them.
@@ -144,6 +160,17 @@ fn first_free(free: &mut [usize], mut step: usize) -> usize {
         step = free[step];
     }
     step
+}
+
+/// AliceO2's notation: `1-10=A/B`, `11-=A/C`, or the path alone if it has no bounds.
+impl fmt::Display for PathRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.is_fallback() {
+            let bound = |bound: Option<i64>| bound.map(|n| n.to_string()).unwrap_or_default();
+            write!(f, "{}-{}=", bound(self.from), bound(self.until))?;
+        }
+        self.path.fmt(f)
+    }
 }
 
 /// The path, or the paths in AliceO2's notation: `1-10=A/B;11-=A/C;A/D`.
@@ -157,11 +184,7 @@ impl fmt::Display for ColumnPath {
             if number > 0 {
                 f.write_str(";")?;
             }
-            if !range.is_fallback() {
-                let bound = |bound: Option<i64>| bound.map(|n| n.to_string()).unwrap_or_default();
-                write!(f, "{}-{}=", bound(range.from), bound(range.until))?;
-            }
-            range.path.fmt(f)?;
+            range.fmt(f)?;
         }
         Ok(())
     }
@@ -241,13 +264,30 @@ fn check_ranges(path: &ColumnPath) -> Result<(), String> {
             return Err(format!("path {path}: the range from {from} until {until} is empty"));
         }
     }
-    match first.iter().find(|range| range.is_fallback()) {
-        Some(range) => Err(format!(
+    if let Some(range) = first.iter().find(|range| range.is_fallback()) {
+        return Err(format!(
             "path {}: an entry without bounds is the fallback, and must be the last one",
             range.path
-        )),
-        None => Ok(()),
+        ));
     }
+    check_reachable(ranges)
+}
+
+/// Whether each range is the first one for some value. A fallback may be for no value at all.
+fn check_reachable(ranges: &[PathRange]) -> Result<(), String> {
+    let (_, by_step) = steps_of(ranges);
+    let mut reached = vec![false; ranges.len()];
+    by_step.into_iter().flatten().for_each(|number| reached[number] = true);
+    let mut numbered = ranges.iter().enumerate();
+    let hidden = numbered.find(|(number, range)| !reached[*number] && !range.is_fallback());
+    let Some((number, range)) = hidden else { return Ok(()) };
+    let earlier = ranges[..number].iter().filter(|earlier| earlier.overlaps(range));
+    let earlier: Vec<String> = earlier.take(3).map(ToString::to_string).collect();
+    Err(format!(
+        "path: the range {range} can never be chosen, since earlier ranges hold all of its values \
+         and the first one wins ({}); put it before them, or leave it out",
+        earlier.join(", ")
+    ))
 }
 
 /// Columns in the order in which they were named; each name occurs once.
@@ -526,27 +566,54 @@ mod tests {
         assert!(parse(beyond).unwrap_err().contains("9223372036854775808"));
         assert!(parse(r#"{"path": "A", "uniform": false}"#).unwrap().key.is_none());
         let ranges = |count| {
-            let one = r#"{"from": 1, "until": 2, "path": "A"}"#;
-            format!(r#"{{"path": [{}], "key": "k"}}"#, vec![one; count].join(","))
+            let one = |n| format!(r#"{{"from": {n}, "until": {n}, "path": "A"}}"#);
+            let all: Vec<String> = (0..count).map(one).collect();
+            format!(r#"{{"path": [{}], "key": "k"}}"#, all.join(","))
         };
         assert!(parse(&ranges(1_000)).is_ok());
         assert!(parse(&ranges(1_001)).unwrap_err().contains("1000"));
     }
 
     #[test]
+    fn a_range_that_earlier_ones_cover_is_refused_by_name() {
+        let of = |ranges: &str| parse(&format!(r#"{{"path": [{ranges}], "key": "run"}}"#));
+        let wrong = |ranges: &str, said: &str| {
+            let error = of(ranges).unwrap_err();
+            assert!(error.contains(said) && error.contains("column \"c\""), "{error}");
+        };
+        let one = r#"{"from": 1, "until": 10, "path": "A"}"#;
+        let same = r#"{"from": 1, "until": 10, "path": "B"}"#;
+        wrong(&format!("{one}, {same}"), "1-10=B can never be chosen");
+        let inner = r#"{"from": 3, "until": 5, "path": "B"}"#;
+        wrong(&format!("{one}, {inner}"), "(1-10=A)");
+        // Two together cover it; a third one has nothing to do with it.
+        let both = r#"{"until": 4, "path": "A"}, {"from": 90, "path": "C"},
+            {"from": 4, "until": 12, "path": "D"}, {"from": 0, "until": 12, "path": "B"}"#;
+        wrong(both, "0-12=B can never be chosen");
+        wrong(both, "(-4=A, 4-12=D)");
+        let top = r#"{"from": 5, "path": "A"}, {"from": 9223372036854775807, "path": "B"}"#;
+        wrong(top, "9223372036854775807-=B can never");
+        // One value of its own is enough, and a fallback may be for no value.
+        let wider = r#"{"from": 1, "until": 11, "path": "B"}"#;
+        assert!(of(&format!("{one}, {wider}")).is_ok());
+        let all = r#"{"until": 4, "path": "A"}, {"from": 5, "path": "C"}, {"path": "D"}"#;
+        assert!(of(all).is_ok());
+    }
+
+    #[test]
     fn the_first_range_that_holds_a_value_wins() {
         let column = parse(
             r#"{"path": [{"from": 5, "until": 9, "path": "A"}, {"until": 6, "path": "B"},
-                {"from": 20, "path": "A"}, {"from": 9223372036854775807, "path": "C"}],
+                {"from": 20, "path": "A"}, {"from": 15, "path": "C"}],
                 "key": "run"}"#,
         );
         let path = column.unwrap().path;
-        assert_eq!(path.to_string(), "5-9=A;-6=B;20-=A;9223372036854775807-=C");
+        assert_eq!(path.to_string(), "5-9=A;-6=B;20-=A;15-=C");
         let ColumnPath::ByRange(ranges) = &path else { panic!() };
         let paths = path.paths();
         let (starts, places) = path.steps();
         assert!(starts[0] == i64::MIN && starts.is_sorted_by(|a, b| a < b));
-        for value in [i64::MIN, -1, 4, 5, 6, 7, 9, 10, 19, 20, 21, i64::MAX - 1, i64::MAX] {
+        for value in [i64::MIN, -1, 4, 5, 6, 7, 9, 10, 14, 15, 19, 20, 21, i64::MAX - 1, i64::MAX] {
             let step = starts.partition_point(|start| *start <= value) - 1;
             let got = places[step].map(|place| paths[place as usize]);
             let first = ranges.iter().find(|range| range.contains(value));

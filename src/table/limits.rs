@@ -21,6 +21,8 @@ pub struct RequestLimits {
     pub path_ranges: usize,
     /// Maximum number of distinct values of a key; a column may need one look-up for each.
     pub key_values: usize,
+    /// Queries of a table for its columns and keys, of all columns together.
+    pub queries: usize,
     /// Maximum number of entries in a lock.
     pub lock_entries: usize,
     /// Maximum length of the name of a column, table, consumer or session, in bytes.
@@ -36,6 +38,7 @@ impl RequestLimits {
         consumers: 1_000,
         path_ranges: 1_000,
         key_values: 10_000,
+        queries: 200_000,
         lock_entries: 100_000,
         name_bytes: 256,
         metadata_bytes: 64 << 10,

@@ -50,11 +50,11 @@ pub use action::{
     Register, Release, SegmentsAnswer, parse_action,
 };
 pub use arrow_keys::key_from_batches;
-#[cfg(feature = "server")]
-pub(crate) use arrow_timestamps::plain_timestamps;
 pub use arrow_timestamps::{
     TimestampsError, rows_from_batches, timestamps_from_array, timestamps_from_batches,
 };
+#[cfg(feature = "server")]
+pub(crate) use arrow_timestamps::{plain_timestamps, rows_of_part};
 pub use check::{CheckAnswer, CheckRequest};
 pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
 pub use content::{

@@ -1,10 +1,12 @@
 //! The views of records: objects (which version served which rows) and distinct (the objects of a
 //! table).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::ArrayRef;
 use arrow_array::builder::{Int64Builder, MapBuilder, MapFieldNames, StringBuilder, UInt64Builder};
+use arrow_schema::{DataType, Field};
 
 use super::cells::cell_array;
 use super::column::ColumnPath;
@@ -58,6 +60,94 @@ pub(super) struct RecordCursor {
     is_over: bool,
 }
 
+/// Builders of the columns of the objects view.
+struct ObjectRecords {
+    /// Column, path, id, cache.
+    texts: [StringBuilder; 4],
+    /// First row, end of the rows, from, until, created.
+    numbers: [Int64Builder; 5],
+    /// Size in bytes, generation.
+    sizes: [UInt64Builder; 2],
+    metadata: MapBuilder<StringBuilder, StringBuilder>,
+    keys: StringBuilder,
+}
+
+impl Default for ObjectRecords {
+    fn default() -> Self {
+        let names = MapFieldNames {
+            entry: "entries".to_owned(),
+            key: "key".to_owned(),
+            value: "value".to_owned(),
+        };
+        let value = Field::new("value", DataType::Utf8, false);
+        let metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
+            .with_values_field(Arc::new(value));
+        Self {
+            texts: Default::default(),
+            numbers: Default::default(),
+            sizes: Default::default(),
+            metadata,
+            keys: StringBuilder::new(),
+        }
+    }
+}
+
+impl ObjectRecords {
+    /// Adds the record of `rows`, and returns its approximate size in bytes.
+    fn push(
+        &mut self,
+        column: &Column,
+        cell: &Cell,
+        version: &ObjectInfo,
+        rows: Range<usize>,
+        key: Option<String>,
+    ) -> Result<usize, EncodeError> {
+        let mut id = [0; ObjectId::TEXT_BYTES];
+        let id = version.id.text(&mut id);
+        let path = path_of(column, version).as_str();
+        let texts = [&column.name[..], path, id, cell.cache.name()];
+        self.texts.iter_mut().zip(texts).for_each(|(builder, text)| builder.append_value(text));
+        let numbers = [
+            rows.start as i64,
+            rows.end as i64,
+            version.validity.from().as_millis(),
+            version.validity.until().as_millis(),
+            version.created.as_millis(),
+        ];
+        self.numbers.iter_mut().zip(numbers).for_each(|(builder, n)| builder.append_value(n));
+        self.sizes[0].append_value(cell.header.size);
+        self.sizes[1].append_value(cell.header.hint);
+        let mut bytes = column.name.len() + path.len() + RECORD_FIXED_BYTES;
+        for (key, value) in &version.metadata {
+            self.metadata.keys().append_value(key);
+            self.metadata.values().append_value(value);
+            bytes += key.len() + value.len() + 8;
+        }
+        self.metadata.append(true)?;
+        bytes += key.as_ref().map_or(0, String::len);
+        self.keys.append_option(key);
+        Ok(bytes)
+    }
+
+    /// The columns, with that of the keys if a column of the table has one.
+    fn finish(mut self, keyed: bool) -> Vec<ArrayRef> {
+        let [column, path, id, cache] =
+            self.texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [start, end, from, until, created] =
+            self.numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let [size, generation] =
+            self.sizes.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let metadata: ArrayRef = Arc::new(self.metadata.finish());
+        let mut arrays = vec![
+            column, path, start, end, id, from, until, created, size, generation, cache, metadata,
+        ];
+        if keyed {
+            arrays.push(Arc::new(self.keys.finish()));
+        }
+        arrays
+    }
+}
+
 impl RecordCursor {
     /// Whether all records were made.
     pub(super) fn is_over(&self) -> bool {
@@ -71,19 +161,7 @@ impl RecordCursor {
         objects: &dyn Objects,
         keyed: bool,
     ) -> Result<(Vec<ArrayRef>, usize), EncodeError> {
-        let mut texts: [StringBuilder; 4] = Default::default();
-        let mut numbers: [Int64Builder; 5] = Default::default();
-        let mut sizes: [UInt64Builder; 2] = Default::default();
-        let mut keys = StringBuilder::new();
-        let names = MapFieldNames {
-            entry: "entries".to_owned(),
-            key: "key".to_owned(),
-            value: "value".to_owned(),
-        };
-        let value =
-            Arc::new(arrow_schema::Field::new("value", arrow_schema::DataType::Utf8, false));
-        let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
-            .with_values_field(value);
+        let mut records = ObjectRecords::default();
         let (mut rows, mut bytes) = (0, 0);
         let (mut place, mut next_run) = (self.column, self.item);
         while rows < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
@@ -98,32 +176,8 @@ impl RecordCursor {
             self.row = end;
             next_run += usize::from(end == run.end as usize);
             let Some(cell) = run.cell.map(|cell| &column.cells[cell as usize]) else { continue };
-            let version = objects.version(cell.object);
-            let mut id = [0; ObjectId::TEXT_BYTES];
-            let id = version.id.text(&mut id);
-            let path = path_of(column, version).as_str();
-            let said = [&column.name[..], path, id, cell.cache.name()];
-            texts.iter_mut().zip(said).for_each(|(builder, text)| builder.append_value(text));
-            let counted = [
-                start as i64,
-                end as i64,
-                version.validity.from().as_millis(),
-                version.validity.until().as_millis(),
-                version.created.as_millis(),
-            ];
-            numbers.iter_mut().zip(counted).for_each(|(builder, n)| builder.append_value(n));
-            sizes[0].append_value(cell.header.size);
-            sizes[1].append_value(cell.header.hint);
-            for (key, value) in &version.metadata {
-                metadata.keys().append_value(key);
-                metadata.values().append_value(value);
-                bytes += key.len() + value.len() + 8;
-            }
-            metadata.append(true)?;
-            bytes += key.as_ref().map_or(0, String::len);
-            keys.append_option(key);
+            bytes += records.push(column, cell, objects.version(cell.object), start..end, key)?;
             rows += 1;
-            bytes += column.name.len() + path.len() + RECORD_FIXED_BYTES;
         }
         // The remaining runs may all be without an object.
         while let Some(column) = columns.get(place)
@@ -133,20 +187,7 @@ impl RecordCursor {
         }
         self.is_over = place == columns.len();
         (self.column, self.item) = (place, next_run);
-        let [column, path, id, cache] =
-            texts.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let [start, end, from, until, created] =
-            numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let [size, generation] =
-            sizes.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let metadata: ArrayRef = Arc::new(metadata.finish());
-        let mut arrays = vec![
-            column, path, start, end, id, from, until, created, size, generation, cache, metadata,
-        ];
-        if keyed {
-            arrays.push(Arc::new(keys.finish()));
-        }
-        Ok((arrays, rows))
+        Ok((records.finish(keyed), rows))
     }
 
     /// Batch of the distinct view: one record per entry of each column's dictionary, in its order.

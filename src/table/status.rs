@@ -131,6 +131,9 @@ pub struct SessionStatus {
     pub uid: u32,
     /// Bytes that it pins; each object counts once.
     pub pinned_bytes: u64,
+    /// Objects that it pins by itself, without a call, as it says.
+    #[serde(default)]
+    pub slots: u64,
 }
 
 /// Availability of a source.

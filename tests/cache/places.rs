@@ -186,3 +186,41 @@ async fn what_lies_in_the_way_goes_also_where_the_timeframe_needs_it() {
     nothing_is_pinned(&cache);
     add_up(&cache);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_gets_its_memory_beside_tables_that_take_all_that_is_freed() {
+    let source = Slow::default();
+    let name = |n: usize| format!("A/P{n}");
+    for n in 0..400 {
+        source.memory.put(version(&name(n), 0, 0, 10), bytes_of(&name(n), 0, LARGE_BYTES));
+    }
+    let cache = in_four_segments(Arc::new(source));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // 56 readers, each with an object of its own all the time: of 60 that fit, 4 are free.
+    let readers: Vec<_> = (0..56_usize)
+        .map(|reader| {
+            let (cache, stop) = (cache.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                // In turn, so that memory is freed evenly over time.
+                tokio::time::sleep(Duration::from_millis(reader as u64 * 18)).await;
+                let mut next = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let n = 50 + (next * 56 + reader) % 350;
+                    next += 1;
+                    let json = format!(r#"{{"columns": {{"p": "A/P{n}"}}, "timestamps": [5]}}"#);
+                    let answer = ask(&cache, &json).await.unwrap();
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    assert!(cache.release(answer.lease()));
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    // Half of the memory, which is never free at once while each freed object is replaced.
+    register_at_5(&cache, 1, 0..30, Duration::from_secs(60)).await.unwrap();
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    add_up(&cache);
+}

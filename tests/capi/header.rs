@@ -43,6 +43,8 @@ fn every_function_of_the_header_is_in_the_libraries_and_no_other_symbol_of_that_
         "iovc_local_path",
         "iovc_local_get",
         "iovc_local_get_many",
+        "iovc_local_notice",
+        "iovc_local_wait",
         "iovc_view_release",
     ] {
         assert!(named.contains(&function), "{function}");

@@ -1,6 +1,6 @@
 //! Look-ups in shared memory from C++.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::time::Duration;
 
 use super::*;
@@ -37,7 +37,14 @@ async fn a_consumer_in_cpp_looks_up_by_itself_what_was_asked_for_in_its_session(
     let told = std::thread::scope(|scope| {
         let told = scope.spawn(|| {
             let mut told = String::new();
-            stdout.read_to_string(&mut told).unwrap();
+            while stdout.read_line(&mut told).unwrap() > 0 {
+                if let Some(before) = told.strip_suffix("waits\n") {
+                    told.truncate(before.len());
+                    let (path, bytes) = (DRIFT, b"newer");
+                    let newer = Version { path, from: 0, until: 9000, created: 99, bytes };
+                    put(&repository, &newer);
+                }
+            }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
             told
         });

@@ -10,6 +10,7 @@ mod header;
 mod host;
 mod host_memory;
 mod install;
+mod keys;
 mod local;
 mod readme;
 mod resolve;

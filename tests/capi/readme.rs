@@ -7,8 +7,13 @@ use crate::common::Service;
 
 /// The blocks of one language in the section for C and C++.
 fn blocks(language: &str) -> Vec<String> {
-    let text = fs::read_to_string(root().join("README.md")).unwrap();
-    let (_, rest) = text.split_once("\n## Five minutes: from C and C++\n").unwrap();
+    blocks_of("README.md", "Five minutes: from C and C++", language)
+}
+
+/// The blocks of one language in a section of a page.
+fn blocks_of(page: &str, section: &str, language: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    let (_, rest) = text.split_once(&format!("\n## {section}\n")).unwrap();
     let section = rest.split("\n## ").next().unwrap();
     let fence = format!("```{language}\n");
     let found = section.split(&fence).skip(1);
@@ -64,4 +69,18 @@ fn the_program_of_the_readme_in_cpp_compiles_and_attaches() {
     let program = compile(folder.path(), "c++", &source, &with_library(&["-std=c++17"]));
     let session = well("the program", &run(&program, &[], b""));
     assert!(session.trim().len() >= 16, "{session}");
+}
+
+#[test]
+fn the_program_of_the_page_about_look_ups_compiles_and_looks_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::over(&repository(folder.path()), &[]);
+    let found = blocks_of("docs/local.md", "C++", "cpp");
+    let [program] = &found[..] else { panic!("one block") };
+    let attach = service.attach().display().to_string();
+    let source = folder.path().join("look_up.cpp");
+    fs::write(&source, program.replace("/tmp/iov/attach.sock", &attach)).unwrap();
+    let source = source.display().to_string();
+    let program = compile(folder.path(), "c++", &source, &with_library(&["-std=c++17"]));
+    assert_eq!(well("the program", &run(&program, &[], b"")), "ask the service\n");
 }

@@ -3,6 +3,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod accounts;
 mod answers;
+mod changes;
+mod kills;
 mod pressure;
 mod setup;

@@ -24,7 +24,7 @@ from ._errors import (
     Unavailable,
 )
 from ._header import MetaHeader
-from ._native import Attachment, Column, Object
+from ._native import Attachment, Column, Object, Path
 from ._native import __version__ as __version__
 from ._table import Table
 from ._times import NaiveTimestamps
@@ -46,6 +46,7 @@ __all__ = [
     "NotFound",
     "Object",
     "ObjectsInUse",
+    "Path",
     "PermissionDenied",
     "ResourceExhausted",
     "Stale",

@@ -6,6 +6,7 @@ import numpy
 import numpy.typing
 
 from ._header import MetaHeader
+from ._times import Time
 
 __version__: str
 
@@ -16,6 +17,9 @@ class NativeClient:
     def table(
         self, columns: List[Tuple[str, str]], fields: str, timestamps: object
     ) -> NativeTable: ...
+    def get(self, path: object, at: object) -> Optional[Object]: ...
+    def get_many(self, keys: Iterable[Tuple[object, object]]) -> List[Optional[Object]]: ...
+    def path(self, path: object) -> Path: ...
     def register(
         self, timeframe: int, timestamps: object, keys: List[Tuple[str, Any]], about: str
     ) -> str: ...
@@ -25,6 +29,31 @@ class NativeClient:
     @property
     def closed(self) -> bool: ...
     def close(self) -> None: ...
+
+@final
+class Path:
+    """A path to look up in, made by :meth:`Client.path`. Threads may share it."""
+
+    @property
+    def path(self) -> str: ...
+    def at(self, at: Time) -> Optional[Object]:
+        """The object at a time; None where nothing is valid.
+
+        The service is asked for it if it does not lie in shared memory.
+        """
+    def try_at(self, at: Time) -> Optional[Object]:
+        """The object at a time if it lies in shared memory, confirmed; else None. Makes no call."""
+    def changed(
+        self, at: Time, known: Union[Object, str, None], timeout: Optional[float] = None
+    ) -> bool:
+        """Waits until the object at a time is another one than ``known``, an object or its id.
+
+        ``None`` means that nothing is valid. A change before the call counts too, so none is missed:
+        look up, use it, wait. Uses no CPU time where the path lies in shared memory.
+
+        Returns:
+            False after ``timeout`` seconds.
+        """
 
 @final
 class ArrowStream:

@@ -130,7 +130,11 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
         let (number, pid) = (session.number, session.pid);
         let consumer = escape(&session.consumer);
         let pinned = show_bytes(session.pinned_bytes);
-        writeln!(text, "session {number:<3} {consumer:<16} pid {pid:<8} {pinned} pinned")?;
+        write!(text, "session {number:<3} {consumer:<16} pid {pid:<8} {pinned} pinned")?;
+        match session.slots {
+            0 => writeln!(text)?,
+            slots => writeln!(text, ", {slots} by itself")?,
+        }
     }
     for timeframe in status.timeframes.iter().take(MAX_TIMEFRAMES) {
         let consumers: Vec<String> = timeframe

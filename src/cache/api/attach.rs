@@ -29,6 +29,7 @@ use crate::cache::api::announcer::{Announcer, DescriptorsInFlight, refusal};
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{LeaseId, SessionKey};
 use crate::cache::holders::origin::Origin;
+use crate::cache::tables::audit_log::record_look_ups;
 use crate::cache::versions::publisher::SessionPage;
 use crate::error::{Coded, coded};
 use crate::secret::Secret;
@@ -206,6 +207,22 @@ impl Drop for Ending<'_> {
     }
 }
 
+/// A session that looks up by itself. At its end the audit log says what it looked up.
+struct LocalSession {
+    page: SessionPage,
+    _charge: Charge,
+    consumer: String,
+    pid: i32,
+}
+
+impl Drop for LocalSession {
+    fn drop(&mut self) {
+        self.page.with_record(|look_ups, record| {
+            record_look_ups(&self.consumer, self.pid, look_ups, record);
+        });
+    }
+}
+
 impl Cache {
     /// Lets processes on the node attach until `stop`, which ends their sessions.
     pub async fn serve_attach(
@@ -314,8 +331,8 @@ impl Cache {
         let mut grown = self.0.grown.subscribe();
         let session = self.0.leases.open_session(consumer, peer.pid, peer.uid, origin);
         let _ending = Ending { cache: self, session: &session.id };
-        let local = if local { self.local_page(&session.id, &peer) } else { None };
-        let page = local.as_ref().map(|(page, _)| page);
+        let local = if local { self.local_page(&session, &peer) } else { None };
+        let page = local.as_ref().map(|local| &local.page);
         let mut announcer = Announcer::new(stream, &self.0.pool, &session.id, page, descriptors);
         loop {
             tokio::select! {
@@ -344,7 +361,7 @@ impl Cache {
 
     /// The pins page of a session that looks up by itself, with its charge. Without one, the
     /// process sends requests.
-    fn local_page(&self, session: &str, peer: &PeerCredentials) -> Option<(SessionPage, Charge)> {
+    fn local_page(&self, session: &SessionKey, peer: &PeerCredentials) -> Option<LocalSession> {
         let publisher = self.0.publisher.as_ref()?;
         let client = match peer.pid {
             0 => format!("uid {}", peer.uid),
@@ -352,7 +369,9 @@ impl Cache {
         };
         let charged = self.0.budget.client(&client).charge(ServicePage::BYTES, "pins page");
         let charge = charged.inspect_err(|error| tracing::info!("attach: {}", error.message()));
-        Some((publisher.open_page(session)?, charge.ok()?))
+        let (charge, page) = (charge.ok()?, publisher.open_page(&session.id)?);
+        let (consumer, pid) = (session.consumer.clone(), peer.pid);
+        Some(LocalSession { page, _charge: charge, consumer, pid })
     }
 
     /// Handles the report of an attached process.

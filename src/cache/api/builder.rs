@@ -54,6 +54,7 @@ pub struct CacheBuilder {
     limits: CreationLimits,
     tables: BTreeMap<String, Vec<ColumnRequest>>,
     max_key_values: usize,
+    max_queries: usize,
     runs: RunInformation,
     policies: Policies,
     clock: Clock,
@@ -74,6 +75,7 @@ impl Default for CacheBuilder {
             limits: CreationLimits::default(),
             tables: BTreeMap::new(),
             max_key_values: RequestLimits::MOST.key_values,
+            max_queries: RequestLimits::MOST.queries,
             runs: RunInformation::default(),
             policies: Policies::default(),
             clock: Clock::system(),
@@ -154,6 +156,14 @@ impl CacheBuilder {
     #[must_use]
     pub fn max_key_values(mut self, values: usize) -> Self {
         self.max_key_values = values;
+        self
+    }
+
+    /// Maximum number of queries of one table: one per column without a key, and one per path or
+    /// value of the key of the others. Default: 200,000.
+    #[must_use]
+    pub fn max_queries(mut self, queries: usize) -> Self {
+        self.max_queries = queries;
         self
     }
 
@@ -266,6 +276,7 @@ impl CacheBuilder {
             policies: self.policies,
             tables: self.tables,
             max_key_values: self.max_key_values,
+            max_queries: self.max_queries,
             runs: self.runs,
         };
         let in_use: Arc<InUse> = Arc::default();
@@ -274,21 +285,17 @@ impl CacheBuilder {
             let (residency, counters) = (Arc::clone(&residency), Arc::clone(&counters));
             take_over(Arc::clone(&inherited_objects), residency, counters);
         }
-        let mut tasks = JoinSet::new();
-        if let Some(kept) = kept.clone() {
-            tasks.spawn(save_timelines(kept, Arc::clone(&catalog), Arc::clone(&residency)));
-        }
-        tasks.spawn(Arc::clone(&catalog).keep_fresh());
         // Only processes of the host may map its memory.
         let publisher = (self.local_plane && !pool.is_of_host())
             .then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
-        if let Some(publisher) = &publisher {
-            tasks.spawn(Arc::clone(publisher).publish_wanted());
-            tasks.spawn(Arc::clone(publisher).take_samples());
-        }
-        let budget = self.budget.clone();
-        tasks.spawn(sweep(Arc::clone(&catalog), Arc::clone(&residency), budget));
-        tasks.spawn(end_overdue(Arc::clone(&quotas), self.lease_limit));
+        let background = Background {
+            kept: kept.as_ref(),
+            publisher: publisher.as_ref(),
+            catalog: &catalog,
+            residency: &residency,
+            quotas: &quotas,
+        };
+        let tasks = background.spawn(self.budget.clone(), self.lease_limit);
         let counts = Arc::clone(&counters);
         let loader = Loader::new(Arc::clone(&residency), source, inherited_objects, counts);
         Ok(Cache(Arc::new(CacheInner {
@@ -318,6 +325,37 @@ impl CacheBuilder {
             draining: CancellationToken::new(),
             tasks: Mutex::new(tasks),
         })))
+    }
+}
+
+/// The parts of a cache that its background tasks keep up to date.
+struct Background<'a> {
+    kept: Option<&'a Arc<RestartState>>,
+    publisher: Option<&'a Arc<Publisher>>,
+    catalog: &'a Arc<Catalog>,
+    residency: &'a Arc<Residency>,
+    quotas: &'a Arc<ConsumerQuotas>,
+}
+
+impl Background<'_> {
+    /// Starts the tasks. They end when the returned set is dropped.
+    fn spawn(self, budget: Budget, lease_limit: Duration) -> JoinSet<()> {
+        let Self { kept, publisher, catalog, residency, quotas } = self;
+        let parts = || (Arc::clone(catalog), Arc::clone(residency));
+        let mut tasks = JoinSet::new();
+        if let Some(kept) = kept {
+            let (catalog, residency) = parts();
+            tasks.spawn(save_timelines(Arc::clone(kept), catalog, residency));
+        }
+        tasks.spawn(Arc::clone(catalog).keep_fresh());
+        if let Some(publisher) = publisher {
+            tasks.spawn(Arc::clone(publisher).publish_wanted());
+            tasks.spawn(Arc::clone(publisher).take_samples());
+        }
+        let (catalog, residency) = parts();
+        tasks.spawn(sweep(catalog, residency, budget));
+        tasks.spawn(end_overdue(Arc::clone(quotas), lease_limit));
+        tasks
     }
 }
 

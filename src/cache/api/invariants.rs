@@ -5,7 +5,7 @@
 //!            snapshot of a timeline
 //!  bytes     used == bytes of taken places; pinned == bytes of objects with pins
 //!  pins      of each object == pins in the sets of leases, timeframes, reservations, in_use
-//!  books     each lease is listed in its indexes
+//!  books     each lease is listed in its indexes; each pins page belongs to a session
 //!  contents  (on demand) every header and CRC-32C is as published
 //! ```
 //!
@@ -108,6 +108,12 @@ impl Cache {
         let missing = |missing: &bool| !(busy && *missing);
         let pins = pins.into_iter().filter(|(_, unowned, _)| missing(unowned));
         faults.extend(pins.map(|(id, _, fault)| (format!("pins of {id}"), fault)));
+        let of_plane = inner
+            .publisher
+            .as_ref()
+            .map(|publisher| publisher.faults(|session| inner.leases.has_session(session)));
+        let of_plane = of_plane.unwrap_or_default().into_iter();
+        faults.extend(of_plane.map(|(name, fault)| (name.to_owned(), fault)));
         faults.extend(inner.leases.faults().into_iter().map(|fault| (fault.clone(), fault)));
 
         let (sessions, leases) = inner.leases.counts();

@@ -26,7 +26,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause before a retry.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest time that one registration blocks the others while it waits for memory.
-const PLACE_TURN: Duration = Duration::from_secs(2);
+const PLACE_TURN: Duration = Duration::from_secs(5);
 /// Time limit of one attempt; without it a dead source would never be asked again.
 const TRY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -122,12 +122,13 @@ impl Cache {
         if let Some(known) = timeframes.known(&registration)? {
             return Ok(Registered::Known(known));
         }
+        let began = Instant::now();
         let placed = async {
             let claim = loop {
                 // In the order of arrival: a large registration is not overtaken by small ones,
                 // except by those that arrive while it pauses between two turns.
                 let _turn = self.0.registering.lock().await;
-                let placed = self.wait_for_a_place(&versions);
+                let placed = self.wait_for_a_place(&versions, began);
                 match tokio::time::timeout(PLACE_TURN, placed).await {
                     Ok(claim) => break claim?,
                     Err(_) => continue,
@@ -149,11 +150,15 @@ impl Cache {
     }
 
     /// Back-pressure: waits until one more timeframe can be in flight, with the memory for all its
-    /// objects.
+    /// objects. The registration has waited since `began`.
     ///
     /// # Errors
     /// [`CacheError::Pool`] if the system provides no memory.
-    async fn wait_for_a_place(&self, versions: &VersionSet) -> Result<Claim, CacheError> {
+    async fn wait_for_a_place(
+        &self,
+        versions: &VersionSet,
+        began: Instant,
+    ) -> Result<Claim, CacheError> {
         let mut waited = false;
         let mut pause = MIN_RETRY;
         loop {
@@ -164,7 +169,7 @@ impl Cache {
             freed.as_mut().enable();
             let looked = Instant::now();
             if self.0.timeframes.len() < self.0.max_timeframes
-                && let Some(claim) = self.0.loader.claim(versions).await?
+                && let Some(claim) = self.0.loader.claim(versions, began.elapsed()).await?
             {
                 return Ok(claim);
             }

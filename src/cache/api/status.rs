@@ -142,7 +142,10 @@ impl Cache {
             timeframes: self.timeframes(),
             lost_segments: self.lost_segments().iter().map(ToString::to_string).collect(),
             // Counts every pin of every session.
-            sessions: in_place(|| inner.leases.sessions()),
+            sessions: in_place(|| {
+                let slots = inner.publisher.as_ref().map(|publisher| publisher.slots());
+                inner.leases.sessions(&slots.unwrap_or_default())
+            }),
             sources: sources
                 .into_iter()
                 .map(|source| SourceStatus {

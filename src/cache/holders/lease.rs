@@ -237,7 +237,7 @@ impl Leases {
         let mut state = self.state();
         let number = state.claim(&key.consumer, key.origin.clone());
         let consumer = key.consumer.clone();
-        let info = SessionStatus { number, consumer, pid, uid, pinned_bytes: 0 };
+        let info = SessionStatus { number, consumer, pid, uid, pinned_bytes: 0, slots: 0 };
         let (origin, leases) = (key.origin.clone(), LeaseIds::default());
         state.sessions.insert(key.id.clone(), Session { info, origin, leases, ending: false });
         drop(state);
@@ -592,14 +592,16 @@ impl Leases {
         drop(ended);
     }
 
-    pub(crate) fn sessions(&self) -> Vec<SessionStatus> {
+    /// The sessions; `slots` gives those in use by the id of the session.
+    pub(crate) fn sessions(&self, slots: &HashMap<String, u64>) -> Vec<SessionStatus> {
         // Only references are copied under the lock, which every request takes.
         let held: Vec<(SessionStatus, Vec<Arc<PinSet>>)> = {
             let state = self.state();
-            let held = state.sessions.values().map(|session| {
+            let held = state.sessions.iter().map(|(id, session)| {
                 let leases = session.leases.iter().filter_map(|lease| state.leases.get(lease));
                 let sets = leases.flat_map(|lease| lease.pins.iter().map(Arc::clone));
-                (session.info.clone(), sets.collect())
+                let slots = slots.get(id).copied().unwrap_or(0);
+                (SessionStatus { slots, ..session.info.clone() }, sets.collect())
             });
             held.collect()
         };
@@ -626,6 +628,11 @@ impl Leases {
             (name.cloned(), lease.pins.clone())
         })
         .collect()
+    }
+
+    /// Whether there is a session of this id.
+    pub(crate) fn has_session(&self, id: &str) -> bool {
+        self.state().sessions.contains_key(id)
     }
 
     /// Number of sessions and leases.

@@ -224,7 +224,7 @@ impl Residency {
 
     /// Evicts at least `wanted_bytes`, or everything that is not pinned. Returns the evicted bytes.
     fn evict_bytes(&self, wanted_bytes: u64) -> u64 {
-        let in_use = self.pool.used_slots();
+        let in_use = self.pool.recently_used_slots();
         let (mut bytes, mut used) = (0, Vec::new());
         while bytes < wanted_bytes
             && let Some(resident) = self.eviction_queues.evict()

@@ -1,4 +1,5 @@
-//! The audit log: one line per answered table, to prove later which version served which rows.
+//! The audit log: one line per answered table, and one per session that looked up by itself, to prove
+//! later which version served what.
 //!
 //! Written at level info under [`TARGET`]; without a subscriber for it, it costs nothing:
 //! `serve --log warn,iovcache::table=info`.
@@ -8,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cache::memory::object::PinSet;
+use crate::cache::versions::look_up_record::LookUpRecord;
 use crate::object::ObjectInfo;
 use crate::table::{Cell, ColumnPath, Content, Request, TableBody, When};
 
@@ -77,6 +79,26 @@ pub(crate) fn record(
         took_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         versions = %serde_json::to_string(&versions).unwrap_or_default(),
         "table"
+    );
+}
+
+/// Writes the line of a session that is over, if it looked up anything by itself.
+pub(crate) fn record_look_ups(consumer: &str, pid: i32, look_ups: u64, record: &LookUpRecord) {
+    if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+        return;
+    }
+    let versions = record.versions();
+    if look_ups == 0 && versions.is_empty() {
+        return;
+    }
+    tracing::info!(
+        target: TARGET,
+        consumer,
+        pid,
+        look_ups,
+        versions = %serde_json::to_string(&versions).unwrap_or_default(),
+        unnamed = record.unnamed(),
+        "look-ups"
     );
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct ColumnLookUp {
     pub(crate) tables: BTreeMap<String, Vec<ColumnRequest>>,
     /// Maximum number of distinct values of a key for which a column may have one look-up each.
     pub(crate) max_key_values: usize,
+    /// Maximum number of queries of one table, of all columns together.
+    pub(crate) max_queries: usize,
     /// The objects with the times of runs.
     pub(crate) runs: RunInformation,
 }
@@ -171,10 +173,7 @@ impl ColumnLookUp {
                 _ => {}
             }
         }
-        if asked.len() > MAX_QUERIES {
-            let (queries, limit) = (asked.len(), MAX_QUERIES);
-            return Err(CacheError::TooManyQueries { queries, limit });
-        }
+        self.check_queries(asked.len())?;
         self.ask_all(&mut asked, rows.timestamps.entries(), deadline).await?;
         let mut answers: Vec<Option<KnownTimeline>> =
             asked.into_iter().map(|asked| asked.known).collect();
@@ -226,6 +225,13 @@ impl ColumnLookUp {
         by_deadline(LOOK_UP, deadline, asked.try_collect::<()>()).await
     }
 
+    /// # Errors
+    /// [`CacheError::TooManyQueries`].
+    fn check_queries(&self, queries: usize) -> Result<(), CacheError> {
+        let limit = self.max_queries;
+        if queries > limit { Err(CacheError::TooManyQueries { queries, limit }) } else { Ok(()) }
+    }
+
     /// The timeline of each column with only the versions of a lock.
     async fn locked(
         &self,
@@ -260,6 +266,7 @@ impl ColumnLookUp {
             }))
         });
         let targets: Vec<LockTarget<'_>> = targets.collect();
+        self.check_queries(targets.len())?;
         let known = self.objects.locked(lock, &targets, limits, budget, deadline).await?;
         let mut known = known.into_iter();
         let all = columns.iter().zip(keyed).filter_map(|(column, keyed)| {
@@ -346,8 +353,6 @@ fn plain_query(path: &ObjectPath, column: &ColumnRequest, limits: CreationLimits
     Query { path: path.clone(), metadata: column.metadata.clone(), limits }
 }
 
-/// Maximum number of queries of one table.
-const MAX_QUERIES: usize = 200_000;
 /// Maximum number of parallel queries to the source.
 const PARALLEL_QUERIES: usize = 10_000;
 

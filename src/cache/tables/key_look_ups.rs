@@ -28,6 +28,10 @@ const QUERY_BYTES: usize = 240;
 /// Memory per look-up.
 const LOOK_UP_BYTES: usize = size_of::<KeyedLookUp>() + 16;
 
+/// Maximum number of distinct values of a key that are examined value by value where they need not
+/// be; the time for more of them follows the rows.
+const FEW_VALUES: usize = 1 << 12;
+
 /// The look-ups of one column.
 #[derive(Debug)]
 pub(crate) struct KeyedLookUps {
@@ -118,17 +122,18 @@ impl KeyedLookUps {
         let with_metadata = matches!(used.look_up, KeyLookUp::WithMetadata(_));
         let bytes = key.run_count() * size_of::<u64>();
         let charge = terms.budget.charge(bytes as u64, "the look-ups of a key")?;
-        let values = (at_key || matches!(column.path, ColumnPath::ByRange(_)))
-            .then(|| Arc::new(as_timestamps(&key)));
-        let times = match &values {
-            Some(values) if at_key => Arc::clone(values),
-            _ => Arc::clone(&rows.timestamps),
+        // A look-up at the key has one time per value. It is made once per value, as a uniform one,
+        // unless there are too many values.
+        let is_few = || key.ids().len() <= terms.max_values.min(FEW_VALUES);
+        let by_value = with_metadata || (used.uniform && !at_key) || (at_key && is_few());
+        let times = match at_key && !by_value {
+            true => Arc::new(as_timestamps(&key)),
+            false => Arc::clone(&rows.timestamps),
         };
         let making = Making { column, used, rows, terms, key: &key, charge, turns: Turns::new() };
-        let (choices, look_ups, queries, charge) = match (used.uniform && !at_key) || with_metadata
-        {
+        let (choices, look_ups, queries, charge) = match by_value {
             true => making.by_value().await?,
-            false => making.by_path(values.as_deref()).await?,
+            false => making.by_path().await?,
         };
         let ranges = OnceLock::new();
         Ok(Self { rows: choices, look_ups, queries, times, key, ranges, _charge: charge })
@@ -160,6 +165,11 @@ fn missing(column: &ColumnRequest, used: &KeyUse) -> CacheError {
     KeyError::Missing { column, key, known: Vec::new() }.into()
 }
 
+/// The path of a value; `starts` and `places` as [`ColumnPath::steps`] gives them.
+fn place_of(starts: &[i64], places: &[Option<u32>], value: i64) -> Option<u32> {
+    places[starts.partition_point(|start| *start <= value) - 1]
+}
+
 /// The values of a key as timestamps; texts were checked before, and are all null here.
 fn as_timestamps(key: &KeyColumn) -> Timestamps {
     key.to_timestamps().unwrap_or_else(|| {
@@ -183,13 +193,24 @@ struct Making<'a> {
 
 impl Making<'_> {
     /// One look-up per path, at the times of its rows.
-    async fn by_path(mut self, values: Option<&Timestamps>) -> Result<NewLookUps, CacheError> {
+    async fn by_path(mut self) -> Result<NewLookUps, CacheError> {
         let (starts, places) = self.column.path.steps();
-        let choices = match values {
-            Some(values) => RowChoices::by_steps(values, &starts, |step| places[step]),
-            None => RowChoices::where_valid(self.key),
+        let is_range = matches!(self.column.path, ColumnPath::ByRange(_));
+        let choices = match is_range {
+            true if self.key.ids().len() <= FEW_VALUES => {
+                let of_value = |id| match self.key.distinct(id).0 {
+                    KeyValue::Integer(value) => place_of(&starts, &places, value),
+                    KeyValue::Text(_) => None,
+                };
+                let ids = 0..self.key.ids().len();
+                let choices: Vec<u32> =
+                    ids.map(|id| of_value(id).unwrap_or(RowChoices::NONE)).collect();
+                RowChoices::of_values(self.key, &choices)
+            }
+            true => RowChoices::by_steps(&as_timestamps(self.key), &starts, |step| places[step]),
+            false => RowChoices::where_valid(self.key),
         };
-        self.turns.take(choices.run_count() + starts.len()).await;
+        self.turns.take(self.key.run_count() + starts.len()).await;
         let choices = choices.without_null_timestamps(&self.rows.timestamps);
         let mut queries = Vec::new();
         for path in self.column.path.paths() {
@@ -221,7 +242,7 @@ impl Making<'_> {
         for id in 0..distinct {
             let (value, first_row) = self.key.distinct(id);
             let place = match value {
-                KeyValue::Integer(value) => places[starts.partition_point(|at| *at <= value) - 1],
+                KeyValue::Integer(value) => place_of(&starts, &places, value),
                 KeyValue::Text(_) => places[0],
             };
             let first_row = match &first_rows {
@@ -233,7 +254,10 @@ impl Making<'_> {
                 look_ups.push(KeyedLookUp { query: None, at: None });
                 continue;
             };
-            let at = self.used.uniform.then(|| timestamps.value(first_row)).flatten();
+            let at = match (&self.used.look_up, value) {
+                (KeyLookUp::AtKey, KeyValue::Integer(value)) => Some(Timestamp::from_millis(value)),
+                _ => self.used.uniform.then(|| timestamps.value(first_row)).flatten(),
+            };
             let shared = match (&self.used.look_up, self.terms.query_per_value) {
                 (KeyLookUp::WithMetadata(_), _) | (_, true) => None,
                 _ => known.get(&place).copied(),
@@ -251,7 +275,7 @@ impl Making<'_> {
             times[query as usize].extend(at.map(Timestamp::as_millis));
             look_ups.push(KeyedLookUp { query: Some(query), at });
         }
-        if self.used.uniform {
+        if self.used.uniform || self.used.look_up == KeyLookUp::AtKey {
             for (query, mut times) in queries.iter_mut().zip(times) {
                 times.sort_unstable();
                 times.dedup();

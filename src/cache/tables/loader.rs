@@ -15,8 +15,8 @@
 //!
 //! A request that waits for memory holds no pins, so two tables that need each other's memory
 //! cannot deadlock. It keeps others from taking memory only during its turn, in which all memory
-//! that becomes free is its own. Registrations take the same turns. Timeframes in flight have their
-//! memory reserved and do not wait (`reservations`).
+//! that becomes free is its own. Registrations take the same turns, longer ones the longer they have
+//! waited. Timeframes in flight have their memory reserved and do not wait (`reservations`).
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub(crate) const MIN_RETRY: Duration = Duration::from_millis(5);
 pub(crate) const MAX_RETRY: Duration = Duration::from_millis(250);
 /// Longest time that one request keeps the others from taking memory.
 const TURN: Duration = Duration::from_millis(200);
+/// The same for a registration that has waited for long.
+const LONG_TURN: Duration = Duration::from_secs(2);
 /// Longest pause after a turn in which there was no room.
 const REST: Duration = Duration::from_secs(1);
 /// Number of objects of one table fetched in parallel.
@@ -209,13 +211,16 @@ impl Loader {
     }
 
     /// Pins the resident ones of `versions` and reserves memory for the others, all of it or none.
-    /// `None` if there was no room during a short turn without other takers.
+    /// `None` if there was no room during a turn without other takers. The turn grows with the time
+    /// `waited` before: a large registration needs more memory than is freed in a short turn, and
+    /// others take what is freed between two turns.
     ///
     /// # Errors
     /// [`CacheError::Pool`] if the system provides no memory.
     pub(crate) async fn claim(
         &self,
         versions: &impl PinRequest,
+        waited: Duration,
     ) -> Result<Option<Claim>, CacheError> {
         let _under_way = CountGuard::new(&self.under_way);
         if let Ok(claim) = self.places.claim(versions) {
@@ -224,7 +229,8 @@ impl Loader {
         let _waiting = CountGuard::new(&self.waiting);
         // While others wait for memory, free memory is theirs.
         let _turn = self.turn.lock().await;
-        self.claim_in_turn(versions, Instant::now() + TURN).await
+        let turn = (waited / 4).clamp(TURN, LONG_TURN);
+        self.claim_in_turn(versions, Instant::now() + turn).await
     }
 
     /// Tries during its turn, until `ends`. Nothing is held between two attempts.

@@ -159,7 +159,9 @@ impl Planning {
         let mut stale = Vec::new();
         // For each look-up, the version of its last row, and its cell.
         let mut last: Vec<Option<(u32, u32)>> = vec![None; look_ups.len()];
-        let (mut pieces, mut piece) = (ChoicePieces::new(rows, &sources, times), Vec::new());
+        let query_of = |look_up: usize| look_ups[look_up].query.unwrap_or(0);
+        let mut pieces = ChoicePieces::new(rows, &sources, times).merging(query_of);
+        let mut piece = Vec::new();
         while pieces.next_into(&mut piece) {
             for run in &piece {
                 let cell = match run.slot {

@@ -3,6 +3,7 @@
 
 pub(crate) mod catalog;
 pub(crate) mod linked_timeline;
+pub(crate) mod look_up_record;
 pub(crate) mod object_index;
 pub(crate) mod pace;
 mod publication;

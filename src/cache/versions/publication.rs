@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::linked_timeline::LinkedTimeline;
+use crate::cache::memory::object::Resident;
 use crate::clock::{Clock, Moment};
 use crate::index::{State, Timeline};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectId;
-use crate::shm::{BlockLocation, DirectoryEntry, PublishedSnapshot, monotonic_millis};
+use crate::shm::{BlockLocation, DirectoryEntry, PublishedSnapshot, UseSample, monotonic_millis};
 
 /// Tolerance for two clocks that are read one after the other, each rounded to a millisecond.
 const ROUNDING_MILLIS: u64 = 2;
@@ -94,6 +95,8 @@ pub(crate) struct Publication {
     /// The spans refer to versions by their numbers in this timeline.
     timeline: Arc<LinkedTimeline>,
     spans: Arc<[PublishedSpan]>,
+    /// Those of the snapshot before, which consumers may still speak of.
+    earlier_spans: Arc<[PublishedSpan]>,
     is_named: bool,
 }
 
@@ -120,7 +123,7 @@ impl Publication {
     /// A publication that the directory does not name yet.
     pub(crate) fn new(entry: DirectoryEntry, draft: Draft) -> Self {
         let Draft { snapshot, timeline, spans } = draft;
-        Self { entry, snapshot, timeline, spans, is_named: false }
+        Self { entry, snapshot, timeline, spans, earlier_spans: Arc::default(), is_named: false }
     }
 
     /// Replaces the snapshot by a newer one, which is right in `current`. Returns the earlier one,
@@ -132,7 +135,8 @@ impl Publication {
         freshness: &Freshness,
     ) -> CountedSnapshot {
         let Draft { snapshot, timeline, spans } = draft;
-        (self.timeline, self.spans) = (timeline, spans);
+        self.timeline = timeline;
+        self.earlier_spans = std::mem::replace(&mut self.spans, spans);
         let before = std::mem::replace(&mut self.snapshot, snapshot);
         self.is_named = false;
         self.confirm(current, freshness);
@@ -159,10 +163,20 @@ impl Publication {
         self.is_named && *self.spans == *spans
     }
 
-    /// The timeline, and the number of the version that is effective in a span.
-    pub(crate) fn span(&self, span: u32) -> Option<(&Arc<LinkedTimeline>, u32)> {
-        let span = self.spans.get(span as usize)?;
-        Some((&self.timeline, span.version))
+    /// The span that a consumer says it has used, if it is one of this or of the snapshot before; and
+    /// the object, if it is still linked.
+    pub(crate) fn used(
+        &self,
+        sample: &UseSample,
+    ) -> Option<(PublishedSpan, Option<Arc<Resident>>)> {
+        let of = |spans: &[PublishedSpan]| {
+            let span = spans.get(sample.span as usize).copied();
+            span.filter(|span| span.generation == sample.generation)
+        };
+        match of(&self.spans) {
+            Some(span) => Some((span, self.timeline.linked(span.version))),
+            None => Some((of(&self.earlier_spans)?, None)),
+        }
     }
 
     /// Whether each of its spans is right in `next` too. Takes one pass over them.
@@ -176,6 +190,12 @@ impl Publication {
             self.entry.withdraw();
             self.is_named = false;
         }
+    }
+
+    /// Wakes consumers that wait for a change of the path. The next answers of the
+    /// service must be visible before this.
+    pub(crate) fn tell_changed(&self) {
+        self.entry.tell_changed();
     }
 
     /// Confirms the spans that are right in `timeline`, each until the end of its freshness, and
@@ -197,6 +217,33 @@ impl Publication {
             self.is_named = true;
         }
     }
+}
+
+/// Whether the answer of a service that knows `next` differs anywhere in `range` from that of one that
+/// knows `known`. A version where none was known is no change.
+pub(crate) fn differs(known: &Timeline, next: &Timeline, range: ValidityInterval) -> bool {
+    let answer = |timeline: &Timeline, state| match state {
+        State::Version(version) => Some(Some(timeline.id(version))),
+        State::Absent => Some(None),
+        State::Unknown => None,
+    };
+    let (mut before, mut after) = (known.steps(range), next.steps(range));
+    let (mut left, mut right) = (before.next(), after.next());
+    while let (Some(old), Some(new)) = (left, right) {
+        if let (Some(old), Some(new)) = (answer(known, old.state), answer(next, new.state))
+            && old != new
+        {
+            return true;
+        }
+        let (old_until, new_until) = (old.interval.until(), new.interval.until());
+        if old_until <= new_until {
+            left = before.next();
+        }
+        if new_until <= old_until {
+            right = after.next();
+        }
+    }
+    false
 }
 
 /// When the oldest part of a span was learned; `None` unless its version is effective in all of it.
@@ -258,6 +305,25 @@ mod tests {
         assert_eq!(learned_in(&changed, &span(1, interval(0, 100))), None);
         assert_eq!(learned_in(&changed, &span(1, interval(0, 50))), Some(at(12)));
         assert_eq!(learned_in(&changed, &span(2, interval(50, 60))), Some(at(12)));
+    }
+
+    #[test]
+    fn timelines_differ_where_another_version_decides_and_not_where_nothing_was_known() {
+        let all = interval(0, 100);
+        let at = Moment::from_millis;
+        let [first, second] = [1, 2].map(|n| version(n, all, i64::from(n)));
+        let nothing = Timeline::unknown();
+        let one = nothing.learn(all, std::slice::from_ref(&first), at(5));
+        assert!(!differs(&nothing, &one, all), "nothing was known");
+        let again = one.learn(interval(20, 40), std::slice::from_ref(&first), at(9));
+        assert!(!differs(&one, &again, all), "it was confirmed in a part");
+        let two = again.learn(interval(50, 60), &[first, second], at(12));
+        assert!(differs(&again, &two, all) && differs(&two, &again, all));
+        assert!(!differs(&again, &two, interval(0, 50)));
+        assert!(!differs(&again, &two, interval(60, 100)));
+        assert!(differs(&again, &two, interval(59, 60)));
+        let gone = two.learn(interval(90, 100), &[], at(13));
+        assert!(differs(&two, &gone, all), "nothing is valid there any more");
     }
 
     #[test]

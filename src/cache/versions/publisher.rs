@@ -20,14 +20,15 @@ use std::time::Duration;
 
 use super::catalog::Catalog;
 use super::linked_timeline::LinkedTimeline;
+use super::look_up_record::LookUpRecord;
 use super::publication::{CountedSnapshot, Draft, Publication, PublishedSpan};
 use super::series::{PublishOutcome, Series};
 use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::index::State;
 use crate::interval::ValidityInterval;
-use crate::object::Query;
+use crate::object::{ObjectPath, Query};
 use crate::shm::{
-    AskReason, BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan,
+    AskReason, BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
 };
 use crate::sync::{Mutex, MutexGuard};
 
@@ -60,11 +61,18 @@ pub(crate) struct Publisher {
 #[derive(Default)]
 struct PublisherState {
     /// The pins pages, by session id.
-    pages: HashMap<String, Arc<ServicePage>>,
-    /// The published series, by directory entry.
-    published: HashMap<u32, Weak<Series>>,
+    pages: HashMap<String, PageEntry>,
+    /// Paths and published series, by directory entry.
+    published: HashMap<u32, (ObjectPath, Weak<Series>)>,
     /// Look-ups of sessions that have ended.
     ended: LookUpSums,
+}
+
+/// The page of a session, and what the session looked up.
+#[derive(Debug, Clone)]
+struct PageEntry {
+    page: Arc<ServicePage>,
+    record: Arc<Mutex<LookUpRecord>>,
 }
 
 /// Counts of look-ups that consumers made by themselves, as they report them.
@@ -119,10 +127,17 @@ pub(crate) struct SessionPage {
     publisher: Arc<Publisher>,
     session: String,
     page: Arc<ServicePage>,
+    record: Arc<Mutex<LookUpRecord>>,
     directory: Arc<Directory>,
 }
 
 impl SessionPage {
+    /// Calls `look` with the number of look-ups of the session so far, and their versions.
+    pub(crate) fn with_record<T>(&self, look: impl FnOnce(u64, &LookUpRecord) -> T) -> T {
+        self.publisher.take_samples_of(&self.page, &self.record);
+        look(self.page.counts().0, &self.record.lock())
+    }
+
     pub(crate) fn page(&self) -> &ServicePage {
         &self.page
     }
@@ -150,6 +165,7 @@ impl Reclaimable for Publisher {
     }
 
     fn reclaim_all(&self) {
+        self.take_all_samples();
         for (entry, series) in self.series() {
             series.unpublish();
             self.state().published.remove(&entry);
@@ -166,6 +182,8 @@ impl Publisher {
             snapshot_bytes: Arc::default(),
             state: Mutex::default(),
         });
+        let pool = residency.pool();
+        pool.set_aside(Directory::bytes_for(entries(pool.total_bytes())));
         let reclaimable: Arc<dyn Reclaimable> = publisher.clone();
         residency.set_reclaimable(Arc::downgrade(&reclaimable));
         publisher
@@ -178,16 +196,15 @@ impl Publisher {
     /// All published series, with their directory entries.
     fn series(&self) -> Vec<(u32, Arc<Series>)> {
         let mut state = self.state();
-        state.published.retain(|_, series| series.strong_count() > 0);
-        let there = |(entry, series): (&u32, &Weak<Series>)| Some((*entry, series.upgrade()?));
-        state.published.iter().filter_map(there).collect()
+        state.published.retain(|_, (_, series)| series.strong_count() > 0);
+        let there = state.published.iter();
+        there.filter_map(|(entry, (_, series))| Some((*entry, series.upgrade()?))).collect()
     }
 
     fn directory(&self) -> Option<&Arc<Directory>> {
         let made = self.directory.get_or_init(|| {
             let pool = self.residency.pool();
-            let entries = (pool.total_bytes() / MEMORY_PER_ENTRY).clamp(1, MAX_ENTRIES) as u32;
-            match Directory::new(pool.epoch(), entries) {
+            match Directory::new(pool.epoch(), entries(pool.total_bytes())) {
                 Ok(directory) => Some(Arc::new(directory)),
                 Err(error) => {
                     tracing::warn!(%error, "no directory for consumers that look up by themselves");
@@ -210,13 +227,11 @@ impl Publisher {
             }
         };
         self.residency.pool().add_pins_page(&page);
-        self.state().pages.insert(session.to_owned(), Arc::clone(&page));
-        Some(SessionPage {
-            publisher: Arc::clone(self),
-            session: session.to_owned(),
-            page,
-            directory,
-        })
+        let record: Arc<Mutex<LookUpRecord>> = Arc::default();
+        let entry = PageEntry { page: Arc::clone(&page), record: Arc::clone(&record) };
+        self.state().pages.insert(session.to_owned(), entry);
+        let (publisher, session) = (Arc::clone(self), session.to_owned());
+        Some(SessionPage { publisher, session, page, record, directory })
     }
 
     /// Whether a session reads published timelines.
@@ -230,11 +245,48 @@ impl Publisher {
         series.filter_map(|(_, series)| series.with_publication(Publication::location)).collect()
     }
 
+    /// Slots in use by session. A session says this of itself.
+    pub(crate) fn slots(&self) -> HashMap<String, u64> {
+        let pages: Vec<(String, PageEntry)> = {
+            let state = self.state();
+            state.pages.iter().map(|(session, entry)| (session.clone(), entry.clone())).collect()
+        };
+        let slots = |entry: &PageEntry| entry.page.used_slots().count() as u64;
+        pages.iter().map(|(session, entry)| (session.clone(), slots(entry))).collect()
+    }
+
+    /// Faults in pages and sums, each with a name and a sentence. `is_session` tells whether a session
+    /// exists.
+    pub(crate) fn faults(&self, is_session: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+        let (gone, pages) = {
+            let state = self.state();
+            let gone = state.pages.keys().filter(|session| !is_session(session)).count();
+            (gone, state.pages.len())
+        };
+        let mut faults = Vec::new();
+        if gone > 0 {
+            faults.push(("pins pages", format!("{gone} pins pages have no session")));
+        }
+        let listed = self.residency.pool().pins_pages();
+        if listed != pages {
+            let fault = format!("{listed} pins pages are looked at, and {pages} sessions have one");
+            faults.push(("pins pages looked at", fault));
+        }
+        let charged =
+            |(_, series): (u32, Arc<Series>)| series.with_publication(|one| one.charged_bytes());
+        let sum: u64 = self.series().into_iter().filter_map(charged).sum();
+        if sum != self.bytes() {
+            let fault = format!("snapshots take {sum} bytes, {} are counted", self.bytes());
+            faults.push(("bytes of snapshots", fault));
+        }
+        faults
+    }
+
     /// The use of look-ups by consumers.
     pub(crate) fn figures(&self) -> LocalFigures {
         let (pages, mut look_ups) = {
             let state = self.state();
-            let pages: Vec<Arc<ServicePage>> = state.pages.values().cloned().collect();
+            let pages: Vec<_> = state.pages.values().map(|entry| Arc::clone(&entry.page)).collect();
             (pages, state.ended)
         };
         pages.iter().for_each(|page| look_ups.add(page));
@@ -281,14 +333,19 @@ impl Publisher {
             // Evicts unused objects if necessary: the memory of a service is usually full.
             self.residency.reserve(size).ok()
         });
-        let Some(room) = room else { return series.unpublish() };
+        let Some(room) = room else {
+            self.take_all_samples();
+            return series.unpublish();
+        };
         let snapshot = PublishedSnapshot::publish(room, path, &cells);
         let snapshot = CountedSnapshot::new(snapshot, &self.snapshot_bytes);
         let draft = Draft { snapshot, timeline, spans: spans.into() };
         let entry = || directory.take(path);
+        self.take_all_samples();
         let published = self.catalog.publish(query, series, draft, entry);
         if let PublishOutcome::New { entry } = published {
-            self.state().published.insert(entry, Arc::downgrade(series));
+            let published = (query.path.clone(), Arc::downgrade(series));
+            self.state().published.insert(entry, published);
         }
     }
 
@@ -303,6 +360,7 @@ impl Publisher {
         if bytes + size <= limit {
             return true;
         }
+        self.take_all_samples();
         let mut all = self.series();
         all.sort_by_key(|(_, series)| series.used());
         for (entry, series) in all {
@@ -320,28 +378,65 @@ impl Publisher {
     pub(crate) async fn take_samples(self: Arc<Self>) {
         loop {
             tokio::time::sleep(SAMPLE_PAUSE).await;
-            let pages: Vec<Arc<ServicePage>> = self.state().pages.values().cloned().collect();
-            for page in pages {
-                page.take_samples(|entry, span| self.used(entry, span));
+            for PageEntry { page, record } in self.page_entries() {
+                self.take_samples_of(&page, &record);
+                page.watched().for_each(|entry| self.watched(entry));
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Handles the report of a consumer that it used a span of a published timeline. The report is
-    /// untrusted.
-    fn used(&self, entry: u32, span: u32) {
-        let series = self.state().published.get(&entry).and_then(Weak::upgrade);
-        let Some(series) = series else { return };
-        self.catalog.used(&series);
-        let found = series.with_publication(|publication| {
-            let (timeline, version) = publication.span(span)?;
-            timeline.linked(version)
-        });
-        if let Some(resident) = found.flatten() {
-            self.residency.used(&resident);
+    fn page_entries(&self) -> Vec<PageEntry> {
+        self.state().pages.values().cloned().collect()
+    }
+
+    /// Takes the samples of all pages, before the spans that they name are replaced.
+    fn take_all_samples(&self) {
+        for PageEntry { page, record } in self.page_entries() {
+            self.take_samples_of(&page, &record);
         }
     }
+
+    fn take_samples_of(&self, page: &ServicePage, record: &Mutex<LookUpRecord>) {
+        page.take_samples(|sample| self.used(&sample, &mut record.lock()));
+    }
+
+    fn published(&self, entry: u32) -> Option<(ObjectPath, Arc<Series>)> {
+        let state = self.state();
+        let (path, series) = state.published.get(&entry)?;
+        Some((path.clone(), series.upgrade()?))
+    }
+
+    /// Handles the report of a consumer that it waits for changes of a path: the path is kept fresh.
+    /// The report is untrusted.
+    fn watched(&self, entry: u32) {
+        if let Some((_, series)) = self.published(entry) {
+            self.catalog.used(&series);
+        }
+    }
+
+    /// Handles the report of a consumer that it used a span of a published timeline. The report is
+    /// untrusted.
+    fn used(&self, sample: &UseSample, record: &mut LookUpRecord) {
+        let Some((path, series)) = self.published(sample.entry) else {
+            return record.add_unknown();
+        };
+        self.catalog.used(&series);
+        match series.with_publication(|publication| publication.used(sample)).flatten() {
+            None => record.add_unknown(),
+            Some((span, resident)) => {
+                record.add(&path, span.id, span.interval);
+                if let Some(resident) = resident {
+                    self.residency.used(&resident);
+                }
+            }
+        }
+    }
+}
+
+/// Entries of the directory for this much memory.
+fn entries(memory_bytes: u64) -> u32 {
+    (memory_bytes / MEMORY_PER_ENTRY).clamp(1, MAX_ENTRIES) as u32
 }
 
 /// The spans of a timeline whose objects are in memory.
@@ -359,6 +454,7 @@ fn spans_in_memory(
         };
         let Some(resident) = resident else { continue };
         let (info, block) = (timeline.version(version), resident.block());
+        block.enter_snapshot();
         let header = block.meta_header();
         let interval = step.interval;
         spans.push(PublishedSpan { interval, version, id: info.id, generation: header.hint });

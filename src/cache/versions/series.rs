@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 
 use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::cache::versions::pace::Pace;
-use crate::cache::versions::publication::{Draft, Freshness, Publication};
+use crate::cache::versions::publication::{Draft, Freshness, Publication, differs};
 use crate::clock::Moment;
 use crate::index::Timeline;
 use crate::interval::ValidityInterval;
@@ -86,11 +86,12 @@ impl Series {
         let mut published = self.published();
         let known = self.timeline.load();
         let next = Arc::new(known.followed_by(known.learn(span, versions, learned)));
-        drop(known);
         let Some(publication) = published.publication() else {
             self.timeline.store(next);
             return false;
         };
+        let differs = differs(&known, &next, span);
+        drop(known);
         let right = publication.is_right_in(&next);
         if !right {
             publication.withdraw();
@@ -98,6 +99,10 @@ impl Series {
         self.timeline.store(Arc::clone(&next));
         if right {
             publication.confirm(&next, &freshness());
+        }
+        if differs {
+            // After the next timeline is visible to requests: a woken consumer may send one.
+            publication.tell_changed();
         }
         !right
     }
@@ -159,6 +164,7 @@ impl Series {
     pub(super) fn withdraw(&self) {
         if let Some(publication) = self.published().publication() {
             publication.withdraw();
+            publication.tell_changed();
         }
     }
 

@@ -3,13 +3,18 @@
 use std::cell::OnceCell;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::shared::LocalShared;
 use super::view::View;
 use crate::client::error::ClientError;
 use crate::interval::Timestamp;
-use crate::object::ObjectPath;
-use crate::shm::{AskReason, LocalPlane, LookUpCounts, PlanePath};
+use crate::object::{ObjectId, ObjectPath};
+use crate::shm::{AskReason, ChangeNotice, LOOK_AGAIN, LocalPlane, LookUpCounts, PlanePath};
+
+/// First pause of a wait for changes of a path that is not published; each pause is twice as long as
+/// the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Local look-ups of a client. Clones share the session.
 #[derive(Debug, Clone)]
@@ -25,8 +30,7 @@ impl Local {
     /// # Errors
     /// [`ClientError::Argument`] if `path` is not an object path.
     pub fn path(&self, path: &str) -> Result<LocalPath, ClientError> {
-        let path = ObjectPath::new(path)
-            .map_err(|error| ClientError::Argument { reason: format!("{path:?}: {error}") })?;
+        let path = object_path(path)?;
         Ok(LocalPath { first: PlaneStep::new(&self.0, &path), shared: Arc::clone(&self.0), path })
     }
 
@@ -61,10 +65,35 @@ impl Local {
         Ok(views)
     }
 
+    /// Asks the service for the objects of a path at some times, in their order; `None` where nothing
+    /// is valid. Does not look into shared memory first: for a caller whose
+    /// [`try_at`](LocalPath::try_at) found nothing, and that must not block its thread.
+    ///
+    /// # Errors
+    /// As [`LocalPath::at`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with a timer.
+    pub async fn ask(
+        &self,
+        path: &str,
+        times: &[Timestamp],
+    ) -> Result<Vec<Option<View<'static>>>, ClientError> {
+        let path = object_path(path)?;
+        let times = times.iter().map(|at| at.as_millis()).collect();
+        let objects = self.0.ask_async(&path, times).await?;
+        Ok(objects.into_iter().map(|object| object.map(View::asked)).collect())
+    }
+
     /// Counts of look-ups in this session; zeros before it is attached.
     pub fn counts(&self) -> LookUpCounts {
         self.0.plane.load().as_ref().map(|plane| plane.counts()).unwrap_or_default()
     }
+}
+
+fn object_path(path: &str) -> Result<ObjectPath, ClientError> {
+    ObjectPath::new(path)
+        .map_err(|error| ClientError::Argument { reason: format!("{path:?}: {error}") })
 }
 
 /// A path to look up objects in. It is used by one thread; a clone is cheap.
@@ -89,6 +118,22 @@ impl PlaneStep {
             (plane, in_plane)
         });
         Self { plane, next: OnceCell::new() }
+    }
+
+    fn in_plane(&self) -> Result<&PlanePath, AskReason> {
+        self.plane.as_ref().map(|(_, path)| path).ok_or(AskReason::Ended)
+    }
+
+    fn notice(&self) -> Result<ChangeNotice, AskReason> {
+        self.in_plane()?.notice()
+    }
+
+    fn wait_change(
+        &self,
+        notice: &ChangeNotice,
+        deadline: Option<Instant>,
+    ) -> Result<bool, AskReason> {
+        self.in_plane()?.wait_change(notice, deadline)
     }
 }
 
@@ -140,10 +185,7 @@ impl LocalPath {
     /// The reason why the service must be asked.
     #[inline]
     pub fn try_at(&self, at: Timestamp) -> Result<View<'_>, AskReason> {
-        match &self.last().plane {
-            Some((_, path)) => path.at(at.as_millis()).map(View::pinned),
-            None => Err(AskReason::Ended),
-        }
+        self.last().in_plane()?.at(at.as_millis()).map(View::pinned)
     }
 
     /// The object; `None` if it is not in shared memory.
@@ -160,14 +202,72 @@ impl LocalPath {
     #[cold]
     fn ask(&self, times: Vec<i64>) -> Result<Vec<Option<View<'_>>>, ClientError> {
         let objects = self.shared.ask(&self.path, times);
-        // The session may have changed meanwhile: it is the first one, or that of a restarted
-        // service.
+        self.follow_session();
+        Ok(objects?.into_iter().map(|object| object.map(View::asked)).collect())
+    }
+
+    /// Waits until the object that is valid at `at` is another one than the version `known` (`None`:
+    /// nothing is valid), or until `timeout` has passed; whether it is another one. A change before the
+    /// call counts too, so none is missed between a look-up and the wait for the next version.
+    ///
+    /// Uses no CPU time while it waits, where the path lies in shared memory and the service refreshes
+    /// it by itself; else the service is asked once a second. Blocks this thread.
+    ///
+    /// ```no_run
+    /// # fn follow(path: iovcache::client::LocalPath) -> Result<(), iovcache::client::ClientError> {
+    /// # let at = iovcache::Timestamp::from_millis(1_700_000_000_000);
+    /// loop {
+    ///     let drift = path.at(at)?;
+    ///     // Rebuild what depends on it.
+    ///     path.changed(at, drift.map(|view| view.id()), None)?;
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`at`](Self::at).
+    pub fn changed(
+        &self,
+        at: Timestamp,
+        known: Option<ObjectId>,
+        timeout: Option<Duration>,
+    ) -> Result<bool, ClientError> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut pause = FIRST_PAUSE;
+        loop {
+            // Asking can change to a newer session, whose notices are others.
+            let step = self.last();
+            // Before the answer: no change after it is missed.
+            let notice = step.notice();
+            if self.at(at)?.map(|view| view.id()) != known {
+                return Ok(true);
+            }
+            let waited = notice.and_then(|notice| step.wait_change(&notice, deadline));
+            match waited {
+                Ok(true) => pause = FIRST_PAUSE,
+                Ok(false) => return Ok(false),
+                Err(AskReason::Forked) => return Err(ClientError::ForkedProcess),
+                // The request that was just made has the path published, if that is possible.
+                Err(_) => {
+                    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                    if left.is_some_and(|left| left.is_zero()) {
+                        return Ok(false);
+                    }
+                    std::thread::sleep(left.map_or(pause, |left| left.min(pause)));
+                    pause = (pause * 2).min(LOOK_AGAIN);
+                }
+            }
+        }
+    }
+
+    /// Uses the plane of the current session. The session can change with a request: it is the first
+    /// one, or that of a restarted service.
+    pub fn follow_session(&self) {
         let last = self.last();
         let plane = self.shared.plane.load();
         let known = last.plane.as_ref().map(|(plane, _)| Arc::as_ptr(plane));
         if plane.is_some() && plane.as_ref().map(Arc::as_ptr) != known {
             let _ = last.next.set(Box::new(PlaneStep::new(&self.shared, &self.path)));
         }
-        Ok(objects?.into_iter().map(|object| object.map(View::asked)).collect())
     }
 }

@@ -1,7 +1,7 @@
 //! State shared by all handles for local look-ups of one client.
 
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -37,11 +37,11 @@ pub(super) struct AskedObject {
 pub(super) type AskedObjects = Result<Vec<Option<AskedObject>>, ClientError>;
 
 /// A question to the worker.
-#[derive(Debug)]
 pub(super) struct Question {
     pub(super) path: ObjectPath,
     pub(super) times: Vec<i64>,
-    pub(super) answer: SyncSender<AskedObjects>,
+    /// Hands the answer to the caller, which may have given up.
+    pub(super) answer: Box<dyn FnOnce(AskedObjects) + Send>,
 }
 
 /// State shared by all handles.
@@ -54,20 +54,54 @@ pub(in crate::client) struct LocalShared {
     pub(super) patience: Duration,
 }
 
+fn closed() -> ClientError {
+    ClientError::Closed { what: "connection of the local plane" }
+}
+
 impl LocalShared {
+    /// Sends a question to the worker.
+    fn send(
+        &self,
+        path: &ObjectPath,
+        times: Vec<i64>,
+        answer: impl FnOnce(AskedObjects) + Send + 'static,
+    ) -> Result<(), ClientError> {
+        let question = Question { path: path.clone(), times, answer: Box::new(answer) };
+        self.questions.send(question).map_err(|_| closed())
+    }
+
+    /// Time limit for an answer of the worker.
+    fn limit(&self) -> Duration {
+        self.patience.saturating_add(GRACE)
+    }
+
     /// Asks the service by the worker, and waits for its answer.
     pub(super) fn ask(&self, path: &ObjectPath, times: Vec<i64>) -> AskedObjects {
         let (answer, answered) = sync_channel(1);
-        let question = Question { path: path.clone(), times, answer };
-        let gone = || ClientError::Closed { what: "connection of the local plane" };
-        self.questions.send(question).map_err(|_| gone())?;
-        let limit = self.patience.saturating_add(GRACE);
-        match answered.recv_timeout(limit) {
+        self.send(path, times, move |objects| {
+            let _ = answer.send(objects);
+        })?;
+        match answered.recv_timeout(self.limit()) {
             Ok(objects) => objects,
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(gone()),
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
-                Err(ClientError::NotInTime { limit_millis: limit.as_millis() })
-            }
+            Err(RecvTimeoutError::Disconnected) => Err(closed()),
+            Err(RecvTimeoutError::Timeout) => Err(self.not_in_time()),
         }
+    }
+
+    /// Like [`ask`](Self::ask), for a caller in a runtime with a timer.
+    pub(super) async fn ask_async(&self, path: &ObjectPath, times: Vec<i64>) -> AskedObjects {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        self.send(path, times, move |objects| {
+            let _ = answer.send(objects);
+        })?;
+        match tokio::time::timeout(self.limit(), answered).await {
+            Ok(Ok(objects)) => objects,
+            Ok(Err(_)) => Err(closed()),
+            Err(_) => Err(self.not_in_time()),
+        }
+    }
+
+    fn not_in_time(&self) -> ClientError {
+        ClientError::NotInTime { limit_millis: self.limit().as_millis() }
     }
 }

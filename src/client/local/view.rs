@@ -59,6 +59,19 @@ impl<'a> View<'a> {
         ValidityInterval::new(from, until).unwrap_or(ValidityInterval::ALL)
     }
 
+    /// Whether its bytes are those of the object. Always true in the process that looked it up; in a
+    /// forked child, which has no part in the pin, as long as the object is in memory.
+    pub fn is_live(&self) -> bool {
+        match &self.0 {
+            ViewBytes::Pinned(view) => view.is_live(),
+            ViewBytes::Owned(view) => view.is_live(),
+            ViewBytes::Asked(AskedObject { bytes: AskedBytes::Leased(bytes), .. }) => {
+                bytes.is_live()
+            }
+            ViewBytes::Asked(AskedObject { bytes: AskedBytes::Copied(_), .. }) => true,
+        }
+    }
+
     /// Whether it was found in shared memory, without asking the service.
     pub fn is_local(&self) -> bool {
         !matches!(self.0, ViewBytes::Asked(_))

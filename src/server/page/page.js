@@ -403,7 +403,7 @@ const lists = (picture) => {
     figure(number(one.requests)), figure(number(one.failures)), figure(millis(one.latency_ms)),
   ], "There is none.");
   counted("sessions-count", picture.sessions.length, picture.more_sessions);
-  rows("sessions", picture.sessions, (one) => [text(one.consumer), figure(one.pid), figure(one.uid), figure(bytes(one.pinned_bytes))], "None is attached.");
+  rows("sessions", picture.sessions, (one) => [text(one.consumer), figure(one.pid), figure(one.uid), figure(bytes(one.pinned_bytes)), figure(one.slots)], "None is attached.");
 };
 
 const header = (picture) => {

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use super::wire::{
 };
 use crate::error::{Code, Coded as _, ErrorKind, coded};
 use crate::secret::Secret;
+use crate::shm::futex::EndWord;
 use crate::shm::layout::{Epoch, MetaHeader};
 use crate::shm::local::LocalFiles;
 use crate::shm::resolve_error::MapError;
@@ -93,8 +94,8 @@ struct AttachShared {
     asking: Mutex<()>,
     /// Directory and pins page, where the service has sent them.
     local: OnceLock<Arc<LocalFiles>>,
-    /// The service is gone.
-    ended: AtomicBool,
+    /// Set when the service is gone.
+    ended: EndWord,
 }
 
 impl AttachShared {
@@ -150,7 +151,7 @@ impl AttachShared {
     }
 
     fn end(&self, why: String) {
-        self.ended.store(true, Ordering::Release);
+        self.ended.set();
         *self.over.lock() = Some(why);
         self.changed.notify_all();
     }
@@ -289,7 +290,12 @@ impl Attachment {
     /// Whether the service is known to be gone.
     #[inline]
     pub(in crate::shm) fn has_ended(&self) -> bool {
-        self.shared.ended.load(Ordering::Acquire)
+        self.shared.ended.is_set()
+    }
+
+    /// The word that wakes waits when the service is gone.
+    pub(in crate::shm) fn end_word(&self) -> &EndWord {
+        &self.shared.ended
     }
 
     /// Like [`mappings`](Self::mappings) for a short time, without reference counting.

@@ -88,7 +88,8 @@ impl Drop for PinnedBlocks {
 
 /// The bytes of one block, and what pins it.
 pub(crate) struct LeasedBytes {
-    _blocks: Arc<PinnedBlocks>,
+    blocks: Arc<PinnedBlocks>,
+    header: MetaHeader,
     location: Location,
 }
 
@@ -107,7 +108,13 @@ impl LeasedBytes {
         header: &MetaHeader,
     ) -> Result<Self, ResolveError> {
         let location = blocks.mappings.locate(header)?;
-        Ok(Self { _blocks: blocks, location })
+        Ok(Self { blocks, header: *header, location })
+    }
+
+    /// Whether the block still holds the object. Its lease keeps it, but in a forked child, which has
+    /// no part in the lease.
+    pub(crate) fn is_live(&self) -> bool {
+        self.blocks.mappings.locate(&self.header).is_ok()
     }
 }
 
@@ -115,7 +122,7 @@ impl Deref for LeasedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: inside of a mapping that `_blocks` keeps (`locate` has seen it), of a block that
+        // SAFETY: inside of a mapping that `blocks` keeps (`locate` has seen it), of a block that
         // its lease pins for as long.
         unsafe { std::slice::from_raw_parts(self.location.address, self.location.size) }
     }

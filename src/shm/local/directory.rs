@@ -11,13 +11,14 @@
 use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::fs::SealFlags;
 
 use super::super::layout::Epoch;
 use super::super::mapping::{MapAccess, Mapping};
 use super::block_place::BlockPlace;
+use super::change_notice;
 use super::protocol;
 use super::sealed::{make_sealed, map_sealed};
 use crate::sync::{Mutex, MutexGuard};
@@ -42,7 +43,10 @@ pub(super) struct EntryLayout {
     pub(super) generation: u64,
     /// See [`BlockPlace`].
     pub(super) place: u64,
-    pub(super) reserved: u64,
+    /// How often the answers of its path, or the path itself, have changed; see
+    /// [`change_notice`](super::change_notice).
+    pub(super) changes: u32,
+    pub(super) reserved: u32,
 }
 
 const _: () = assert!(size_of::<DirectoryHeader>() == 64);
@@ -53,6 +57,7 @@ const _: () = assert!(offset_of!(DirectoryHeader, size) == 24);
 const _: () = assert!(size_of::<EntryLayout>() == 32);
 const _: () = assert!(offset_of!(EntryLayout, generation) == 8);
 const _: () = assert!(offset_of!(EntryLayout, place) == 16);
+const _: () = assert!(offset_of!(EntryLayout, changes) == 24);
 
 impl DirectoryHeader {
     pub(super) const MAGIC: [u8; 8] = *b"IOVDIREC";
@@ -127,6 +132,17 @@ impl DirectoryView {
         }
     }
 
+    /// Whether there is such an entry.
+    pub(super) fn has(&self, index: u32) -> bool {
+        index < self.entries
+    }
+
+    /// The count of changes of an entry.
+    #[inline]
+    pub(super) fn changes(&self, index: u32) -> &AtomicU32 {
+        self.mapping.atomic_u32(entry_offset(index) + offset_of!(EntryLayout, changes))
+    }
+
     /// Entries with this hash that refer to a snapshot. Paths can share a hash, so the caller
     /// compares the path in the snapshot.
     pub(super) fn find(&self, hash: u64) -> impl Iterator<Item = u32> {
@@ -165,14 +181,23 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
+    fn rounded(entries: u32) -> u32 {
+        entries.next_power_of_two().max(PROBES as u32)
+    }
+
+    /// The memory that a directory with this many entries takes.
+    pub(crate) fn bytes_for(entries: u32) -> u64 {
+        (entry_offset(Self::rounded(entries)) as u64).next_multiple_of(4096)
+    }
+
     /// A directory of the instance `epoch`. `entries` is rounded up to a power of two, and to at
     /// least [`PROBES`].
     ///
     /// # Errors
     /// The error of the system.
     pub(crate) fn new(epoch: Epoch, entries: u32) -> std::io::Result<Self> {
-        let entries = entries.next_power_of_two().max(PROBES as u32);
-        let size = (entry_offset(entries) as u64).next_multiple_of(4096);
+        let size = Self::bytes_for(entries);
+        let entries = Self::rounded(entries);
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         let (file, mapping) = make_sealed(c"iovcache-directory", size, seals)?;
         let mut header = [0; size_of::<DirectoryHeader>()];
@@ -247,6 +272,12 @@ impl DirectoryEntry {
     pub(crate) fn withdraw(&self) {
         self.store(0, 0);
     }
+
+    /// Wakes consumers that wait for a change of the path. The next answers are visible before this.
+    pub(crate) fn tell_changed(&self) {
+        let changes = entry_offset(self.index) + offset_of!(EntryLayout, changes);
+        change_notice::tell_changed(self.directory.mapping.atomic_u32(changes));
+    }
 }
 
 impl Drop for DirectoryEntry {
@@ -254,6 +285,7 @@ impl Drop for DirectoryEntry {
         self.withdraw();
         let hash = self.directory.word(self.index, offset_of!(EntryLayout, hash));
         hash.store(0, std::sync::atomic::Ordering::Relaxed);
+        self.tell_changed();
         self.directory.taken()[self.index as usize] = false;
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use super::super::layout::{Epoch, MetaHeader};
 use super::super::{Pool, PoolOptions};
 use super::directory::{Directory, path_hash};
-use super::pins_page::{ConsumerPage, ServicePage};
+use super::pins_page::{ConsumerPage, ServicePage, UseSample};
 use super::snapshot::{PublishedSnapshot, SnapshotSpan};
 
 const EPOCH: Epoch = Epoch(0x1112_1314_1516_1718);
@@ -107,7 +107,8 @@ fn a_pins_page_is_byte_for_byte_as_drawn() {
     let service = ServicePage::new().unwrap();
     let consumer = ConsumerPage::open(service.file(), ServicePage::BYTES).unwrap();
     let slot = consumer.pin(2, &AtomicU64::new(GENERATION), GENERATION).unwrap();
-    consumer.sample(3, 4);
+    assert!(consumer.sample(UseSample { entry: 3, span: 4, generation: 0x99 }));
+    assert_eq!(consumer.begin_watch(6), Some(0));
     consumer.count_hits(5);
     consumer.count_ask(1);
     let bytes = read(service.file(), 0, 4096 + 32);
@@ -118,7 +119,8 @@ fn a_pins_page_is_byte_for_byte_as_drawn() {
     drawn[12..16].copy_from_slice(&3584_u32.to_le_bytes());
     drawn[16..24].copy_from_slice(&32_768_u64.to_le_bytes());
     (drawn[24], drawn[64], drawn[80]) = (3, 5, 1);
-    (drawn[256], drawn[260]) = (4, 4);
+    (drawn[256], drawn[264], drawn[268]) = (0x99, 4, 4);
+    drawn[3584] = 7;
     drawn[4112..4120].copy_from_slice(&GENERATION.to_le_bytes());
     assert_eq!((slot, bytes), (2, drawn));
 }

@@ -20,6 +20,7 @@
 
 mod ask_reason;
 mod block_place;
+mod change_notice;
 mod directory;
 mod files;
 #[cfg(test)]
@@ -37,9 +38,9 @@ pub use ask_reason::AskReason;
 pub(crate) use directory::{Directory, DirectoryEntry};
 pub(super) use files::LocalFiles;
 pub(crate) use monotonic::monotonic_millis;
-pub(crate) use pins_page::ServicePage;
+pub(crate) use pins_page::{ServicePage, UseSample};
 pub use plane::{LocalPlane, LookUpCounts};
 pub(super) use protocol::retire;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
-pub use view::{OwnedPinnedView, PinnedView, PlanePath};
+pub use view::{ChangeNotice, LOOK_AGAIN, OwnedPinnedView, PinnedView, PlanePath};

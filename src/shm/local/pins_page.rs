@@ -1,14 +1,14 @@
 //! The pins page: the only memory that a consumer writes, one per session.
 //!
 //! ```text
-//!  0        64         128    256         4096                        32768
-//!  ┌────────┬──────────┬──────┬───────────┬──────┬──────┬─────────────┐
-//!  │ header │ counters │      │ samples   │ slot │ slot │             │
-//!  └────────┴──────────┴──────┴───────────┴──────┴──────┴─────────────┘
+//!  0        64         128    256       3584      4096                        32768
+//!  ┌────────┬──────────┬──────┬─────────┬─────────┬──────┬──────┬─────────────┐
+//!  │ header │ counters │      │ samples │ watches │ slot │ slot │             │
+//!  └────────┴──────────┴──────┴─────────┴─────────┴──────┴──────┴─────────────┘
 //! ```
 //!
-//! The service trusts no word of it: slots are compared with its own generations, samples name a
-//! published span or are ignored, counters only describe the consumer itself.
+//! The service trusts no word of it: slots are compared with its own generations, samples and
+//! watches name a published path or are ignored, counters only describe the consumer itself.
 
 use std::mem::{offset_of, size_of};
 use std::os::fd::BorrowedFd;
@@ -44,8 +44,12 @@ pub(super) const REASONS: usize = 7;
 /// Size of a page in bytes.
 pub(super) const PAGE_BYTES: u64 = 32 << 10;
 const SAMPLES_OFFSET: usize = 256;
-/// Number of samples in a page.
-pub(super) const SAMPLES: usize = 480;
+/// Number of samples in a page, of two words each.
+pub(super) const SAMPLES: usize = 208;
+const SAMPLE_BYTES: usize = 2 * size_of::<u64>();
+const WATCHES_OFFSET: usize = 3584;
+/// Number of watches in a page: the maximum number of threads that wait for a change at a time.
+const WATCHES: u32 = 64;
 const SLOTS_OFFSET: usize = 4096;
 /// Number of slots in a page: the maximum number of views at a time.
 pub(super) const SLOTS: u32 = ((PAGE_BYTES as usize - SLOTS_OFFSET) / size_of::<u64>()) as u32;
@@ -60,20 +64,32 @@ const _: () = assert!(offset_of!(PageHeader, high_water) == 24);
 const _: () = assert!(offset_of!(PageHeader, hits) == 64);
 const _: () = assert!(offset_of!(PageHeader, asks) == 72);
 const _: () = assert!(size_of::<PageHeader>() == 128);
-const _: () = assert!(SAMPLES_OFFSET + SAMPLES * size_of::<u64>() == SLOTS_OFFSET);
+const _: () = assert!(SAMPLES_OFFSET + SAMPLES * SAMPLE_BYTES == WATCHES_OFFSET);
+const _: () = assert!(WATCHES_OFFSET + WATCHES as usize * size_of::<u64>() == SLOTS_OFFSET);
 const _: () = assert!(SLOTS == 3584);
 
-/// Word of a sample, not 0: the directory entry of a path, and the span that was used.
-fn sample_word(entry: u32, span: u32) -> u64 {
-    (u64::from(entry) + 1) << 32 | u64::from(span)
+/// An object that was used: where it is named, and the generation of its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UseSample {
+    /// The entry of its path in the directory.
+    pub(crate) entry: u32,
+    /// The number of the span in the snapshot.
+    pub(crate) span: u32,
+    pub(crate) generation: u64,
 }
 
 fn slot(mapping: &Mapping, index: u32) -> &AtomicU64 {
     mapping.atomic_u64(SLOTS_OFFSET + index as usize * size_of::<u64>())
 }
 
-fn sample(mapping: &Mapping, index: usize) -> &AtomicU64 {
-    mapping.atomic_u64(SAMPLES_OFFSET + index % SAMPLES * size_of::<u64>())
+/// The two words of a sample: generation (0: taken), and entry and span.
+fn sample(mapping: &Mapping, index: usize) -> [&AtomicU64; 2] {
+    let at = SAMPLES_OFFSET + index % SAMPLES * SAMPLE_BYTES;
+    [mapping.atomic_u64(at), mapping.atomic_u64(at + size_of::<u64>())]
+}
+
+fn watch(mapping: &Mapping, index: u32) -> &AtomicU64 {
+    mapping.atomic_u64(WATCHES_OFFSET + index as usize * size_of::<u64>())
 }
 
 /// A page as mapped by its consumer.
@@ -153,10 +169,35 @@ impl ConsumerPage {
         (0..used).all(|index| self.slot(index).load(Ordering::SeqCst) == 0)
     }
 
-    /// Tells the service which span was used.
-    pub(super) fn sample(&self, entry: u32, span: u32) {
+    /// Reports a use to the service; returns whether the page had room for it.
+    pub(super) fn sample(&self, used: UseSample) -> bool {
         let next = self.next_sample.fetch_add(1, Ordering::Relaxed) as usize;
-        sample(&self.mapping, next).store(sample_word(entry, span), Ordering::Relaxed);
+        let [generation, place] = sample(&self.mapping, next);
+        let has_room = generation.load(Ordering::Relaxed) == 0;
+        if has_room {
+            let word = (u64::from(used.entry) + 1) << 32 | u64::from(used.span);
+            place.store(word, Ordering::Relaxed);
+            // SYNC(sample): the service that sees the generation sees the place.
+            generation.store(used.generation, Ordering::Release);
+        }
+        has_room
+    }
+
+    /// Tells the service that a thread waits for a change of the path in an entry, so that it keeps
+    /// the path fresh. A number for [`end_watch`](Self::end_watch); `None` if too many wait.
+    pub(super) fn begin_watch(&self, entry: u32) -> Option<u32> {
+        // Relaxed: the service reads it now and then.
+        let claimed = |index: &u32| {
+            let word = watch(&self.mapping, *index);
+            let value = u64::from(entry) + 1;
+            word.compare_exchange(0, value, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        };
+        (0..WATCHES).find(claimed)
+    }
+
+    /// The thread does not wait any more.
+    pub(super) fn end_watch(&self, index: u32) {
+        watch(&self.mapping, index).store(0, Ordering::Relaxed);
     }
 
     pub(super) fn count_hits(&self, hits: u64) {
@@ -222,28 +263,33 @@ impl ServicePage {
         (0..used).map(|index| slot(&self.mapping, index))
     }
 
-    /// Whether a slot pins the block of `generation`, which was [retired](protocol::retire) before.
-    pub(super) fn names(&self, generation: u64) -> bool {
-        self.slots().any(|slot| protocol::names(slot, generation))
-    }
-
     /// The words of its slots that are not 0 at this moment.
     pub(crate) fn used_slots(&self) -> impl Iterator<Item = u64> {
-        self.slots().map(|slot| slot.load(Ordering::Relaxed)).filter(|word| *word != 0)
+        self.slots().map(protocol::named).filter(|word| *word != 0)
     }
 
-    /// Takes the samples since the last call: entry and span of each, which are not trusted.
-    pub(crate) fn take_samples(&self, mut each: impl FnMut(u32, u32)) {
+    /// Takes the samples since the last call, which are not trusted.
+    pub(crate) fn take_samples(&self, mut each: impl FnMut(UseSample)) {
         for index in 0..SAMPLES {
-            let word = sample(&self.mapping, index);
-            // A load first, so that an unused page is not written.
-            if word.load(Ordering::Relaxed) != 0 {
-                let taken = word.swap(0, Ordering::Relaxed);
-                if let Some(entry) = (taken >> 32).checked_sub(1) {
-                    each(entry as u32, taken as u32);
-                }
+            let [generation, place] = sample(&self.mapping, index);
+            // SYNC(sample): pairs with the Release store in `sample`. A look first: a page that is not
+            // used is not written.
+            let taken = generation.load(Ordering::Acquire);
+            if taken == 0 {
+                continue;
+            }
+            let word = place.load(Ordering::Relaxed);
+            generation.store(0, Ordering::Relaxed);
+            if let Some(entry) = (word >> 32).checked_sub(1) {
+                each(UseSample { entry: entry as u32, span: word as u32, generation: taken });
             }
         }
+    }
+
+    /// The entries that threads watch, which are not trusted.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = u32> {
+        let words = (0..WATCHES).map(|index| watch(&self.mapping, index).load(Ordering::Relaxed));
+        words.filter_map(|word| u32::try_from(word.checked_sub(1)?).ok())
     }
 
     /// The consumer's counters, which are not trusted: hits, and asks by reason.
@@ -269,10 +315,10 @@ mod tests {
         let block = AtomicU64::new(7);
         let slot = consumer.pin(5, &block, 7).unwrap();
         assert_eq!(slot, 5);
-        assert!(service.names(7) && !service.names(8));
+        assert_eq!(service.used_slots().collect::<Vec<_>>(), [7]);
         assert!(!consumer.is_unused());
         consumer.unpin(slot);
-        assert!(!service.names(7) && consumer.is_unused());
+        assert!(service.used_slots().next().is_none() && consumer.is_unused());
     }
 
     #[test]
@@ -299,7 +345,9 @@ mod tests {
         let service = ServicePage::new().unwrap();
         let mapping = map_sealed(service.file(), PAGE_BYTES, MapAccess::ReadWrite).unwrap();
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-        for _ in 0..100 {
+        // 4,096 words each; a nightly run writes 10^8.
+        let rounds = std::env::var("IOVCACHE_PAGE_ROUNDS").ok().and_then(|text| text.parse().ok());
+        for _ in 0..rounds.unwrap_or(100) {
             for offset in (0..PAGE_BYTES as usize).step_by(8) {
                 random ^= random << 13;
                 random ^= random >> 7;
@@ -307,11 +355,11 @@ mod tests {
                 let word = if random.is_multiple_of(5) { u64::MAX } else { random };
                 mapping.atomic_u64(offset).store(word, Ordering::Relaxed);
             }
-            let _ = service.names(random);
             assert!(service.used_slots().count() <= SLOTS as usize);
             let mut samples = 0;
-            service.take_samples(|_, _| samples += 1);
+            service.take_samples(|_| samples += 1);
             assert!(samples <= SAMPLES);
+            assert!(service.watched().count() <= WATCHES as usize);
             let _ = service.counts();
         }
     }
@@ -319,12 +367,28 @@ mod tests {
     #[test]
     fn samples_are_taken_once() {
         let (service, consumer) = pair();
-        consumer.sample(0, 3);
-        consumer.sample(u32::MAX - 1, u32::MAX);
+        let used = |entry, span| UseSample { entry, span, generation: 9 };
+        let last = used(u32::MAX - 1, u32::MAX);
+        assert!(consumer.sample(used(0, 3)) && consumer.sample(last));
         let mut taken = Vec::new();
-        service.take_samples(|entry, span| taken.push((entry, span)));
-        assert_eq!(taken, [(0, 3), (u32::MAX - 1, u32::MAX)]);
-        service.take_samples(|_, _| panic!("once"));
+        service.take_samples(|sample| taken.push(sample));
+        assert_eq!(taken, [used(0, 3), last]);
+        service.take_samples(|_| panic!("once"));
+        let room = (0..2 * SAMPLES).filter(|_| consumer.sample(last)).count();
+        assert_eq!(room, SAMPLES, "what the service has not taken is not overwritten");
+    }
+
+    #[test]
+    fn watches_are_seen_until_they_end() {
+        let (service, consumer) = pair();
+        assert_eq!(service.watched().count(), 0);
+        let taken: Vec<u32> =
+            (0..WATCHES).map(|entry| consumer.begin_watch(entry).unwrap()).collect();
+        assert_eq!(consumer.begin_watch(7), None);
+        assert_eq!(service.watched().collect::<Vec<_>>(), (0..WATCHES).collect::<Vec<_>>());
+        consumer.end_watch(taken[3]);
+        assert_eq!(consumer.begin_watch(u32::MAX), Some(taken[3]));
+        assert!(service.watched().any(|entry| entry == u32::MAX));
     }
 
     #[test]

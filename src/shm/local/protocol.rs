@@ -6,9 +6,9 @@
 //!                       ╲          ╱                                            │
 //!                        ╲        ╱  one of the two sees the other              │
 //!                         ╲      ╱                                              ▼
-//!  service    block: g ─▶ 0 │ fence (SeqCst) │ any slot g? ──no──▶ place is free
-//!                                                   │ yes            ▲
-//!                                                   └─▶ quarantine ──┘ once no slot names it (Acquire)
+//!  service    block: g ─▶ 0 │ fence (SeqCst) │ quarantine │ any slot g? ──no──▶ place is free
+//!                                                  ▲              │ yes (Acquire)
+//!                                                  └──────────────┘
 //! ```
 //!
 //! **A pinned block is not reused** (`SYNC(pin)`). Let C be the consumer's store of g into its
@@ -86,22 +86,23 @@ pub(super) fn pin<W: PinSlot>(slot: &W, block: &W, generation: u64) -> PinAttemp
 /// Ends a pin. Its bytes must not be read afterwards.
 #[inline]
 pub(super) fn unpin<W: PinSlot>(slot: &W) {
-    // SYNC(unpin): pairs with the Acquire load in `names`.
+    // SYNC(unpin): pairs with the Acquire load in `named`.
     slot.store(0, Ordering::Release);
 }
 
-/// Retires a block. Check the slots afterwards, by [`names`].
+/// Retires a block. Check the slots afterwards, by [`named`].
 pub(in crate::shm) fn retire<W: Word>(block: &W) {
     sync::give_up(block);
     // SYNC(pin): pairs with the SeqCst operations in `pin`.
     W::fence(Ordering::SeqCst);
 }
 
-/// Whether a slot pins the block of `generation`, which was [retired](retire) before.
+/// The generation that a slot names; 0: none. A block that was [retired](retire) before, and has
+/// another one, is not pinned by the slot.
 #[inline]
-pub(super) fn names<W: Word>(slot: &W, generation: u64) -> bool {
+pub(super) fn named<W: Word>(slot: &W) -> u64 {
     // SYNC(unpin): pairs with the Release store in `unpin`.
-    slot.load(Ordering::Acquire) == generation
+    slot.load(Ordering::Acquire)
 }
 
 /// Stores a reference to a snapshot in a directory entry.
@@ -179,7 +180,7 @@ mod tests {
         fn give_up(&self, generation: u64) {
             retire(&self.generation);
             let mut book = self.book.lock().unwrap();
-            if book.page && names(&self.slot, generation) {
+            if book.page {
                 book.quarantined = Some(generation);
             } else {
                 book.free = true;
@@ -190,7 +191,7 @@ mod tests {
         fn reclaim(&self) {
             let mut book = self.book.lock().unwrap();
             if let Some(generation) = book.quarantined
-                && (!book.page || !names(&self.slot, generation))
+                && (!book.page || named(&self.slot) != generation)
             {
                 (book.quarantined, book.free) = (None, true);
             }
@@ -221,6 +222,7 @@ mod tests {
             let memory = Memory::with_an_object();
             let service = spawn(&memory, |memory| {
                 memory.give_up(1);
+                memory.reclaim();
                 memory.reuse();
             });
             if pin(&memory.slot, &memory.generation, 1) == PinAttempt::Pinned {
@@ -264,6 +266,7 @@ mod tests {
             });
             let service = spawn(&memory, |memory| {
                 memory.give_up(1);
+                memory.reclaim();
                 memory.reuse();
             });
             if pin(&memory.slot, &memory.generation, 1) == PinAttempt::Pinned {

@@ -1,9 +1,19 @@
 //! Pages of all live sessions, and quarantined places: those that wait until no slot pins their
 //! block.
+//!
+//! ```text
+//!  block given up ─▶ quarantine ─┬─ SCAN_BATCH places, or no room for a new block
+//!                                ▼
+//!                  one pass over all slots ─▶ places that no slot names are free
+//! ```
+//!
+//! The slots are not looked at for each block: one pass serves all places that wait. A block that no
+//! snapshot has named cannot be pinned, and does not wait.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::time::{Duration, Instant};
 
 use super::super::allocator::AllocatedNode;
 use super::super::segment::Segment;
@@ -26,8 +36,23 @@ pub(in crate::shm) struct PageRegistry {
     /// Number of pages. Raised after a page is added.
     live: AtomicUsize,
     pages: RwLock<Vec<Arc<ServicePage>>>,
-    quarantine: Mutex<Vec<QuarantinedPlace>>,
+    quarantine: Mutex<Quarantine>,
+    /// The slots in use as of a moment ago.
+    recent: Mutex<Option<(Instant, Arc<[u64]>)>>,
 }
+
+/// Places that wait.
+#[derive(Default)]
+struct Quarantine {
+    places: Vec<QuarantinedPlace>,
+    /// How many came since the slots were looked at.
+    unseen: usize,
+}
+
+/// Places that wait before the slots are looked at; sooner if there is no room for a new block.
+const SCAN_BATCH: usize = 64;
+/// Time for which the slots in use count as known where a mistake only delays the reuse of memory.
+const RECENT: Duration = Duration::from_millis(5);
 
 impl fmt::Debug for PageRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,7 +61,7 @@ impl fmt::Debug for PageRegistry {
 }
 
 impl PageRegistry {
-    fn quarantine(&self) -> MutexGuard<'_, Vec<QuarantinedPlace>> {
+    fn quarantine(&self) -> MutexGuard<'_, Quarantine> {
         self.quarantine.lock()
     }
 
@@ -57,20 +82,22 @@ impl PageRegistry {
         self.live.fetch_sub(before - pages.len(), Ordering::SeqCst);
     }
 
-    /// Whether a slot of any page pins the block of `generation`, which was
-    /// [retired](super::protocol::retire) before.
-    pub(in crate::shm) fn names(&self, generation: u64) -> bool {
-        // SYNC(pin): after the fence in `retire`; pairs with the fence in `add`.
-        if self.live.load(Ordering::SeqCst) == 0 {
-            return false;
-        }
-        let pages = self.pages.read();
-        pages.iter().any(|page| page.names(generation))
+    /// Number of pages.
+    pub(in crate::shm) fn pages(&self) -> usize {
+        self.pages.read().len()
     }
 
-    /// The generations in all slots at this moment; they are not trusted.
+    /// Whether a consumer can have pinned a block that was [retired](super::protocol::retire) just
+    /// now.
+    pub(in crate::shm) fn has_pages(&self) -> bool {
+        // SYNC(pin): after the fence in `retire`; pairs with the fence in `add`.
+        self.live.load(Ordering::SeqCst) != 0
+    }
+
+    /// The generations in all slots, sorted: what is in use, unless it is garbage. A block that was
+    /// [retired](super::protocol::retire) before this and is not among them is not pinned.
     pub(in crate::shm) fn used_slots(&self) -> Vec<u64> {
-        if self.live.load(Ordering::SeqCst) == 0 {
+        if !self.has_pages() {
             return Vec::new();
         }
         let pages = self.pages.read();
@@ -79,27 +106,49 @@ impl PageRegistry {
         used
     }
 
-    /// Keeps a place until no slot pins its block.
-    pub(in crate::shm) fn keep(&self, place: QuarantinedPlace) {
-        self.quarantine().push(place);
+    /// As [`used_slots`](Self::used_slots), as of a moment ago: for guesses.
+    pub(in crate::shm) fn recently_used_slots(&self) -> Arc<[u64]> {
+        let mut recent = self.recent.lock();
+        match &*recent {
+            Some((seen, used)) if seen.elapsed() < RECENT => Arc::clone(used),
+            _ => {
+                let used: Arc<[u64]> = self.used_slots().into();
+                *recent = Some((Instant::now(), Arc::clone(&used)));
+                used
+            }
+        }
     }
 
-    /// Takes the places whose blocks no slot pins any more.
+    /// Keeps a place until no slot names its block. Whether the slots are to be looked at now.
+    pub(in crate::shm) fn keep(&self, place: QuarantinedPlace) -> bool {
+        let mut quarantine = self.quarantine();
+        quarantine.places.push(place);
+        quarantine.unseen += 1;
+        quarantine.unseen >= SCAN_BATCH
+    }
+
+    /// Places whose blocks no slot names any more. Looks at each slot once.
     pub(in crate::shm) fn take_unused(&self) -> Vec<QuarantinedPlace> {
         let mut quarantine = self.quarantine();
-        let unused = quarantine.extract_if(.., |one| !self.names(one.generation));
-        unused.collect()
+        if quarantine.places.is_empty() {
+            return Vec::new();
+        }
+        quarantine.unseen = 0;
+        // After the lock: every place in quarantine was retired before.
+        let used = self.used_slots();
+        let is_unused = |one: &mut QuarantinedPlace| used.binary_search(&one.generation).is_err();
+        quarantine.places.extract_if(.., is_unused).collect()
     }
 
     /// Bytes of the places in quarantine.
     pub(in crate::shm) fn quarantined_bytes(&self) -> u64 {
-        self.quarantine().iter().map(|one| one.bytes).sum()
+        self.quarantine().places.iter().map(|one| one.bytes).sum()
     }
 
     /// Whether the place of the block at offset `block` of a segment is in quarantine.
     pub(in crate::shm) fn is_quarantined(&self, segment: &Segment, block: usize) -> bool {
-        let quarantine = self.quarantine();
-        quarantine.iter().any(|one| std::ptr::eq(&*one.segment, segment) && one.block == block)
+        let places = &self.quarantine().places;
+        places.iter().any(|one| std::ptr::eq(&*one.segment, segment) && one.block == block)
     }
 }
 
@@ -118,7 +167,9 @@ mod tests {
     fn object(pool: &Pool, byte: u8) -> Option<super::super::super::Block> {
         let mut room = pool.reserve(7_000).ok()?;
         room.fill(&[byte; 7_000]);
-        Some(room.publish(ObjectId::from_bytes([byte; 16])))
+        let block = room.publish(ObjectId::from_bytes([byte; 16]));
+        block.enter_snapshot();
+        Some(block)
     }
 
     fn attached(pool: &Pool) -> (Arc<ServicePage>, ConsumerPage) {
@@ -175,6 +226,46 @@ mod tests {
         let other = std::sync::atomic::AtomicU64::new(block.generation() + 1);
         consumer.pin(0, &other, block.generation() + 1).unwrap();
         drop(block);
-        assert_eq!(pool.used_bytes(), 0);
+        assert_eq!(pool.usage().used_bytes, 0);
+    }
+
+    #[test]
+    fn a_block_that_no_snapshot_has_named_is_free_at_once_whatever_slots_say() {
+        let pool = pool();
+        let (_page, consumer) = attached(&pool);
+        let mut room = pool.reserve(7_000).unwrap();
+        room.fill(&[7; 7_000]);
+        let block = room.publish(ObjectId::from_bytes([7; 16]));
+        let _slot = pin(&pool, &consumer, &block.meta_header());
+        drop(block);
+        assert_eq!((pool.used_bytes(), pool.quarantined_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn many_blocks_that_are_given_up_are_looked_for_in_one_pass() {
+        let pool = Pool::new(PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() });
+        let pool = pool.unwrap();
+        let (_page, consumer) = attached(&pool);
+        let blocks: Vec<_> = (0..3 * SCAN_BATCH)
+            .map(|n| {
+                let mut room = pool.reserve(64).unwrap();
+                room.fill(&[n as u8; 64]);
+                let block = room.publish(ObjectId::from_bytes([n as u8; 16]));
+                block.enter_snapshot();
+                block
+            })
+            .collect();
+        let each = blocks[0].charged_bytes();
+        let _slot = pin(&pool, &consumer, &blocks[7].meta_header());
+        let mut waiting = Vec::new();
+        for block in blocks {
+            drop(block);
+            waiting.push(pool.used_bytes());
+        }
+        let all = 3 * SCAN_BATCH as u64 * each;
+        assert_eq!(waiting[0], all, "the first one waits for others");
+        let batch = SCAN_BATCH as u64 * each;
+        assert_eq!(waiting[SCAN_BATCH - 1], all - batch + each, "all but the pinned one are free");
+        assert_eq!(*waiting.last().unwrap(), each);
     }
 }

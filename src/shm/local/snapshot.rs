@@ -273,6 +273,12 @@ impl SnapshotView {
         word.load(Ordering::Relaxed)
     }
 
+    /// Whether the service refreshes all of it by itself. Else a span is confirmed when it is asked
+    /// for.
+    pub(super) fn is_refreshed(&self) -> bool {
+        self.word(offset_of!(SnapshotHeader, confirmed_until)) != 0
+    }
+
     /// Whether it is the snapshot of `path`.
     pub(super) fn is_of(&self, path: &str) -> bool {
         if self.path_bytes as usize != path.len() {

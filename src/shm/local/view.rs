@@ -5,17 +5,20 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use super::super::futex;
 use super::super::layout::MetaHeader;
 use super::super::resolver::{Mappings, RawBlock};
 use super::super::sync;
 use super::ask_reason::AskReason;
 use super::block_place::BlockPlace;
+use super::change_notice;
 use super::directory::path_hash;
 use super::monotonic::coarse_monotonic_millis;
+use super::pins_page::UseSample;
 use super::plane::LocalPlane;
 use super::protocol::PinAttempt;
 use super::snapshot::{FoundSpan, SnapshotView};
@@ -25,6 +28,33 @@ use crate::object::{ObjectId, ObjectPath};
 const SAMPLE_MILLIS: u64 = 256;
 /// Attempts to read a timeline that is being replaced.
 const ATTEMPTS: usize = 4;
+
+/// Time after which the answer for a path can have changed that the service does not refresh by
+/// itself.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A state of a path, which changes are told apart from. See [`PlanePath::notice`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeNotice {
+    entry: u32,
+    count: u32,
+    is_refreshed: bool,
+}
+
+impl ChangeNotice {
+    /// As two words, for other languages.
+    #[cfg(feature = "capi")]
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        [u64::from(self.entry) << 32 | u64::from(self.count), u64::from(self.is_refreshed)]
+    }
+
+    /// The notice of [`to_words`](Self::to_words). Other words name an entry that may not exist.
+    #[cfg(feature = "capi")]
+    pub(crate) fn from_words([place, refreshed]: [u64; 2]) -> Self {
+        let (entry, count) = ((place >> 32) as u32, place as u32);
+        Self { entry, count, is_refreshed: refreshed != 0 }
+    }
+}
 
 /// A path of the local plane. It is used by one thread; a clone is cheap.
 pub struct PlanePath {
@@ -37,6 +67,8 @@ pub struct PlanePath {
     next_sample: Cell<u64>,
     /// Number of hits that are not yet added to the page.
     hits: Cell<u64>,
+    /// One bit for each span of the cached snapshot: the service was told that it is used.
+    reported: RefCell<Vec<u64>>,
 }
 
 /// The snapshot that was read last. It lies in the path's mappings.
@@ -87,8 +119,9 @@ impl PlanePath {
     fn new(plane: Arc<LocalPlane>, path: ObjectPath) -> Self {
         let mappings = RefCell::new(plane.attachment().mappings());
         let hash = path_hash(path.as_str());
+        let (snapshot, reported) = (Cell::new(None), RefCell::default());
         let (next_sample, hits) = (Cell::new(0), Cell::new(0));
-        Self { plane, path, hash, mappings, snapshot: Cell::new(None), next_sample, hits }
+        Self { plane, path, hash, mappings, snapshot, next_sample, hits, reported }
     }
 
     /// The object path.
@@ -149,8 +182,8 @@ impl PlanePath {
         }
         let view = self.pin(&found)?;
         self.hits.set(self.hits.get() + 1);
-        if now >= self.next_sample.get() {
-            self.sample(now, snapshot.entry, found.number);
+        if now >= self.next_sample.get() || !self.is_reported(found.number) {
+            self.sample(now, snapshot.entry, &found);
         }
         Ok(view)
     }
@@ -176,7 +209,8 @@ impl PlanePath {
         HINT.set(slot);
         let bytes = PinnedBytes {
             slot,
-            data: block.payload(),
+            block,
+            generation,
             size: size as usize,
             id: ObjectId::from_bytes(block.object_id()),
             span: (found.from, found.until),
@@ -213,6 +247,7 @@ impl PlanePath {
             };
             if let Some(cached) = self.read_snapshot(entry, generation, block) {
                 self.snapshot.set(Some(cached));
+                self.reported.borrow_mut().clear();
                 return Ok(cached);
             }
             // Another segment with the same id may have replaced it.
@@ -242,6 +277,79 @@ impl PlanePath {
         (is_of_path && seen_again).then_some(CachedSnapshot { entry, generation, block, view })
     }
 
+    /// A notice for [`wait_change`](Self::wait_change). If it is taken before the answer is looked up,
+    /// in shared memory or at the service, no change after that answer is missed.
+    ///
+    /// # Errors
+    /// Why changes of the path cannot be waited for: a request that names the session has it
+    /// published.
+    pub fn notice(&self) -> Result<ChangeNotice, AskReason> {
+        let mut reason = AskReason::Unpublished;
+        for _ in 0..ATTEMPTS {
+            self.plane.check()?;
+            let entry = match self.snapshot.get().map_or_else(|| self.find_snapshot(), Ok) {
+                Ok(known) => known.entry,
+                Err(AskReason::NotMapped) if self.remap() => continue,
+                Err(other) => return Err(other),
+            };
+            let directory = &self.plane.files().directory;
+            // SYNC(notice): before it is seen that the entry names a snapshot of the path.
+            let count = change_notice::note(directory.changes(entry));
+            match self.snapshot() {
+                Ok(now) if now.entry == entry => {
+                    let is_refreshed = now.view.is_refreshed();
+                    return Ok(ChangeNotice { entry, count, is_refreshed });
+                }
+                Ok(_) => reason = AskReason::Unpublished,
+                Err(AskReason::NotMapped) if self.remap() => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Err(reason)
+    }
+
+    /// Waits until the answer for the path can be another one than when `notice` was taken, or until
+    /// `deadline`; whether it can. Uses no CPU time meanwhile.
+    ///
+    /// A path that the service does not refresh by itself, since its source answers for single times,
+    /// can have changed after [`LOOK_AGAIN`].
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn wait_change(
+        &self,
+        notice: &ChangeNotice,
+        deadline: Option<Instant>,
+    ) -> Result<bool, AskReason> {
+        // In a forked child the page is the parent's.
+        self.plane.check()?;
+        let files = self.plane.files();
+        if !files.directory.has(notice.entry) {
+            return Err(AskReason::Unpublished);
+        }
+        let (count, end) = (files.directory.changes(notice.entry), self.plane.attachment());
+        let watch = Watch { plane: &self.plane, number: files.page.begin_watch(notice.entry) };
+        let look_again = match watch.number {
+            Some(_) if notice.is_refreshed => None,
+            _ => Some(Instant::now() + LOOK_AGAIN),
+        };
+        loop {
+            self.plane.check()?;
+            if change_notice::note(count) != notice.count {
+                return Ok(true);
+            }
+            let now = Instant::now();
+            if look_again.is_some_and(|at| at <= now) {
+                return Ok(true);
+            }
+            if deadline.is_some_and(|at| at <= now) {
+                return Ok(false);
+            }
+            let until = deadline.into_iter().chain(look_again).min();
+            futex::wait_either((count, end.end_word().word()), (notice.count, 0), until);
+        }
+    }
+
     /// Uses the newest mappings; returns whether they have changed.
     fn remap(&self) -> bool {
         let newest = self.plane.attachment().mappings();
@@ -255,13 +363,47 @@ impl PlanePath {
         true
     }
 
+    /// Whether the service was told that the object of a span of the snapshot is used.
+    #[inline]
+    fn is_reported(&self, span: u32) -> bool {
+        let reported = self.reported.borrow();
+        reported.get(span as usize / 64).is_some_and(|word| word >> (span % 64) & 1 == 1)
+    }
+
     /// Reports to the service that the object of a span is used.
     #[cold]
     #[inline(never)]
-    fn sample(&self, now: u64, entry: u32, span: u32) {
-        self.next_sample.set(now + SAMPLE_MILLIS);
-        self.plane.files().page.sample(entry, span);
-        self.plane.files().page.count_hits(self.hits.replace(0));
+    fn sample(&self, now: u64, entry: u32, found: &FoundSpan) {
+        let page = &self.plane.files().page;
+        let used = UseSample { entry, span: found.number, generation: found.header.hint };
+        if page.sample(used) {
+            let mut reported = self.reported.borrow_mut();
+            let word = found.number as usize / 64;
+            if reported.len() <= word {
+                reported.resize(word + 1, 0);
+            }
+            reported[word] |= 1 << (found.number % 64);
+        }
+        if now >= self.next_sample.get() {
+            self.next_sample.set(now + SAMPLE_MILLIS);
+            page.count_hits(self.hits.replace(0));
+        }
+    }
+}
+
+/// A thread that waits for a change, as the service knows of it.
+struct Watch<'a> {
+    plane: &'a LocalPlane,
+    number: Option<u32>,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number
+            && !self.plane.attachment().is_forked()
+        {
+            self.plane.files().page.end_watch(number);
+        }
     }
 }
 
@@ -281,7 +423,8 @@ impl Drop for PlanePath {
 #[derive(Clone, Copy)]
 struct PinnedBytes {
     slot: u32,
-    data: NonNull<u8>,
+    block: RawBlock,
+    generation: u64,
     size: usize,
     id: ObjectId,
     span: (i64, i64),
@@ -292,9 +435,9 @@ impl PinnedBytes {
     /// # Safety
     /// The slot pins the block, and its mapping exists, as long as the slice lives.
     unsafe fn bytes<'a>(&self) -> &'a [u8] {
-        // SAFETY: `size` bytes lie in the mapping, as `live_block` has checked. A pinned block is
-        // not written (SYNC(pin) in `protocol`); both last by this function's contract.
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.size) }
+        // SAFETY: `size` bytes lie in the mapping, as `live_block` has checked. A pinned block is not
+        // written (SYNC(pin) in `protocol`); both last by this function's contract.
+        unsafe { std::slice::from_raw_parts(self.block.payload().as_ptr(), self.size) }
     }
 }
 
@@ -387,6 +530,13 @@ macro_rules! pinned_view {
             /// Id of the version.
             pub fn id(&self) -> ObjectId {
                 self.bytes.id
+            }
+
+            /// Whether its bytes are those of the object. Always true in the process that looked it
+            /// up. A forked child has no part in the pin: there the block can be given up.
+            pub fn is_live(&self) -> bool {
+                !self.plane.attachment().is_forked()
+                    || sync::seen(self.bytes.block.generation()) == self.bytes.generation
             }
 
             /// The version's own validity interval in milliseconds since the Unix epoch: from, and

@@ -203,35 +203,7 @@ impl Transport {
             );
             return Err(AttemptFailure::LeftAlone { reason });
         }
-        host.count_request();
-        let mut request =
-            self.client.request(ask.method.clone(), url.clone()).headers(ask.headers.clone());
-        if let Some((user, password)) = host.address.credentials_for(url) {
-            request = request.basic_auth(user, password.as_ref());
-        }
-        let first_byte = Duration::from_millis(self.options.first_byte_millis);
-        let asked = Instant::now();
-        let until = deadline.min(asked + first_byte);
-        let response = match timeout_at(until, request.send()).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => {
-                if error.is_connect() {
-                    host.refused();
-                } else {
-                    host.connected();
-                }
-                host.count_failure();
-                let reason = format!("{}: {}", label, chain(&error));
-                return Err(AttemptFailure::Transient { reason, after: None });
-            }
-            Err(_) => {
-                host.count_failure();
-                let reason = format!("{label} sent no answer within the time limit");
-                return Err(AttemptFailure::Transient { reason, after: None });
-            }
-        };
-        host.connected();
-        host.count_answer(asked.elapsed());
+        let response = self.head_of(ask, url, &host, &label, deadline).await?;
         let status = response.status();
         let reason = || format!("status {} from {label}", status.as_u16());
         match status.as_u16() {
@@ -253,6 +225,44 @@ impl Transport {
                 Ok(Head { response, host, _place: place })
             }
         }
+    }
+
+    /// Sends the request and waits for the head of the answer, with any status.
+    async fn head_of(
+        &self,
+        ask: &Ask,
+        url: &Url,
+        host: &CcdbHost,
+        label: &str,
+        deadline: Instant,
+    ) -> Result<reqwest::Response, AttemptFailure> {
+        host.count_request();
+        let mut request =
+            self.client.request(ask.method.clone(), url.clone()).headers(ask.headers.clone());
+        if let Some((user, password)) = host.address.credentials_for(url) {
+            request = request.basic_auth(user, password.as_ref());
+        }
+        let first_byte = Duration::from_millis(self.options.first_byte_millis);
+        let asked = Instant::now();
+        let until = deadline.min(asked + first_byte);
+        let reason = match timeout_at(until, request.send()).await {
+            Ok(Ok(response)) => {
+                host.connected();
+                host.count_answer(asked.elapsed());
+                return Ok(response);
+            }
+            Ok(Err(error)) => {
+                if error.is_connect() {
+                    host.refused();
+                } else {
+                    host.connected();
+                }
+                format!("{label}: {}", chain(&error))
+            }
+            Err(_) => format!("{label} sent no answer within the time limit"),
+        };
+        host.count_failure();
+        Err(AttemptFailure::Transient { reason, after: None })
     }
 
     /// Sends a request that must not be repeated, to the host that answered last.

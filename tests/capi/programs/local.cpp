@@ -56,5 +56,20 @@ int main(int count, char** arguments)
   if (!views || !(*views)[0] || (*views)[1]) {
     return failed("get_many");
   }
+  // A wait without a change, and one that a newer version ends.
+  const auto notice = path->notice();
+  const auto before = path->get(1000);
+  if (!notice || !before) {
+    return failed("notice");
+  }
+  const auto waited = path->wait(*notice, std::chrono::milliseconds(50));
+  if (!waited || *waited) {
+    return failed("wait");
+  }
+  std::cout << "waits" << std::endl;
+  const auto changed = path->wait(*notice, std::chrono::seconds(60));
+  if (!changed || !*changed) {
+    return failed("change");
+  }
   return 0;
 }

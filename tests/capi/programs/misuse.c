@@ -57,6 +57,8 @@ int main(int count, char **arguments)
   iovc_local_t *local = NULL;
   iovc_local_path_t *path = NULL;
   iovc_view_t view;
+  iovc_notice_t notice;
+  bool changed = true;
   memset(&view, 0, sizeof view);
   const int64_t time = 5;
   EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_open(NULL, &local));
@@ -65,6 +67,10 @@ int main(int count, char **arguments)
   EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_get(NULL, time, &view));
   EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_get(NULL, time, NULL));
   EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_get_many(NULL, &time, 1, &view, NULL));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_notice(NULL, &notice));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_notice(NULL, NULL));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_wait(NULL, &notice, 0, &changed));
+  EXPECT(IOVC_INVALID_ARGUMENT, iovc_local_wait(NULL, NULL, 0, NULL));
   iovc_view_release(NULL);
   iovc_view_release(&view);
   iovc_local_path_close(NULL);

@@ -215,6 +215,9 @@ struct LimitsArguments {
     /// 10,000.
     #[arg(id = "limits.key_values", long = "limit-key-values", value_name = "N")]
     key_values: Option<usize>,
+    /// Queries of a table for its columns and keys, of all columns together; at most 200,000.
+    #[arg(id = "limits.queries", long = "limit-queries", value_name = "N")]
+    queries: Option<usize>,
     /// Maximum number of entries of a lock; at most 100,000.
     #[arg(id = "limits.lock_entries", long = "limit-lock-entries", value_name = "N")]
     lock_entries: Option<usize>,

@@ -50,6 +50,7 @@ pub(super) fn cache(
         })
         .tables(config.columns())
         .max_key_values(config.limits.key_values)
+        .max_queries(config.limits.queries)
         .run_information(config.runs())
         .policies(policies)
         .local_plane(!config.no_local)

@@ -68,6 +68,8 @@ pub struct SessionSnapshot {
     pub uid: u32,
     /// Bytes pinned.
     pub pinned_bytes: u64,
+    /// Objects that it pins by itself, without a call, as it says.
+    pub slots: u64,
 }
 
 /// A source, or one host of a source.
@@ -100,7 +102,8 @@ impl Cache {
         let mut timeframes: Vec<TimeframeStatus> =
             timeframes.iter().filter_map(|timeframe| timeframe.status()).collect();
         timeframes.reverse();
-        let sessions = inner.leases.sessions();
+        let slots = inner.publisher.as_ref().map(|publisher| publisher.slots());
+        let sessions = inner.leases.sessions(&slots.unwrap_or_default());
         let more_sessions = sessions.len().saturating_sub(MAX_ENTRIES);
         let sources = inner.catalog.source().health().into_iter().take(MAX_ENTRIES);
         let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
@@ -138,6 +141,7 @@ impl Cache {
                     pid: session.pid,
                     uid: session.uid,
                     pinned_bytes: session.pinned_bytes,
+                    slots: session.slots,
                 })
                 .collect(),
             more_sessions,
