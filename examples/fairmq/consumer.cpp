@@ -81,7 +81,7 @@ class Consumer : public fair::mq::Device
         digests.push_back(digest(object));
       }
     }
-    // The work of a real consumer on the objects.
+    // Stands for the work of a real consumer.
     std::this_thread::sleep_for(std::chrono::milliseconds(mPause));
     return tell(head, timestamps, digests);
   }

@@ -7,7 +7,7 @@
 //
 // A table without columns announces the 'oldest possible timeslice': none below it follows. Consumers
 // pass it on as a result without rows. So the watermark moves on although a device was killed with all
-// that it had received: no device waits for a lost message.
+// that it had received: no device waits for lost messages.
 //
 // A workflow with Arrow sends tables as Arrow IPC instead; the cells are the same.
 #ifndef IOVCACHE_EXAMPLES_MESSAGES_HPP

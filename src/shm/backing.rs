@@ -26,7 +26,7 @@ use super::cgroup;
 use super::host::HostMemory;
 use super::huge_pages;
 use super::mapping::{MapAccess, Mapping};
-use super::renewal::SegmentCreation;
+use super::segment_creation::SegmentCreation;
 use super::segment_names::{NameLock, SegmentNames, same_file};
 
 /// The kind of files that back the segments.
@@ -445,7 +445,7 @@ mod tests {
         fs::create_dir(name(3)).unwrap();
         check("a folder");
         fs::remove_dir(name(3)).unwrap();
-        // A link to a segment of this service, too: the service does not follow it.
+        // A link to a segment of this service, too: links are not followed.
         let left = SegmentHeader::new(Epoch(7), 4, 4, 8192).to_bytes();
         for target in [name(9), Path::new("/dev/shm/nowhere").to_owned()] {
             fs::write(name(9), left).unwrap();

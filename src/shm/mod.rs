@@ -55,6 +55,7 @@ mod renewal;
 mod resolve_error;
 mod resolver;
 mod segment;
+mod segment_creation;
 mod segment_names;
 mod sync;
 
@@ -86,7 +87,7 @@ pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
-pub use renewal::{SegmentCreation, SegmentRegistrar};
 pub use resolve_error::{MapError, ResolveError};
 pub use resolver::{Location, Mappings};
 pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};
+pub use segment_creation::{SegmentCreation, SegmentRegistrar};

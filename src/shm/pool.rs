@@ -27,10 +27,10 @@ use super::layout::{
 };
 use super::local::PageRegistry;
 use super::pool_state::{
-    AllocatedBlock, InFlight, MAX_SEGMENT_BYTES, PAGE_BYTES, PoolInner, PoolState, SegmentSlot,
+    AllocatedBlock, InFlight, LEAST_SEGMENT_BYTES, MAX_SEGMENT_BYTES, PAGE_BYTES, PoolInner,
+    PoolState, SegmentSlot,
 };
 use super::region::Region;
-use super::renewal::LEAST_SEGMENT_BYTES;
 use super::resolver::Mappings;
 use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
 use super::sync;

@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::allocator::{AllocatedNode, Allocator};
 use super::backing::Maker;
 use super::host_blocks::HostBlocks;
-use super::layout::{Epoch, GRANULE_BYTES, usable_bytes};
+use super::layout::{Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, usable_bytes};
 use super::local::{PageRegistry, QuarantinedPlace};
-use super::renewal::{SegmentCreation, SegmentRegistrar};
 use super::segment::{Kind, Segment, SharedSegment};
+use super::segment_creation::{SegmentCreation, SegmentRegistrar};
 use super::sync;
 use crate::sync::Mutex;
 
 /// Sizes of segments are multiples of this.
 pub(super) const PAGE_BYTES: u64 = 4096;
+/// The smallest segment that is created.
+pub(super) const LEAST_SEGMENT_BYTES: u64 = SEGMENT_HEADER_BYTES + PAGE_BYTES;
 /// Maximum size of a segment: its granules are counted in 32 bits.
 pub(super) const MAX_SEGMENT_BYTES: u64 = (u32::MAX as u64 - 1) * GRANULE_BYTES;
 

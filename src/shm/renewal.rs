@@ -13,32 +13,10 @@
 use std::io;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use super::layout::SEGMENT_HEADER_BYTES;
 use super::pool::{Pool, PoolError, segment};
-use super::pool_state::{PAGE_BYTES, PoolInner, PoolState};
+use super::pool_state::{LEAST_SEGMENT_BYTES, PAGE_BYTES, PoolInner, PoolState};
 use super::segment::{LostSegment, Segment, SegmentLoss, SharedSegment};
-
-/// When the segments of a FairMQ session are created.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
-pub enum SegmentCreation {
-    /// All of them at the start, so that they can be registered before the devices start.
-    #[default]
-    #[serde(rename = "start")]
-    AtStart,
-    /// Each one when the earlier ones are full. None is ever retired.
-    #[serde(rename = "needed")]
-    WhenNeeded,
-}
-
-/// Registers a new segment, given by number and size, with the processes that find it by name. Called before
-/// anything is placed in it; may block.
-pub type SegmentRegistrar = Arc<dyn Fn(u16, u64) -> io::Result<()> + Send + Sync>;
-
-/// The smallest segment that is created.
-pub(super) const LEAST_SEGMENT_BYTES: u64 = SEGMENT_HEADER_BYTES + PAGE_BYTES;
+use super::segment_creation::{SegmentCreation, SegmentRegistrar};
 
 impl PoolInner {
     /// Whether segments are created after the start.
@@ -250,7 +228,7 @@ mod tests {
         assert_eq!(pool.lost_segments().len(), 2);
         let lost = pool.condemn_lost_segments();
         assert_eq!(lost.iter().map(|one| one.id).collect::<Vec<_>>(), [8, 9]);
-        assert!(!session.file(9).exists(), "no process opens it by its name any more");
+        assert!(!session.file(9).exists(), "no device opens it by its name any more");
         assert!(pool.condemn_lost_segments().is_empty(), "each is told once");
         assert_eq!(pool.lost_segments(), [], "they are being replaced");
         // 9 was empty and is replaced now; 8 holds a block that stays readable.

@@ -30,7 +30,7 @@ pub struct Meta {
     pub timeframe: Option<u64>,
     /// Id of the lease that keeps the objects.
     pub lease: Option<String>,
-    /// The metadata that the request asked for.
+    /// Entries that the request asked for.
     pub requested: SchemaMetadata,
 }
 

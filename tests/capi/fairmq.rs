@@ -194,12 +194,12 @@ async fn lost_names_are_made_anew_under_fresh_numbers_and_consumers_by_name_get_
     let service = Service::over(&repository(folder.path()), &named);
     let client = Client::connect(&service.unix()).await.unwrap();
     assert_eq!(by_name(&client, &session).await, Some((lines(), vec![8])));
-    // No object is held: a lost segment is replaced at once.
+    // No client holds an object: lost segments are replaced at once.
     fs::remove_file(session.file("m_9")).unwrap();
     let reset = fs::OpenOptions::new().write(true).open(session.file("m_10")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&reset, &[0; 512], 0).unwrap();
     wait_for("9 and 10 are replaced", async || numbers(&client).await == [8, 11, 12, 13]).await;
-    assert!(!session.file("m_10").exists(), "no process can open it any more");
+    assert!(!session.file("m_10").exists(), "no device can open it any more");
     // The one with the objects, while a table holds them.
     let request = TableRequest::new().column("drift", DRIFT).timestamps(TIMES);
     let held = client.table(request.clone()).await.unwrap();

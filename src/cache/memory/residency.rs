@@ -314,7 +314,7 @@ impl Residency {
     pub(crate) fn abandon_condemned(&self) {
         self.unlist(Resident::is_condemned);
         if let Some(reclaimable) = self.reclaimable() {
-            // Slots of consumers may name them.
+            // Published snapshots may name them.
             reclaimable.reclaim_all();
         }
         self.notify_freed();

@@ -1,5 +1,5 @@
-//! Tasks of a service with FairMQ's names: registers its segments with FairMQ, checks that their
-//! names exist, and makes lost ones anew where that is configured.
+//! FairMQ tasks of a service: registers its segments with FairMQ,
+//! watches that their names stay, and makes lost ones anew where that is configured.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};

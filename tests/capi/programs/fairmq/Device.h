@@ -198,7 +198,7 @@ class Channel
     return ::poll(&waited, 1, wait_ms) > 0;
   }
 
-  // Accepts peers, or connects to them.
+  // Accepts peers, or connects.
   void find_peers()
   {
     while (mIsBound && is_ready(mListener, POLLIN, 0)) {
