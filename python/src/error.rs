@@ -23,6 +23,11 @@ fn class_of(kind: ErrorKind) -> &'static str {
     }
 }
 
+/// The error for bytes that are not those of the object any more.
+pub(crate) fn stale(expected: u64) -> PyErr {
+    of_resolve(ResolveError::Stale { expected, found: 0 })
+}
+
 pub(crate) fn of_client(error: ClientError) -> PyErr {
     let class = match &error {
         ClientError::ForkedProcess => "ForkedProcess",

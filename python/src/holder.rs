@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use iovcache::shm::ResolveError;
 use pyo3::prelude::*;
 
-use crate::error;
-use crate::local::PlaneObject;
+use crate::plane_object::PlaneObject;
 use crate::shared::Shared;
 
 /// The pin of an object, and where what is known of its version comes from.
@@ -20,11 +18,6 @@ pub(crate) enum Holder {
     },
     /// The object of a path at a time.
     Plane(PlaneObject),
-}
-
-/// The error for bytes that are not those of the object any more.
-pub(crate) fn stale(expected: u64) -> PyErr {
-    error::of_resolve(ResolveError::Stale { expected, found: 0 })
 }
 
 impl Holder {

@@ -18,6 +18,7 @@ mod error;
 mod holder;
 mod local;
 mod object;
+mod plane_object;
 mod process;
 mod runs;
 mod shared;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iovcache::client::{Client, ClientError, Local, LocalPath, TableRequest, View};
+use iovcache::client::{Client, ClientError, Local, LocalPath, View};
 use iovcache::shm::AskReason;
 use iovcache::sync::Mutex;
 use iovcache::{ObjectId, Timestamp};
@@ -19,97 +19,14 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyList, PyString};
 
 use crate::error;
-use crate::holder::stale;
 use crate::object::{Pin, new_object};
+use crate::plane_object::{PlaneObject, PlaneView};
 use crate::process::{OwnedByProcess, wait};
-use crate::shared::record;
 
 /// Paths that a client keeps; beyond, all are dropped and looked up anew.
 const MAX_PATHS: usize = 65_536;
 /// Longest part of a wait for a change: a wait that a signal ends leaves a thread behind for as long.
 const WAIT_SLICE: Duration = Duration::from_secs(1);
-/// The column of a request for what is known of a version.
-const COLUMN: &str = "object";
-
-/// An object that was looked up, with its pin.
-pub(crate) struct PlaneObject {
-    client: Arc<OwnedByProcess<Client>>,
-    view: PlaneView,
-    path: Arc<str>,
-    at: i64,
-    /// The row of the objects view, once it was requested.
-    record: Mutex<Option<Py<PyDict>>>,
-}
-
-/// A view. One that the service was asked for holds a lease, which a forked child must not end.
-enum PlaneView {
-    Local(View<'static>),
-    Asked(OwnedByProcess<View<'static>>),
-}
-
-impl PlaneView {
-    fn view(&self) -> &View<'static> {
-        match self {
-            Self::Local(view) => view,
-            Self::Asked(view) => view.get_anywhere(),
-        }
-    }
-}
-
-impl PlaneObject {
-    /// The bytes. They stay unchanged as long as the object lives.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        self.view.view()
-    }
-
-    pub(crate) fn path(&self) -> Arc<str> {
-        Arc::clone(&self.path)
-    }
-
-    /// # Errors
-    /// `Stale` in a forked child, once the service has given the object up.
-    pub(crate) fn check(&self) -> PyResult<()> {
-        match self.view.view().is_live() {
-            true => Ok(()),
-            false => Err(stale(0)),
-        }
-    }
-
-    pub(crate) fn id(&self) -> String {
-        self.view.view().id().to_string()
-    }
-
-    /// From and until in milliseconds.
-    pub(crate) fn validity(&self) -> (i64, i64) {
-        let validity = self.view.view().validity();
-        (validity.from().as_millis(), validity.until().as_millis())
-    }
-
-    /// The row of the objects view for this version.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` where the service has another version for this time by now.
-    pub(crate) fn record<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        if let Some(known) = &*self.record.lock() {
-            return Ok(known.bind(py).clone());
-        }
-        let client = self.client.get()?;
-        let request = TableRequest::new().column(COLUMN, &*self.path).timestamps([self.at]);
-        let (_, batches) = wait(py, async {
-            let table = client.table(request).await?;
-            client.objects(&table).await
-        })?;
-        let changed = || error::of_client(ClientError::Changed);
-        let row = batches.iter().find(|batch| batch.num_rows() > 0).ok_or_else(changed)?;
-        let made = record(py, row, 0)?;
-        if made.as_any().get_item("object_id")?.extract::<String>()? != self.id() {
-            return Err(changed());
-        }
-        *self.record.lock() = Some(made.clone().unbind());
-        Ok(made)
-    }
-}
-
 /// The look-ups of one client.
 pub(crate) struct LookUps {
     client: Arc<OwnedByProcess<Client>>,
@@ -253,10 +170,7 @@ impl Path {
     fn object(&self, py: Python<'_>, view: PlaneView, at: Timestamp) -> PyResult<Py<PyAny>> {
         let (client, path) = (Arc::clone(&self.client), Arc::clone(&self.path));
         let at = at.as_millis();
-        new_object(
-            py,
-            Pin::of_plane(PlaneObject { client, view, path, at, record: Mutex::new(None) }),
-        )
+        new_object(py, Pin::of_plane(PlaneObject::new(client, view, path, at)))
     }
 
     /// The object, if it lies in shared memory and the service has confirmed it. Makes no call.

@@ -16,7 +16,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyMemoryView, PyTuple, PyType};
 
 use crate::holder::Holder;
-use crate::local::PlaneObject;
+use crate::plane_object::PlaneObject;
 use crate::shared::Shared;
 
 /// The object of a run of rows, with the pin on its bytes.

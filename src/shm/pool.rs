@@ -85,7 +85,7 @@ pub struct Usage {
     pub total_bytes: u64,
     /// Bytes used by blocks and reservations, their headers and rounding included.
     pub used_bytes: u64,
-    /// The remaining bytes.
+    /// The remaining bytes, those set aside for the directory included.
     pub free_bytes: u64,
     /// The largest payload that could be reserved now.
     pub largest_free_bytes: u64,
@@ -559,7 +559,7 @@ impl Pool {
         Usage {
             total_bytes,
             used_bytes,
-            free_bytes: self.0.segments_limit().saturating_sub(used_bytes),
+            free_bytes: total_bytes.saturating_sub(used_bytes),
             largest_free_bytes: in_areas.max(in_a_new_one).saturating_sub(BLOCK_OVERHEAD_BYTES),
             segments: state.segments.len(),
         }
