@@ -174,5 +174,5 @@ fn one_folder_is_asked_for_and_one_that_is_not_there_is_said_so() {
     assert_eq!(run(&["verify", "--repository", "/nowhere/at/all"]).status.code(), Some(3));
     let empty = tempfile::tempdir().unwrap();
     let text = run_well(&["verify", "--repository", empty.path().to_str().unwrap()]);
-    assert!(text.starts_with("0 are right"), "{text}");
+    assert!(text.starts_with("0 files are intact"), "{text}");
 }

@@ -75,7 +75,7 @@ fn a_wrong_key_is_an_error_in_c_with_its_code_and_the_rows_are_taken_over() {
         ("double", COLUMNS, ["[IOV-1043]", "\"run\" is Float64"]),
         ("string", COLUMNS, ["[IOV-1045]", "column \"information\" needs integers of the key"]),
         ("overflow", COLUMNS, ["[IOV-1046]", "9223372036854775808 in row 3"]),
-        ("short", COLUMNS, ["[IOV-7120]", "Arrow C data"]),
+        ("short", COLUMNS, ["[IOV-7131]", "Arrow C data"]),
     ] {
         let output = device.run(layout, columns, &["once"]);
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
