@@ -54,6 +54,7 @@ impl PayloadSize {
         self.0.load(Ordering::Relaxed) & !Self::IN_SNAPSHOT
     }
 
+    #[cfg(any(test, feature = "cache"))]
     fn enter_snapshot(&self) {
         self.0.fetch_or(Self::IN_SNAPSHOT, Ordering::Relaxed);
     }
@@ -302,6 +303,7 @@ impl Block {
 
     /// A snapshot is going to name it: consumers can pin it without a call. Only such a block is
     /// looked for in the pins pages when it is given up.
+    #[cfg(any(test, feature = "cache"))]
     pub(crate) fn enter_snapshot(&self) {
         self.place.size.enter_snapshot();
     }

@@ -59,10 +59,10 @@ pub(super) fn wait_either(
         waiter(own, seen.1, WaitFlags::SIZE_U32 | WaitFlags::PRIVATE),
     ];
     let until = deadline.map(monotonic);
-    match waitv(&both, WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic) {
-        Err(Errno::NOSYS | Errno::PERM) => wait_slice(shared, seen.0, deadline),
-        // Woken, changed, a signal, or too late: the caller sees which.
-        _ => {}
+    let waited = waitv(&both, WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic);
+    // Woken, changed, a signal, or too late: the caller sees which.
+    if let Err(Errno::NOSYS | Errno::PERM) = waited {
+        wait_slice(shared, seen.0, deadline);
     }
 }
 

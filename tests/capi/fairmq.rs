@@ -344,7 +344,7 @@ async fn a_table_carries_the_keys_that_aliceo2s_consumers_look_for_if_they_are_a
     }
     let asked = request().cell(CellKind::O2).encoding(Encoding::Plain);
     let schema = client.batches(&asked).await.unwrap()[0].schema();
-    assert!(keys.iter().all(|key| !schema.metadata().contains_key(*key)), "not asked for");
+    assert!(keys.iter().all(|key| !schema.metadata().contains_key(key)), "not asked for");
     let field = schema.field_with_name("fDrift").unwrap();
     assert_eq!(field.metadata()["url"], DRIFT);
 
