@@ -183,8 +183,8 @@ fn random() -> io::Result<u64> {
 }
 
 impl Pool {
-    /// Creates a pool. It has no segment yet; but those of [`SegmentCreation::AtStart`] are created
-    /// here.
+    /// Creates a pool. It has no segment yet, except for those of
+    /// [`SegmentCreation::AtStart`](super::SegmentCreation::AtStart), which are created here.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
