@@ -201,7 +201,9 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
         "{attention}"
     );
     let facts = browser.text("#facts");
-    assert!(facts.contains("most memory pinned by") && facts.contains("tracker"), "{facts}");
+    // Beside the tracker the client of this test holds tables, for a moment more than the tracker.
+    let holder = facts.contains("tracker") || facts.contains("process-");
+    assert!(facts.contains("most memory pinned by") && holder, "{facts}");
     assert!(facts.contains("oldest timeframe") && facts.contains("1000"), "{facts}");
     assert!(browser.text("#segments-count").contains("segments, "));
     let tables = "return Number(document.querySelector('[data-rate=tables] .value').textContent)";
