@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import threading
@@ -122,14 +123,16 @@ def test_more_objects_than_slots_are_held_all_the_same(client):
 
 
 def test_an_object_stays_as_it_is_while_others_are_evicted(start, tmp_path, repository):
-    service = start("--memory", "4MiB", "--segment", "1MiB")
+    own = tmp_path / "own-repository"
+    shutil.copytree(repository, own)
+    service = start("--memory", "4MiB", "--segment", "1MiB", source=own)
     with iovcache.connect(service.unix) as client:
         kept = published(client.path(NOISE), 5)
         view = memoryview(kept)
         del kept
         for n in range(60):
             path = f"Big/N{n}"
-            put(repository, (path, 0, 9000, 1, bytes([n]) * 300_000), tmp_path)
+            put(own, (path, 0, 9000, 1, bytes([n]) * 300_000), tmp_path)
         for _ in range(2):
             for n in range(60):
                 assert bytes(client.get(f"Big/N{n}", 5)) == bytes([n]) * 300_000

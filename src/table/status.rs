@@ -131,9 +131,15 @@ pub struct SessionStatus {
     pub uid: u32,
     /// Bytes that it pins; each object counts once.
     pub pinned_bytes: u64,
-    /// Objects that it pins by itself, without a call, as it says.
-    #[serde(default)]
+    /// Number of objects that it pins without a call, as its page of pins claims. Left out of the
+    /// JSON if it is 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub slots: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it by reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Availability of a source.
