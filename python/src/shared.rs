@@ -8,7 +8,6 @@ use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int64Type;
 use arrow_schema::SchemaRef;
 use iovcache::client::{Client, Table};
-use iovcache::shm::ResolveError;
 use iovcache::sync::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -42,10 +41,7 @@ impl Shared {
         }
         let table = self.table.get_anywhere();
         match table.column(column).map_err(error::of_client)?.header(row) {
-            Some(header) if !table.is_live(&header) => {
-                let (expected, found) = (header.hint, 0);
-                Err(error::of_resolve(ResolveError::Stale { expected, found }))
-            }
+            Some(header) if !table.is_live(&header) => Err(error::stale(header.hint)),
             _ => Ok(()),
         }
     }

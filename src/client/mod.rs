@@ -38,6 +38,7 @@ mod local_join;
 mod options;
 mod retry;
 mod service;
+mod session;
 mod table;
 mod tls_files;
 

@@ -1,7 +1,6 @@
 //! Calls of the client to a service.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -28,7 +27,6 @@ use super::options::ClientOptions;
 use super::retry;
 use super::table::{Hold, Releases, Table};
 use crate::error::{Coded as _, ErrorKind};
-use crate::secret::Secret;
 use crate::shm::attach::{Attachment, process_generation};
 use crate::table::{
     CellKind, CheckAnswer, ColumnRequest, ConsumedAnswer, Encoding, MessageWriter, PutAnswer,
@@ -52,18 +50,18 @@ pub struct PathEntry {
 
 /// A connection to a service. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Client(Arc<ClientInner>);
+pub struct Client(pub(super) Arc<ClientInner>);
 
 #[derive(Debug)]
-struct ClientInner {
-    address: ServiceAddress,
+pub(super) struct ClientInner {
+    pub(super) address: ServiceAddress,
     url: String,
-    flight: FlightClient,
+    pub(super) flight: FlightClient,
     /// Target of requests while the client is attached to a service that it reached over TCP.
-    near: ArcSwapOption<Near>,
-    options: ClientOptions,
+    pub(super) near: ArcSwapOption<Near>,
+    pub(super) options: ClientOptions,
     /// Session on this node, once it is known whether there can be one.
-    attached: Mutex<Attached>,
+    pub(super) attached: Mutex<Attached>,
     /// Leases of dropped tables.
     releases: mpsc::UnboundedSender<String>,
     /// Whether the service has answered once: calls without an answer are then repeated. Before,
@@ -73,7 +71,7 @@ struct ClientInner {
     /// The process that connected, distinct from its forks.
     process: u64,
     /// Whether the session looks up objects in shared memory.
-    looks_up: bool,
+    pub(super) looks_up: bool,
     /// Shared state of local look-ups, once they were used.
     local: crate::sync::Mutex<Option<Arc<LocalShared>>>,
 }
@@ -81,13 +79,13 @@ struct ClientInner {
 /// Unix socket of a service on this node. Sessions are used over it alone, because the kernel
 /// identifies the process of the client there.
 #[derive(Debug)]
-struct Near {
-    flight: FlightClient,
-    attachment: Weak<Attachment>,
+pub(super) struct Near {
+    pub(super) flight: FlightClient,
+    pub(super) attachment: Weak<Attachment>,
 }
 
 #[derive(Debug)]
-enum Attached {
+pub(super) enum Attached {
     NotTried,
     /// The service of the session is gone.
     Lost,
@@ -478,115 +476,6 @@ impl Client {
             Some(schema) => self.end_lease(&schema).await,
             None => Err(answer("no schema came")),
         }
-    }
-
-    /// Whether the session was one of a service that is gone; it is then discarded.
-    async fn forget_lost_session(&self) -> bool {
-        let mut attached = self.0.attached.lock().await;
-        let lost = matches!(&*attached, Attached::Here(attachment) if attachment.over().is_some());
-        if lost {
-            *attached = Attached::Lost;
-        }
-        lost
-    }
-
-    /// Session on this node, if the service is on it.
-    async fn attachment(
-        &self,
-        request: &TableRequest,
-    ) -> Result<Option<Arc<Attachment>>, ClientError> {
-        let mut attached = self.0.attached.lock().await;
-        let before = matches!(&*attached, Attached::Here(_) | Attached::Lost);
-        match &*attached {
-            Attached::Remote => return Ok(None),
-            Attached::Here(attachment) if attachment.over().is_none() => {
-                return Ok(Some(Arc::clone(attachment)));
-            }
-            Attached::Here(_) | Attached::Lost | Attached::NotTried => {}
-        }
-        // Beside a Unix socket the attach socket must exist; over TCP the service tells its path.
-        let mut epoch = None;
-        let (path, must) = match self.0.address.folder() {
-            Some(folder) => (Some(folder.join("attach.sock")), true),
-            None => {
-                let place = self.attach_place(request).await?;
-                epoch = place.as_ref().map(|(_, epoch)| epoch.clone());
-                (place.map(|(path, _)| path), false)
-            }
-        };
-        let path = path.filter(|path| must || path.exists());
-        let Some(path) = path else {
-            *attached = Attached::Remote;
-            return Ok(None);
-        };
-        match self.attach(&path).await {
-            Ok(attachment) => {
-                let attachment = Arc::new(attachment);
-                if !must && !self.come_near(&path, &attachment, epoch.as_deref()).await {
-                    *attached = Attached::Remote;
-                    return Ok(None);
-                }
-                *attached = Attached::Here(Arc::clone(&attachment));
-                Ok(Some(attachment))
-            }
-            // A running service would accept this process again, as it did before.
-            Err(error) if before && error.kind().is_transient() => {
-                Err(ClientError::Lost { reason: error.to_string() })
-            }
-            Err(error) if must => Err(error),
-            Err(_) => {
-                *attached = Attached::Remote;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Sends further requests through the Unix socket beside this attach socket, unless it cannot
-    /// be reached or belongs to another service than that reached over TCP.
-    async fn come_near(
-        &self,
-        attach: &Path,
-        attachment: &Arc<Attachment>,
-        epoch: Option<&str>,
-    ) -> bool {
-        if epoch != Some(&*attachment.epoch().to_string()) {
-            return false;
-        }
-        let Some(folder) = attach.parent() else { return false };
-        let url = format!("grpc+unix://{}", folder.join("flight.sock").display());
-        let Ok(address) = ServiceAddress::parse(&url) else { return false };
-        let Ok(flight) = address.connect(&url, &self.0.options).await else { return false };
-        let attachment = Arc::downgrade(attachment);
-        self.0.near.store(Some(Arc::new(Near { flight, attachment })));
-        true
-    }
-
-    /// Path of the service's attach socket, and its epoch.
-    async fn attach_place(
-        &self,
-        request: &TableRequest,
-    ) -> Result<Option<(PathBuf, String)>, ClientError> {
-        let descriptor = FlightDescriptor::new_cmd(request.to_json()?);
-        let result = self.0.flight.clone().get_schema(descriptor).await?.into_inner();
-        let schema = Schema::try_from(&result).map_err(|error| answer(&error.to_string()))?;
-        let said = |key: &str| schema.metadata().get(key);
-        let place = said("iovcache.attach").zip(said("iovcache.epoch"));
-        Ok(place.map(|(path, epoch)| (PathBuf::from(path), epoch.clone())))
-    }
-
-    async fn attach(&self, path: &Path) -> Result<Attachment, ClientError> {
-        let (path, options, looks_up) = (path.to_owned(), self.0.options.clone(), self.0.looks_up);
-        let opened = tokio::task::spawn_blocking(move || {
-            let consumer =
-                options.consumer.unwrap_or_else(|| format!("process-{}", std::process::id()));
-            let token = options.token.as_ref().map(Secret::reveal);
-            let opened = match looks_up {
-                true => Attachment::open_local(&path, &consumer, token),
-                false => Attachment::open(&path, &consumer, token),
-            };
-            opened.map_err(|error| ClientError::Attach { path, error })
-        });
-        opened.await.map_err(|error| answer(&error.to_string()))?
     }
 
     /// Registers a timeframe with its timestamps (milliseconds since the Unix epoch; `None`: null)

@@ -32,6 +32,31 @@ pub struct RowChoices {
     choices: Arc<[u32]>,
 }
 
+/// Runs in the making: neighbours with the same choice become one.
+#[derive(Default)]
+struct MergedRuns {
+    ends: Vec<i32>,
+    choices: Vec<u32>,
+}
+
+impl MergedRuns {
+    fn push(&mut self, end: i32, choice: u32) {
+        match (self.ends.last_mut(), self.choices.last()) {
+            (Some(last), Some(&before)) if before == choice => *last = end,
+            _ => {
+                self.ends.push(end);
+                self.choices.push(choice);
+            }
+        }
+    }
+}
+
+impl From<MergedRuns> for RowChoices {
+    fn from(MergedRuns { ends, choices }: MergedRuns) -> Self {
+        Self { ends: ends.into(), choices: choices.into() }
+    }
+}
+
 impl RowChoices {
     /// The cell is null, because the key or the timestamp is null.
     pub const NULL: u32 = KeyIds::NULL;
@@ -50,41 +75,21 @@ impl RowChoices {
     /// # Panics
     /// If there are fewer choices than distinct values.
     pub fn of_values(key: &KeyColumn, choices: &[u32]) -> Self {
-        let by_run = &key.ids().by_run;
         let choice = |id: u32| if id == KeyIds::NULL { Self::NULL } else { choices[id as usize] };
-        let (mut ends, mut chosen) = (Vec::new(), Vec::new());
-        let mut runs = key.ends().iter().zip(by_run.iter());
-        if let Some((&end, &id)) = runs.next() {
-            let (mut end, mut current) = (end, choice(id));
-            for (&next_end, &id) in runs {
-                let next = choice(id);
-                if next != current {
-                    ends.push(end);
-                    chosen.push(current);
-                    current = next;
-                }
-                end = next_end;
-            }
-            ends.push(end);
-            chosen.push(current);
-        }
-        Self { ends: ends.into(), choices: chosen.into() }
+        let by_run = key.ids().by_run.iter().map(|&id| choice(id));
+        Self::merged(key.ends().iter().copied().zip(by_run))
+    }
+
+    fn merged(runs: impl Iterator<Item = (i32, u32)>) -> Self {
+        let mut merged = MergedRuns::default();
+        runs.for_each(|(end, choice)| merged.push(end, choice));
+        merged.into()
     }
 
     /// Look-up 0 in all rows with a key that is not null.
     pub fn where_valid(key: &KeyColumn) -> Self {
-        let (mut ends, mut choices) = (Vec::new(), Vec::<u32>::new());
-        for (end, value) in key.runs() {
-            let choice = if value.is_some() { 0 } else { Self::NULL };
-            match (ends.last_mut(), choices.last()) {
-                (Some(last), Some(&before)) if before == choice => *last = end as i32,
-                _ => {
-                    ends.push(end as i32);
-                    choices.push(choice);
-                }
-            }
-        }
-        Self { ends: ends.into(), choices: choices.into() }
+        let choice = |value: Option<_>| if value.is_some() { 0 } else { Self::NULL };
+        Self::merged(key.runs().map(|(end, value)| (end as i32, choice(value))))
     }
 
     /// The look-up from a step function over the values of the key: `choice(n)` holds from
@@ -116,7 +121,7 @@ impl RowChoices {
         if !timestamps.has_nulls() {
             return self;
         }
-        let (mut ends, mut choices) = (Vec::new(), Vec::<u32>::new());
+        let mut merged = MergedRuns::default();
         let mut times = timestamps.runs().peekable();
         let mut start = 0;
         for (_, end, choice) in self.runs() {
@@ -124,20 +129,14 @@ impl RowChoices {
                 let Some(&(time_end, at)) = times.peek() else { break };
                 let stop = end.min(time_end);
                 let choice = if at.is_none() { Self::NULL } else { choice };
-                match (ends.last_mut(), choices.last()) {
-                    (Some(last), Some(&before)) if before == choice => *last = stop as i32,
-                    _ => {
-                        ends.push(stop as i32);
-                        choices.push(choice);
-                    }
-                }
+                merged.push(stop as i32, choice);
                 start = stop;
                 if stop == time_end {
                     times.next();
                 }
             }
         }
-        Self { ends: ends.into(), choices: choices.into() }
+        merged.into()
     }
 
     /// Number of runs.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::handle::Cache;
 use crate::budget::ClientBudget;
 use crate::cache::error::CacheError;
-use crate::cache::holders::lease::{LeaseId, LeaseOwner, LeaseTerms, charge_lease};
+use crate::cache::holders::lease::LeaseId;
+use crate::cache::holders::lease_terms::{LeaseOwner, LeaseTerms, charge_lease};
 use crate::cache::holders::origin::Origin;
 
 impl Cache {

@@ -9,7 +9,8 @@ use super::handle::Cache;
 use crate::budget::Charge;
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
-use crate::cache::holders::lease::{LeaseHolder, LeaseId, charge_lease};
+use crate::cache::holders::lease::LeaseId;
+use crate::cache::holders::lease_terms::{LeaseHolder, charge_lease};
 use crate::cache::holders::polls::{Polled, Polls};
 use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::versions::linked_timeline::VersionSet;
@@ -62,9 +63,15 @@ impl Cache {
         let deadline = Instant::now() + request.wait;
         let caller = Caller { in_advance: true, lease: Some(lease.clone()), ..caller.clone() };
         let (versions, holder) = self.versions_for(request, &caller, deadline).await?;
-        let charge = charge_lease(&caller.budget, versions.len())?;
+        // Only the first poll loads, and pays for the pins.
+        let charge = match self.polls().is_begun(lease) {
+            true => None,
+            false => Some(charge_lease(&caller.budget, versions.len())?),
+        };
         // No step between here and the start of the load may fail.
-        if self.polls().begin(lease, |lease| self.0.leases.is_open(lease)) {
+        if let Some(charge) = charge
+            && self.polls().begin(lease, |lease| self.0.leases.is_open(lease))
+        {
             self.load_for(lease.clone(), Arc::clone(&versions), holder, deadline, charge);
         }
         let mut progress =

@@ -13,8 +13,9 @@ use crate::cache::deadline::{PLANNING, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::holders::gate::Gate;
-use crate::cache::holders::lease::{
-    HolderName, LeaseHolder, LeaseId, LeaseOwner, LeaseTerms, charge_lease,
+use crate::cache::holders::lease::LeaseId;
+use crate::cache::holders::lease_terms::{
+    HolderName, LeaseHolder, LeaseOwner, LeaseTerms, charge_lease,
 };
 use crate::cache::holders::origin::Origin;
 use crate::cache::holders::timeframe::{Registration, Timeframe};

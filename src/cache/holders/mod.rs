@@ -3,6 +3,7 @@
 pub(crate) mod caller;
 pub(crate) mod gate;
 pub(crate) mod lease;
+pub(crate) mod lease_terms;
 pub(crate) mod limits;
 #[cfg(all(test, feature = "loom"))]
 mod loom_model;

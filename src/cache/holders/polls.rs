@@ -33,11 +33,16 @@ impl Default for Polls {
 }
 
 impl Polls {
+    /// Whether a poll has started the load of a lease.
+    pub(crate) fn is_begun(&self, lease: &LeaseId) -> bool {
+        self.by_lease.contains_key(lease)
+    }
+
     /// Whether this is the first poll of its lease, which starts the load. Entries of ended leases
     /// are removed each time the number of entries has doubled, so that the cost of a poll does not
     /// grow with them.
     pub(crate) fn begin(&mut self, lease: &LeaseId, is_open: impl Fn(&LeaseId) -> bool) -> bool {
-        if self.by_lease.contains_key(lease) {
+        if self.is_begun(lease) {
             return false;
         }
         if self.by_lease.len() >= self.sweep_at {
@@ -81,6 +86,7 @@ mod tests {
         for number in 0..10_000 {
             // Ten leases are open at a time.
             let is_open = |lease: &LeaseId| lease.as_str().parse::<usize>().unwrap() + 10 > number;
+            assert!(!polls.is_begun(&lease(number)));
             assert!(polls.begin(&lease(number), is_open));
             assert!(!polls.begin(&lease(number), is_open));
             assert!(polls.by_lease.len() <= 2 * FIRST_SWEEP);

@@ -13,7 +13,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::cache::error::CacheError;
-use crate::cache::holders::lease::{HolderName, Leases};
+use crate::cache::holders::lease::Leases;
+use crate::cache::holders::lease_terms::HolderName;
 use crate::cache::holders::limits::{ConsumerLimits, SlowConsumer, SlowHolder};
 use crate::cache::holders::timeframe::Timeframes;
 use crate::clock::Clock;

@@ -283,7 +283,7 @@ impl Residency {
         let mut replaced = None;
         let mut shard = self.map.shard(id);
         let known = shard.get(&id).and_then(Weak::upgrade);
-        let resident = match known.filter(|known| !self.is_abandoned(known)) {
+        let resident = match known.filter(|known| !self.abandon_if_condemned(known)) {
             Some(earlier) if earlier.has_bytes_of(&fresh) || earlier.pins() > 0 => earlier,
             earlier => {
                 replaced = earlier;
@@ -301,7 +301,7 @@ impl Residency {
     }
 
     /// Keeps track of an object in a condemned segment that gets a successor.
-    fn is_abandoned(&self, resident: &Arc<Resident>) -> bool {
+    fn abandon_if_condemned(&self, resident: &Arc<Resident>) -> bool {
         let is_condemned = resident.is_condemned();
         if is_condemned {
             self.abandoned.lock().push(Arc::downgrade(resident));

@@ -252,7 +252,7 @@ impl Publisher {
             state.pages.iter().map(|(session, entry)| (session.clone(), entry.clone())).collect()
         };
         let slots = |entry: &PageEntry| entry.page.used_slots().count() as u64;
-        pages.iter().map(|(session, entry)| (session.clone(), slots(entry))).collect()
+        pages.into_iter().map(|(session, entry)| (session, slots(&entry))).collect()
     }
 
     /// Faults in pages and sums, each with a name and a sentence. `is_session` tells whether a session
