@@ -48,6 +48,12 @@ fn register_program(folder: &Path) -> PathBuf {
     compile(folder, "c++", "examples/fairmq/register.cpp", &options)
 }
 
+/// FairMQ's registry has nothing left of the session's segment 8.
+fn assert_unregistered(program: &str, session: &Session) {
+    let removed = run(Path::new(program), &["--remove", &session.shmid, "8:1"], b"");
+    assert_eq!(well("register", &removed), "");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_registers_its_segments_itself_and_takes_them_out_of_the_book_at_its_end() {
     if !boost() {
@@ -67,9 +73,7 @@ async fn a_service_registers_its_segments_itself_and_takes_them_out_of_the_book_
     assert!(session.file("mng").exists(), "the program made the book");
     assert_eq!(service.stop().0, Some(0));
     // Nothing is left to be taken out.
-    let told =
-        well("register", &run(Path::new(&program), &["--remove", &session.shmid, "8:1"], b""));
-    assert_eq!(told, "");
+    assert_unregistered(&program, &session);
 
     let mut refused = Command::new(env!("CARGO_BIN_EXE_iovcache"));
     let source = format!("file://{}", folder.path().join("repository").display());
@@ -222,9 +226,7 @@ async fn lost_names_are_made_anew_under_fresh_numbers_and_consumers_by_name_get_
         assert_eq!(log.matches(told).count(), 1, "{told}: {log}");
     }
     // No number comes back after a restart, and FairMQ's registry has none of them.
-    let told =
-        well("register", &run(Path::new(&program), &["--remove", &session.shmid, "8:1"], b""));
-    assert_eq!(told, "");
+    assert_unregistered(&program, &session);
     let again = Service::over(&repository(folder.path()), &named);
     let segments = again.ready["fairmq"]["segments"].as_array().unwrap().clone();
     assert!(segments.iter().all(|one| one["id"].as_u64() > Some(14)), "{segments:?}");

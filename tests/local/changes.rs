@@ -17,6 +17,16 @@ fn known(path: &LocalPath, millis: i64) -> Option<ObjectId> {
     path.at(at(millis)).unwrap().map(|view| view.id())
 }
 
+/// A service with one version of [`PATH`], its repository, and a consumer that finds the object in
+/// shared memory.
+fn follower(arguments: &[&str]) -> (Service, tempfile::TempDir, Consumer, LocalPath) {
+    let (service, repository) = service(&[(PATH, (0, 100), 1)], arguments);
+    let consumer = Consumer::new(&service.unix(), "waits");
+    let path = consumer.local().path(PATH).unwrap();
+    until_local(&path, 50);
+    (service, repository, consumer, path)
+}
+
 /// CPU time of a process or thread, in milliseconds.
 fn cpu_millis(stat: &str) -> u64 {
     let stat = std::fs::read_to_string(stat).unwrap();
@@ -34,10 +44,7 @@ fn switches() -> u64 {
 
 #[test]
 fn a_new_version_ends_the_wait_within_the_refresh_time() {
-    let (service, repository) = service(&[(PATH, (0, 100), 1)], &[]);
-    let consumer = Consumer::new(&service.unix(), "waits");
-    let path = consumer.local().path(PATH).unwrap();
-    until_local(&path, 50);
+    let (_service, repository, _consumer, path) = follower(&[]);
     for created in 2..6 {
         let before = known(&path, 50);
         let put = std::thread::scope(|scope| {
@@ -59,10 +66,7 @@ fn a_new_version_ends_the_wait_within_the_refresh_time() {
 
 #[test]
 fn a_change_before_the_wait_counts_and_none_ends_it_in_time() {
-    let (service, repository) = service(&[(PATH, (0, 100), 1)], &[]);
-    let consumer = Consumer::new(&service.unix(), "waits");
-    let path = consumer.local().path(PATH).unwrap();
-    until_local(&path, 50);
+    let (_service, repository, _consumer, path) = follower(&[]);
     let first = known(&path, 50);
     assert!(path.changed(at(50), None, LIMIT).unwrap(), "an object is valid");
     let short = Some(Duration::from_millis(100));
@@ -84,10 +88,7 @@ fn a_change_before_the_wait_counts_and_none_ends_it_in_time() {
 
 #[test]
 fn a_version_for_another_time_ends_no_wait() {
-    let (service, repository) = service(&[(PATH, (0, 100), 1)], &[]);
-    let consumer = Consumer::new(&service.unix(), "waits");
-    let path = consumer.local().path(PATH).unwrap();
-    until_local(&path, 50);
+    let (_service, repository, _consumer, path) = follower(&[]);
     let first = known(&path, 50);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -140,10 +141,7 @@ fn no_change_is_missed_however_fast_they_come() {
 
 #[test]
 fn a_wait_uses_no_cpu_time_here_or_in_the_service() {
-    let (service, _repository) = service(&[(PATH, (0, 100), 1)], &["--refresh", "2s"]);
-    let consumer = Consumer::new(&service.unix(), "waits");
-    let path = consumer.local().path(PATH).unwrap();
-    until_local(&path, 50);
+    let (service, _repository, _consumer, path) = follower(&["--refresh", "2s"]);
     let first = known(&path, 50);
     let (own, of_service) = ("/proc/thread-self/stat", format!("/proc/{}/stat", service.pid()));
     let cpu = || (cpu_millis(own), cpu_millis(&of_service));
@@ -159,10 +157,7 @@ fn a_wait_uses_no_cpu_time_here_or_in_the_service() {
 #[test]
 fn a_wait_for_longer_than_a_path_is_kept_fresh_still_sees_the_change() {
     // A path without requests is not refreshed after 10 s; one with a waiting consumer is.
-    let (service, repository) = service(&[(PATH, (0, 100), 1)], &[]);
-    let consumer = Consumer::new(&service.unix(), "waits");
-    let path = consumer.local().path(PATH).unwrap();
-    until_local(&path, 50);
+    let (_service, repository, _consumer, path) = follower(&[]);
     let first = known(&path, 50);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -177,10 +172,7 @@ fn a_wait_for_longer_than_a_path_is_kept_fresh_still_sees_the_change() {
 
 #[test]
 fn a_path_that_is_invalidated_is_asked_for_and_found_unchanged() {
-    let (service, _repository) = service(&[(PATH, (0, 100), 1)], &[]);
-    let consumer = Consumer::new(&service.unix(), "waits");
-    let path = consumer.local().path(PATH).unwrap();
-    until_local(&path, 50);
+    let (_service, _repository, consumer, path) = follower(&[]);
     let first = known(&path, 50);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -7,27 +7,13 @@
  * registers the rows for the columns (JSON), and prints for each named column and each row the bytes
  * of the object, or "null". A request that fails prints its error, and the status is 3.
  */
+#include "arrow.h"
 #include "iovcache.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-struct ArrowSchema {
-  const char *format, *name, *metadata;
-  int64_t flags, n_children;
-  struct ArrowSchema **children, *dictionary;
-  void (*release)(struct ArrowSchema *);
-  void *private_data;
-};
-struct ArrowArray {
-  int64_t length, null_count, offset, n_buffers, n_children;
-  const void **buffers;
-  struct ArrowArray **children, *dictionary;
-  void (*release)(struct ArrowArray *);
-  void *private_data;
-};
 
 enum { ROWS = 5, NULLABLE = 2 };
 static const int64_t TIMES[ROWS] = {10, 600, 20, 700, 800};
