@@ -15,16 +15,20 @@ mod action;
 mod admit;
 mod arrow_keys;
 mod arrow_timestamps;
+mod batch_buffers;
+mod batch_size;
+mod cell_rows;
 mod cells;
 mod check;
 mod column;
 mod content;
 mod decode;
+mod dictionaries;
 mod encode;
 mod encode_error;
+mod interval_batch;
 mod intervals;
 mod ipc;
-mod ipc_body;
 mod key_rows;
 mod layout;
 mod limits;
@@ -35,6 +39,7 @@ mod records;
 mod request;
 mod request_message;
 mod request_options;
+mod row_window;
 mod schema_message;
 mod schema_metadata;
 mod status;
@@ -55,19 +60,22 @@ pub use arrow_timestamps::{
 };
 #[cfg(feature = "server")]
 pub(crate) use arrow_timestamps::{plain_timestamps, rows_of_part};
+pub(crate) use cell_rows::CodedCells;
+pub use cell_rows::{CellRows, CellRun};
 pub use check::{CheckAnswer, CheckRequest};
 pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
 pub use content::{
-    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, TableBody,
+    CacheState, Cell, Column, Content, IntervalColumn, IntervalRow, Objects, TableBody,
 };
 pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
+pub use dictionaries::Dictionaries;
 pub use encode::{Batches, EncodedMessages};
 pub use encode_error::EncodeError;
 #[doc(hidden)]
 pub use intervals::run_end_batch;
 pub use intervals::{ColumnSpans, JoinedColumn};
 pub use ipc::{BatchMessages, Message, MessageWriter};
-pub use ipc_body::Dictionaries;
+
 pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
 pub use layout::{Meta, TableLayout};
 pub use limits::RequestLimits;
