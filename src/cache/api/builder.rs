@@ -315,7 +315,7 @@ impl CacheBuilder {
             catalog,
             columns,
             prefetcher: Default::default(),
-            schema_cache: Default::default(),
+            column_sets: Default::default(),
             objects,
             in_use,
             kept,
