@@ -27,7 +27,7 @@ pub enum TimeTextError {
     NotATime {
         /// The given text.
         text: String,
-        /// What was probably meant, or empty.
+        /// The probable meaning, or empty.
         hint: &'static str,
     },
     /// A date with a time of day has no time zone.
@@ -79,7 +79,7 @@ impl Timestamp {
     }
 }
 
-/// What a text that is not a time was probably meant as.
+/// The probable meaning of a text that is not a time.
 fn hint(text: &str) -> &'static str {
     let number = text.trim_start_matches('@').trim_end_matches(|unit: char| unit.is_alphabetic());
     match number.parse::<f64>() {

@@ -151,6 +151,9 @@ fn main() -> ExitCode {
     if let Err(failure) = begun {
         return failure.tell();
     }
+    if let Command::Serve(_) = command {
+        time::say_unit_hint();
+    }
     let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
     let runtime = match threads::runtime(matches!(command, Command::Serve(_))) {
         Ok(runtime) => runtime,
@@ -184,9 +187,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.tell(),
     };
-    if let Some(hint) = time::unit_hint() {
-        stderr::say(&format!("note: {hint}"));
-    }
+    time::say_unit_hint();
     log::end();
     // A blocking read of a dead disk must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

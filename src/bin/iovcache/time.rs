@@ -1,6 +1,6 @@
 //! Times in options and output: milliseconds, ISO 8601, and offsets from now.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, NaiveDate, SecondsFormat};
 use iovcache::Timestamp;
@@ -19,18 +19,21 @@ pub(crate) fn parse(text: &str) -> Result<i64, String> {
 }
 
 /// The first given time that is probably in another unit than milliseconds.
-static UNLIKELY: OnceLock<i64> = OnceLock::new();
+static UNLIKELY: Mutex<Option<i64>> = Mutex::new(None);
 
 /// Remembers a given time that is probably in another unit than milliseconds.
 pub(crate) fn check_unit(millis: i64) {
     if other_unit(millis).is_some() {
-        let _ = UNLIKELY.set(millis);
+        UNLIKELY.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(millis);
     }
 }
 
-/// The hint at the unit of the first given time that is probably not in milliseconds.
-pub(crate) fn unit_hint() -> Option<String> {
-    UNLIKELY.get().and_then(|millis| other_unit(*millis))
+/// Writes the hint at the unit of the first given time that is probably not in milliseconds, once.
+pub(crate) fn say_unit_hint() {
+    let millis = UNLIKELY.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(hint) = millis.and_then(other_unit) {
+        crate::stderr::say(&format!("note: {hint}"));
+    }
 }
 
 /// Splits `FROM:UNTIL` or `FROM:UNTIL:STEP`, in ms; times may contain colons.
