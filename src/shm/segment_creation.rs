@@ -20,4 +20,4 @@ pub enum SegmentCreation {
 
 /// Registers a new segment, given by number and size, with the programs that find it by name.
 /// Called before anything is placed in it; may block.
-pub type SegmentRegistrar = Arc<dyn Fn(u16, u64) -> io::Result<()> + Send + Sync>;
+pub(crate) type SegmentRegistrar = Arc<dyn Fn(u16, u64) -> io::Result<()> + Send + Sync>;

@@ -43,4 +43,5 @@ pub use plane::{LocalPlane, LookUpCounts};
 pub(super) use protocol::retire;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
-pub use view::{ChangeNotice, LOOK_AGAIN, OwnedPinnedView, PinnedView, PlanePath};
+pub(crate) use view::LOOK_AGAIN;
+pub use view::{ChangeNotice, OwnedPinnedView, PinnedView, PlanePath};

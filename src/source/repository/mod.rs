@@ -34,11 +34,12 @@ mod writer;
 
 pub use batch::Batch;
 pub(super) use batch::Stage;
-pub use bucket::Bucket;
+pub(crate) use bucket::Bucket;
 pub(crate) use bucket::SCHEMES as BUCKET_SCHEMES;
 pub use index::{IndexReport, index};
 pub use manifest::{ImportProgress, Imported, ManifestError, import};
-pub use properties::{Properties, PropertiesError};
+pub use properties::Properties;
+pub use properties::PropertiesError;
 pub use reader::{RepositoryOptions, RepositorySource};
 pub use verify::verify;
 pub use writer::{Durability, NewVersion, RepositoryError, RepositoryWriter, Stored};
