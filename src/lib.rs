@@ -100,6 +100,7 @@ pub mod sync;
 pub mod table;
 #[cfg(feature = "cache")]
 pub mod telemetry;
+pub mod time_text;
 
 #[cfg(feature = "cache")]
 pub use cache::Cache;
