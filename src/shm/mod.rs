@@ -90,4 +90,6 @@ pub use region::{Region, RegionError};
 pub use resolve_error::{MapError, ResolveError};
 pub use resolver::{Location, Mappings};
 pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};
+#[cfg(feature = "capi")]
+pub(crate) use segment_creation::RegisterSegment;
 pub use segment_creation::{SegmentCreation, SegmentRegistrar};
