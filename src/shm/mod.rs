@@ -92,5 +92,7 @@ pub use resolve_error::{MapError, ResolveError};
 pub use resolver::{Location, Mappings};
 pub(crate) use segment::SharedSegment;
 pub use segment::{Kind, LostSegment, SegmentLoss};
+#[cfg(feature = "capi")]
+pub(crate) use segment_creation::RegisterSegment;
 pub use segment_creation::SegmentCreation;
 pub(crate) use segment_creation::SegmentRegistrar;

@@ -250,7 +250,7 @@ impl Pool {
             creation,
             registrar: Mutex::default(),
         }));
-        match pool.0.make_missing() {
+        match pool.0.make_missing(&|id, bytes| pool.0.register(id, bytes)) {
             (_, None) => Ok(pool),
             (_, Some(error)) => Err(error),
         }
@@ -414,7 +414,10 @@ impl Pool {
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);
         let give_back = || inner.state.lock().segment_bytes_in_all -= bytes;
-        let Some(segment) = inner.make(bytes).inspect_err(|_| give_back())? else {
+        let Some(segment) = inner
+            .make(bytes, &|id, bytes| inner.register(id, bytes))
+            .inspect_err(|_| give_back())?
+        else {
             give_back();
             return Ok(None);
         };

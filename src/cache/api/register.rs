@@ -195,6 +195,16 @@ impl Cache {
         }
     }
 
+    /// Issues the timeframes anew that hold objects in lost segments: they are loaded again, into
+    /// other segments.
+    pub(super) fn reissue_timeframes(&self) {
+        for timeframe in self.0.timeframes.all() {
+            if timeframe.withdraw_lost() {
+                self.load_in_background(timeframe);
+            }
+        }
+    }
+
     /// Loads until everything is resident or the timeframe is dropped. The task keeps only its
     /// own inputs alive: it ends when the cache is dropped.
     fn load_in_background(&self, timeframe: Arc<Timeframe>) {
