@@ -13,6 +13,7 @@
 
 mod blocking;
 mod body;
+mod body_digest;
 pub mod ccdb;
 mod chain;
 mod change;
