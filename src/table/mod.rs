@@ -76,7 +76,7 @@ pub use part::{ObjectPart, Part, PayloadPins};
 pub use range::{RangeError, RangeRequest, RunRange, SHORT_SPAN};
 pub use request::{Columns, Request, RequestError, When};
 #[cfg(feature = "client")]
-pub(crate) use request_message::Times;
+pub(crate) use request_message::{RequestMessage, Times};
 pub use request_options::{CellKind, Encoding, Missing, View};
 pub use schema_message::SchemaMessage;
 pub use schema_metadata::SchemaMetadata;
