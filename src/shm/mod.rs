@@ -78,9 +78,11 @@ pub use local::{
 };
 #[cfg(feature = "cache")]
 pub(crate) use local::{
-    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
+    Directory, DirectoryEntry, PageLimits, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
     monotonic_millis,
 };
+#[cfg(feature = "client")]
+pub(crate) use local::{SpanReading, SpanSteps, TablePins};
 pub use pool::{Pool, PoolError, PoolOptions, Usage};
 pub(crate) use pool_state::InFlight;
 #[cfg(any(feature = "cache", feature = "client"))]

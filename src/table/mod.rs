@@ -78,7 +78,7 @@ pub(crate) use part::PayloadPins;
 pub use range::{RangeError, RangeRequest, RunRange, SHORT_SPAN};
 pub use request::{Columns, Request, RequestError, When};
 #[cfg(feature = "client")]
-pub(crate) use request_message::Times;
+pub(crate) use request_message::{RequestMessage, Times};
 pub use request_options::{CellKind, Encoding, Missing, View};
 pub(crate) use schema_message::SchemaMessage;
 pub use schema_metadata::SchemaMetadata;

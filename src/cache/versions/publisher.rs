@@ -28,7 +28,8 @@ use crate::index::State;
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectPath, Query};
 use crate::shm::{
-    AskReason, BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
+    AskReason, BlockLocation, Directory, PageLimits, PublishedSnapshot, ServicePage, SnapshotSpan,
+    UseSample,
 };
 use crate::sync::{Mutex, MutexGuard};
 
@@ -217,9 +218,13 @@ impl Publisher {
 
     /// A pins page for a session; `None` if the system provides none: the session then asks the
     /// service.
-    pub(crate) fn open_page(self: &Arc<Self>, session: &str) -> Option<SessionPage> {
+    pub(crate) fn open_page(
+        self: &Arc<Self>,
+        session: &str,
+        limits: PageLimits,
+    ) -> Option<SessionPage> {
         let directory = Arc::clone(self.directory()?);
-        let page = match ServicePage::new() {
+        let page = match ServicePage::new(limits) {
             Ok(page) => Arc::new(page),
             Err(error) => {
                 tracing::warn!(%error, "no pins page for a session");
@@ -232,6 +237,11 @@ impl Publisher {
         self.state().pages.insert(session.to_owned(), entry);
         let (publisher, session) = (Arc::clone(self), session.to_owned());
         Some(SessionPage { publisher, session, page, record, directory })
+    }
+
+    /// Number of pins pages.
+    pub(crate) fn pages(&self) -> usize {
+        self.state().pages.len()
     }
 
     /// Whether a session reads published timelines.
