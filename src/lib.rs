@@ -73,6 +73,9 @@
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 
+// What the server alone uses of the rooms below it is compiled without a server too.
+#![cfg_attr(not(feature = "server"), allow(dead_code, unused_imports))]
+
 pub mod budget;
 #[cfg(feature = "cache")]
 pub mod cache;
