@@ -83,6 +83,8 @@ def test_times_are_those_of_every_call(client):
         np.datetime64(4000, "ms"),
         epoch + datetime.timedelta(seconds=4),
         "1970-01-01T00:00:04Z",
+        "1970-01-01T01:00:04+01",
+        "19700101T000004,0Z",
     ):
         assert bytes(client.get(DRIFT, at)) == b"drift 2", at
         assert bytes(path.at(at)) == b"drift 2", at

@@ -10,6 +10,8 @@ from ._times import Time
 
 __version__: str
 
+def milliseconds(text: str) -> int: ...
+
 @final
 class NativeClient:
     @staticmethod

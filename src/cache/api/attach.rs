@@ -81,7 +81,7 @@ fn files_limit() -> usize {
 }
 
 /// Access control of the attach socket.
-pub trait AttachGate: Send + Sync {
+pub(crate) trait AttachGate: Send + Sync {
     /// Admits or refuses a process with the token that it sent. The result is its proven origin, to
     /// which its session belongs.
     ///

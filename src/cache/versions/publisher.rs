@@ -78,7 +78,7 @@ struct PageEntry {
 
 /// Counts of look-ups that consumers made by themselves, as they report them.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct LookUpSums {
+pub(crate) struct LookUpSums {
     /// Number answered from shared memory.
     pub hits: u64,
     /// Number not answered, by reason: see [`LookUpSums::REASONS`].
@@ -87,7 +87,7 @@ pub struct LookUpSums {
 
 impl LookUpSums {
     /// The reasons for asking the service.
-    pub const REASONS: [&'static str; AskReason::COUNTED.len()] = AskReason::COUNTED;
+    pub(crate) const REASONS: [&'static str; AskReason::COUNTED.len()] = AskReason::COUNTED;
 
     fn add(&mut self, page: &ServicePage) {
         let (hits, asks) = page.counts();
@@ -99,7 +99,7 @@ impl LookUpSums {
 
 /// The use of look-ups by consumers, and the memory that they take.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct LocalFigures {
+pub(crate) struct LocalFigures {
     /// Look-ups so far.
     pub look_ups: LookUpSums,
     /// Sessions that can look up.

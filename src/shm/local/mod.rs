@@ -47,4 +47,5 @@ pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
 #[cfg(feature = "client")]
 pub(crate) use table_pins::{SpanReading, SpanSteps, TablePins};
-pub use view::{ChangeNotice, LOOK_AGAIN, OwnedPinnedView, PinnedView, PlanePath};
+pub(crate) use view::LOOK_AGAIN;
+pub use view::{ChangeNotice, OwnedPinnedView, PinnedView, PlanePath};

@@ -31,7 +31,7 @@ const ATTEMPTS: usize = 4;
 
 /// Time after which the answer for a path can have changed that the service does not refresh by
 /// itself.
-pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A state of a path, which changes are told apart from. See [`PlanePath::notice`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
