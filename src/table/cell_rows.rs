@@ -94,11 +94,6 @@ impl CellRows {
         }
     }
 
-    /// Whether there are no rows.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Number of runs.
     pub(crate) fn run_count(&self) -> usize {
         match &self.0 {
