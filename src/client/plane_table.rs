@@ -46,7 +46,7 @@ pub(super) struct PlaneTables {
     state: Mutex<Known>,
 }
 
-/// What is known of one session.
+/// Facts about one session that its tables share.
 #[derive(Debug, Default)]
 struct Known {
     plane: Option<Arc<LocalPlane>>,
@@ -379,7 +379,7 @@ fn column_runs(field: &Field, runs: &RowRuns, rows: usize) -> Result<ColumnRuns,
 fn run_array(field: &Field, runs: &RowRuns, rows: usize) -> Result<ArrayRef, ArrowError> {
     let ends = Int32Array::from_iter_values(runs.iter().map(|(end, _)| *end as i32));
     let mut bytes = Vec::with_capacity(runs.len() * MetaHeader::BYTES);
-    // The same bytes under a null as in an answer of the service.
+    // The bytes under a null are those of an answer of the service.
     let nothing = MetaHeader::managed(0, 0, 0, 0);
     runs.iter().for_each(|(_, cell)| bytes.extend_from_slice(&cell.unwrap_or(nothing).to_bytes()));
     let has_nulls = runs.iter().any(|(_, cell)| cell.is_none());

@@ -177,6 +177,7 @@ fn a_table_from_shared_memory_makes_no_request_and_pins_its_objects_by_slots() {
     assert!(!first.is_local() && first.lease().is_some());
     drop(local_table(&consumer, &request));
     let before = metric(&service, "iovcache_tables_total");
+    assert!(before > 0);
     let held = table(&consumer, &request);
     assert!(held.is_local() && held.is_mapped());
     assert_eq!(held.column("b").unwrap().ends(), [2, 3]);
@@ -278,7 +279,7 @@ fn where_the_service_limits_how_long_tables_are_held_they_are_requested() {
 }
 
 #[test]
-fn slots_pin_no_more_bytes_than_the_quota_and_the_service_refuses_the_rest() {
+fn slots_pin_no_more_bytes_than_the_quota_and_the_rest_is_requested() {
     let bytes = vec![7; 4_000];
     let repository = tempfile::tempdir().unwrap();
     for n in 0..4 {
