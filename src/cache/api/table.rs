@@ -89,7 +89,7 @@ impl RowSource {
 
 /// A pinned table that has no lease yet.
 struct PinnedTable {
-    shown: TableBody,
+    body: TableBody,
     versions: Arc<VersionSet>,
     pins: Arc<PinSet>,
     /// The timeframe's own table.
@@ -112,7 +112,7 @@ impl PinnedTable {
         let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
         let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
         let charges = vec![Arc::clone(&assembled.charge)];
-        Self { shown: TableBody::Rows { columns, timestamps }, versions, pins, kept: None, charges }
+        Self { body: TableBody::Rows { columns, timestamps }, versions, pins, kept: None, charges }
     }
 
     fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
@@ -120,7 +120,7 @@ impl PinnedTable {
     }
 
     fn rows(&self) -> u64 {
-        match &self.shown {
+        match &self.body {
             TableBody::Rows { timestamps, .. } => timestamps.len() as u64,
             TableBody::Intervals(columns) => columns.iter().map(|one| one.rows.len() as u64).sum(),
         }
@@ -203,7 +203,7 @@ impl Cache {
         let table_schema = self.table_schema(key, columns, &subject.null_keys());
         let rows = rows.filter(|_| request.view == View::Rows);
         Ok(Described {
-            schema: table_schema.shape.schema_of(&table_schema.schema, timeframe, None),
+            schema: table_schema.layout.schema_of(&table_schema.schema, timeframe, None),
             rows,
         })
     }
@@ -347,7 +347,7 @@ impl Cache {
             gate: Arc::clone(&gate),
             _charges: Arc::clone(&charges),
         });
-        let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
+        let (content, assembled) = (Content { body: found.body, objects }, found.kept);
         Answer {
             table_schema,
             content,
@@ -422,8 +422,8 @@ impl Cache {
         let got = self.0.loader.pin_all(&*versions, deadline).await?;
         let charges = vec![Arc::clone(spans.charge())];
         let (columns, pins) = spans.assemble(got);
-        let shown = TableBody::Intervals(Arc::new(columns));
-        Ok(PinnedTable { shown, versions, pins, kept: None, charges })
+        let body = TableBody::Intervals(Arc::new(columns));
+        Ok(PinnedTable { body, versions, pins, kept: None, charges })
     }
 
     async fn spans_of(

@@ -305,7 +305,8 @@ int renew(const std::string& source, const std::string& session, Registry regist
   CHECK(anew && anew->lost == 4 && anew->made == 4 && anew->waiting == 0);
   ::usleep(110'000);
   const auto last = table(cache, 2, 0, 3, lease);
-  CHECK(all(resolver, last, IOVC_OK) && all(resolver, again, IOVC_FAILED_PRECONDITION));
+  CHECK(all(resolver, last, IOVC_OK));
+  CHECK(all(resolver, again, IOVC_FAILED_PRECONDITION));
   CHECK(iovc_cache_renew(nullptr, nullptr, nullptr) == IOVC_INVALID_ARGUMENT);
   CHECK(iovc_cache_renew(cache.get(), nullptr, nullptr) == IOVC_OK);
   return 0;
