@@ -46,6 +46,8 @@ mod inherited_fds;
 mod layout;
 mod local;
 mod mapping;
+#[cfg(feature = "cache")]
+mod md5_lanes;
 mod numbers;
 mod pool;
 mod pool_state;
@@ -80,6 +82,8 @@ pub(crate) use local::{
     Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
     monotonic_millis,
 };
+#[cfg(feature = "cache")]
+pub(crate) use md5_lanes::md5_of_each;
 pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
 pub use pool_state::InFlight;
 #[cfg(any(feature = "cache", feature = "client"))]
