@@ -33,6 +33,7 @@ const ARROWS: &[Arrow] = &[
     ("budget", &["error", "sync"]),
     ("interval", &["error"]),
     ("object", &["error", "interval"]),
+    ("time_text", &["error", "interval"]),
     ("clock", &["interval", "sync"]),
     ("index", &["clock", "interval", "object", "sync"]),
     ("shm", &["error", "object", "secret", "sync"]),

@@ -97,9 +97,10 @@ async fn is_whole(folder: &Path, point: &str) -> usize {
     }
     // The killed program leaves files under names that readers ignore, and properties whose bytes
     // were to follow.
-    let is_left_over = |file: &str| {
-        let bytes = file.strip_suffix(".properties").map(Path::new);
-        file.ends_with(".part") || bytes.is_some_and(|bytes| !bytes.exists())
+    let is_left_over = |file: &Path| match file.extension().and_then(|end| end.to_str()) {
+        Some("part") => true,
+        Some("properties") => !file.with_extension("").exists(),
+        _ => false,
     };
     let damaged = verify(folder, false).unwrap().damaged;
     let damaged: Vec<_> = damaged.iter().filter(|found| !is_left_over(&found.file)).collect();

@@ -25,7 +25,7 @@ const EQUAL_RUNS_PER_STEP: usize = 8;
 
 /// Look-up of each row, as runs that cover all rows without gaps.
 #[derive(Debug, Clone)]
-pub struct RowChoices {
+pub(crate) struct RowChoices {
     /// For each run, the row after its last one.
     ends: Arc<[i32]>,
     /// By run: the number of the look-up, [`NULL`](Self::NULL) or [`NONE`](Self::NONE).
@@ -59,12 +59,12 @@ impl From<MergedRuns> for RowChoices {
 
 impl RowChoices {
     /// The cell is null, because the key or the timestamp is null.
-    pub const NULL: u32 = KeyIds::NULL;
+    pub(crate) const NULL: u32 = KeyIds::NULL;
     /// No look-up covers that value of the key.
-    pub const NONE: u32 = u32::MAX - 1;
+    pub(crate) const NONE: u32 = u32::MAX - 1;
 
     /// One look-up per distinct value of the key, with the number of the value.
-    pub fn by_value(key: &KeyColumn) -> Self {
+    pub(crate) fn by_value(key: &KeyColumn) -> Self {
         Self { ends: Arc::clone(key.ends()), choices: Arc::clone(&key.ids().by_run) }
     }
 
@@ -74,7 +74,7 @@ impl RowChoices {
     ///
     /// # Panics
     /// If there are fewer choices than distinct values.
-    pub fn of_values(key: &KeyColumn, choices: &[u32]) -> Self {
+    pub(crate) fn of_values(key: &KeyColumn, choices: &[u32]) -> Self {
         let choice = |id: u32| if id == KeyIds::NULL { Self::NULL } else { choices[id as usize] };
         let by_run = key.ids().by_run.iter().map(|&id| choice(id));
         Self::merged(key.ends().iter().copied().zip(by_run))
@@ -87,7 +87,7 @@ impl RowChoices {
     }
 
     /// Look-up 0 in all rows with a key that is not null.
-    pub fn where_valid(key: &KeyColumn) -> Self {
+    pub(crate) fn where_valid(key: &KeyColumn) -> Self {
         let choice = |value: Option<_>| if value.is_some() { 0 } else { Self::NULL };
         Self::merged(key.runs().map(|(end, value)| (end as i32, choice(value))))
     }
@@ -97,7 +97,7 @@ impl RowChoices {
     ///
     /// # Panics
     /// If `starts` is not ascending or does not begin with the lowest i64.
-    pub fn by_steps(
+    pub(crate) fn by_steps(
         values: &Timestamps,
         starts: &[i64],
         choice: impl Fn(usize) -> Option<u32>,
@@ -117,7 +117,7 @@ impl RowChoices {
 
     /// These choices, with a null wherever the timestamp is null.
     #[must_use]
-    pub fn without_null_timestamps(self, timestamps: &Timestamps) -> Self {
+    pub(crate) fn without_null_timestamps(self, timestamps: &Timestamps) -> Self {
         if !timestamps.has_nulls() {
             return self;
         }
@@ -139,13 +139,8 @@ impl RowChoices {
         merged.into()
     }
 
-    /// Number of runs.
-    pub fn run_count(&self) -> usize {
-        self.ends.len()
-    }
-
     /// The runs: first row, row after the last one, choice.
-    pub fn runs(&self) -> impl Iterator<Item = (usize, usize, u32)> {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (usize, usize, u32)> {
         let mut start = 0;
         self.ends.iter().zip(self.choices.iter()).map(move |(&end, &choice)| {
             let end = end as usize;
@@ -154,7 +149,7 @@ impl RowChoices {
     }
 
     /// The first row of each of `count` look-ups; `None` for a look-up without rows.
-    pub fn first_rows(&self, count: usize) -> Vec<Option<usize>> {
+    pub(crate) fn first_rows(&self, count: usize) -> Vec<Option<usize>> {
         let mut first = vec![None; count];
         for (start, _, choice) in self.runs() {
             if let Some(first) = first.get_mut(choice as usize) {
@@ -165,7 +160,7 @@ impl RowChoices {
     }
 
     /// The choice, if all rows have the same one.
-    pub fn only(&self) -> Option<u32> {
+    pub(crate) fn only(&self) -> Option<u32> {
         match self.choices[..] {
             [only] => Some(only),
             _ => None,
@@ -173,7 +168,7 @@ impl RowChoices {
     }
 
     /// The ranges of rows of each of `groups` groups; `group` maps a look-up to its group.
-    pub fn ranges(&self, groups: usize, group: impl Fn(u32) -> Option<usize>) -> RowRanges {
+    pub(crate) fn ranges(&self, groups: usize, group: impl Fn(u32) -> Option<usize>) -> RowRanges {
         let mut offsets = vec![0_usize; groups + 1];
         let grouped = || {
             let with_group = |(start, end, choice)| {
@@ -194,16 +189,11 @@ impl RowChoices {
         }
         RowRanges { offsets, ranges }
     }
-
-    /// Memory in bytes if it is not shared.
-    pub fn memory_bytes(&self) -> usize {
-        self.ends.len() * (size_of::<i32>() + size_of::<u32>())
-    }
 }
 
 /// Ranges of rows by group, in ascending order.
 #[derive(Debug)]
-pub struct RowRanges {
+pub(crate) struct RowRanges {
     /// By group: index of its first range.
     offsets: Vec<usize>,
     ranges: Vec<Range<u32>>,
@@ -214,19 +204,14 @@ impl RowRanges {
     ///
     /// # Panics
     /// If there is no such group.
-    pub fn of_group(&self, group: usize) -> &[Range<u32>] {
+    pub(crate) fn of_group(&self, group: usize) -> &[Range<u32>] {
         &self.ranges[self.offsets[group]..self.offsets[group + 1]]
-    }
-
-    /// Memory of the ranges, in bytes.
-    pub fn memory_bytes(&self) -> usize {
-        size_of_val(&self.offsets[..]) + size_of_val(&self.ranges[..])
     }
 }
 
 /// Source of the slots of one look-up.
 #[derive(Debug, Clone, Copy)]
-pub enum ChoiceSource<'a> {
+pub(crate) enum ChoiceSource<'a> {
     /// One slot for all of its rows.
     Fixed(Slot),
     /// The state of a timeline at the timestamp of each row.
@@ -235,7 +220,7 @@ pub enum ChoiceSource<'a> {
 
 /// Consecutive rows with one look-up and one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChoiceRun {
+pub(crate) struct ChoiceRun {
     /// The first row.
     pub start: usize,
     /// The row after the last one.
@@ -256,7 +241,7 @@ struct Cursor {
 
 /// Join of one column with several look-ups, in pieces, so that other work can run in between.
 #[derive(Debug)]
-pub struct ChoicePieces<'a> {
+pub(crate) struct ChoicePieces<'a> {
     choices: &'a RowChoices,
     sources: &'a [ChoiceSource<'a>],
     timestamps: &'a Timestamps,
@@ -278,7 +263,7 @@ impl<'a> ChoicePieces<'a> {
     const MAX_RUNS: usize = 1 << 14;
 
     /// A join that begins with the first row.
-    pub fn new(
+    pub(crate) fn new(
         choices: &'a RowChoices,
         sources: &'a [ChoiceSource<'a>],
         timestamps: &'a Timestamps,
@@ -308,7 +293,7 @@ impl<'a> ChoicePieces<'a> {
     /// a run may then be of several of them, and names the first. `timeline` gives the number of the
     /// timeline that a look-up is in.
     #[must_use]
-    pub fn merging(mut self, timeline: impl Fn(usize) -> u32) -> Self {
+    pub(crate) fn merging(mut self, timeline: impl Fn(usize) -> u32) -> Self {
         let mut known: HashMap<(u32, u32), u32> = HashMap::new();
         for (number, source) in self.sources.iter().enumerate() {
             if let ChoiceSource::Fixed(Slot::Version(version)) = source {
@@ -321,7 +306,7 @@ impl<'a> ChoicePieces<'a> {
 
     /// Replaces `runs` by those of the next rows; returns `false` after the last row. The first run
     /// can continue the last run of the previous piece.
-    pub fn next_into(&mut self, runs: &mut Vec<ChoiceRun>) -> bool {
+    pub(crate) fn next_into(&mut self, runs: &mut Vec<ChoiceRun>) -> bool {
         runs.clear();
         let mut work = 0;
         while work < Self::MAX_RUNS
@@ -498,7 +483,7 @@ fn push(runs: &mut Vec<ChoiceRun>, run: ChoiceRun) {
 
 /// The first few timestamps in `ranges` of rows at whose step `open` returns a value: each
 /// timestamp once, with the value.
-pub fn open_times_within<T>(
+pub(crate) fn open_times_within<T>(
     timeline: &Timeline,
     timestamps: &Timestamps,
     ranges: &[Range<u32>],

@@ -109,12 +109,12 @@ impl KeyColumn {
     }
 
     /// Whether any row is null.
-    pub fn has_nulls(&self) -> bool {
+    pub(crate) fn has_nulls(&self) -> bool {
         self.nulls.is_some()
     }
 
     /// Whether every row is null, or there are no rows.
-    pub fn is_all_null(&self) -> bool {
+    pub(crate) fn is_all_null(&self) -> bool {
         match &self.nulls {
             Some(nulls) => nulls.null_count() == nulls.len(),
             None => self.ends.is_empty(),
@@ -139,13 +139,13 @@ impl KeyColumn {
     }
 
     /// The rows of a run.
-    pub fn run_rows(&self, run: usize) -> Range<usize> {
+    pub(crate) fn run_rows(&self, run: usize) -> Range<usize> {
         let start = run.checked_sub(1).map_or(0, |before| self.ends[before]);
         start as usize..self.ends[run] as usize
     }
 
     /// The value of a run; `None`: null.
-    pub fn run_value(&self, run: usize) -> Option<KeyValue<'_>> {
+    pub(crate) fn run_value(&self, run: usize) -> Option<KeyValue<'_>> {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(run)) {
             return None;
         }
@@ -219,7 +219,7 @@ impl KeyColumn {
     }
 
     /// Whether both have equal values in every row.
-    pub fn same_rows(&self, other: &Self) -> bool {
+    pub(crate) fn same_rows(&self, other: &Self) -> bool {
         self.ends == other.ends && self.runs().eq(other.runs())
     }
 

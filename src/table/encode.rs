@@ -104,7 +104,7 @@ pub struct EncodedMessages {
 impl EncodedMessages {
     /// The pins of the payloads that the messages name. The messages hold them until all parts are
     /// read, or until they are withdrawn.
-    pub fn payload_pins(&self) -> &Arc<PayloadPins> {
+    pub(crate) fn payload_pins(&self) -> &Arc<PayloadPins> {
         &self.pins
     }
 }

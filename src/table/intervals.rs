@@ -20,7 +20,7 @@ use crate::index::{Slot, Timestamps, join_steps};
 
 /// The effective spans of one column.
 #[derive(Debug, Clone)]
-pub struct ColumnSpans {
+pub(crate) struct ColumnSpans {
     /// Start of each step; the first step begins at the lowest timestamp.
     starts: Vec<i64>,
     /// Cell of each step: a batch and a row in it.
@@ -31,7 +31,7 @@ pub struct ColumnSpans {
 
 /// Rows of a column as runs of cells.
 #[derive(Debug, Clone)]
-pub struct JoinedColumn {
+pub(crate) struct JoinedColumn {
     /// The runs of the column.
     pub runs: ColumnRuns,
     /// Whether no object is valid at some timestamps; their cells are null.
@@ -65,7 +65,10 @@ impl ColumnSpans {
     /// [`DecodeError`] if the batches have other columns, a span is of a column that is not in
     /// `names`, or spans of one column overlap.
     #[doc(hidden)]
-    pub fn of_batches(names: &[&str], batches: &[RecordBatch]) -> Result<Vec<Self>, DecodeError> {
+    pub(crate) fn of_batches(
+        names: &[&str],
+        batches: &[RecordBatch],
+    ) -> Result<Vec<Self>, DecodeError> {
         let places: HashMap<&str, usize> = names.iter().copied().zip(0..).collect();
         let cells = batches.iter().map(|batch| column_of(batch, "cell"));
         let cells = cells.collect::<Result<Vec<&ArrayRef>, DecodeError>>()?;
@@ -102,7 +105,7 @@ impl ColumnSpans {
     }
 
     /// Looks up the cell of each timestamp.
-    pub fn join(&self, timestamps: &Timestamps) -> JoinedColumn {
+    pub(crate) fn join(&self, timestamps: &Timestamps) -> JoinedColumn {
         // Numbers of steps index the cells.
         let slot = |step: usize| match self.cells.get(step) {
             Some(Some(_)) => Slot::Version(step as u32),

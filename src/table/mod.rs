@@ -46,39 +46,41 @@ mod text_runs;
 #[doc(hidden)]
 pub use action::action_types;
 pub use action::{
-    ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
-    Register, Release, SegmentsAnswer, parse_action,
+    Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer, Register,
+    Release, SegmentsAnswer, parse_action,
 };
 pub use arrow_keys::key_from_batches;
-pub use arrow_timestamps::{
-    TimestampsError, rows_from_batches, timestamps_from_array, timestamps_from_batches,
-};
+#[cfg(test)]
+pub(crate) use arrow_timestamps::timestamps_from_batches;
+pub use arrow_timestamps::{TimestampsError, rows_from_batches, timestamps_from_array};
 #[cfg(feature = "server")]
 pub(crate) use arrow_timestamps::{plain_timestamps, rows_of_part};
 pub use check::{CheckAnswer, CheckRequest};
 pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
-pub use content::{
-    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, TableBody,
-};
+pub(crate) use content::{CacheState, CellRun, IntervalColumn, IntervalRow, TableBody};
+pub use content::{Cell, Column, Content, Objects};
 pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
-pub use encode::{Batches, EncodedMessages};
+pub use encode::Batches;
 pub use encode_error::EncodeError;
+pub(crate) use intervals::ColumnSpans;
 #[doc(hidden)]
 pub use intervals::run_end_batch;
-pub use intervals::{ColumnSpans, JoinedColumn};
-pub use ipc::{BatchMessages, Message, MessageWriter};
-pub use ipc_body::Dictionaries;
+pub(crate) use ipc::BatchMessages;
+pub use ipc::{Message, MessageWriter};
+pub(crate) use ipc_body::Dictionaries;
 pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
-pub use layout::{Meta, TableLayout};
+pub use layout::Meta;
+pub(crate) use layout::TableLayout;
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
-pub use part::{ObjectPart, Part, PayloadPins};
+pub use part::Part;
+pub(crate) use part::PayloadPins;
 pub use range::{RangeError, RangeRequest, RunRange, SHORT_SPAN};
 pub use request::{Columns, Request, RequestError, When};
 #[cfg(feature = "client")]
-pub(crate) use request_message::Times;
+pub(crate) use request_message::{RequestMessage, Times};
 pub use request_options::{CellKind, Encoding, Missing, View};
-pub use schema_message::SchemaMessage;
+pub(crate) use schema_message::SchemaMessage;
 pub use schema_metadata::SchemaMetadata;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,

@@ -25,7 +25,7 @@ const LENGTH_BYTES: usize = size_of::<u32>();
 
 /// Encoded schema of all tables of one layout.
 #[derive(Debug)]
-pub struct SchemaMessage {
+pub(crate) struct SchemaMessage {
     bytes: Vec<u8>,
     lease: Option<Range<usize>>,
     timeframe: Option<Range<usize>>,
@@ -34,7 +34,7 @@ pub struct SchemaMessage {
 impl SchemaMessage {
     /// For tables with the layout `shape`: with a timeframe if `shape` has one, with a lease if it
     /// has one. The values of both are ignored.
-    pub fn new(shape: &TableLayout) -> Self {
+    pub(crate) fn new(shape: &TableLayout) -> Self {
         let meta = Meta {
             lease: shape.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
             timeframe: shape.meta.timeframe.map(|_| u64::MAX),
@@ -49,7 +49,7 @@ impl SchemaMessage {
 
     /// Schema message of a table with this timeframe and lease; `None` if they do not fit into
     /// their places.
-    pub fn message(&self, timeframe: Option<u64>, lease: Option<&str>) -> Option<Message> {
+    pub(crate) fn message(&self, timeframe: Option<u64>, lease: Option<&str>) -> Option<Message> {
         let mut bytes = self.bytes.clone();
         let digits = timeframe.map(|timeframe| timeframe.to_string());
         write(&mut bytes, self.timeframe.as_ref(), digits.as_deref(), TIMEFRAME_ROOM)?;
@@ -58,7 +58,7 @@ impl SchemaMessage {
     }
 
     /// Memory of the encoded schema, in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 }

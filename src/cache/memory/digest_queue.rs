@@ -95,7 +95,7 @@ impl Worker {
             let jobs: Vec<DigestJob> =
                 jobs.into_iter().filter(|job| !job.done.is_closed()).collect();
             let inputs: Vec<&[u8]> = jobs.iter().map(|job| job.buffer.settled()).collect();
-            let sums = match inputs.len() < LEAST_TOGETHER {
+            let sums: Vec<Md5Sum> = match inputs.len() < LEAST_TOGETHER {
                 true => inputs.into_iter().map(md5_of).collect(),
                 false => md5_of_each(&inputs).into_iter().map(Md5Sum).collect(),
             };

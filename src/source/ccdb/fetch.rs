@@ -120,7 +120,7 @@ impl CcdbSource {
                         let Some(urls) = self.allowed(&place.url, location) else {
                             on_grid |= is_on_grid(location);
                             rounds.note_detour(format!(
-                                "{} leads to {location:?}, where we may not go",
+                                "{} leads to {location:?}, which is not among allowed_redirects",
                                 place.url
                             ));
                             continue;
@@ -379,8 +379,11 @@ impl Promise {
         }
         if let Some(coding) = single(headers, CONTENT_ENCODING.as_str())
             .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+            .filter(|coding| !is_metadata(version, CONTENT_ENCODING.as_str(), coding))
         {
-            return Err(AttemptFailure::unusable(format!("coded as {coding:?} by {url}")));
+            let reason =
+                format!("expected a body without Content-Encoding, got {coding:?} from {url}");
+            return Err(AttemptFailure::Unusable { reason });
         }
         let announced = match headers.get(CONTENT_LENGTH) {
             None => None,
@@ -388,7 +391,7 @@ impl Promise {
                 Some(size) => Some(size),
                 None => {
                     return Err(AttemptFailure::unusable(format!(
-                        "a length that is none, {value:?}"
+                        "expected a number as Content-Length, got {value:?} from {url}"
                     )));
                 }
             },
@@ -421,13 +424,28 @@ impl Promise {
 }
 
 /// Whether the ETag of an answer is metadata of that name, which servers send in its place. It is
-/// accepted if the version is known from a listing, the address has its id, and its MD5 is known.
+/// accepted if the address has the version's id.
 fn is_replaced_tag(headers: &HeaderMap, version: &ObjectInfo, url: &Url) -> bool {
-    let mut replacing = version.metadata.iter().filter(|(key, _)| key.eq_ignore_ascii_case("etag"));
     let told = single(headers, "etag");
-    version.md5.is_some()
-        && id_in_location(url.path()) == Some(version.id)
-        && replacing.any(|(_, value)| Some(value) == told.as_ref())
+    id_in_location(url.path()) == Some(version.id)
+        && told.is_some_and(|told| is_metadata(version, "etag", &told))
+}
+
+/// Whether the value of a header is metadata of that name, which servers send in its place. It is
+/// accepted if the MD5 of the version is known.
+fn is_metadata(version: &ObjectInfo, header: &str, value: &str) -> bool {
+    let mut named = version.metadata.iter().filter(|(key, _)| key.eq_ignore_ascii_case(header));
+    version.md5.is_some() && named.any(|(_, known)| as_header(known).trim() == value.trim())
+}
+
+/// A value as servers write it into a header.
+fn as_header(value: &str) -> String {
+    let sent = |c: char| match c {
+        '\r' | '\n' => ' ',
+        c if u8::try_from(c).is_err() => '?',
+        c => c,
+    };
+    value.chars().map(sent).collect()
 }
 
 /// Appends bytes, and reserves room as needed.

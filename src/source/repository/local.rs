@@ -51,6 +51,8 @@ const SMALL_BYTES: u64 = 256 << 10;
 /// Maximum number of versions of a path whose files are checked while a request waits. Larger paths
 /// are checked in the background.
 const SWEPT_AT_ONCE: usize = 20_000;
+/// Number of folders of a path that are watched first, the latest ones.
+const NEWEST_WATCHED: usize = 4096;
 /// Number of versions per step of a background check; between steps the path is unlocked.
 const SWEEP_SLICE: usize = 2_000;
 /// Pause after a check of all folders of a path, as a multiple of its duration.
@@ -172,6 +174,7 @@ impl ReadPath {
         again.extend(changes.froms);
         if first {
             self.load(root, &shared.index, &folder);
+            self.watch_newest();
         }
         let fresh = first && self.table.len() == 0;
         // While a folder is watched, it is listed only once.
@@ -286,6 +289,13 @@ impl ReadPath {
         again.extend(changed.map(|row| row.from));
         again.extend(self.problems.keys());
         self.swept = Some((began, began.elapsed()));
+    }
+
+    /// Watches the folders with the latest `from` before all others: most versions are put there,
+    /// and the number of watches is limited.
+    fn watch_newest(&mut self) {
+        let froms: Vec<i64> = self.table.froms().collect();
+        self.watch_all(froms.into_iter().rev().take(NEWEST_WATCHED));
     }
 
     fn watch_all(&mut self, froms: impl Iterator<Item = i64>) {
@@ -736,6 +746,26 @@ mod tests {
         let mut all: Vec<_> = versions.collect();
         all.sort_unstable();
         all
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn with_few_watches_a_change_of_the_latest_folders_is_seen_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::source::repository::index(folder.path(), false, |_, _| {}).unwrap();
+        for n in 0..30 {
+            put(folder.path(), n * 100, 1);
+        }
+        let root = Root::open(folder.path()).unwrap();
+        let watcher = Watcher::limited(&root, 10);
+        let never = Duration::from_secs(3600);
+        let repository = LocalRepository::new(String::new(), root, never, watcher);
+        assert_eq!(listed(&repository).await.len(), 30);
+        put(folder.path(), 2800, 2);
+        let began = Instant::now();
+        while listed(&repository).await.len() != 31 {
+            assert!(began.elapsed() < Duration::from_secs(5), "it is not seen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// As on a network file system, on which the kernel does not see the changes of others.

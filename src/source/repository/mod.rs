@@ -39,7 +39,7 @@ pub(super) use batch::Stage;
 pub use bucket::Bucket;
 pub(crate) use bucket::SCHEMES as BUCKET_SCHEMES;
 pub use index::{IndexReport, index, index_bucket};
-pub use manifest::{ImportProgress, Imported, ManifestError, import};
+pub use manifest::{ImportProgress, Imported, Manifest, ManifestError, import, import_manifest};
 pub use properties::{Properties, PropertiesError};
 pub use reader::{RepositoryOptions, RepositorySource};
 pub use verify::verify;
