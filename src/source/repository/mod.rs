@@ -25,6 +25,7 @@ mod local;
 mod manifest;
 mod properties;
 mod reader;
+mod spool;
 mod store;
 mod table;
 mod verify;

@@ -73,6 +73,11 @@ impl StoreRepository {
         Self { url, store, prefix, refresh, listings: moka::sync::Cache::new(MAX_PATHS) }
     }
 
+    /// The place of the repository, for writing.
+    pub(super) fn bucket(&self) -> Bucket {
+        Bucket::of(self.url.clone(), Arc::clone(&self.store), self.prefix.clone())
+    }
+
     pub(super) fn url(&self) -> &str {
         &self.url
     }
