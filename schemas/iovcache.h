@@ -324,6 +324,45 @@ typedef struct iovc_notice_t {
   uint64_t words[2];
 } iovc_notice_t;
 
+/**
+ * Registry in which devices look up segments by number, such as FairMQ's management segment. The
+ * functions are called on the thread that calls iovc_cache_renew, and must not call into the cache.
+ */
+typedef struct iovc_segment_registry_t {
+  /**
+   * First argument of both functions.
+   */
+  void *context;
+  /**
+   * Registers a new segment before objects are placed in it. Returns 0 on success; after any
+   * other value the segment is not used. Null: segments need no registration.
+   */
+  int (*add)(void *context, const struct iovc_segment_t *segment);
+  /**
+   * Removes a segment whose name or head was lost. Null: nothing is removed.
+   */
+  void (*remove)(void *context, uint16_t number);
+} iovc_segment_registry_t;
+
+/**
+ * Result of iovc_cache_renew, in segments.
+ */
+typedef struct iovc_renewal_t {
+  /**
+   * Found lost since the last call.
+   */
+  size_t lost;
+  /**
+   * Created in place of lost ones.
+   */
+  size_t made;
+  /**
+   * Lost ones that are not replaced yet, because tables still hold their objects. A later call
+   * replaces them.
+   */
+  size_t waiting;
+} iovc_renewal_t;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -664,6 +703,26 @@ void iovc_view_release(struct iovc_view_t *view);
 struct iovc_cache_options_t iovc_cache_options(void);
 
 /**
+ * Makes segments with names of FairMQ anew, under fresh numbers, whose files another program has
+ * removed or reset (`fairmq-shmmonitor --cleanup`, `--reset-content`). A device calls this from time
+ * to time, such as once a second: it costs a system call per segment if none is lost.
+ *
+ * Objects of lost segments are loaded anew when they are requested. Timeframes in flight are issued
+ * anew: the next iovc_cache_table gives headers of other segments. Tables that were given out before
+ * can be read where they are mapped, until they are consumed or released; devices that do not have
+ * them mapped, and all after a reset, are told that their headers are stale.
+ *
+ * @param registry  registry of the segments; null: there is none
+ * @param renewal   receives what was done, also on failure; may be null
+ *
+ * # Safety
+ * `cache` is null or a handle, `registry` is null or valid, `renewal` is null or writable.
+ */
+iovc_status_t iovc_cache_renew(const struct iovc_cache_t *cache,
+                               const struct iovc_segment_registry_t *registry,
+                               struct iovc_renewal_t *renewal);
+
+/**
  * Resolves a header to the bytes of its object, without a copy.
  *
  * The bytes do not change while the table of the header is held: until its timeframe is consumed,
@@ -812,486 +871,6 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
  * Version of the interface in the library; compare it with `IOVC_ABI_VERSION`.
  */
 uint32_t iovc_abi_version(void);
-
-/**
- * Text of a status, e.g. "not found". Never null; it must not be freed.
- */
-const char *iovc_strerror(int32_t status);
-
-/**
- * Description of the last failure in this thread, beginning with a stable code:
- * `[IOV-4045] stale: …`. Empty if no call has failed. Never null; valid until the next call of
- * this thread into this library.
- */
-const char *iovc_last_error(void);
-
-/**
- * Attaches to a service through its socket. The path is `iovcache.attach` in the metadata of each
- * table, and `attach` in the line that a service writes when it is ready. Blocks for at most 10 s.
- *
- * @param path      path of the attach socket
- * @param consumer  name of this consumer; null: none
- * @param token     token of the service; null if it requires none
- * @param attach    receives the handle, or null on failure
- *
- * The handle is a session of the service. The session ends when the handle and those that
- * iovc_local_open made from it are closed, or when the process ends in any way; the service then
- * releases everything that it holds for the session.
- *
- * # Safety
- * `path`, `consumer` and `token` are null or end with a 0; `attach` is null or writable.
- */
-iovc_status_t iovc_attach(const char *path,
-                          const char *consumer,
-                          const char *token,
-                          struct iovc_attach_t **attach);
-
-/**
- * Attaches through a connected socket, e.g. one that was passed to a sandboxed process.
- *
- * @param socket  connected Unix stream socket; the library takes it over and closes it, also on
- *                failure
- *
- * # Safety
- * As `iovc_attach`; `socket` is an open descriptor that no other code uses or closes.
- */
-iovc_status_t iovc_attach_socket(int32_t socket,
-                                 const char *consumer,
-                                 const char *token,
-                                 struct iovc_attach_t **attach);
-
-/**
- * Closes a handle: its session ends, and its memory is unmapped. Null is allowed.
- *
- * Afterwards, neither the handle nor a pointer resolved through it may be used.
- *
- * # Safety
- * `attach` is null or a handle that was not closed yet.
- */
-void iovc_detach(struct iovc_attach_t *attach);
-
-/**
- * Id of the session, for the field "session" of requests: the objects of such a request stay
- * pinned while this process lives. Empty for a handle of iovc_cache_attach; null if `attach` is
- * null. Valid as long as the handle.
- *
- * # Safety
- * `attach` is null or a handle.
- */
-const char *iovc_session(const struct iovc_attach_t *attach);
-
-/**
- * Epoch of the service instance, as in `iovcache.epoch` of its tables. It changes with each
- * restart, and headers of an earlier epoch do not resolve. Null if `attach` is null. Valid as long
- * as the handle.
- *
- * # Safety
- * `attach` is null or a handle.
- */
-const char *iovc_epoch(const struct iovc_attach_t *attach);
-
-/**
- * Checks whether the service is still connected. If it is not (IOVC_UNAVAILABLE), resolved objects
- * stay readable, and iovc_attach makes a new session when the service is back.
- *
- * # Safety
- * `attach` is null or a handle.
- */
-iovc_status_t iovc_check(const struct iovc_attach_t *attach);
-
-/**
- * Ends the lease of a table that was requested for this session. It pins the objects of the table
- * no longer; data read through pointers to them is valid only if iovc_still_valid confirms it
- * afterwards. The service does not answer: a lease that has ended already is no error.
- *
- * @param lease  the lease in the table's schema (iovcache.lease)
- * @return IOVC_UNAVAILABLE if the service is gone; for a handle of iovc_cache_attach,
- *         IOVC_NOT_FOUND if there is no such lease
- *
- * # Safety
- * `attach` is null or a handle, `lease` is null or ends with a 0.
- */
-iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease);
-
-/**
- * Unmaps segments that the service has removed. They stay mapped until this call, so that a late
- * read through a pointer finds old bytes and does not end the process.
- *
- * Call it while no thread reads through a pointer to a released object.
- *
- * # Safety
- * `attach` is null or a handle; no thread reads through a pointer to a released object.
- */
-iovc_status_t iovc_unmap_unused(const struct iovc_attach_t *attach);
-
-/**
- * Resolves a header to the bytes of its object, without a copy.
- *
- * The bytes do not change while the table of the header is held: until its timeframe is consumed,
- * its lease is released, or the session ends. A later read must be confirmed with iovc_still_valid
- * afterwards.
- *
- * @param header  40 bytes, as in a cell of a table; they need not be aligned
- * @param data    receives the pointer, or null on failure
- * @param size    receives the size in bytes, which can be 0
- * @return IOVC_FAILED_PRECONDITION if the object is gone, IOVC_INVALID_ARGUMENT if the header is
- *         malformed. No header, even a forged one, makes the call unsafe.
- *
- * # Safety
- * `attach` is null or a handle; the others are null or point to memory of the stated kind.
- */
-iovc_status_t iovc_resolve(const struct iovc_attach_t *attach,
-                           const struct iovc_meta_header_t *header,
-                           const void **data,
-                           size_t *size);
-
-/**
- * Resolves the headers of a column of cells, contiguous in memory.
- *
- * A cell of 40 zeros, as under a null, gives null and 0. All headers are tried: those that cannot
- * be resolved give null and 0, and the status is that of the first failure.
- *
- * @param headers  `count` headers of 40 bytes
- * @param data     memory for `count` pointers
- * @param sizes    memory for `count` sizes in bytes
- *
- * # Safety
- * `attach` is null or a handle; the others are null or point to memory of the stated kind.
- */
-iovc_status_t iovc_resolve_many(const struct iovc_attach_t *attach,
-                                const struct iovc_meta_header_t *headers,
-                                size_t count,
-                                const void **data,
-                                size_t *sizes);
-
-/**
- * Resolves a run-end encoded column row by row. Each run is resolved once.
- *
- * @param headers   the values: one header of 40 bytes per run
- * @param run_ends  end of each run, in rows from the start of the column; strictly ascending
- * @param runs      number of runs
- * @param offset    first row to resolve (the offset of the Arrow array)
- * @param rows      number of rows to resolve; the last run must cover the last of them
- * @param data      memory for `rows` pointers
- * @param sizes     memory for `rows` sizes in bytes
- *
- * Cells of zeros and headers that cannot be resolved are treated as in iovc_resolve_many.
- *
- * # Safety
- * `attach` is null or a handle; the others are null or point to memory of the stated kind.
- */
-iovc_status_t iovc_resolve_runs(const struct iovc_attach_t *attach,
-                                const struct iovc_meta_header_t *headers,
-                                const int32_t *run_ends,
-                                size_t runs,
-                                size_t offset,
-                                size_t rows,
-                                const void **data,
-                                size_t *sizes);
-
-/**
- * Checks that bytes read through the pointer of a header were those of the object. Returns
- * IOVC_OK, or IOVC_FAILED_PRECONDITION if its block was freed meanwhile. Call it after reading
- * without holding the table.
- *
- * # Safety
- * `attach` is null or a handle, `header` is null or points to 40 bytes.
- */
-iovc_status_t iovc_still_valid(const struct iovc_attach_t *attach,
-                               const struct iovc_meta_header_t *header);
-
-/**
- * Id of the version that a header refers to: a UUID, most significant byte first.
- *
- * @param id  memory for 16 bytes
- *
- * # Safety
- * `attach` is null or a handle; the others are null or point to memory of the stated kind.
- */
-iovc_status_t iovc_object_id(const struct iovc_attach_t *attach,
-                             const struct iovc_meta_header_t *header,
-                             uint8_t *id);
-
-/**
- * Default options.
- */
-struct iovc_cache_options_t iovc_cache_options(void);
-
-/**
- * Makes a cache in this process, with a few threads of its own. Threads may share the handle.
- *
- * @param options  options from iovc_cache_options, with at least one source
- * @param cache    receives the handle, or null on failure
- *
- * # Safety
- * `options` is null or valid options, `cache` is null or writable.
- */
-iovc_status_t iovc_cache_open(const struct iovc_cache_options_t *options,
-                              struct iovc_cache_t **cache);
-
-/**
- * Closes a cache: its objects are released, and its attach socket is removed. Null is allowed.
- *
- * Attached processes can still read objects that they have resolved, but no header resolves any
- * more. Close the handles of iovc_cache_attach first.
- *
- * # Safety
- * `cache` is null or a handle that was not closed yet and is not used any more.
- */
-void iovc_cache_close(struct iovc_cache_t *cache);
-
-/**
- * Handle for the memory of a cache, in the same process: it maps no memory again and needs no
- * socket. It is used and closed like a handle of iovc_attach, but is no session.
- *
- * # Safety
- * `cache` is null or a handle, `attach` is null or writable.
- */
-iovc_status_t iovc_cache_attach(const struct iovc_cache_t *cache, struct iovc_attach_t **attach);
-
-/**
- * Lists the segments or the region that objects lie in. There are none if the objects lie in
- * memory of the host program.
- *
- * @param segments  memory for `capacity` entries; may be null if `capacity` is 0
- * @param count     receives the number of segments, which may exceed `capacity`
- *
- * # Safety
- * `cache` is null or a handle, `segments` points to memory for `capacity` entries, `count` is null
- * or writable.
- */
-iovc_status_t iovc_cache_segments(const struct iovc_cache_t *cache,
-                                  struct iovc_segment_t *segments,
-                                  size_t capacity,
-                                  size_t *count);
-
-/**
- * Reports that a consumer has finished with a timeframe. When all of its consumers have, its
- * objects are released.
- *
- * # Safety
- * `cache` is null or a handle, `consumer` is null or ends with a 0.
- */
-iovc_status_t iovc_cache_consumed(const struct iovc_cache_t *cache,
-                                  uint64_t timeframe,
-                                  const char *consumer);
-
-/**
- * Reports that a consumer has finished with all timeframes below `oldest_possible`, the oldest one
- * that it may still need. The value never decreases: a lower one has no effect.
- *
- * # Safety
- * `cache` is null or a handle, `consumer` is null or ends with a 0.
- */
-iovc_status_t iovc_cache_oldest_possible(const struct iovc_cache_t *cache,
-                                         const char *consumer,
-                                         uint64_t oldest_possible);
-
-/**
- * Drops a timeframe, even if consumers still wait for it.
- *
- * # Safety
- * `cache` is null or a handle.
- */
-iovc_status_t iovc_cache_drop_timeframe(const struct iovc_cache_t *cache, uint64_t timeframe);
-
-/**
- * Ends the lease of a table and releases its objects. IOVC_NOT_FOUND if it has ended already.
- *
- * @param lease  the lease from iovc_cache_table, also in the table's schema (iovcache.lease)
- *
- * # Safety
- * `cache` is null or a handle, `lease` is null or ends with a 0.
- */
-iovc_status_t iovc_cache_release(const struct iovc_cache_t *cache, const char *lease);
-
-/**
- * State of the cache as JSON, as answered by the Flight action `status`.
- *
- * @param json  receives the text; free it with iovc_free_text
- *
- * # Safety
- * `cache` is null or a handle, `json` is null or writable.
- */
-iovc_status_t iovc_cache_status(const struct iovc_cache_t *cache, char **json);
-
-/**
- * Frees a text returned by this library. Null is allowed.
- *
- * # Safety
- * `text` is null or came from iovc_cache_status, and was not freed yet.
- */
-void iovc_free_text(char *text);
-
-/**
- * Registers a timeframe and starts loading its objects. Waits while too many timeframes are in
- * flight or memory is short.
- *
- * @param timeframe          id of the timeframe
- * @param timestamps         one per row (milliseconds, or an Arrow timestamp): an array, or a
- *                           struct array with a column `timestamp` and one for each key on which a
- *                           column depends. Taken over, also on failure
- * @param timestamps_schema  its schema; taken over, also on failure
- * @param request            JSON: `{"columns": {"name": "path"}, "consumers": ["name"]}`
- * @param wait_ms            maximum wait in milliseconds; 0: 60 s
- *
- * # Safety
- * `cache` is null or a handle, the others are null or valid as stated.
- */
-iovc_status_t iovc_cache_register(const struct iovc_cache_t *cache,
-                                  uint64_t timeframe,
-                                  struct ArrowArray *timestamps,
-                                  struct ArrowSchema *timestamps_schema,
-                                  const char *request,
-                                  uint64_t wait_ms);
-
-/**
- * Gets a table: waits until all of its objects are in shared memory, and pins them.
- *
- * @param request  JSON, as a Flight command: `{"timeframe": 42, "consumer": "tracker"}`, or
- *                 `{"columns": {"name": "path"}, "timestamps": [ms, …]}`, with the same options
- * @param table    receives the table, a struct array with one child per column and a row per
- *                 timestamp; `encoding` and `cell` of the request determine the type of the cells.
- *                 Release it as the Arrow C Data Interface says; this does not release the objects
- * @param schema   receives its schema
- * @param lease    null, or memory for 64 bytes: the lease, for iovc_cache_release. The table of a
- *                 timeframe's consumer is also released by iovc_cache_consumed; one requested
- *                 without consumer and session is released after 60 s
- *
- * # Safety
- * `cache` is null or a handle; the others are null or valid as stated. Previous contents of
- * `table` and `schema` are overwritten, not released.
- */
-iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
-                               const char *request,
-                               struct ArrowArray *table,
-                               struct ArrowSchema *schema,
-                               char *lease);
-
-/**
- * Opens look-ups without requests, by a handle of iovc_attach.
- *
- * @param local  receives the handle, or null on failure
- * @return IOVC_FAILED_PRECONDITION if the service does not offer look-ups, or if `attach` is a
- *         handle of iovc_cache_attach
- *
- * The handle keeps the session alive, also after iovc_detach.
- *
- * # Safety
- * `attach` is null or a handle, `local` is null or writable.
- */
-iovc_status_t iovc_local_open(const struct iovc_attach_t *attach, struct iovc_local_t **local);
-
-/**
- * Closes a handle. Null is allowed. Its paths and views stay valid; the session ends with the last
- * of them.
- *
- * # Safety
- * `local` is null or a handle that was not closed yet.
- */
-void iovc_local_close(struct iovc_local_t *local);
-
-/**
- * Opens a path for look-ups. No request is sent; the service need not know the path.
- *
- * @param path    object path
- * @param handle  receives the handle, or null on failure
- *
- * The handle may be used by one thread at a time.
- *
- * # Safety
- * `local` is null or a handle, `path` is null or ends with a 0, `handle` is null or writable.
- */
-iovc_status_t iovc_local_path(const struct iovc_local_t *local,
-                              const char *path,
-                              struct iovc_local_path_t **handle);
-
-/**
- * Closes a path. Null is allowed. Its views stay valid.
- *
- * # Safety
- * `path` is null or a handle that was not closed yet.
- */
-void iovc_local_path_close(struct iovc_local_path_t *path);
-
-/**
- * Looks up the object of a path that is valid at a time, in milliseconds since the Unix epoch.
- * Makes no system call.
- *
- * @param view  receives the object, pinned until iovc_view_release; pins nothing on failure (any
- *              status but IOVC_OK)
- * @return IOVC_UNAVAILABLE if the service must be asked: no object is valid, or it is not in
- *         shared memory, or not confirmed. A request for the path that names the session makes the
- *         service publish it
- *
- * # Safety
- * `path` is null or a handle that no other thread uses during the call, `view` is null or
- * writable.
- */
-iovc_status_t iovc_local_get(const struct iovc_local_path_t *path,
-                             int64_t at,
-                             struct iovc_view_t *view);
-
-/**
- * Looks up the objects of a path at several times.
- *
- * @param at     `count` times, in milliseconds since the Unix epoch
- * @param views  memory for `count` views; those of objects not found pin nothing and have a null
- *               `pin`
- * @param found  receives the number of objects found; may be null
- * @return IOVC_OK even if some were not found: ask the service for those
- *
- * # Safety
- * As `iovc_local_get`; `at` points to `count` times, `views` to memory for `count` views, `found`
- * is null or writable.
- */
-iovc_status_t iovc_local_get_many(const struct iovc_local_path_t *path,
-                                  const int64_t *at,
-                                  size_t count,
-                                  struct iovc_view_t *views,
-                                  size_t *found);
-
-/**
- * The state of a path, for iovc_local_wait. Take it before the object is looked up, in shared memory
- * or at the service: then no change after that look-up is missed.
- *
- * @return IOVC_UNAVAILABLE if the path is not published. A request for it with the id of the session
- *         makes the service publish it
- *
- * # Safety
- * `path` is null or a handle that no other thread uses meanwhile, `notice` is null or writable.
- */
-iovc_status_t iovc_local_notice(const struct iovc_local_path_t *path,
-                                struct iovc_notice_t *notice);
-
-/**
- * Waits until the answer for a path can differ from that at the time of `notice`. Blocks the thread
- * without using CPU time.
- *
- * @param notice         written by iovc_local_notice
- * @param timeout_millis time limit; less than 0: none
- * @param changed        true: the answer can differ; false: the time limit has passed
- * @return IOVC_FAILED_PRECONDITION if the session has ended
- *
- * If the source of a path answers for single times only, the answer can differ after one second.
- *
- * # Safety
- * As `iovc_local_notice`; `changed` is null or writable.
- */
-iovc_status_t iovc_local_wait(const struct iovc_local_path_t *path,
-                              const struct iovc_notice_t *notice,
-                              int64_t timeout_millis,
-                              bool *changed);
-
-/**
- * Unpins the object of a view; its bytes may not be read afterwards. Null, and a view that pins
- * nothing, are allowed. Any thread may call it.
- *
- * # Safety
- * `view` is null or points to a view written by iovc_local_get or iovc_local_get_many, no copy of
- * which was released.
- */
-void iovc_view_release(struct iovc_view_t *view);
 
 #ifdef __cplusplus
 }  // extern "C"

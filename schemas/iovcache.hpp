@@ -513,6 +513,33 @@ class Cache
     return iovc_cache_release(mHandle.get(), lease.c_str());
   }
 
+  /** Its segments, to be registered with FairMQ; none if objects lie in memory of this program. */
+  [[nodiscard]] Result<std::vector<iovc_segment_t>> segments() const
+  {
+    std::vector<iovc_segment_t> found;
+    std::size_t count = 0;
+    do {
+      found.resize(count);
+      const auto status = iovc_cache_segments(mHandle.get(), found.data(), found.size(), &count);
+      if (status != IOVC_OK) {
+        return status;
+      }
+    } while (count > found.size());
+    found.resize(count);
+    return found;
+  }
+
+  /** Makes segments anew whose names other programs have removed; see iovc_cache_renew. */
+  [[nodiscard]] Result<iovc_renewal_t> renew(const iovc_segment_registry_t* registry = nullptr) const
+  {
+    iovc_renewal_t renewal;
+    const auto status = iovc_cache_renew(mHandle.get(), registry, &renewal);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return renewal;
+  }
+
   /** The status of the cache, as JSON. */
   [[nodiscard]] Result<std::string> status() const
   {

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use iovcache::client::{Attachment, Client, ClientOptions, Table, TableRequest};
+use iovcache::client::{Attachment, Client, ClientOptions, LocalPath, Table, TableRequest, View};
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
@@ -90,6 +90,20 @@ fn check(table: &Table, number: usize) {
     }
 }
 
+/// The object of a path, pinned without a request, once the service has published the path.
+fn local_view(path: &LocalPath) -> View<'_> {
+    let at = Timestamp::from_millis(5);
+    for _ in 0..1_000 {
+        // Asks the service if the path is not published yet, or its object is not in memory.
+        drop(path.at(at).unwrap());
+        if let Ok(view) = path.try_at(at) {
+            return view;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{path:?} is not found in shared memory: {:?}", path.try_at(at).map(|_| ()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_kind_of_view_stays_what_it_is_over_evictions() {
     let service = serve().await;
@@ -111,6 +125,11 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
         .iter()
         .map(|(number, table)| (*number, table.column("v").unwrap().get(0).unwrap().unwrap()))
         .collect();
+    // Views of look-ups: a slot of the session's page is their pin, there is no lease.
+    let local = client.local().unwrap();
+    let paths = [5, 6].map(|number| local.path(&path(number)).unwrap());
+    let look_up = || (local_view(&paths[0]), local_view(&paths[1]).into_owned());
+    let (borrowed, owned) = tokio::task::block_in_place(look_up);
     let header = views[0].1.column("v").unwrap().header(0).unwrap();
     // A client that holds no lease: a copy is right, or an error.
     let other = Attachment::open(&service.attach, "other", None).unwrap();
@@ -136,6 +155,9 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
             for (number, slice) in &slices {
                 assert_eq!(*slice, bytes_of(*number), "the slice of object {number}");
             }
+            assert_eq!(*borrowed, bytes_of(5), "the view of a look-up");
+            assert_eq!(*owned, bytes_of(6), "the view of a look-up that borrows nothing");
+            assert!(borrowed.is_live() && owned.is_live());
             assert_eq!(other.mappings_for(&header).read(&header).unwrap(), bytes_of(0));
         }
         round += 1;
@@ -143,6 +165,8 @@ async fn each_kind_of_view_stays_what_it_is_over_evictions() {
     for (number, table) in &views {
         check(table, *number);
     }
+    assert_eq!((&*borrowed, &*owned), (&bytes_of(5)[..], &bytes_of(6)[..]));
+    drop((borrowed, owned));
     drop(slices);
     drop(views);
     for _ in 0..1_000 {

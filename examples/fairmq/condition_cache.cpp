@@ -6,8 +6,9 @@
 //     --channel-config name=tables,type=push,method=bind,address=ipc://…,address=ipc://…
 //     --channel-config name=feedback,type=pull,method=bind,address=ipc://…
 //
-// The objects are messages of the channel `tables` that are never sent, so each device of the session
-// resolves the cells by its own transport. Nothing is registered or cleaned up besides FairMQ's own.
+// The objects are messages of the channel `tables` that are never sent (`--place segment`), or lie in an
+// unmanaged region of its transport (`--place region`). So each device of the session resolves the cells
+// by its own transport. Nothing is registered or cleaned up besides FairMQ's own.
 //
 // A timeslice's objects stay where they are until the 'oldest possible timeslice' on `feedback` is
 // above it. A device that is started again must not allocate in the segment of a killed one: give it a
@@ -85,11 +86,23 @@ class ConditionCache : public fair::mq::Device
     const auto columns = columns_of(fConfig->GetProperty<std::string>("columns"), mColumns);
     mRegistration = "{\"columns\": " + columns + ", \"consumers\": [\"" + consumer + "\"]}";
     auto options = iovc_cache_options();
-    mMemory =
-      std::make_unique<iovcache::fairmq::SegmentMemory>(*GetChannel("tables").Transport());
-    options.host_memory = mMemory->functions();
     options.memory_bytes =
       static_cast<std::uint64_t>(fConfig->GetProperty<int>("memory-mib")) << 20;
+    auto& transport = *GetChannel("tables").Transport();
+    if (fConfig->GetProperty<std::string>("place") == "region") {
+      // FairMQ gives it an id that the session never had. Its file stays until the session ends:
+      // FairMQ's registry would name a file that is gone if it were removed with the transport, and
+      // no device could look up a region any more.
+      fair::mq::RegionConfig config;
+      config.removeOnDestruction = false;
+      mRegion = transport.CreateUnmanagedRegion(options.memory_bytes, fair::mq::RegionCallback{},
+                                                config);
+      mRegionMemory = std::make_unique<iovcache::fairmq::RegionMemory>(*mRegion);
+      options.host_memory = mRegionMemory->functions();
+    } else {
+      mSegmentMemory = std::make_unique<iovcache::fairmq::SegmentMemory>(transport);
+      options.host_memory = mSegmentMemory->functions();
+    }
     auto cache = iovcache::Cache::open({fConfig->GetProperty<std::string>("source")}, options);
     if (!cache) {
       throw std::runtime_error(iovc_last_error());
@@ -134,10 +147,14 @@ class ConditionCache : public fair::mq::Device
     if (mOldest < mNext) {
       LOG(error) << "timeslices from " << mOldest << " are not consumed: their objects stay";
       (void)mCache.release();
-      (void)mMemory.release();
+      (void)mSegmentMemory.release();
+      (void)mRegionMemory.release();
+      (void)mRegion.release();
     }
     mCache.reset();
-    mMemory.reset();
+    mSegmentMemory.reset();
+    mRegionMemory.reset();
+    mRegion.reset();
   }
 
  private:
@@ -238,7 +255,9 @@ class ConditionCache : public fair::mq::Device
   std::size_t mColumns = 0;
   std::string mRegistration;
   // The cache ends before its memory.
-  std::unique_ptr<iovcache::fairmq::SegmentMemory> mMemory;
+  fair::mq::UnmanagedRegionPtr mRegion;
+  std::unique_ptr<iovcache::fairmq::SegmentMemory> mSegmentMemory;
+  std::unique_ptr<iovcache::fairmq::RegionMemory> mRegionMemory;
   std::unique_ptr<iovcache::Cache> mCache;
   std::uint64_t mNext = 0;
   std::uint64_t mOldest = 0;
@@ -251,6 +270,8 @@ void addCustomOptions(bpo::options_description& options)
   options.add_options()("source", bpo::value<std::string>()->required(), "CCDB or repository");
   options.add_options()("columns", bpo::value<std::string>()->required(), "NAME=PATH,NAME=PATH…");
   options.add_options()("memory-mib", bpo::value<int>()->default_value(1024), "memory for objects");
+  options.add_options()("place", bpo::value<std::string>()->default_value("segment"),
+                        "of the objects: segment or region");
 }
 
 std::unique_ptr<fair::mq::Device> getDevice(fair::mq::ProgOptions&)

@@ -2,7 +2,7 @@
 """Runs source -> condition cache -> three consumers of different speed -> sink, kills and restarts
 devices at random, and checks every byte that a consumer read.
 
-    topology.py --programs FOLDER [--seconds 20] [--kills 30] [--seed N] [--columns 3] [--versions 30]
+    topology.py --programs FOLDER [--place region] [--kills 30] [--stops 3] [--seed N] [--columns 3]
 
 FOLDER has the programs source, condition_cache, consumer and sink (see CMakeLists.txt). The objects are
 in a repository that this script writes; the digests that the consumers tell of the objects in shared
@@ -89,7 +89,7 @@ class Topology:
             tables = [f"tables-{number}" for number in range(len(CONSUMER_PAUSES_MS))]
             paths = ",".join(f"c{column}=Example/C{column}" for column in range(columns))
             return ["--source", f"file://{self.folder}/repository", "--columns", paths,
-                    "--memory-mib", 1,
+                    "--memory-mib", 1, "--place", self.arguments.place,
                     *self.channel("timestamps", "pull", "bind", "timestamps"),
                     *self.channel("tables", "push", "bind", *tables),
                     *self.channel("feedback", "pull", "bind", "feedback")]
@@ -167,6 +167,8 @@ def wait_for_progress(topology: Topology, seconds: float) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--programs", required=True)
+    parser.add_argument("--place", choices=("segment", "region"), default="segment",
+                        help="where the cache keeps its objects")
     parser.add_argument("--kills", type=int, default=30, help="devices killed, one after the other")
     parser.add_argument("--stops", type=int, default=3, help="caches stopped with SIGTERM")
     parser.add_argument("--pause", type=float, default=0.4, help="mean seconds between two of these")
@@ -210,7 +212,7 @@ def main() -> int:
                     wrong.append([timeslice, consumer, at, column])
     log = (folder / "devices.log").read_text(errors="replace").splitlines()
     passed = moved and not wrong and not died and cells > 0
-    print(json.dumps({"passed": passed, "seed": arguments.seed, "cells": cells, "wrong": len(wrong),
+    print(json.dumps({"passed": passed, "place": arguments.place, "seed": arguments.seed, "cells": cells, "wrong": len(wrong),
                       "timeslices": len(timeslices), "ends": kills, "died": died,
                       "progress": moved, "log_lines": len(log)}))
     if not passed:

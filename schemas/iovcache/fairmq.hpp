@@ -316,8 +316,13 @@ class Resolver
         table.resize(info.id + 1);
       }
       auto* base = static_cast<char*>(info.ptr);
+      auto& mapped = table[info.id];
+      // Its head, which tells its size, may have been overwritten since.
+      if (mapped.base == base && mapped.has_generations) {
+        continue;
+      }
       const bool ours = info.managed && detail::is_segment_of_iovcache(base, info.size);
-      table[info.id] = {base, info.size, ours};
+      mapped = {base, info.size, ours};
     }
     return true;
   }

@@ -9,6 +9,7 @@
 //! ```
 //!
 //! The memory never exceeds its limit meanwhile: a new segment takes the room of a retired one.
+//! Blocks of an overwritten segment are invalidated at once: another program may write over them.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use super::pool::{Pool, PoolError, segment};
 use super::pool_state::{LEAST_SEGMENT_BYTES, PAGE_BYTES, PoolInner, PoolState};
 use super::segment::{LostSegment, Segment, SegmentLoss, SharedSegment};
-use super::segment_creation::{SegmentCreation, SegmentRegistrar};
+use super::segment_creation::{RegisterSegment, SegmentCreation, SegmentRegistrar};
 
 impl PoolInner {
     /// Whether segments are created after the start.
@@ -31,7 +32,11 @@ impl PoolInner {
     }
 
     /// Creates and registers a segment; it is not listed yet. `None` if no number is left.
-    pub(super) fn make(&self, bytes: u64) -> Result<Option<Arc<Segment>>, PoolError> {
+    pub(super) fn make(
+        &self,
+        bytes: u64,
+        register: RegisterSegment<'_>,
+    ) -> Result<Option<Arc<Segment>>, PoolError> {
         loop {
             let Some(id) = self.new_id()? else { return Ok(None) };
             match segment(&self.maker, self.epoch, id, bytes) {
@@ -40,20 +45,25 @@ impl PoolInner {
                     if error.kind() == io::ErrorKind::AlreadyExists && self.creation.is_some() => {}
                 made => {
                     let made = made?;
-                    let registrar = self.registrar.lock().clone();
-                    if let Some(registrar) = registrar {
-                        registrar(id, bytes)
-                            .map_err(|error| PoolError::Segment { bytes, error })?;
-                    }
+                    register(id, bytes).map_err(|error| PoolError::Segment { bytes, error })?;
                     return Ok(Some(made));
                 }
             }
         }
     }
 
+    /// Registers a new segment by the registrar of this pool, if it has one.
+    pub(super) fn register(&self, id: u16, bytes: u64) -> io::Result<()> {
+        let registrar = self.registrar.lock().clone();
+        registrar.map_or(Ok(()), |registrar| registrar(id, bytes))
+    }
+
     /// Creates the segments of a FairMQ session that are missing, as far as memory allows.
     /// Those that were created come with the error that ended it.
-    pub(super) fn make_missing(&self) -> (Vec<SharedSegment>, Option<PoolError>) {
+    pub(super) fn make_missing(
+        &self,
+        register: RegisterSegment<'_>,
+    ) -> (Vec<SharedSegment>, Option<PoolError>) {
         let mut made = Vec::new();
         if self.creation != Some(SegmentCreation::AtStart) || self.is_frozen() {
             return (made, None);
@@ -70,7 +80,7 @@ impl PoolInner {
                 state.segment_bytes_in_all += bytes;
                 bytes
             };
-            let segment = match self.make(bytes) {
+            let segment = match self.make(bytes, register) {
                 Ok(Some(segment)) => segment,
                 none => {
                     self.state.lock().segment_bytes_in_all -= bytes;
@@ -103,7 +113,7 @@ impl PoolInner {
         let mut lost = Vec::new();
         for segment in listed.iter().filter(|segment| !segment.is_condemned()) {
             let Some(loss) = segment.loss(epoch, range) else { continue };
-            segment.condemn();
+            segment.condemn(loss.loss);
             if loss.loss == SegmentLoss::Overwritten {
                 segment.remove_name();
             }
@@ -140,7 +150,7 @@ impl Pool {
 
     /// Condemns the segments whose name or head was lost since the last call, and returns them.
     /// Their blocks stay readable for their holders, and no new one is placed there.
-    pub fn condemn_lost_segments(&self) -> Vec<LostSegment> {
+    pub(crate) fn condemn_lost_segments(&self) -> Vec<LostSegment> {
         let lost = self.0.condemn_lost();
         self.0.retire_condemned();
         lost
@@ -149,9 +159,24 @@ impl Pool {
     /// Creates segments under fresh numbers in place of condemned ones that are empty by now;
     /// returns them, and the error that ended it. That is [`PoolError::Segment`] if the system does
     /// not provide one or it cannot be registered, [`PoolError::Backing`] if no number is left.
-    pub fn renew_condemned_segments(&self) -> (Vec<SharedSegment>, Option<PoolError>) {
+    pub(crate) fn renew_condemned_segments(&self) -> (Vec<SharedSegment>, Option<PoolError>) {
+        self.renew_condemned_segments_with(&|id, bytes| self.0.register(id, bytes))
+    }
+
+    /// Like [`renew_condemned_segments`](Self::renew_condemned_segments); each new segment is
+    /// registered by `register` before it is used, instead of by the pool's registrar.
+    pub(crate) fn renew_condemned_segments_with(
+        &self,
+        register: RegisterSegment<'_>,
+    ) -> (Vec<SharedSegment>, Option<PoolError>) {
         self.0.retire_condemned();
-        self.0.make_missing()
+        self.0.make_missing(register)
+    }
+
+    /// Number of condemned segments that still hold blocks.
+    pub(crate) fn condemned_segments(&self) -> usize {
+        let state = self.0.state.lock();
+        state.segments.values().filter(|slot| slot.segment.is_condemned()).count()
     }
 }
 

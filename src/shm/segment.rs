@@ -114,6 +114,8 @@ pub(super) struct Segment {
     pub(super) memory: SegmentMemory,
     /// Whether its name or head was lost, so that nothing is allocated in it any more.
     condemned: AtomicBool,
+    /// Whether its head was lost, so that another program may overwrite its blocks.
+    overwritten: AtomicBool,
 }
 
 pub(super) enum SegmentMemory {
@@ -125,7 +127,8 @@ pub(super) enum SegmentMemory {
 
 impl Segment {
     pub(super) fn new(kind: Kind, id: u16, memory: SegmentMemory) -> Self {
-        Self { kind, id, memory, condemned: AtomicBool::new(false) }
+        let (condemned, overwritten) = Default::default();
+        Self { kind, id, memory, condemned, overwritten }
     }
 
     /// Whether it was [condemned](Self::condemn).
@@ -133,8 +136,14 @@ impl Segment {
         self.condemned.load(Ordering::Acquire)
     }
 
+    /// Whether it was condemned because another program has overwritten its head.
+    pub(super) fn is_overwritten(&self) -> bool {
+        self.overwritten.load(Ordering::Acquire)
+    }
+
     /// Ends its use: its name or head was lost.
-    pub(super) fn condemn(&self) {
+    pub(super) fn condemn(&self, loss: SegmentLoss) {
+        self.overwritten.store(loss == SegmentLoss::Overwritten, Ordering::Release);
         self.condemned.store(true, Ordering::Release);
     }
 

@@ -13,13 +13,13 @@ fn shmid(session: &str) -> String {
     well("sha256sum", &output).trim().to_owned()
 }
 
-struct Session {
-    name: String,
-    shmid: String,
+pub(super) struct Session {
+    pub(super) name: String,
+    pub(super) shmid: String,
 }
 
 impl Session {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let name = uuid::Uuid::new_v4().simple().to_string();
         Self { shmid: shmid(&name), name }
     }
@@ -43,7 +43,7 @@ impl Drop for Session {
 }
 
 /// `examples/fairmq/register.cpp`, against FairMQ or its stand-in.
-fn register_program(folder: &Path) -> PathBuf {
+pub(super) fn register_program(folder: &Path) -> PathBuf {
     let options = host_memory::fairmq("-std=c++17").expect("Boost is there");
     compile(folder, "c++", "examples/fairmq/register.cpp", &options)
 }

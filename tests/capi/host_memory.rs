@@ -28,7 +28,7 @@ fn copied_transport(programs: &Path) -> PathBuf {
     folder
 }
 
-/// The bytes that `host_memory.cpp` expects of path number `path` at version number `version`.
+/// The bytes that `objects.hpp` expects of path number `path` at version number `version`.
 fn object(path: u64, version: u64) -> Vec<u8> {
     let mut word = 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(path * 1000 + version + 1);
     let size = 2000 + 37 * ((path * 31 + version * 17) % 900);
@@ -41,7 +41,7 @@ fn object(path: u64, version: u64) -> Vec<u8> {
     bytes.collect()
 }
 
-fn objects(folder: &Path, paths: u64, versions: u64) -> String {
+pub(super) fn objects(folder: &Path, paths: u64, versions: u64) -> String {
     let repository = folder.join("repository");
     for path in 0..paths {
         for number in 0..versions {
@@ -105,17 +105,19 @@ fn devices_killed_and_restarted_at_random_read_no_wrong_byte_and_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let Some(()) = topology_devices(folder.path()) else { return };
     let kills = env::var("IOVCACHE_DEVICE_KILLS").unwrap_or_else(|_| "10".to_owned());
-    let told = Command::new("timeout")
-        .args(["--kill-after=5", "1800", "python3"])
-        .arg(root().join("examples/fairmq/topology.py"))
-        .arg("--programs")
-        .arg(folder.path())
-        .args(["--kills", &kills, "--stops", "2"])
-        .output()
-        .unwrap();
-    let told = well("topology.py", &told);
-    eprintln!("{told}");
-    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-    assert_eq!((&told["passed"], &told["wrong"]), (&true.into(), &0.into()), "{told}");
-    assert!(told["cells"].as_u64() > Some(1000), "{told}");
+    for place in ["segment", "region"] {
+        let told = Command::new("timeout")
+            .args(["--kill-after=5", "1800", "python3"])
+            .arg(root().join("examples/fairmq/topology.py"))
+            .arg("--programs")
+            .arg(folder.path())
+            .args(["--place", place, "--kills", &kills, "--stops", "2"])
+            .output()
+            .unwrap();
+        let told = well("topology.py", &told);
+        eprintln!("{told}");
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((&told["passed"], &told["wrong"]), (&true.into(), &0.into()), "{told}");
+        assert!(told["cells"].as_u64() > Some(1000), "{told}");
+    }
 }

@@ -13,6 +13,7 @@ mod install;
 mod keys;
 mod local;
 mod readme;
+mod renewal;
 mod resolve;
 
 use std::io::Write as _;

@@ -7,7 +7,9 @@ use tokio::net::UnixListener;
 
 use super::handle::Cache;
 use crate::cache::error::CacheError;
-use crate::shm::{Epoch, LostSegment, Mappings, SegmentRegistrar, SharedSegment, Usage};
+use crate::shm::{
+    Epoch, LostSegment, Mappings, Pool, PoolError, SegmentRegistrar, SharedSegment, Usage,
+};
 use crate::source::{PathSummary, Problem, Reachability, SourceHealth, in_place};
 use crate::table::{
     MemoryStatus, SegmentsAnswer, SourceState, SourceStatus, Status, TimeframeStatus,
@@ -65,13 +67,45 @@ impl Cache {
 
     /// Makes segments anew, under fresh numbers, whose names or heads another program has removed
     /// or overwritten. Their objects are loaded anew when they are requested; tables that hold them
-    /// keep them, and a segment is replaced once it holds none of those.
+    /// keep them, and a segment is replaced once it holds none of those. Headers that name an
+    /// overwritten segment are stale at once.
+    ///
+    /// Timeframes in flight are issued anew: whoever requests such a table from now on gets headers
+    /// of other segments. Consumers that have received the earlier table can read it until they
+    /// report it as consumed, unless its segment was overwritten.
     pub fn renew_lost_segments(&self) -> SegmentRenewal {
+        self.renew_lost(Pool::renew_condemned_segments)
+    }
+
+    /// Like [`renew_lost_segments`](Self::renew_lost_segments); each new segment is registered by
+    /// `register` before it is used.
+    #[cfg(feature = "capi")]
+    pub(crate) fn renew_lost_segments_with(
+        &self,
+        register: crate::shm::RegisterSegment<'_>,
+    ) -> SegmentRenewal {
+        self.renew_lost(|pool| pool.renew_condemned_segments_with(register))
+    }
+
+    /// Number of lost segments that are not replaced yet, because they still hold objects.
+    #[cfg(feature = "capi")]
+    pub(crate) fn segments_to_renew(&self) -> usize {
+        self.0.pool.condemned_segments()
+    }
+
+    fn renew_lost(
+        &self,
+        renew: impl FnOnce(&Pool) -> (Vec<SharedSegment>, Option<PoolError>),
+    ) -> SegmentRenewal {
         let lost = self.0.pool.condemn_lost_segments();
         if !lost.is_empty() {
             self.0.residency.abandon_condemned();
         }
-        let (made, error) = self.0.pool.renew_condemned_segments();
+        if self.0.pool.condemned_segments() > 0 {
+            // Also those that were loaded while their segment was lost.
+            self.reissue_timeframes();
+        }
+        let (made, error) = renew(&self.0.pool);
         if !made.is_empty() {
             self.0.residency.notify_freed();
         }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  register ──▶ loading ──all pinned──▶ ready ──sent to each consumer──▶ delivered
-//!                                                          │ each consumer has consumed it
-//!                                                          ▼
-//!                                                       dropped
+//!                         ▲             │                  │ each consumer has consumed it
+//!                         └─────────────┘                  ▼
+//!                         segment lost: issued anew     dropped
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
@@ -59,6 +59,9 @@ pub(crate) struct Timeframe {
     claim: Mutex<Claim>,
     clock: Clock,
     consumers: Mutex<BTreeMap<String, TimeframeConsumer>>,
+    /// Earlier tables with objects in lost segments, for the consumers that have received them.
+    /// Locked after `consumers`.
+    earlier: Mutex<Vec<Arc<Assembled>>>,
     /// The schemas in which its own columns were requested.
     schema_cache: Mutex<Vec<(SchemaKey, Arc<TableSchema>)>>,
 }
@@ -71,11 +74,13 @@ struct TimeframeConsumer {
     since: Option<Moment>,
     /// The consumer was reported as slow.
     slow: bool,
+    /// The consumer has received an earlier table.
+    has_earlier: bool,
 }
 
 impl TimeframeConsumer {
     fn new(state: ConsumerState, since: Option<Moment>) -> Self {
-        Self { state, since, slow: false }
+        Self { state, since, slow: false, has_earlier: false }
     }
 }
 
@@ -85,7 +90,8 @@ impl Timeframe {
         let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
         let consumers = Mutex::new(consumers.collect());
         let (load, claim) = (watch::Sender::new(LoadState::Loading), Mutex::new(claim));
-        Self { registration, load, claim, clock, consumers, schema_cache: Mutex::default() }
+        let (earlier, schema_cache) = Default::default();
+        Self { registration, load, claim, clock, consumers, earlier, schema_cache }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
@@ -152,10 +158,47 @@ impl Timeframe {
         }
     }
 
+    /// Withdraws its table if objects of it lie in a lost segment, so that it is loaded again: true
+    /// then. Consumers that have received the table keep its objects until they report it as
+    /// consumed.
+    pub(crate) fn withdraw_lost(&self) -> bool {
+        let mut withdrawn = None;
+        let mut consumers = self.consumers();
+        self.load.send_if_modified(|load| {
+            let LoadState::Ready(assembled) = load else { return false };
+            if !assembled.pins.is_condemned() {
+                return false;
+            }
+            withdrawn = Some(Arc::clone(assembled));
+            *load = LoadState::Loading;
+            true
+        });
+        let Some(withdrawn) = withdrawn else { return false };
+        let mut is_kept = false;
+        for reader in consumers.values_mut() {
+            reader.has_earlier |= reader.state == ConsumerState::Delivered;
+            is_kept |= reader.has_earlier;
+        }
+        if is_kept {
+            self.earlier.lock().push(withdrawn);
+            return true;
+        }
+        drop(consumers);
+        Assembled::let_go(withdrawn);
+        true
+    }
+
+    /// Releases the earlier tables.
+    fn let_go_earlier(&self) {
+        let earlier = std::mem::take(&mut *self.earlier.lock());
+        earlier.into_iter().for_each(Assembled::let_go);
+    }
+
     /// Marks it as dropped: releases its pins and stops its load.
     fn set_gone(&self) {
         let before = self.load.send_replace(LoadState::Gone);
         self.give_up_claim();
+        self.let_go_earlier();
         if let LoadState::Ready(assembled) = before {
             // Releases all pins at once; the plan itself is freed later.
             Assembled::let_go(assembled);
@@ -197,7 +240,12 @@ impl Timeframe {
         let mut consumers = self.consumers();
         consumers
             .insert(consumer.to_owned(), TimeframeConsumer::new(ConsumerState::Consumed, None));
-        consumers.values().all(|reader| reader.state == ConsumerState::Consumed)
+        let is_done = consumers.values().all(|reader| reader.state == ConsumerState::Consumed);
+        if !consumers.values().any(|reader| reader.has_earlier) {
+            drop(consumers);
+            self.let_go_earlier();
+        }
+        is_done
     }
 
     fn waits_for(&self, consumer: &str) -> bool {
@@ -458,7 +506,8 @@ impl Timeframes {
         dropped.ok_or(CacheError::UnknownTimeframe { timeframe })
     }
 
-    /// The pins of the timeframes that are ready, and of the claims of the others.
+    /// The pins of the timeframes that are ready, of their earlier tables, and of the claims of the
+    /// others.
     pub(crate) fn pin_sets(&self) -> Vec<Arc<PinSet>> {
         let pins = |timeframe: &Arc<Timeframe>| match &*timeframe.load.borrow() {
             LoadState::Ready(assembled) => Some(Arc::clone(&assembled.pins)),
@@ -466,7 +515,12 @@ impl Timeframes {
         };
         let claimed = |timeframe: &Arc<Timeframe>| Arc::clone(timeframe.claim().pins());
         let all = self.all();
-        all.iter().filter_map(pins).chain(all.iter().map(claimed)).collect()
+        let earlier = all.iter().flat_map(|timeframe| {
+            let earlier = timeframe.earlier.lock();
+            earlier.iter().map(|table| Arc::clone(&table.pins)).collect::<Vec<_>>()
+        });
+        let now = all.iter().filter_map(pins).chain(all.iter().map(claimed));
+        now.chain(earlier).collect()
     }
 
     /// How long `consumer` has held its oldest delivered timeframe.

@@ -290,6 +290,11 @@ impl PinSet {
     pub fn pins(&self) -> &[Pin] {
         &self.pins
     }
+
+    /// Whether one of its objects lies in a segment that was lost.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.pins.iter().any(|pin| pin.resident.is_condemned())
+    }
 }
 
 impl Drop for PinSet {

@@ -310,8 +310,12 @@ impl Residency {
     }
 
     /// Hands out no object in a condemned segment any more: unpinned ones are freed now, pinned ones
-    /// with their last pin. They are loaded anew elsewhere when they are requested.
+    /// with their last pin. They are loaded anew elsewhere when they are requested. Headers of those
+    /// that another program may overwrite are stale from now on, pinned or not.
     pub(crate) fn abandon_condemned(&self) {
+        for resident in self.residents() {
+            resident.block().invalidate_if_overwritten();
+        }
         self.unlist(Resident::is_condemned);
         if let Some(reclaimable) = self.reclaimable() {
             // Published snapshots may name them.

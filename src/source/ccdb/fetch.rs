@@ -15,11 +15,8 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use md5::{Digest, Md5};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{etag_id, locations, read_details, single};
@@ -27,12 +24,9 @@ use super::location::id_in_location;
 use super::source::CcdbSource;
 use super::transport::{Ask, AttemptFailure, Head, Purpose, Rounds, chain};
 use crate::object::{Md5Sum, ObjectInfo};
+use crate::source::body_digest::BodyDigest;
 use crate::source::{Body, BodyError, SourceError};
 
-/// Smaller bodies are hashed between reads; larger ones on another thread during the reads.
-const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
-/// Maximum number of chunks (of up to some 400 KiB) queued for the hash.
-const CHUNKS_AHEAD: usize = 16;
 /// Minimum growth of a body of unknown length.
 const GROWTH_BYTES: u64 = 256 << 10;
 
@@ -263,7 +257,7 @@ impl CcdbSource {
         if let Some(size) = promise.size_bytes {
             body.reserve(already.saturating_add(size)).await.map_err(AttemptFailure::Body)?;
         }
-        let mut hash = Hash::new(promise.md5.is_some(), promise.size_bytes);
+        let mut hash = BodyDigest::new(promise.md5.is_some(), promise.size_bytes);
         let mut pace = BodyPace::new(
             self.transport.options.min_throughput_bytes,
             Duration::from_millis(self.transport.options.throughput_window_millis),
@@ -354,7 +348,7 @@ impl Promise {
     }
 
     /// Checks size and digest of the whole body.
-    async fn check(&self, got: u64, hash: Hash, url: &Url) -> Result<(), AttemptFailure> {
+    async fn check(&self, got: u64, hash: BodyDigest, url: &Url) -> Result<(), AttemptFailure> {
         if let Some(size) = self.size_bytes.filter(|size| *size != got) {
             let reason = format!("torn: expected {size} bytes, got {got} from {url}");
             return Err(AttemptFailure::Torn { reason });
@@ -481,54 +475,6 @@ fn is_on_grid(location: &str) -> bool {
     ["alien://", "root://", "xroot://", "roots://"].iter().any(|s| location.starts_with(s))
 }
 
-/// An MD5 computation: between reads for small bodies, on another thread for large ones. That
-/// thread shares the reference-counted chunks, and reads no shared memory.
-enum Hash {
-    None,
-    Between(Md5),
-    Beside { chunks: mpsc::Sender<Bytes>, sum: JoinHandle<Md5Sum> },
-}
-
-impl Hash {
-    fn new(wanted: bool, size_bytes: Option<u64>) -> Self {
-        match size_bytes {
-            _ if !wanted => Self::None,
-            Some(size) if size < HASH_BESIDE_FROM_BYTES => Self::Between(Md5::new()),
-            _ => {
-                let (chunks, mut queue) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
-                let sum = tokio::task::spawn_blocking(move || {
-                    let mut md5 = Md5::new();
-                    while let Some(chunk) = queue.blocking_recv() {
-                        md5.update(&chunk);
-                    }
-                    Md5Sum(md5.finalize().into())
-                });
-                Self::Beside { chunks, sum }
-            }
-        }
-    }
-
-    async fn add(&mut self, chunk: Bytes) {
-        match self {
-            Self::None => {}
-            Self::Between(md5) => md5.update(&chunk),
-            // It fails only if the thread panicked, which `finish` detects.
-            Self::Beside { chunks, .. } => drop(chunks.send(chunk).await),
-        }
-    }
-
-    async fn finish(self) -> Option<Md5Sum> {
-        match self {
-            Self::None => None,
-            Self::Between(md5) => Some(Md5Sum(md5.finalize().into())),
-            Self::Beside { chunks, sum } => {
-                drop(chunks);
-                sum.await.ok()
-            }
-        }
-    }
-}
-
 /// Checks the throughput of a body, window by window.
 struct BodyPace {
     /// Minimum bytes per window; 0: no minimum.
@@ -578,22 +524,6 @@ impl BodyPace {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn the_hash_beside_the_reads_is_the_hash_between_them() {
-        let bytes: Vec<u8> = (0..1_000_000u32).map(|n| (n * 7 % 251) as u8).collect();
-        let mut sums = Vec::new();
-        for size in [Some(1), Some(1 << 20), None] {
-            let mut hash = Hash::new(true, size);
-            for chunk in bytes.chunks(70_000) {
-                hash.add(Bytes::copy_from_slice(chunk)).await;
-            }
-            sums.push(hash.finish().await.unwrap());
-        }
-        assert_eq!(sums[0], Md5Sum(Md5::digest(&bytes).into()));
-        assert!(sums.iter().all(|sum| *sum == sums[0]));
-        assert_eq!(Hash::new(false, None).finish().await, None);
-    }
 
     #[test]
     fn grid_addresses_are_told_from_others() {

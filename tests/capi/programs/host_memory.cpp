@@ -3,10 +3,10 @@
 //
 //   host_memory SOURCE SESSION segment|region PATHS VERSIONS ROUNDS
 //
-// Object p of version v is what `object(p, v)` makes, valid from v * 1000 for 1000 ms under the path
-// Host/P<p>. More objects than the memory holds are asked for, so that they are evicted.
+// More objects than the memory holds are asked for, so that they are evicted.
 #include <iovcache/fairmq.hpp>
 
+#include "objects.hpp"
 #include "transport.hpp"
 
 #include <atomic>
@@ -15,14 +15,6 @@
 #include <memory>
 #include <string>
 #include <vector>
-
-#define CHECK(...)                                                                          \
-  do {                                                                                      \
-    if (!(__VA_ARGS__)) {                                                                   \
-      std::fprintf(stderr, "line %d: %s\n%s\n", __LINE__, #__VA_ARGS__, iovc_last_error()); \
-      std::exit(1);                                                                         \
-    }                                                                                       \
-  } while (false)
 
 namespace
 {
@@ -50,19 +42,6 @@ struct Counted {
     ++released;
   }
 };
-
-std::string object(unsigned path, unsigned version)
-{
-  std::uint64_t word = 0x9E3779B97F4A7C15u * (path * 1000u + version + 1u);
-  std::string bytes(2000 + 37 * ((path * 31 + version * 17) % 900), '\0');
-  for (auto& byte : bytes) {
-    word ^= word << 13;
-    word ^= word >> 7;
-    word ^= word << 17;
-    byte = static_cast<char>(word >> 24);
-  }
-  return bytes;
-}
 
 void give_back(ArrowArray& array, ArrowSchema& schema)
 {
@@ -132,13 +111,8 @@ int main(int count, char** arguments)
       CHECK(found);
       CHECK(found->size() == 2 * versions);
       for (unsigned row = 0; row < 2 * versions; ++row) {
-        const auto expected = object(path, row / 2);
-        const auto& bytes = (*found)[row];
         ++cells;
-        if (bytes.size() != expected.size() ||
-            std::memcmp(bytes.data(), expected.data(), expected.size()) != 0) {
-          ++wrong;
-        }
+        wrong += is_object((*found)[row], path, row / 2) ? 0 : 1;
       }
       const auto runs = resolver.resolve_runs(*schema.children[0], *table.children[0]);
       CHECK(runs && runs->size() >= versions);
@@ -146,8 +120,7 @@ int main(int count, char** arguments)
         // This process resolves by its own cache as well, generation and size checked.
         const auto* cell = static_cast<const char*>(table.children[0]->buffers[1]);
         const auto own = attached->resolve(cell);
-        CHECK(own && own->size() == object(path, 0).size());
-        CHECK(std::memcmp(own->data(), object(path, 0).data(), own->size()) == 0);
+        CHECK(own && is_object(*own, path, 0));
         auto stale = std::string(cell, 40);
         ++stale[8];
         CHECK(attached->resolve(stale.data()).status() == IOVC_FAILED_PRECONDITION);

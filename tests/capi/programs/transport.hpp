@@ -30,12 +30,8 @@ transport(const std::string& session, const std::string& id, std::size_t segment
 inline fair::mq::UnmanagedRegionPtr make_region(fair::mq::TransportFactory& transport,
                                                 std::size_t bytes)
 {
-#ifdef FAIRMQ_STAND_IN
-  return transport.CreateUnmanagedRegion(bytes);
-#else
-  fair::mq::RegionConfig config;
-  return transport.CreateUnmanagedRegion(bytes, fair::mq::RegionCallback{}, config);
-#endif
+  return transport.CreateUnmanagedRegion(bytes, fair::mq::RegionCallback{},
+                                         fair::mq::RegionConfig{});
 }
 
 #endif

@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -127,6 +128,10 @@ class UnmanagedRegion
   std::uint16_t mId;
   bi::mapped_region mRegion;
 };
+struct RegionConfig {
+  bool removeOnDestruction = true;
+};
+using RegionCallback = std::function<void(void*, std::size_t, void*)>;
 using UnmanagedRegionPtr = std::unique_ptr<UnmanagedRegion>;
 
 class TransportFactory
@@ -145,7 +150,9 @@ class TransportFactory
   {
     if (!mIsKept) {
       bi::shared_memory_object::remove(name(mNumber).c_str());
-      bi::shared_memory_object::remove((mPrefix + "rg_1").c_str());
+      for (const auto id : mOwnRegions) {
+        bi::shared_memory_object::remove(region_name(id).c_str());
+      }
     }
   }
   Transport GetType() const { return Transport::SHM; }
@@ -153,11 +160,22 @@ class TransportFactory
   {
     return std::make_unique<shmem::Message>(mSegment, mNumber, size, align.alignment);
   }
-  UnmanagedRegionPtr CreateUnmanagedRegion(std::size_t bytes)
+  // Files of killed devices stay, so that no id is given twice.
+  UnmanagedRegionPtr CreateUnmanagedRegion(std::size_t bytes, const RegionCallback&,
+                                           RegionConfig config)
   {
-    bi::shared_memory_object file(bi::open_or_create, (mPrefix + "rg_1").c_str(), bi::read_write);
-    file.truncate(static_cast<bi::offset_t>(bytes));
-    return std::make_unique<UnmanagedRegion>(1, bi::mapped_region(file, bi::read_write));
+    for (std::uint16_t id = 1; id < most_segments; ++id) {
+      try {
+        bi::shared_memory_object file(bi::create_only, region_name(id).c_str(), bi::read_write);
+        file.truncate(static_cast<bi::offset_t>(bytes));
+        if (config.removeOnDestruction) {
+          mOwnRegions.push_back(id);
+        }
+        return std::make_unique<UnmanagedRegion>(id, bi::mapped_region(file, bi::read_write));
+      } catch (const bi::interprocess_exception&) {
+      }
+    }
+    throw std::runtime_error("the session has too many regions");
   }
   std::vector<RegionInfo> GetRegionInfo()
   {
@@ -177,11 +195,17 @@ class TransportFactory
       auto& segment = other->second;
       known.push_back({true, number, segment.get_address(), segment.get_size()});
     }
-    try {
-      bi::shared_memory_object file(bi::open_only, (mPrefix + "rg_1").c_str(), bi::read_only);
-      mRegion = bi::mapped_region(file, bi::read_only);
-      known.push_back({false, 1, mRegion.get_address(), mRegion.get_size()});
-    } catch (const bi::interprocess_exception&) {
+    for (std::uint16_t id = 1; id < most_segments; ++id) {
+      auto region = mRegions.find(id);
+      try {
+        if (region == mRegions.end()) {
+          bi::shared_memory_object file(bi::open_only, region_name(id).c_str(), bi::read_only);
+          region = mRegions.try_emplace(id, file, bi::read_only).first;
+        }
+      } catch (const bi::interprocess_exception&) {
+        continue;
+      }
+      known.push_back({false, id, region->second.get_address(), region->second.get_size()});
     }
     return known;
   }
@@ -189,6 +213,7 @@ class TransportFactory
  private:
   static constexpr std::uint16_t most_segments = 1024;
 
+  std::string region_name(std::uint16_t id) const { return mPrefix + "rg_" + std::to_string(id); }
   std::string name(std::uint16_t number) const { return mPrefix + "m_" + std::to_string(number); }
 
   std::string mPrefix;
@@ -197,6 +222,8 @@ class TransportFactory
   shmem::SegmentType mSegment;
   // Segments of other devices, by number.
   std::map<std::uint16_t, shmem::SegmentType> mOthers;
-  bi::mapped_region mRegion;
+  // Regions of all devices, by id.
+  std::map<std::uint16_t, bi::mapped_region> mRegions;
+  std::vector<std::uint16_t> mOwnRegions;
 };
 } // namespace fair::mq
