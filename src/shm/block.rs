@@ -368,6 +368,14 @@ impl Block {
         }
     }
 
+    /// Leaves its memory allocated in the host if it lies there, also after it is dropped.
+    #[cfg(feature = "capi")]
+    pub(crate) fn leave_in_host(&self) {
+        if let SegmentMemory::Host(host) = &self.place.segment.memory {
+            host.leave();
+        }
+    }
+
     /// Its location.
     pub(crate) fn location(&self) -> BlockLocation {
         let Segment { kind, id, .. } = *self.place.segment;
