@@ -73,6 +73,9 @@
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 
+// What the server alone uses of the rooms below it is compiled without a server too.
+#![cfg_attr(not(feature = "server"), allow(dead_code, unused_imports))]
+
 pub mod budget;
 #[cfg(feature = "cache")]
 pub mod cache;
@@ -97,6 +100,7 @@ pub mod sync;
 pub mod table;
 #[cfg(feature = "cache")]
 pub mod telemetry;
+pub mod time_text;
 
 #[cfg(feature = "cache")]
 pub use cache::Cache;

@@ -42,7 +42,7 @@ pub struct Timing {
 
 impl Histogram {
     /// The bounds, in microseconds: 50 µs to 100 s.
-    pub const BOUNDS_MICROS: [u64; 14] = [
+    pub(crate) const BOUNDS_MICROS: [u64; 14] = [
         50,
         200,
         500,

@@ -48,7 +48,15 @@ fn times_are_taken_in_iso_8601_and_shown_so_unless_milliseconds_are_asked_for() 
     let repository = tempfile::tempdir().unwrap();
     let service = service(repository.path());
     let server = service.unix();
-    for at in ["1730894400000", "2024-11-06T12:00:00Z", "2024-11-06T13:30+01:00"] {
+    for at in [
+        "1730894400000",
+        "2024-11-06T12:00:00Z",
+        "2024-11-06T13:30+01:00",
+        "2024-11-06T12Z",
+        "20241106T120000,5Z",
+        "2024-11-06 12:00:00 UTC",
+        "2024-311T12:00z",
+    ] {
         for name in ["cat", "get"] {
             assert_eq!(run_well(&[name, "--server", &server, DRIFT, "--at", at]), "drift");
         }
@@ -90,12 +98,76 @@ fn what_is_not_found_is_told_with_what_is_near() {
     assert!(text.contains("its last interval is [2024-11-06T12:00:00Z, 2024-11-06T13:00:00Z)"));
     let text = told(DRIFT, "1730894400");
     assert!(text.contains("if seconds were meant, give 1730894400000"), "{text}");
+    let text = told("VDrift", "2024-11-06T12:00:00Z");
+    assert!(text.contains("did you mean TPC/Calib/VDrift?"), "{text}");
+    let text = told("TPC/Calib", "2024-11-06T12:00:00Z");
+    assert!(text.contains("it is a folder with TPC/Calib/VDrift"), "{text}");
     let unknown = run(&["timeline", "--server", &service.unix(), "tpc/calib/vdrift"]);
     assert!(said(&unknown).contains("did you mean TPC/Calib/VDrift?"), "{}", said(&unknown));
+    let failed = |status, arguments: &[&str]| {
+        let output = run(&[arguments, &["--server", &service.unix()]].concat());
+        assert_eq!(output.status.code(), Some(status), "{arguments:?} {}", said(&output));
+        said(&output)
+    };
+    let text = failed(2, &["cat", "/TPC//Calib/VDrift/", "--at", "0"]);
+    assert!(text.contains("did you mean TPC/Calib/VDrift?"), "{text}");
+    assert!(failed(3, &["ls", "TPC/Calb"]).contains("did you mean TPC/Calib/VDrift?"));
+    let text = failed(3, &["timeline", DRIFT, "--from", "2025-01-01"]);
+    assert!(text.contains("in [2025-01-01T00:00:00Z, inf)"), "{text}");
+    assert!(text.contains("its last interval is [2024-11-06T12:00:00Z"), "{text}");
+    let column = format!("drift={{\"path\": \"{DRIFT}\"}}");
+    let table = |more: &[&str]| failed(3, &[&["table", "--column", &column], more].concat());
+    let text = table(&["--range", "2024-11-06T12:30Z:2024-11-06T14:00Z:30m"]);
+    assert!(text.contains("has no version at 2024-11-06T13:00:00Z"), "{text}");
+    let text = failed(2, &["table", "--column", &column, "--range", "0:5"]);
+    assert!(text.contains("--range: \"0:5\" has no step"), "{text}");
+    let text = failed(3, &["table", "--table", "tpc", "--at", "0"]);
+    assert!(text.contains("there are: none"), "{text}");
     // Without a server the error names the address.
     let nobody = run(&["status", "--server", &format!("grpc://{}", service.http())]);
     assert_eq!(nobody.status.code(), Some(4));
     assert!(said(&nobody).contains(&service.http()), "{}", said(&nobody));
+}
+
+#[test]
+fn a_time_in_seconds_is_noticed_by_every_command_that_takes_times() {
+    let repository = tempfile::tempdir().unwrap();
+    let service = service(repository.path());
+    let (server, column) = (service.unix(), format!("drift={DRIFT}"));
+    let folder = repository.path().to_str().unwrap();
+    let file = repository.path().join("object");
+    fs::write(&file, "x").unwrap();
+    let file = file.to_str().unwrap();
+    let of_table = ["table", "--server", &server, "--column", &column, "--missing-as-null"];
+    let put = ["put", "--repository", folder, "A/B", file, "--from"];
+    let noticed = |output: &Output| {
+        let text = said(output);
+        assert!(text.contains("if seconds were meant, give 1730894400000 (2024-11-06"), "{text}");
+    };
+    for command in [
+        &[&of_table[..], &["--at", "1730894400"]].concat(),
+        &[&of_table[..], &["--range", "1730894400:1730894401:1"]].concat(),
+        &[&of_table[..], &["--at", "1730894400000", "--not-after", "1730894400"]].concat(),
+        &[&put[..], &["1730894400"]].concat(),
+        &vec!["timeline", "--server", &server, DRIFT, "--from", "1730894400"],
+    ] {
+        let output = run(command);
+        assert!(output.status.success(), "{}", said(&output));
+        noticed(&output);
+    }
+    noticed(&run_with(b"1730894400\n", &[&of_table[..], &["--timestamps", "-"]].concat()));
+    let manifest = format!(
+        "path,valid_from_ms,valid_until_ms,created_ms,file\nA/C,1730894400,{NOON},1,Cargo.toml\n"
+    );
+    let import = ["import", "--repository", folder, "-", "--json"];
+    let imported = run_with(manifest.as_bytes(), &import);
+    noticed(&imported);
+    let json: Value = serde_json::from_slice(&imported.stdout).unwrap();
+    assert_eq!(json["new"], 1, "{json}");
+    let date = run(&[&of_table[..], &["--at", "20241106"]].concat());
+    assert!(said(&date).contains("if a date was meant, give 2024-11-06"), "{}", said(&date));
+    let right = run(&[&of_table[..], &["--at", "1730894400000,5"]].concat());
+    assert_eq!(said(&right), "");
 }
 
 #[test]
@@ -146,9 +218,12 @@ fn a_reader_that_has_enough_ends_a_command_quietly_and_a_full_disk_is_a_failure(
     let mut told = String::new();
     watch.stderr.take().unwrap().read_to_string(&mut told).unwrap();
     assert_eq!(told, "");
-    for command in
-        [&["config", "new"][..], &["cat", DRIFT, "--at", "1730894400000", "--server", &server]]
-    {
+    for command in [
+        &["config", "new"][..],
+        &["cat", DRIFT, "--at", "1730894400000", "--server", &server],
+        &["serve", "--help"],
+        &["--version"],
+    ] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = iovcache().args(command).stdout(full).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{command:?}");
@@ -167,6 +242,22 @@ fn an_empty_variable_counts_as_not_set_and_a_wrong_one_is_named() {
     let wrong = show("much");
     assert_eq!(wrong.status.code(), Some(2));
     assert!(said(&wrong).contains("IOVCACHE_MEMORY"), "{}", said(&wrong));
+    for (variable, value) in [
+        ("IOVCACHE_SERVER", "nowhere"),
+        ("IOVCACHE_SERVER", "grpc+unix:///no/such/socket"),
+        ("IOVCACHE_CA", "/no/such/file"),
+        ("IOVCACHE_LOG_FORMAT", "xml"),
+    ] {
+        let output = iovcache().args(["ls"]).env(variable, value).output().unwrap();
+        assert!(!output.status.success());
+        assert!(said(&output).contains(variable), "{variable}: {}", said(&output));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "\n").unwrap();
+    let empty = run(&["ls", "--token-file", token.to_str().unwrap()]);
+    assert_eq!(empty.status.code(), Some(2));
+    assert!(said(&empty).contains("it is empty, expected a token"), "{}", said(&empty));
 }
 
 #[test]
@@ -187,7 +278,7 @@ fn all_faults_of_a_configuration_are_told_at_once_with_those_of_files_and_ports(
     let text = said(&output);
     assert_eq!(output.status.code(), Some(2), "{text}");
     for fault in [
-        ":1: memroy: unknown field",
+        ":1: memroy: unknown field `memroy`; did you mean `memory`?",
         ":3: segment: a segment of 2GiB is larger than memory",
         ":4: listen: cannot listen on",
         ":5: tokens: /no/such/keys",
@@ -199,6 +290,23 @@ fn all_faults_of_a_configuration_are_told_at_once_with_those_of_files_and_ports(
     let json = run(&["config", "check", "--json", file.to_str().unwrap()]);
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["faults"].as_array().unwrap().len(), 6, "{json}");
+    fs::write(&file, "memory = \"4096TiB\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    let large = run(&["config", "check", file.to_str().unwrap()]);
+    assert!(said(&large).contains("is more than this node has"), "{}", said(&large));
+    fs::write(
+        &file,
+        "fairmq_register = \"./no/such\"\n[[path]]\npath = \"A\"\ndefault = \"/\"\n\
+         [[source]]\nurl = \".\"\n",
+    )
+    .unwrap();
+    let text = said(&run(&["config", "check", file.to_str().unwrap()]));
+    for fault in [
+        ":1: fairmq_register: ./no/such: No such file".to_owned(),
+        ":4: path[0].default: /: not a regular file".to_owned(),
+        format!("write file://{}", std::env::current_dir().unwrap().display()),
+    ] {
+        assert!(text.contains(&fault), "{fault:?} in {text}");
+    }
     fs::write(&file, "memory = \"1GiB\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
     let right = run(&["config", "check", file.to_str().unwrap()]);
     assert!(right.status.success() && said(&right).contains("note: no [[source]]"));
@@ -317,6 +425,12 @@ fn a_token_as_json_has_what_its_file_has() {
     assert_eq!((&token["name"], &token["role"]), (&"shift".into(), &"register".into()));
     assert_eq!(fs::read_to_string(file).unwrap(), token["entry"].as_str().unwrap());
     assert!(token["expires"].as_i64().unwrap() > NOON && token["token"].is_string());
+    // An entry that the service would refuse is not written.
+    for wrong in [["token", "", "--tokens", file], ["token", "shift", "--tokens", file]] {
+        assert_eq!(run(&wrong).status.code(), Some(2));
+        assert_eq!(fs::read_to_string(file).unwrap(), token["entry"].as_str().unwrap());
+    }
+    assert_eq!(run(&["token", "new", "--tokens", "/dev/full"]).status.code(), Some(2));
     let forever: Value = serde_json::from_str(&run_well(&["token", "x", "--json"])).unwrap();
     assert!(forever["expires"].is_null(), "{forever}");
 }

@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -123,6 +124,66 @@ fn every_alert_asks_for_metrics_that_exist() {
             assert!(known.contains(word), "{alert}: there is no {word}");
         }
     }
+}
+
+/// Runs promtool with `input`; `None` where it is not installed. It must find no fault.
+fn promtool(arguments: &[&str], input: &str) -> Option<()> {
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .inspect_err(|_| eprintln!("promtool is not installed: {arguments:?} is not run"))
+        .ok()?;
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+    assert!(output.status.success(), "{arguments:?}: {told}");
+    // `check metrics` writes what it would have different, and succeeds.
+    assert!(arguments[1] != "metrics" || told.is_empty(), "{told}");
+    Some(())
+}
+
+#[test]
+fn promtool_finds_no_fault_in_metrics_and_rules_and_each_alert_fires_for_its_fault() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
+    let file = |name: &str| root.join(name).to_str().unwrap().to_owned();
+    promtool(&["check", "rules", &file("alerts.yml")], "");
+    promtool(&["test", "rules", &file("tests.yml")], "");
+    let tested = deployed("prometheus/tests.yml");
+    for [name, ..] in alerts() {
+        let (fires, is_quiet) = (
+            format!("- alertname: {name}\n"),
+            format!("{{alertname: {name}, eval_time: 60m, exp_alerts: []}}"),
+        );
+        assert!(tested.contains(&fires) && tested.contains(&is_quiet), "{name} has no test");
+    }
+    let repository = tempfile::tempdir().unwrap();
+    let service = Service::over(repository.path(), &[]);
+    promtool(&["check", "metrics"], &http_get(&service.http(), "/metrics").1);
+    // promtool reads OpenMetrics only from a file whose samples have times.
+    let address = service.http();
+    let mut stream = std::net::TcpStream::connect(&address).unwrap();
+    let accept = "Connection: close\r\nAccept: application/openmetrics-text;version=1.0.0";
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\n{accept}\r\n\r\n").unwrap();
+    let mut open = String::new();
+    stream.read_to_string(&mut open).unwrap();
+    let timed: String = open
+        .split_once("\r\n\r\n")
+        .unwrap()
+        .1
+        .lines()
+        .map(|line| match line.starts_with('#') {
+            true => format!("{line}\n"),
+            false => format!("{line} 1730894400\n"),
+        })
+        .collect();
+    let samples = repository.path().join("openmetrics");
+    fs::write(&samples, timed).unwrap();
+    let blocks = repository.path().join("blocks");
+    let [samples, blocks] = [samples, blocks].map(|path| path.to_str().unwrap().to_owned());
+    promtool(&["tsdb", "create-blocks-from", "openmetrics", &samples, &blocks], "");
 }
 
 #[test]

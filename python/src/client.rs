@@ -37,6 +37,8 @@ struct Options {
     #[pyo3(item)]
     patience_s: f64,
     #[pyo3(item)]
+    always_request: bool,
+    #[pyo3(item)]
     insecure: bool,
     #[pyo3(item)]
     tls_root_certs: Option<Vec<u8>>,
@@ -66,6 +68,7 @@ impl Options {
             tls: TlsFiles { authority: self.tls_root_certs, identity, domain: None },
             insecure: self.insecure,
             remote: self.remote,
+            always_request: self.always_request,
             patience: Some(patience),
         })
     }
@@ -104,8 +107,8 @@ impl NativeClient {
         Ok(Self { client: Mutex::new(Some(client)), look_ups, remote })
     }
 
-    /// Requests a table: columns as (name, JSON), the other fields as one JSON object, timestamps
-    /// in ms.
+    /// A table: columns as (name, JSON), the other fields as one JSON object, timestamps in ms. From
+    /// shared memory where all of it lies there.
     fn table(
         &self,
         py: Python<'_>,

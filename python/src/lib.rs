@@ -25,6 +25,7 @@ mod shared;
 mod state;
 mod table;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 /// The native classes of `iovcache`; see the Python modules.
@@ -38,5 +39,13 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<attachment::Attachment>()?;
     module.add_class::<local::Path>()?;
     module.add("Object", object::object_type(module.py())?)?;
+    module.add_function(wrap_pyfunction!(milliseconds, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
+}
+
+/// A text as milliseconds since the Unix epoch: the same forms as on the command line.
+#[pyfunction]
+fn milliseconds(text: &str) -> PyResult<i64> {
+    let at = iovcache::Timestamp::from_text(text, iovcache::Clock::system().wall());
+    at.map(iovcache::Timestamp::as_millis).map_err(|error| PyValueError::new_err(error.to_string()))
 }

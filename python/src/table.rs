@@ -18,12 +18,13 @@ use crate::state::State;
 pub(crate) struct NativeTable {
     state: Arc<State>,
     metadata: HashMap<String, String>,
+    is_local: bool,
 }
 
 impl NativeTable {
     pub(crate) fn new(client: Arc<OwnedByProcess<Client>>, table: Table) -> Self {
-        let metadata = table.schema().metadata().clone();
-        Self { state: Arc::new(State::new(client, table)), metadata: metadata.into() }
+        let (metadata, is_local) = (table.schema().metadata().clone(), table.is_local());
+        Self { state: Arc::new(State::new(client, table)), metadata: metadata.into(), is_local }
     }
 }
 
@@ -48,6 +49,12 @@ impl NativeTable {
     /// A value of the schema's metadata.
     fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
+    }
+
+    /// Whether it was taken from shared memory without a request.
+    #[getter]
+    fn local(&self) -> bool {
+        self.is_local
     }
 
     /// The table as an Arrow stream.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 from conftest import put, right, until
@@ -82,6 +83,8 @@ def test_times_are_those_of_every_call(client):
         np.datetime64(4000, "ms"),
         epoch + datetime.timedelta(seconds=4),
         "1970-01-01T00:00:04Z",
+        "1970-01-01T01:00:04+01",
+        "19700101T000004,0Z",
     ):
         assert bytes(client.get(DRIFT, at)) == b"drift 2", at
         assert bytes(path.at(at)) == b"drift 2", at
@@ -312,7 +315,74 @@ def test_dropped_objects_free_their_slots(client):
     path = client.path(DRIFT)
     published(path, 4000)
     found = 0
-    for _ in range(20_000):
+    for _ in range(40_000):
         found += path.try_at(4000) is not None
-    # More than the 3,584 slots of a session.
-    assert found > 10_000
+    # More than the 15,360 slots of a session.
+    assert found > 20_000
+
+
+def local_table(client, columns, timestamps, **options):
+    """The table once it is taken from shared memory; the first request has its paths published."""
+    found = []
+
+    def taken():
+        table = client.table(columns, timestamps=timestamps, **options)
+        if table.local:
+            found.append(table)
+        return table.local
+
+    until("the table in shared memory", taken)
+    return found[0]
+
+
+def test_a_table_is_taken_from_shared_memory_once_its_objects_lie_there(client, service):
+    columns, times = {"d": DRIFT, "n": NOISE}, [1000, 2999, 3000, 4999, 5000]
+    with iovcache.connect(service.unix, always_request=True) as other:
+        with local_table(client, columns, times) as table, other.table(
+            columns, timestamps=times
+        ) as asked:
+            assert table.local and not asked.local
+            assert table.lease is None and asked.lease is not None
+            assert table.epoch == asked.epoch is not None
+            assert table.arrow.equals(asked.arrow)
+            assert [bytes(one) for one in table["d"]] == [right(DRIFT, at) for at in times]
+            assert table.objects.drop_columns(["cache"]) == asked.objects.drop_columns(["cache"])
+            one, same = table["d"][2], asked["d"][2]
+            assert (one.id, one.validity, one.metadata) == (same.id, same.validity, same.metadata)
+
+
+def test_an_object_of_a_local_table_is_its_pin(client):
+    def slots():
+        return sum(session.get("slots", 0) for session in client.status()["sessions"])
+
+    before = slots()
+    table = local_table(client, {"d": DRIFT}, [1000, 4000])
+    one = table["d"][1]
+    assert slots() > before
+    with warnings.catch_warnings():
+        # Said once per process.
+        warnings.simplefilter("ignore", iovcache.ObjectsInUse)
+        table.close()
+    assert bytes(one) == right(DRIFT, 4000)
+    del one, table
+    gc.collect()
+    until("the slots to be free", lambda: slots() == before)
+
+
+def test_a_forked_child_reads_no_local_table_of_its_parent_once_it_may_be_gone(client):
+    table = local_table(client, {"d": DRIFT}, [4000])
+    context = multiprocessing.get_context("fork")
+    read, write = context.Pipe(duplex=False)
+
+    def child():
+        try:
+            client.table({"d": DRIFT}, timestamps=[4000])
+            write.send("a table")
+        except iovcache.ForkedProcess:
+            write.send(bytes(table["d"][0]))
+
+    process = context.Process(target=child)
+    process.start()
+    assert read.recv() == right(DRIFT, 4000), "it is in memory, and its cells are checked"
+    process.join()
+    assert bytes(table["d"][0]) == right(DRIFT, 4000)

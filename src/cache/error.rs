@@ -158,7 +158,7 @@ pub enum CacheError {
     #[error(transparent)]
     Budget(#[from] OverBudget),
     /// The configuration has no such table.
-    #[error("no table {name:?} is configured; there are: {}", known.join(", "))]
+    #[error("no table {name:?} is configured; there are: {}", or_none(known))]
     UnknownTable {
         /// The requested name.
         name: String,
@@ -380,6 +380,11 @@ impl CacheError {
     pub fn is_transient(&self) -> bool {
         self.kind().is_transient()
     }
+}
+
+/// Names for a message.
+fn or_none(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 coded! { CacheError {

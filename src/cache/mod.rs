@@ -139,19 +139,18 @@ mod versions;
 mod yielder;
 
 pub use self::api::{
-    Answer, AttachGate, AttachLimits, BuildError, Cache, CacheBuilder, Described, Exchange,
-    HeldObject, NotListed, PathSnapshot, PeerPolicy, Progress, SegmentPiece, SegmentRenewal,
-    SegmentSnapshot, SessionSnapshot, Snapshot, SourceSnapshot, SpanSnapshot, SpanState,
+    Answer, AttachLimits, BuildError, Cache, CacheBuilder, Exchange, HeldObject, NotListed,
+    PeerPolicy, Progress, SegmentRenewal,
 };
+pub(crate) use self::api::{AttachGate, Snapshot};
 pub use self::error::{CacheError, MissingColumn};
 pub use self::holders::caller::Caller;
 pub use self::holders::lease::LeaseId;
 pub use self::holders::limits::{ConsumerLimits, SlowConsumer};
 pub use self::holders::origin::Origin;
-pub use self::memory::in_use::InUseGuard;
-pub use self::memory::object::{Pin, PinSet};
+pub use self::memory::object::Pin;
 pub use self::restart::{DescriptorStore, Inheritance};
 pub use self::tables::audit_log::TARGET as TABLE_LOG;
 pub use self::tables::run_information::RunInformation;
-pub use self::versions::object_index::{Effective, Versions};
-pub use self::versions::publisher::{LocalFigures, LookUpSums};
+pub use self::versions::object_index::Versions;
+pub(crate) use self::versions::publisher::{LocalFigures, LookUpSums};

@@ -95,7 +95,10 @@ fn suggestion(url: &str) -> String {
         let host = url.strip_prefix(prefix)?.trim_end_matches('/');
         Some(format!("write {scheme}{host}"))
     };
-    let told = instead("http://", "grpc://").or_else(|| instead("https://", "grpc+tls://"));
+    // gRPC's own notation of a Unix socket.
+    let told = instead("http://", "grpc://")
+        .or_else(|| instead("https://", "grpc+tls://"))
+        .or_else(|| instead("unix:/", "grpc+unix:///"));
     told.unwrap_or_else(|| match url.split_once("://") {
         Some((scheme, _)) => format!("unknown scheme {scheme:?}"),
         None if url.is_empty() => "it is empty".to_owned(),
@@ -160,6 +163,13 @@ impl ServiceAddress {
         }
     }
 
+    /// The Flight socket in the folder of a service that was given instead of it.
+    fn other_socket(&self) -> Option<String> {
+        let Self::Unix(path) = self else { return None };
+        let socket = path.join("flight.sock");
+        socket.exists().then(|| socket.display().to_string())
+    }
+
     /// Whether others can read the traffic: plain TCP to another node.
     fn is_overheard(&self) -> bool {
         let Self::Tcp(address) = self else { return false };
@@ -186,6 +196,9 @@ impl ServiceAddress {
             while let Some(error) = cause {
                 reason = error.to_string();
                 cause = error.source();
+            }
+            if let Some(meant) = self.other_socket() {
+                reason = format!("{reason}; the socket of Flight is grpc+unix://{meant}");
             }
             ClientError::Connect { url: url.to_owned(), reason }
         };
@@ -248,6 +261,7 @@ mod tests {
             ("http://host:1/", "grpc://host:1"),
             ("https://host:1", "grpc+tls://host:1"),
             ("/run/iovcache/flight.sock", "grpc+unix:///run/iovcache/flight.sock"),
+            ("unix:/run/flight.sock", "grpc+unix:///run/flight.sock"),
             ("flight://host:1", "unknown scheme"),
             ("grpc://127.0.0.1", "a port"),
             ("grpc://127.0.0.1:0", "a port"),

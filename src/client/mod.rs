@@ -36,6 +36,7 @@ mod large;
 mod local;
 mod local_join;
 mod options;
+mod plane_table;
 mod retry;
 mod service;
 mod session;

@@ -19,6 +19,9 @@ pub struct ClientOptions {
     /// Whether to fetch objects over the network even on the node of the service, without
     /// attaching.
     pub remote: bool,
+    /// Whether to request every table from the service, also where all of its objects lie in shared
+    /// memory. Then the service's log has each table.
+    pub always_request: bool,
     /// How long a call waits for a service that is down; for a table, the request's own `wait`
     /// counts. `None`: 60 s. A call does not wait for a service that never answered.
     pub patience: Option<Duration>,

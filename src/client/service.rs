@@ -24,9 +24,12 @@ use super::error::ClientError;
 use super::local::LocalShared;
 use super::local_join::LocalJoin;
 use super::options::ClientOptions;
+use super::plane_table::PlaneTables;
 use super::retry;
 use super::table::{Hold, Releases, Table};
 use crate::error::{Coded as _, ErrorKind};
+use crate::object::ObjectId;
+use crate::shm::MetaHeader;
 use crate::shm::attach::{Attachment, process_generation};
 use crate::table::{
     CellKind, CheckAnswer, ColumnRequest, ConsumedAnswer, Encoding, MessageWriter, PutAnswer,
@@ -72,6 +75,8 @@ pub(super) struct ClientInner {
     process: u64,
     /// Whether the session looks up objects in shared memory.
     pub(super) looks_up: bool,
+    /// Tables from shared memory; `None`: each table is requested.
+    plane_tables: Option<PlaneTables>,
     /// Shared state of local look-ups, once they were used.
     local: crate::sync::Mutex<Option<Arc<LocalShared>>>,
 }
@@ -82,6 +87,16 @@ pub(super) struct ClientInner {
 pub(super) struct Near {
     pub(super) flight: FlightClient,
     pub(super) attachment: Weak<Attachment>,
+}
+
+/// The look-ups in shared memory that a client makes by its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PlaneUse {
+    None,
+    /// Of objects by path and time.
+    Objects,
+    /// Of whole tables.
+    Tables,
 }
 
 #[derive(Debug)]
@@ -110,14 +125,15 @@ impl Client {
     /// [`ClientError::Address`] for another form of address, [`ClientError::Connect`] if no service
     /// answers, [`ClientError::Token`] if the token cannot be sent.
     pub async fn connect_with(url: &str, options: ClientOptions) -> Result<Self, ClientError> {
-        Self::connect_as(url, options, false).await
+        let uses = if options.always_request { PlaneUse::None } else { PlaneUse::Tables };
+        Self::connect_as(url, options, uses).await
     }
 
-    /// Connects; `looks_up`: the session looks up objects in shared memory.
+    /// Connects a client that uses shared memory like this.
     pub(super) async fn connect_as(
         url: &str,
         options: ClientOptions,
-        looks_up: bool,
+        uses: PlaneUse,
     ) -> Result<Self, ClientError> {
         let address = ServiceAddress::parse(url)?;
         let options = ClientOptions { token: token(options.token)?, ..options };
@@ -144,7 +160,8 @@ impl Client {
             releases,
             answered: AtomicBool::new(false),
             process: process_generation(),
-            looks_up,
+            looks_up: uses != PlaneUse::None,
+            plane_tables: (uses == PlaneUse::Tables).then(PlaneTables::default),
             local: crate::sync::Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
@@ -197,11 +214,16 @@ impl Client {
         &self.0.url
     }
 
-    /// Requests a table. All of its objects stay pinned until it is dropped.
+    /// A table. All of its objects stay pinned until it is dropped. It is taken from shared memory
+    /// where all of its objects lie there and the request has no limits, lock, metadata or keys; else
+    /// it is requested from the service.
     ///
     /// # Errors
     /// [`ClientError`], mostly [`Service`](ClientError::Service) with the error of the service.
     pub async fn table(&self, request: TableRequest) -> Result<Table, ClientError> {
+        if let Some(table) = self.plane_table(&request).await {
+            return Ok(table);
+        }
         let limit = self.patience_of(&request);
         match self.small_table(&request).await {
             // Cells and answers have a size limit; chunks have none.
@@ -217,18 +239,26 @@ impl Client {
         }
     }
 
+    /// The table from shared memory, if all of it lies there.
+    async fn plane_table(&self, request: &TableRequest) -> Option<Table> {
+        // Before any lock, which another thread may have held when this process was forked.
+        let tables = self.0.plane_tables.as_ref();
+        let tables = tables.filter(|_| self.0.process == process_generation())?;
+        tables.table(request, &self.session().await?)
+    }
+
     async fn small_table(&self, request: &TableRequest) -> Result<Table, ClientError> {
         self.until_answered(self.patience_of(request), |left| {
             let request = within(request, left);
             async move {
-                match self.try_table(request.clone()).await {
+                match self.requested_table(request.clone()).await {
                     // The service was restarted and does not know the session: attach anew.
                     Err(error)
                         if error.is_unknown_session()
                             && request.fields().session.is_none()
                             && self.forget_lost_session().await =>
                     {
-                        self.try_table(request).await
+                        self.requested_table(request).await
                     }
                     other => other,
                 }
@@ -280,6 +310,14 @@ impl Client {
     fn patience_of(&self, request: &TableRequest) -> Duration {
         let wait = request.fields().wait_ms.map(Duration::from_millis);
         wait.unwrap_or_else(|| self.patience())
+    }
+
+    /// A table of the service, whose columns are remembered for tables from shared memory.
+    async fn requested_table(&self, request: TableRequest) -> Result<Table, ClientError> {
+        let Some(tables) = &self.0.plane_tables else { return self.try_table(request).await };
+        let table = self.try_table(request.clone()).await?;
+        tables.learn(&request, &table);
+        Ok(table)
     }
 
     async fn try_table(&self, request: TableRequest) -> Result<Table, ClientError> {
@@ -648,25 +686,39 @@ impl Client {
     }
 }
 
-/// Whether an objects view describes the blocks that the MetaHeaders of `table` refer to.
+/// Whether an objects view describes the objects of `table`. Their blocks have the same generations,
+/// but where a slot pins the object and the service has loaded it again.
 fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError> {
-    let mut told: HashMap<String, Vec<(usize, u64)>> = HashMap::new();
+    let mut told: HashMap<String, Vec<(usize, u64, Option<ObjectId>)>> = HashMap::new();
     for batch in objects {
         let column = |name| batch.column_by_name(name);
-        let names = column("column").and_then(|names| names.as_string_opt::<i32>());
+        let text = |name| column(name).and_then(|texts| texts.as_string_opt::<i32>());
         let starts = column("row_start").and_then(|one| one.as_primitive_opt::<Int64Type>());
         let generations = column("generation").and_then(|one| one.as_primitive_opt::<UInt64Type>());
-        let (Some(names), Some(starts), Some(generations)) = (names, starts, generations) else {
+        let (Some(names), Some(ids), Some(starts), Some(generations)) =
+            (text("column"), text("object_id"), starts, generations)
+        else {
             return Err(answer("no objects view came"));
         };
         for row in 0..batch.num_rows() {
             let start = usize::try_from(starts.value(row)).unwrap_or(usize::MAX);
             let runs = told.entry(names.value(row).to_owned()).or_default();
-            runs.push((start, generations.value(row)));
+            runs.push((start, generations.value(row), ObjectId::parse(ids.value(row))));
         }
     }
-    let mut columns = table.generations();
-    Ok(columns.all(|(name, seen)| told.get(name).map_or(seen.is_empty(), |told| *told == seen)))
+    let is_told = |(start, header): &(usize, MetaHeader), told: &(usize, u64, Option<ObjectId>)| {
+        let (told_start, generation, id) = *told;
+        *start == told_start
+            && (header.hint == generation || (id.is_some() && table.id_by_slot(header) == id))
+    };
+    let mut columns = table.headers();
+    Ok(columns.all(|(name, seen)| match told.get(name) {
+        None => seen.is_empty(),
+        Some(told) => {
+            seen.len() == told.len()
+                && seen.iter().zip(told).all(|(seen, told)| is_told(seen, told))
+        }
+    }))
 }
 
 /// The request with its time limited to the time left; unchanged the first time.

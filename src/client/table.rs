@@ -10,12 +10,13 @@ use tokio::sync::mpsc;
 use super::cells::Cells;
 use super::error::ClientError;
 use super::local_join::JoinedRows;
+use crate::object::ObjectId;
 use crate::shm::attach::{Attachment, PinnedBlocks};
 use crate::shm::{AHEAD, MetaHeader};
 use crate::table::{CellValue, ColumnRuns, TableRequest, run_end_batch};
 
-/// A table and the objects of its cells. It holds the lease that pins them, and releases it when it
-/// is dropped.
+/// A table and the objects of its cells. It holds the lease or the slots that pin them, and releases
+/// these when it is dropped.
 #[derive(Debug)]
 pub struct Table {
     schema: SchemaRef,
@@ -33,7 +34,7 @@ pub(super) type Releases = mpsc::UnboundedSender<String>;
 /// Holds the objects of a table.
 #[derive(Debug)]
 pub(super) enum Hold {
-    /// A lease of the client's session, and its segments.
+    /// A lease or slots of the client's session, and its segments.
     Pinned(PinnedBlocks),
     /// A lease whose segments this client has not mapped.
     Lease(HeldLease),
@@ -123,6 +124,17 @@ impl Table {
     /// A table whose rows the client joined.
     pub(super) fn joined(joined: JoinedRows, hold: Hold, request: TableRequest) -> Self {
         let JoinedRows { schema, columns, rows, .. } = joined;
+        Self::of_runs(schema, columns, rows, hold, request)
+    }
+
+    /// A table of these runs, which are the columns of the schema.
+    pub(super) fn of_runs(
+        schema: SchemaRef,
+        columns: Vec<Cells>,
+        rows: usize,
+        hold: Hold,
+        request: TableRequest,
+    ) -> Self {
         Self { schema, batches: OnceLock::new(), rows, columns, hold, request }
     }
 
@@ -170,7 +182,7 @@ impl Table {
         })
     }
 
-    /// Id of the lease that pins its objects.
+    /// Id of the lease that pins its objects; `None` if slots pin them.
     pub fn lease(&self) -> Option<&str> {
         self.hold.lease()
     }
@@ -252,20 +264,34 @@ impl Table {
     /// pinned it is gone and its memory was reused.
     pub fn is_live(&self, header: &MetaHeader) -> bool {
         match &self.hold {
-            Hold::Pinned(pinned) => pinned.mappings().still_valid(header),
+            Hold::Pinned(pinned) => pinned.is_live(header),
             Hold::Lease(_) => false,
         }
     }
 
-    /// Runs and generations of the MetaHeader cells, column by column, for comparison with the
-    /// objects view. Columns with other cells are left out.
-    pub(super) fn generations(&self) -> impl Iterator<Item = (&str, Vec<(usize, u64)>)> {
+    /// Whether its objects were found in shared memory, without a request. Then there is no lease:
+    /// they are pinned by slots of the session's pins page.
+    pub fn is_local(&self) -> bool {
+        matches!(&self.hold, Hold::Pinned(pinned) if pinned.has_slots())
+    }
+
+    /// The id of the object of a cell, where a slot pins it.
+    pub(super) fn id_by_slot(&self, header: &MetaHeader) -> Option<ObjectId> {
+        match &self.hold {
+            Hold::Pinned(pinned) => pinned.id_by_slot(header),
+            Hold::Lease(_) => None,
+        }
+    }
+
+    /// Runs and their MetaHeader cells, column by column, for comparison with the objects view.
+    /// Columns with other cells are left out.
+    pub(super) fn headers(&self) -> impl Iterator<Item = (&str, Vec<(usize, MetaHeader)>)> {
         self.columns.iter().filter_map(|column| {
             let mut start = 0;
             let mut seen = Vec::new();
             for (end, cell) in column.runs.iter() {
                 match cell {
-                    CellValue::Header(header) => seen.push((start, header.hint)),
+                    CellValue::Header(header) => seen.push((start, header)),
                     CellValue::Null => {}
                     CellValue::O2 { .. } | CellValue::Payload(_) => return None,
                 }

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::join::{Piece, Run, Slot, join_steps, join_timeline, open_times_of};
 use super::key_column::{KeyColumn, KeyIds};
@@ -23,12 +23,39 @@ const LONG_RUN_ROWS: usize = 64;
 /// Runs of equal look-ups that count as one step of work.
 const EQUAL_RUNS_PER_STEP: usize = 8;
 
+/// Look-up of each row.
+#[derive(Debug, Clone)]
+pub(crate) struct RowChoices {
+    /// The look-up by value of a key, if that decides it alone.
+    by_value: Option<ValueChoices>,
+    /// Computed on demand where the key decides.
+    runs: OnceLock<ChoiceRuns>,
+}
+
+/// A look-up for each distinct value of a key.
+#[derive(Debug, Clone)]
+pub(crate) struct ValueChoices {
+    pub(crate) key: KeyColumn,
+    /// By number of the value; `None`: the look-up has the number of the value.
+    choices: Option<Arc<[u32]>>,
+}
+
+impl ValueChoices {
+    /// The look-up of the value with a number, or [`RowChoices::NONE`].
+    pub(crate) fn choice(&self, number: usize) -> u32 {
+        match &self.choices {
+            Some(choices) => choices[number],
+            None => number as u32,
+        }
+    }
+}
+
 /// Look-up of each row, as runs that cover all rows without gaps.
 #[derive(Debug, Clone)]
-pub struct RowChoices {
+struct ChoiceRuns {
     /// For each run, the row after its last one.
     ends: Arc<[i32]>,
-    /// By run: the number of the look-up, [`NULL`](Self::NULL) or [`NONE`](Self::NONE).
+    /// By run: the number of the look-up, [`RowChoices::NULL`] or [`RowChoices::NONE`].
     choices: Arc<[u32]>,
 }
 
@@ -51,21 +78,35 @@ impl MergedRuns {
     }
 }
 
-impl From<MergedRuns> for RowChoices {
+impl From<MergedRuns> for ChoiceRuns {
     fn from(MergedRuns { ends, choices }: MergedRuns) -> Self {
         Self { ends: ends.into(), choices: choices.into() }
     }
 }
 
+impl From<ChoiceRuns> for RowChoices {
+    fn from(runs: ChoiceRuns) -> Self {
+        Self { by_value: None, runs: OnceLock::from(runs) }
+    }
+}
+
+fn merged(runs: impl Iterator<Item = (i32, u32)>) -> ChoiceRuns {
+    let mut merged = MergedRuns::default();
+    runs.for_each(|(end, choice)| merged.push(end, choice));
+    merged.into()
+}
+
 impl RowChoices {
     /// The cell is null, because the key or the timestamp is null.
-    pub const NULL: u32 = KeyIds::NULL;
+    pub(crate) const NULL: u32 = KeyIds::NULL;
     /// No look-up covers that value of the key.
-    pub const NONE: u32 = u32::MAX - 1;
+    pub(crate) const NONE: u32 = u32::MAX - 1;
 
     /// One look-up per distinct value of the key, with the number of the value.
-    pub fn by_value(key: &KeyColumn) -> Self {
-        Self { ends: Arc::clone(key.ends()), choices: Arc::clone(&key.ids().by_run) }
+    pub(crate) fn by_value(key: &KeyColumn) -> Self {
+        let (ends, choices) = (Arc::clone(key.ends()), Arc::clone(&key.ids().by_run));
+        let by_value = Some(ValueChoices { key: key.clone(), choices: None });
+        Self { by_value, runs: OnceLock::from(ChoiceRuns { ends, choices }) }
     }
 
     /// The look-up that `choices` gives for each distinct value of the key, by its number. Neighbours
@@ -74,22 +115,36 @@ impl RowChoices {
     ///
     /// # Panics
     /// If there are fewer choices than distinct values.
-    pub fn of_values(key: &KeyColumn, choices: &[u32]) -> Self {
-        let choice = |id: u32| if id == KeyIds::NULL { Self::NULL } else { choices[id as usize] };
-        let by_run = key.ids().by_run.iter().map(|&id| choice(id));
-        Self::merged(key.ends().iter().copied().zip(by_run))
+    pub(crate) fn of_values(key: &KeyColumn, choices: &[u32]) -> Self {
+        assert!(choices.len() >= key.ids().len(), "a value has no choice");
+        let by_value = ValueChoices { key: key.clone(), choices: Some(choices.into()) };
+        Self { by_value: Some(by_value), runs: OnceLock::new() }
     }
 
-    fn merged(runs: impl Iterator<Item = (i32, u32)>) -> Self {
-        let mut merged = MergedRuns::default();
-        runs.for_each(|(end, choice)| merged.push(end, choice));
-        merged.into()
+    /// The look-up by value of a key, if that decides it alone.
+    pub(crate) fn by_key_value(&self) -> Option<&ValueChoices> {
+        self.by_value.as_ref()
+    }
+
+    /// The runs of equal look-ups.
+    fn choice_runs(&self) -> &ChoiceRuns {
+        self.runs.get_or_init(|| {
+            let Some(by_value) = &self.by_value else { return MergedRuns::default().into() };
+            let number = |id: u32| if id == KeyIds::NULL { None } else { Some(id as usize) };
+            let choice = |id| number(id).map_or(Self::NULL, |number| by_value.choice(number));
+            let by_run = by_value.key.ids().by_run.iter().map(|&id| choice(id));
+            merged(by_value.key.ends().iter().copied().zip(by_run))
+        })
     }
 
     /// Look-up 0 in all rows with a key that is not null.
-    pub fn where_valid(key: &KeyColumn) -> Self {
+    pub(crate) fn where_valid(key: &KeyColumn) -> Self {
+        if !key.has_nulls() {
+            let rows = (!key.is_empty()).then_some((key.len() as i32, 0));
+            return merged(rows.into_iter()).into();
+        }
         let choice = |value: Option<_>| if value.is_some() { 0 } else { Self::NULL };
-        Self::merged(key.runs().map(|(end, value)| (end as i32, choice(value))))
+        merged(key.runs().map(|(end, value)| (end as i32, choice(value)))).into()
     }
 
     /// The look-up from a step function over the values of the key: `choice(n)` holds from
@@ -97,7 +152,7 @@ impl RowChoices {
     ///
     /// # Panics
     /// If `starts` is not ascending or does not begin with the lowest i64.
-    pub fn by_steps(
+    pub(crate) fn by_steps(
         values: &Timestamps,
         starts: &[i64],
         choice: impl Fn(usize) -> Option<u32>,
@@ -109,15 +164,13 @@ impl RowChoices {
             Slot::Absent | Slot::Unknown => Self::NONE,
             Slot::Null => Self::NULL,
         };
-        Self {
-            ends: runs.iter().map(|run| run.end as i32).collect(),
-            choices: runs.iter().map(choice).collect(),
-        }
+        let ends = runs.iter().map(|run| run.end as i32).collect();
+        ChoiceRuns { ends, choices: runs.iter().map(choice).collect() }.into()
     }
 
     /// These choices, with a null wherever the timestamp is null.
     #[must_use]
-    pub fn without_null_timestamps(self, timestamps: &Timestamps) -> Self {
+    pub(crate) fn without_null_timestamps(self, timestamps: &Timestamps) -> Self {
         if !timestamps.has_nulls() {
             return self;
         }
@@ -136,25 +189,21 @@ impl RowChoices {
                 }
             }
         }
-        merged.into()
-    }
-
-    /// Number of runs.
-    pub fn run_count(&self) -> usize {
-        self.ends.len()
+        ChoiceRuns::from(merged).into()
     }
 
     /// The runs: first row, row after the last one, choice.
-    pub fn runs(&self) -> impl Iterator<Item = (usize, usize, u32)> {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (usize, usize, u32)> {
         let mut start = 0;
-        self.ends.iter().zip(self.choices.iter()).map(move |(&end, &choice)| {
+        let ChoiceRuns { ends, choices } = self.choice_runs();
+        ends.iter().zip(choices.iter()).map(move |(&end, &choice)| {
             let end = end as usize;
             (std::mem::replace(&mut start, end), end, choice)
         })
     }
 
     /// The first row of each of `count` look-ups; `None` for a look-up without rows.
-    pub fn first_rows(&self, count: usize) -> Vec<Option<usize>> {
+    pub(crate) fn first_rows(&self, count: usize) -> Vec<Option<usize>> {
         let mut first = vec![None; count];
         for (start, _, choice) in self.runs() {
             if let Some(first) = first.get_mut(choice as usize) {
@@ -165,15 +214,20 @@ impl RowChoices {
     }
 
     /// The choice, if all rows have the same one.
-    pub fn only(&self) -> Option<u32> {
-        match self.choices[..] {
-            [only] => Some(only),
-            _ => None,
-        }
+    pub(crate) fn only(&self) -> Option<u32> {
+        let Some(by_value) = &self.by_value else {
+            return match self.choice_runs().choices[..] {
+                [only] => Some(only),
+                _ => None,
+            };
+        };
+        let values = by_value.key.ids().len();
+        let first = (values > 0 && !by_value.key.has_nulls()).then(|| by_value.choice(0))?;
+        (1..values).all(|number| by_value.choice(number) == first).then_some(first)
     }
 
     /// The ranges of rows of each of `groups` groups; `group` maps a look-up to its group.
-    pub fn ranges(&self, groups: usize, group: impl Fn(u32) -> Option<usize>) -> RowRanges {
+    pub(crate) fn ranges(&self, groups: usize, group: impl Fn(u32) -> Option<usize>) -> RowRanges {
         let mut offsets = vec![0_usize; groups + 1];
         let grouped = || {
             let with_group = |(start, end, choice)| {
@@ -194,16 +248,11 @@ impl RowChoices {
         }
         RowRanges { offsets, ranges }
     }
-
-    /// Memory in bytes if it is not shared.
-    pub fn memory_bytes(&self) -> usize {
-        self.ends.len() * (size_of::<i32>() + size_of::<u32>())
-    }
 }
 
 /// Ranges of rows by group, in ascending order.
 #[derive(Debug)]
-pub struct RowRanges {
+pub(crate) struct RowRanges {
     /// By group: index of its first range.
     offsets: Vec<usize>,
     ranges: Vec<Range<u32>>,
@@ -214,19 +263,14 @@ impl RowRanges {
     ///
     /// # Panics
     /// If there is no such group.
-    pub fn of_group(&self, group: usize) -> &[Range<u32>] {
+    pub(crate) fn of_group(&self, group: usize) -> &[Range<u32>] {
         &self.ranges[self.offsets[group]..self.offsets[group + 1]]
-    }
-
-    /// Memory of the ranges, in bytes.
-    pub fn memory_bytes(&self) -> usize {
-        size_of_val(&self.offsets[..]) + size_of_val(&self.ranges[..])
     }
 }
 
 /// Source of the slots of one look-up.
 #[derive(Debug, Clone, Copy)]
-pub enum ChoiceSource<'a> {
+pub(crate) enum ChoiceSource<'a> {
     /// One slot for all of its rows.
     Fixed(Slot),
     /// The state of a timeline at the timestamp of each row.
@@ -235,7 +279,7 @@ pub enum ChoiceSource<'a> {
 
 /// Consecutive rows with one look-up and one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChoiceRun {
+pub(crate) struct ChoiceRun {
     /// The first row.
     pub start: usize,
     /// The row after the last one.
@@ -256,8 +300,8 @@ struct Cursor {
 
 /// Join of one column with several look-ups, in pieces, so that other work can run in between.
 #[derive(Debug)]
-pub struct ChoicePieces<'a> {
-    choices: &'a RowChoices,
+pub(crate) struct ChoicePieces<'a> {
+    choices: &'a ChoiceRuns,
     sources: &'a [ChoiceSource<'a>],
     timestamps: &'a Timestamps,
     /// The timestamp of each row, if each is listed and none is null.
@@ -278,7 +322,7 @@ impl<'a> ChoicePieces<'a> {
     const MAX_RUNS: usize = 1 << 14;
 
     /// A join that begins with the first row.
-    pub fn new(
+    pub(crate) fn new(
         choices: &'a RowChoices,
         sources: &'a [ChoiceSource<'a>],
         timestamps: &'a Timestamps,
@@ -290,6 +334,7 @@ impl<'a> ChoicePieces<'a> {
         let is_listed = timestamps.has_row_entries() && !timestamps.has_nulls();
         let values = timestamps.values();
         let row_values = (is_listed && values.len() == timestamps.len()).then_some(values);
+        let choices = choices.choice_runs();
         Self {
             choices,
             sources,
@@ -308,7 +353,7 @@ impl<'a> ChoicePieces<'a> {
     /// a run may then be of several of them, and names the first. `timeline` gives the number of the
     /// timeline that a look-up is in.
     #[must_use]
-    pub fn merging(mut self, timeline: impl Fn(usize) -> u32) -> Self {
+    pub(crate) fn merging(mut self, timeline: impl Fn(usize) -> u32) -> Self {
         let mut known: HashMap<(u32, u32), u32> = HashMap::new();
         for (number, source) in self.sources.iter().enumerate() {
             if let ChoiceSource::Fixed(Slot::Version(version)) = source {
@@ -321,7 +366,7 @@ impl<'a> ChoicePieces<'a> {
 
     /// Replaces `runs` by those of the next rows; returns `false` after the last row. The first run
     /// can continue the last run of the previous piece.
-    pub fn next_into(&mut self, runs: &mut Vec<ChoiceRun>) -> bool {
+    pub(crate) fn next_into(&mut self, runs: &mut Vec<ChoiceRun>) -> bool {
         runs.clear();
         let mut work = 0;
         while work < Self::MAX_RUNS
@@ -498,7 +543,7 @@ fn push(runs: &mut Vec<ChoiceRun>, run: ChoiceRun) {
 
 /// The first few timestamps in `ranges` of rows at whose step `open` returns a value: each
 /// timestamp once, with the value.
-pub fn open_times_within<T>(
+pub(crate) fn open_times_within<T>(
     timeline: &Timeline,
     timestamps: &Timestamps,
     ranges: &[Range<u32>],

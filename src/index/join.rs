@@ -79,7 +79,7 @@ impl Runs {
 /// }
 /// ```
 #[derive(Debug)]
-pub struct JoinPieces<'a> {
+pub(crate) struct JoinPieces<'a> {
     timeline: &'a Timeline,
     timestamps: &'a Timestamps,
     /// The first entry that is not joined yet.
@@ -88,17 +88,17 @@ pub struct JoinPieces<'a> {
 
 impl<'a> JoinPieces<'a> {
     /// Maximum number of runs of one piece.
-    pub const MAX_RUNS: usize = 1 << 14;
+    pub(crate) const MAX_RUNS: usize = 1 << 14;
 
     /// A join that begins with the first row.
-    pub fn new(timeline: &'a Timeline, timestamps: &'a Timestamps) -> Self {
+    pub(crate) fn new(timeline: &'a Timeline, timestamps: &'a Timestamps) -> Self {
         Self { timeline, timestamps, next: 0 }
     }
 
     /// Replaces `runs` by those of the next rows; returns `false` after the last row. The first run
     /// can continue the last run of the previous piece.
     #[doc(hidden)]
-    pub fn next_into(&mut self, runs: &mut Vec<Run>) -> bool {
+    pub(crate) fn next_into(&mut self, runs: &mut Vec<Run>) -> bool {
         runs.clear();
         let (timeline, timestamps) = (self.timeline, self.timestamps);
         let entries = timestamps.entries();

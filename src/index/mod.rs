@@ -13,18 +13,22 @@
 mod choices;
 mod join;
 mod key_column;
+mod row_codes;
 mod search;
+mod slot_segments;
 mod timeline;
 mod timestamps;
 mod version_list;
 
-pub use choices::{
-    ChoicePieces, ChoiceRun, ChoiceSource, RowChoices, RowRanges, open_times_within,
-};
+pub(crate) use choices::ValueChoices;
+pub(crate) use choices::{ChoicePieces, ChoiceSource, RowChoices, RowRanges, open_times_within};
+pub(crate) use join::JoinPieces;
 pub(crate) use join::join_steps;
-pub use join::{JoinPieces, Run, Runs, Slot, join};
+pub use join::{Run, Runs, Slot, join};
 #[doc(hidden)]
 pub use join::{closed_between_bounds, open_times};
-pub use key_column::{KeyBuilder, KeyColumn, KeyIds, KeyType, KeyValue};
+pub use key_column::{KeyBuilder, KeyColumn, KeyType, KeyValue};
+pub(crate) use row_codes::RowCodes;
+pub(crate) use slot_segments::SlotSegments;
 pub use timeline::{Span, State, Step, Timeline};
 pub use timestamps::Timestamps;

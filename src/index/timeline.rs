@@ -250,7 +250,7 @@ impl Timeline {
 
     /// The effective span around `at`: as far as the state is the same without a break. `learned`
     /// is that of its oldest part. `None` for the very last millisecond.
-    pub fn span_at(&self, at: Timestamp) -> Option<Span> {
+    pub(crate) fn span_at(&self, at: Timestamp) -> Option<Span> {
         let (segment, place) = self.place(at);
         let Step { state, mut learned } = self.segments[segment].steps[place];
         let mut from = self.segments[segment].starts[place];
@@ -306,7 +306,7 @@ impl Timeline {
     }
 
     /// Whether this timeline has the versions of `other` under the same numbers.
-    pub fn has_versions_of(&self, other: &Self) -> bool {
+    pub(crate) fn has_versions_of(&self, other: &Self) -> bool {
         self.versions.extends(&other.versions)
     }
 
@@ -342,7 +342,7 @@ impl Timeline {
     }
 
     /// Whether the latest knowledge covers all of time at once.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.whole
     }
 

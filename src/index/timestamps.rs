@@ -211,7 +211,7 @@ impl Timestamps {
     }
 
     /// Whether any row is null.
-    pub fn has_nulls(&self) -> bool {
+    pub(crate) fn has_nulls(&self) -> bool {
         self.nulls.is_some()
     }
 
@@ -324,7 +324,7 @@ impl Timestamps {
     }
 
     /// Whether both have equal timestamps in every row, in any encoding.
-    pub fn same_rows(&self, other: &Self) -> bool {
+    pub(crate) fn same_rows(&self, other: &Self) -> bool {
         let plain = self.ends.is_none() && other.ends.is_none();
         if plain && self.nulls.is_none() && other.nulls.is_none() {
             match (&self.values, &other.values) {

@@ -31,7 +31,7 @@ use super::limits::Limits;
 use super::local_user::Loopback;
 use super::reset_limit::ConnectionWatch;
 use super::tls::{self, Tls};
-use crate::budget::ClientBudget;
+use crate::budget::{Budget, ClientBudget};
 use crate::cache::Cache;
 use crate::shm::attach::PeerCredentials;
 use crate::sync::{Mutex, MutexGuard};
@@ -52,13 +52,13 @@ pub(super) enum Acceptor {
 
 /// Accepts until `stop`. The stream yields connections that are ready for HTTP/2.
 pub(super) fn accept(
-    door: Acceptor,
+    acceptor: Acceptor,
     limits: &Limits,
     cache: &Cache,
     stop: CancellationToken,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, accepted) = mpsc::channel(MAX_WAITING);
-    let places = PeerSlots {
+    let slots = PeerSlots {
         taken: Arc::default(),
         connections: limits.connections,
         per_peer: limits.connections_per_peer,
@@ -66,34 +66,21 @@ pub(super) fn accept(
     let (handshake, resets) = (limits.handshake.duration(), limits.resets);
     let cache = cache.clone();
     tokio::spawn(async move {
-        let mut entering = JoinSet::new();
+        let mut handshakes = JoinSet::new();
         loop {
-            let come = tokio::select! {
-                come = door.accept() => come,
-                Some(_) = entering.join_next() => continue,
+            let next = tokio::select! {
+                next = acceptor.accept() => next,
+                Some(_) = handshakes.join_next() => continue,
                 () = stop.cancelled() => return,
                 () = ready.closed() => return,
             };
-            match come {
-                Ok((raw, peer)) => match places.take(peer.key()) {
-                    Some(place) => {
-                        let tls = door.tls().cloned();
-                        let (ready, budget) = (ready.clone(), cache.budget().clone());
-                        entering.spawn(async move {
-                            let entered = enter(raw, peer, tls, handshake).await;
-                            match entered {
-                                Ok((socket, peer)) => {
-                                    let line =
-                                        Arc::new(ConnectionWatch::new(resets, socket.loopback()));
-                                    let budget = budget.client(&client::name(&peer));
-                                    let entered = PeerInfo { peer, line, budget };
-                                    let first = FirstBytes::within(handshake);
-                                    let connection = Connection { socket, entered, first, place };
-                                    drop(ready.send(Ok(connection)).await);
-                                }
-                                Err(error) => tracing::debug!(%error, "a connection failed"),
-                            }
-                        });
+            match next {
+                Ok((raw, peer)) => match slots.take(peer.key()) {
+                    Some(slot) => {
+                        let tls = acceptor.tls().cloned();
+                        let budget = cache.budget().clone();
+                        let handshake = Handshake { raw, peer, tls, within: handshake, resets };
+                        handshakes.spawn(handshake.finish(slot, budget, ready.clone()));
                     }
                     None => cache.counters().connections_refused.add(1),
                 },
@@ -106,6 +93,38 @@ pub(super) fn accept(
         }
     });
     ReceiverStream::new(accepted)
+}
+
+/// An accepted stream that is not yet ready for HTTP/2.
+struct Handshake {
+    raw: RawStream,
+    peer: Peer,
+    tls: Option<Tls>,
+    within: Duration,
+    resets: usize,
+}
+
+impl Handshake {
+    /// Does the handshake and sends the connection to the server. Closes the stream if it fails.
+    async fn finish(
+        self,
+        slot: SlotGuard,
+        budget: Budget,
+        ready: mpsc::Sender<io::Result<Connection>>,
+    ) {
+        let Self { raw, peer, tls, within, resets } = self;
+        match enter(raw, peer, tls, within).await {
+            Ok((socket, peer)) => {
+                let line = Arc::new(ConnectionWatch::new(resets, socket.loopback()));
+                let budget = budget.client(&client::name(&peer));
+                let entered = PeerInfo { peer, line, budget };
+                let first = FirstBytes::within(within);
+                let connection = Connection { socket, entered, first, slot };
+                drop(ready.send(Ok(connection)).await);
+            }
+            Err(error) => tracing::debug!(%error, "a connection failed"),
+        }
+    }
 }
 
 enum RawStream {
@@ -201,7 +220,7 @@ impl PeerSlots {
         *of_peer += 1;
         taken.all += 1;
         drop(taken);
-        Some(SlotGuard { places: self.clone(), key })
+        Some(SlotGuard { slots: self.clone(), key })
     }
 
     /// A connection of this peer was cut.
@@ -218,13 +237,13 @@ impl PeerSlots {
 /// The permit of one connection.
 #[derive(Debug)]
 struct SlotGuard {
-    places: PeerSlots,
+    slots: PeerSlots,
     key: PeerKey,
 }
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
-        let mut taken = self.places.taken();
+        let mut taken = self.slots.taken();
         taken.all -= 1;
         if let Some(of_peer) = taken.of.get_mut(&self.key) {
             *of_peer -= 1;
@@ -291,13 +310,13 @@ pub(super) struct Connection {
     socket: Socket,
     entered: PeerInfo,
     first: Option<FirstBytes>,
-    place: SlotGuard,
+    slot: SlotGuard,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         if self.entered.line.is_cut() {
-            self.place.places.cut(self.place.key);
+            self.slot.slots.cut(self.slot.key);
         }
     }
 }
@@ -407,33 +426,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_counted_in_all_and_for_each_peer() {
+    fn slots_are_counted_in_all_and_for_each_peer() {
         let (connections, per_peer) = (3, 2);
-        let places = PeerSlots { taken: Arc::default(), connections, per_peer };
-        let first = places.take(PeerKey::Uid(1)).unwrap();
-        let _second = places.take(PeerKey::Uid(1)).unwrap();
-        assert!(places.take(PeerKey::Uid(1)).is_none());
-        let third = places.take(PeerKey::Uid(2)).unwrap();
-        assert!(places.take(PeerKey::Uid(3)).is_none());
+        let slots = PeerSlots { taken: Arc::default(), connections, per_peer };
+        let first = slots.take(PeerKey::Uid(1)).unwrap();
+        let _second = slots.take(PeerKey::Uid(1)).unwrap();
+        assert!(slots.take(PeerKey::Uid(1)).is_none());
+        let third = slots.take(PeerKey::Uid(2)).unwrap();
+        assert!(slots.take(PeerKey::Uid(3)).is_none());
         drop(first);
-        assert!(places.take(PeerKey::Uid(1)).is_some());
+        assert!(slots.take(PeerKey::Uid(1)).is_some());
         drop(third);
-        assert_eq!(places.taken().all, 1);
-        assert_eq!(places.taken().of[&PeerKey::Uid(1)], 1);
-        assert!(!places.taken().of.contains_key(&PeerKey::Uid(2)));
+        assert_eq!(slots.taken().all, 1);
+        assert_eq!(slots.taken().of[&PeerKey::Uid(1)], 1);
+        assert!(!slots.taken().of.contains_key(&PeerKey::Uid(2)));
     }
 
     #[test]
     fn after_a_cut_another_node_rests_and_clients_of_this_node_do_not() {
         let (connections, per_peer) = (3, 2);
-        let places = PeerSlots { taken: Arc::default(), connections, per_peer };
+        let slots = PeerSlots { taken: Arc::default(), connections, per_peer };
         let far = PeerKey::Address([192, 0, 2, 1].into());
         for key in [far, PeerKey::Uid(1), PeerKey::Loopback] {
-            places.cut(key);
+            slots.cut(key);
         }
-        assert!(places.take(far).is_none());
-        assert!(places.take(PeerKey::Address([192, 0, 2, 2].into())).is_some());
-        assert!(places.take(PeerKey::Uid(1)).is_some());
-        assert!(places.take(PeerKey::Loopback).is_some());
+        assert!(slots.take(far).is_none());
+        assert!(slots.take(PeerKey::Address([192, 0, 2, 2].into())).is_some());
+        assert!(slots.take(PeerKey::Uid(1)).is_some());
+        assert!(slots.take(PeerKey::Loopback).is_some());
     }
 }

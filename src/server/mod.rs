@@ -51,7 +51,7 @@ pub use config::{
     PathConfig, RemapConfig, Section, SectionForm, SegmentBacking, Settings, SourceConfig,
     TlsConfig, ValueOrigin, sections,
 };
-pub use descriptors::{DescriptorShares, Descriptors};
+pub use descriptors::Descriptors;
 pub use limits::Limits;
 pub use listen::{ListenError, ListenOptions, Listeners};
 pub use log::LogWriter;

@@ -105,21 +105,21 @@ pub async fn run(
     let (health, router) = router(&cache, &options)?;
 
     let mut servers = JoinSet::new();
-    let doors = [
+    let acceptors = [
         Some(Acceptor::Unix(flight_unix)),
         flight.map(|listener| Acceptor::Tcp(listener, options.tls.clone())),
     ];
-    for door in doors.into_iter().flatten() {
+    for acceptor in acceptors.into_iter().flatten() {
         let stop = stop_accepting.clone();
-        let incoming = connection::accept(door, &options.limits, &cache, stop.clone());
+        let incoming = connection::accept(acceptor, &options.limits, &cache, stop.clone());
         let stopped = stop.cancelled_owned();
         servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
     }
     if let Some(listener) = ccdb {
         servers.spawn(serve_ccdb(listener, &cache, &options, stop_accepting.clone()));
     }
-    let mut rest = JoinSet::new();
-    rest.spawn(serve_attach(attach, &cache, &options, end_sessions.clone()));
+    let mut others = JoinSet::new();
+    others.spawn(serve_attach(attach, &cache, &options, end_sessions.clone()));
     if let Some(listener) = http {
         let http = HttpOptions {
             cache: cache.clone(),
@@ -127,18 +127,12 @@ pub async fn run(
             log: options.log,
             connections: options.http_connections,
         };
-        rest.spawn(http::serve(listener, http, end_sessions.clone()));
+        others.spawn(http::serve(listener, http, end_sessions.clone()));
     }
     readiness.set(Readiness::READY);
     ready();
 
-    let failure = tokio::select! {
-        () = shutdown => None,
-        Some(ended) = servers.join_next() => match ended {
-            Ok(Err(error)) => Some(ServeError::Transport(error)),
-            Ok(Ok(())) | Err(_) => None,
-        },
-    };
+    let outcome = until_stopped(&mut servers, shutdown).await;
     tracing::info!("stopping");
     readiness.set(Readiness::STOPPING);
     for service in SERVICES {
@@ -148,12 +142,23 @@ pub async fn run(
     stop_accepting.cancel();
     end_servers(servers, options.drain_limit, &options.hurry).await;
     end_sessions.cancel();
-    while rest.join_next().await.is_some() {}
+    while others.join_next().await.is_some() {}
     cache.close();
     drop(folder);
-    match failure {
-        Some(error) => Err(error),
-        None => Ok(()),
+    outcome
+}
+
+/// Waits for `shutdown`, or for the end of one of the servers, which is an error of the transport.
+async fn until_stopped(
+    servers: &mut JoinSet<Result<(), tonic::transport::Error>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    tokio::select! {
+        () = shutdown => Ok(()),
+        Some(ended) = servers.join_next() => match ended {
+            Ok(Err(error)) => Err(ServeError::Transport(error)),
+            Ok(Ok(())) | Err(_) => Ok(()),
+        },
     }
 }
 

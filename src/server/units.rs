@@ -73,7 +73,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// A duration: `500ms`, `1s`, `1.5s`, `2min`, `1h`.
+/// A duration: `500ms`, `1s`, `1.5s`, `2min`, `1h`, `90d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TimeSpan(Duration);
 
@@ -100,7 +100,8 @@ impl FromStr for TimeSpan {
             "s" | "" => 1.0,
             "min" | "m" => 60.0,
             "h" => 3600.0,
-            other => return Err(format!("unknown unit {other:?}; there are ms, s, min, h")),
+            "d" => 86_400.0,
+            other => return Err(format!("unknown unit {other:?}; there are ms, s, min, h, d")),
         };
         let wrong = |_| format!("{text:?} is no duration, e.g. 1s");
         let number: f64 = number.parse().map_err(wrong)?;
@@ -243,6 +244,7 @@ mod tests {
         let span = |text: &str| text.parse().map(TimeSpan::duration);
         assert_eq!(span("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(span("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(span("90d"), Ok(Duration::from_secs(90 * 86_400)));
         assert!(span("1 year").is_err() && span("").is_err());
         assert!("0999".parse::<SocketMode>().is_err());
 

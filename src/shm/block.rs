@@ -119,7 +119,7 @@ impl Reservation {
     ///
     /// # Panics
     /// If `offset` is beyond the end.
-    pub fn rest_mut(&mut self, offset: usize) -> &mut [u8] {
+    pub(crate) fn rest_mut(&mut self, offset: usize) -> &mut [u8] {
         if offset < self.digested {
             self.unsettle();
         }
@@ -136,7 +136,7 @@ impl Reservation {
     }
 
     /// Discards the settled state: the payload is to be written again from its start.
-    pub fn unsettle(&mut self) {
+    pub(crate) fn unsettle(&mut self) {
         self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         self.digested = 0;
     }
@@ -165,7 +165,7 @@ impl Reservation {
     }
 
     /// The settled bytes.
-    pub fn settled(&self) -> &[u8] {
+    pub(crate) fn settled(&self) -> &[u8] {
         let (mapping, payload) = self.place.payload();
         // SAFETY: as in `rest_mut`; settled bytes are not written as long as `self` is borrowed.
         unsafe { mapping.bytes(payload, self.digested) }
@@ -324,14 +324,14 @@ impl Block {
     }
 
     /// Whether header and payload are unchanged since publication. Reads the whole payload.
-    pub fn is_intact(&self) -> bool {
+    pub(crate) fn is_intact(&self) -> bool {
         let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         digest.update(self.payload());
         self.has_its_header() && digest.finalize() as u32 == self.crc32c()
     }
 
     /// Whether the header is unchanged since publication.
-    pub fn has_its_header(&self) -> bool {
+    pub(crate) fn has_its_header(&self) -> bool {
         let (headers, block) = self.place.headers();
         let size = headers.atomic_u64(block + offset_of!(BlockHeader, size));
         sync::seen(self.place.generation()) == self.generation

@@ -143,7 +143,7 @@ impl fmt::Debug for Epoch {
 pub(crate) const GRANULE_BYTES: u64 = 64;
 
 /// Bytes in front of each payload: the block header of 48 bytes and the chunk header of 16.
-pub const BLOCK_OVERHEAD_BYTES: u64 = 64;
+pub(crate) const BLOCK_OVERHEAD_BYTES: u64 = 64;
 
 /// The first part of the headers of a block.
 #[repr(C)]
@@ -188,7 +188,7 @@ const _: () =
     assert!((size_of::<BlockHeader>() + size_of::<ChunkHeader>()) as u64 == BLOCK_OVERHEAD_BYTES);
 
 /// Bytes at the start of a segment, before the first block.
-pub const SEGMENT_HEADER_BYTES: u64 = 4096;
+pub(crate) const SEGMENT_HEADER_BYTES: u64 = 4096;
 
 /// Bytes at the end of a segment that no block uses: Boost.Interprocess expects its end marker
 /// there.

@@ -60,7 +60,8 @@ mod segment_names;
 mod sync;
 
 pub use backing::Backing;
-pub use block::{Block, Reservation};
+pub use block::Block;
+pub(crate) use block::Reservation;
 #[cfg(feature = "cache")]
 pub(crate) use block_location::BlockLocation;
 pub use cgroup::memory_allowed;
@@ -70,18 +71,20 @@ pub use fairmq::{shmid_of_session, shmid_of_text};
 pub(crate) use heap::give_back_free_memory;
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
-pub use layout::{BLOCK_OVERHEAD_BYTES, Epoch, MetaHeader, NotAMetaHeader, SEGMENT_HEADER_BYTES};
+pub use layout::{Epoch, MetaHeader, NotAMetaHeader};
+pub(crate) use local::LOOK_AGAIN;
 pub use local::{
-    AskReason, ChangeNotice, LOOK_AGAIN, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView,
-    PlanePath,
+    AskReason, ChangeNotice, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath,
 };
 #[cfg(feature = "cache")]
 pub(crate) use local::{
-    Directory, DirectoryEntry, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
+    Directory, DirectoryEntry, PageLimits, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
     monotonic_millis,
 };
-pub use pool::{Pool, PoolError, PoolOptions, PoolReport, Usage};
-pub use pool_state::InFlight;
+#[cfg(feature = "client")]
+pub(crate) use local::{SpanReading, SpanSteps, TablePins};
+pub use pool::{Pool, PoolError, PoolOptions, Usage};
+pub(crate) use pool_state::InFlight;
 #[cfg(any(feature = "cache", feature = "client"))]
 pub(crate) use prefetch::AHEAD;
 #[cfg(feature = "cache")]
@@ -89,7 +92,9 @@ pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionError};
 pub use resolve_error::{MapError, ResolveError};
 pub use resolver::{Location, Mappings};
-pub use segment::{Kind, LostSegment, SegmentLoss, SharedSegment};
+pub(crate) use segment::SharedSegment;
+pub use segment::{Kind, LostSegment, SegmentLoss};
 #[cfg(feature = "capi")]
 pub(crate) use segment_creation::RegisterSegment;
-pub use segment_creation::{SegmentCreation, SegmentRegistrar};
+pub use segment_creation::SegmentCreation;
+pub(crate) use segment_creation::SegmentRegistrar;

@@ -268,13 +268,13 @@ impl Pool {
 
     /// Calls `listener` for each segment created from now on, once it is listed. Replaces the
     /// previous listener. Called without a lock.
-    pub fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
+    pub(crate) fn on_new_segment(&self, listener: impl Fn(&SharedSegment) + Send + Sync + 'static) {
         *self.0.listener.lock() = Some(Arc::new(listener));
     }
 
     /// Calls `retired_hook` with the id of each segment retired from now on, before its memory is
     /// freed. Replaces the previous hook. Called without a lock.
-    pub fn on_retired_segment(&self, retired_hook: impl Fn(u16) + Send + Sync + 'static) {
+    pub(crate) fn on_retired_segment(&self, retired_hook: impl Fn(u16) + Send + Sync + 'static) {
         *self.0.retired_hook.lock() = Some(Arc::new(retired_hook));
     }
 
@@ -357,7 +357,7 @@ impl Pool {
 
     /// Like [`reserve`](Self::reserve), but only in existing segments, which takes no time. Never
     /// in a host's memory, whose allocator may block.
-    pub fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
+    pub(crate) fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_frozen() {
             return None;
@@ -580,7 +580,7 @@ impl Pool {
 
     /// Counts a message with the descriptor of `segment` as unread until the returned value is
     /// dropped. `None`: the segment is retired, and its descriptor must not be sent.
-    pub fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
+    pub(crate) fn put_in_flight(&self, segment: &SharedSegment) -> Option<InFlight> {
         let mut state = self.0.state.lock();
         let slot = state.segments.get_mut(&segment.id())?;
         if !Arc::ptr_eq(&slot.segment, &segment.0) {
@@ -592,7 +592,7 @@ impl Pool {
 
     /// The size, in bytes, of all segments of single large objects with unread descriptors, if
     /// `segment` is announced, too; 0 if `segment` is not one of them.
-    pub fn large_in_flight_with(&self, segment: &SharedSegment) -> u64 {
+    pub(crate) fn large_in_flight_with(&self, segment: &SharedSegment) -> u64 {
         if segment.size_bytes() <= self.0.segment_bytes {
             // It will be reused, so it may always be announced.
             return 0;

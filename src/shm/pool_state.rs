@@ -83,7 +83,7 @@ pub(super) struct Unread {
 /// As long as this lives the kernel keeps the segment's memory, even after it is retired. So the
 /// pool counts it: an empty segment in flight is reused instead of retired, and a retired one
 /// counts against the memory.
-pub struct InFlight {
+pub(crate) struct InFlight {
     pub(super) pool: Arc<PoolInner>,
     pub(super) segment: Arc<Segment>,
 }

@@ -150,7 +150,7 @@ impl Pool {
 
     /// Condemns the segments whose name or head was lost since the last call, and returns them.
     /// Their blocks stay readable for their holders, and no new one is placed there.
-    pub fn condemn_lost_segments(&self) -> Vec<LostSegment> {
+    pub(crate) fn condemn_lost_segments(&self) -> Vec<LostSegment> {
         let lost = self.0.condemn_lost();
         self.0.retire_condemned();
         lost
@@ -159,7 +159,7 @@ impl Pool {
     /// Creates segments under fresh numbers in place of condemned ones that are empty by now;
     /// returns them, and the error that ended it. That is [`PoolError::Segment`] if the system does
     /// not provide one or it cannot be registered, [`PoolError::Backing`] if no number is left.
-    pub fn renew_condemned_segments(&self) -> (Vec<SharedSegment>, Option<PoolError>) {
+    pub(crate) fn renew_condemned_segments(&self) -> (Vec<SharedSegment>, Option<PoolError>) {
         self.renew_condemned_segments_with(&|id, bytes| self.0.register(id, bytes))
     }
 

@@ -23,4 +23,4 @@ pub(crate) type RegisterSegment<'a> = &'a dyn Fn(u16, u64) -> io::Result<()>;
 
 /// Registers a new segment, given by number and size, with the programs that find it by name.
 /// Called before anything is placed in it; may block.
-pub type SegmentRegistrar = Arc<dyn Fn(u16, u64) -> io::Result<()> + Send + Sync>;
+pub(crate) type SegmentRegistrar = Arc<dyn Fn(u16, u64) -> io::Result<()> + Send + Sync>;

@@ -29,6 +29,17 @@ pub trait Body: Send {
     /// Number of bytes written so far.
     fn written_bytes(&self) -> u64;
 
+    /// Whether [`md5`](Self::md5) computes the digest faster than the source does.
+    fn hashes(&self) -> bool {
+        false
+    }
+
+    /// Computes the MD5 of all bytes written so far, together with other bodies. `None` if the body
+    /// cannot do that.
+    async fn md5(&mut self) -> Option<Md5Sum> {
+        None
+    }
+
     /// Sets the MD5 of all bytes written so far, computed by the source from these very bytes. A
     /// body that verifies its bytes then need not compute it again.
     fn set_md5(&mut self, md5: Md5Sum) {

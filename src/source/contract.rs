@@ -76,7 +76,7 @@ impl VersionPage {
 pub type PageKey = (Timestamp, ObjectId);
 
 /// Key of a version in a listing.
-pub fn page_key(version: &ObjectInfo) -> PageKey {
+pub(crate) fn page_key(version: &ObjectInfo) -> PageKey {
     (version.validity.from(), version.id)
 }
 

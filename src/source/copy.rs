@@ -23,7 +23,7 @@ use super::claim::{ClaimError, select};
 use super::repository::Stage;
 use super::repository::{
     BUCKET_SCHEMES, Batch, Bucket, Durability, NewVersion, RepositoryError, RepositoryOptions,
-    RepositorySource, RepositoryWriter,
+    RepositorySource, RepositoryWriter, Stored,
 };
 use super::{Body, BodyError, Problem, Source, SourceError, in_place, page_key};
 use crate::error::{Coded as _, coded};
@@ -113,7 +113,10 @@ impl Destination {
 
     async fn stage(&self, version: NewVersion, file: PathBuf) -> Result<Staged, RepositoryError> {
         match self {
-            Self::Bucket(bucket) => Ok(Staged::Put(bucket.put_file(&version, &file).await?.new)),
+            Self::Bucket(bucket) => {
+                let (stored, stamp) = bucket.put_unindexed(&version, &file).await?;
+                Ok(Staged::Put(Box::new((stored, stamp))))
+            }
             Self::Folder(writer) => {
                 let writer = Arc::clone(writer);
                 let stage = move || writer.stage_file(&version, None, &file);
@@ -128,8 +131,8 @@ impl Destination {
 
 /// State of a version before its batch is committed.
 enum Staged {
-    /// Stored in an object store; whether it is new there.
-    Put(bool),
+    /// Stored in an object store, with the stamp of its objects for the index.
+    Put(Box<(Stored, u64)>),
     InFolder(Box<Stage>),
 }
 
@@ -224,7 +227,7 @@ pub async fn copy(
     let work = futures::stream::iter(work).buffer_unordered(parallel.max(1));
     let mut work = work.chunks(BATCH_VERSIONS);
     while let Some(done) = work.next().await {
-        copied.take(destination, done);
+        copied.take(destination, done).await;
         let failed = copied.failed.len() as u64;
         progress(copied.new + copied.unchanged + failed, all, copied.bytes);
     }
@@ -233,22 +236,29 @@ pub async fn copy(
 
 impl Copied {
     /// Commits staged versions as one batch, and counts them: all of them, or none.
-    fn take(&mut self, destination: &Destination, done: Vec<StagedVersion>) {
+    async fn take(&mut self, destination: &Destination, done: Vec<StagedVersion>) {
         let mut batch = match destination {
             Destination::Folder(writer) => Some(writer.batch()),
             Destination::Bucket(_) => None,
         };
-        let mut staged = Vec::new();
+        let (mut staged, mut added) = (Vec::new(), Vec::new());
         for (version, done) in done {
             let stored = done.and_then(|(stage, bytes)| match (stage, &mut batch) {
                 (Staged::InFolder(stage), Some(batch)) => Ok((batch.take(*stage)?.new, bytes)),
-                (Staged::Put(new), _) => Ok((new, bytes)),
+                (Staged::Put(put), _) => {
+                    let (Stored { info, new }, stamp) = *put;
+                    added.extend(new.then_some((info, stamp)));
+                    Ok((new, bytes))
+                }
                 (Staged::InFolder(_), None) => Ok((false, bytes)),
             });
             match stored {
                 Ok((new, bytes)) => staged.push((version, new, bytes)),
                 Err(error) => self.failed.push((version, error)),
             }
+        }
+        if let Destination::Bucket(bucket) = destination {
+            bucket.add_to_index(added).await;
         }
         let committed = in_place(|| batch.map_or(Ok(()), Batch::commit));
         if let Err(error) = committed {

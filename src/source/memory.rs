@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use md5::{Digest as _, Md5};
 
 use super::{
     Body, Knowledge, PathSummary, Reachability, Source, SourceError, SourceHealth, write_all,
 };
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::sync::RwLock;
 use crate::telemetry::Timing;
 
@@ -28,6 +29,8 @@ pub struct MemorySource {
 struct StoredObject {
     info: Arc<ObjectInfo>,
     bytes: Arc<[u8]>,
+    /// MD5 of `bytes`, if `info` has one.
+    md5: Option<Md5Sum>,
 }
 
 impl MemorySource {
@@ -41,9 +44,11 @@ impl MemorySource {
     pub fn put(&self, mut info: ObjectInfo, bytes: impl Into<Arc<[u8]>>) {
         let bytes = bytes.into();
         info.size_bytes = Some(bytes.len() as u64);
+        // Once here instead of with each load. Loads compare it with that of `info`.
+        let md5 = info.md5.map(|_| Md5Sum(Md5::digest(&bytes).into()));
         let mut paths = self.paths.write();
         let versions = paths.entry(info.path.clone()).or_default();
-        versions.insert(info.id, StoredObject { info: Arc::new(info), bytes });
+        versions.insert(info.id, StoredObject { info: Arc::new(info), bytes, md5 });
     }
 }
 
@@ -78,13 +83,15 @@ impl Source for MemorySource {
             let paths = self.paths.read();
             paths.get(&version.path).and_then(|versions| versions.get(&version.id)).cloned()
         };
-        let Some(StoredObject { bytes, .. }) = held else {
+        let Some(StoredObject { bytes, md5, .. }) = held else {
             let (url, path, id) = (URL.to_owned(), version.path.clone(), version.id);
             return Err(SourceError::NoSuchVersion { url, path, id });
         };
         let stored = async {
             body.reserve(bytes.len() as u64).await?;
-            write_all(body, &bytes).await
+            write_all(body, &bytes).await?;
+            md5.into_iter().for_each(|md5| body.set_md5(md5));
+            Ok(())
         };
         stored.await.map_err(|error| SourceError::Body {
             what: format!("{} {}", version.path, version.id),

@@ -13,6 +13,7 @@
 
 mod blocking;
 mod body;
+mod body_digest;
 pub mod ccdb;
 mod chain;
 mod change;
@@ -34,9 +35,10 @@ pub use body::{Body, VecBody, write_all};
 pub use chain::{ChainSource, Link, Remap};
 pub use change::{Change, ChangeKind, Changed, UploadBytes, WriteTarget};
 pub use claim::{ClaimError, select};
+pub(crate) use contract::page_key;
 pub use contract::{
     ChangeListener, Knowledge, PageKey, PathSummary, Problem, Reachability, Source, SourceHealth,
-    VersionPage, page_key,
+    VersionPage,
 };
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
 pub use details::Details;

@@ -49,7 +49,7 @@ pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, Sourc
             let options = RepositoryOptions { refresh: options.refresh.unwrap_or(BUCKET_REFRESH) };
             Ok(Arc::new(RepositorySource::new(Bucket::open(url)?, options)))
         }
-        _ => Err(wrong(url, UNKNOWN_SCHEME)),
+        _ => Err(wrong(url, &format!("{}{UNKNOWN_SCHEME}", folder_hint(url)))),
     }
 }
 
@@ -66,7 +66,15 @@ pub fn check_url(url: &str) -> Result<(), SourceError> {
         Some(("memory" | "file", _)) => Ok(()),
         Some(("http" | "https", _)) => CcdbSource::check_url(url),
         Some((scheme, _)) if BUCKET_SCHEMES.contains(&scheme) => Ok(()),
-        _ => Err(wrong(url, UNKNOWN_SCHEME)),
+        _ => Err(wrong(url, &format!("{}{UNKNOWN_SCHEME}", folder_hint(url)))),
+    }
+}
+
+/// How a source is written whose text names an existing folder.
+fn folder_hint(text: &str) -> String {
+    match std::path::absolute(text) {
+        Ok(folder) if folder.is_dir() => format!("write file://{}; ", folder.display()),
+        _ => String::new(),
     }
 }
 

@@ -11,9 +11,6 @@ use super::request::{Columns, RequestError, parse_json};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;
 
-/// Why the body of an action is refused.
-pub type ActionError = RequestError;
-
 /// Body of `consumed`: a consumer has finished with one timeframe or with all older ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Consumed {

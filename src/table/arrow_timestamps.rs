@@ -101,7 +101,10 @@ fn fits(data_type: &DataType) -> bool {
 ///
 /// # Errors
 /// [`TimestampsError`] if there is no such column, or its values do not fit into milliseconds.
-pub fn timestamps_from_batches(batches: &[RecordBatch]) -> Result<Timestamps, TimestampsError> {
+#[cfg(test)]
+pub(crate) fn timestamps_from_batches(
+    batches: &[RecordBatch],
+) -> Result<Timestamps, TimestampsError> {
     let first = batches.first().ok_or(TimestampsError::Empty)?;
     let place = timestamp_column(&first.schema(), &[])?;
     timestamps_in(batches, place)

@@ -12,7 +12,7 @@ use arrow_ipc::writer::{
     IpcWriteOptions,
 };
 use arrow_schema::{DataType, Schema};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::encode_error::EncodeError;
 use super::part::Part;
@@ -39,11 +39,12 @@ impl Message {
     ///
     /// # Errors
     /// [`EncodeError::LeaseEnded`] if the lease of the table has ended.
-    pub fn whole_body(&self) -> Result<Bytes, EncodeError> {
+    #[cfg(test)]
+    pub(crate) fn whole_body(&self) -> Result<Bytes, EncodeError> {
         if self.rest.is_empty() {
             return Ok(self.body.clone());
         }
-        let mut body = BytesMut::with_capacity(self.body.len() + self.rest_bytes());
+        let mut body = bytes::BytesMut::with_capacity(self.body.len() + self.rest_bytes());
         body.extend_from_slice(&self.body);
         for mut part in self.rest.iter().cloned() {
             body.extend_from_slice(&part.take_front(usize::MAX)?);
@@ -52,7 +53,7 @@ impl Message {
     }
 
     /// Size of the parts after `body` in bytes.
-    pub fn rest_bytes(&self) -> usize {
+    pub(crate) fn rest_bytes(&self) -> usize {
         self.rest.iter().map(Part::len).sum()
     }
 

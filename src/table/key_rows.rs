@@ -166,7 +166,7 @@ impl KeyColumns {
     }
 
     /// Whether both have the same keys, with equal values in every row.
-    pub fn same_rows(&self, other: &Self) -> bool {
+    pub(crate) fn same_rows(&self, other: &Self) -> bool {
         let pairs = self.0.iter().zip(other.0.iter());
         Arc::ptr_eq(&self.0, &other.0)
             || (self.0.len() == other.0.len()
@@ -215,7 +215,7 @@ impl KeyColumns {
     ///
     /// # Errors
     /// [`KeyError::Missing`], or the error for a key of strings where integers are needed.
-    pub fn check_columns(&self, columns: &[ColumnRequest]) -> Result<(), KeyError> {
+    pub(crate) fn check_columns(&self, columns: &[ColumnRequest]) -> Result<(), KeyError> {
         for column in columns {
             let Some(used) = &column.key else { continue };
             let (name, key) = (column.name.to_string(), used.key.to_string());
@@ -257,7 +257,7 @@ impl TableRows {
 
 impl TableRows {
     /// Whether both have equal timestamps and keys in every row, in any encoding.
-    pub fn same_rows(&self, other: &Self) -> bool {
+    pub(crate) fn same_rows(&self, other: &Self) -> bool {
         self.timestamps.same_rows(&other.timestamps) && self.keys.same_rows(&other.keys)
     }
 }

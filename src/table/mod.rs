@@ -15,16 +15,20 @@ mod action;
 mod admit;
 mod arrow_keys;
 mod arrow_timestamps;
+mod batch_buffers;
+mod batch_size;
+mod cell_rows;
 mod cells;
 mod check;
 mod column;
 mod content;
 mod decode;
+mod dictionaries;
 mod encode;
 mod encode_error;
+mod interval_batch;
 mod intervals;
 mod ipc;
-mod ipc_body;
 mod key_rows;
 mod layout;
 mod limits;
@@ -35,6 +39,7 @@ mod records;
 mod request;
 mod request_message;
 mod request_options;
+mod row_window;
 mod schema_message;
 mod schema_metadata;
 mod status;
@@ -46,39 +51,43 @@ mod text_runs;
 #[doc(hidden)]
 pub use action::action_types;
 pub use action::{
-    ActionError, Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer,
-    Register, Release, SegmentsAnswer, parse_action,
+    Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer, Register,
+    Release, SegmentsAnswer, parse_action,
 };
 pub use arrow_keys::key_from_batches;
-pub use arrow_timestamps::{
-    TimestampsError, rows_from_batches, timestamps_from_array, timestamps_from_batches,
-};
+#[cfg(test)]
+pub(crate) use arrow_timestamps::timestamps_from_batches;
+pub use arrow_timestamps::{TimestampsError, rows_from_batches, timestamps_from_array};
 #[cfg(feature = "server")]
 pub(crate) use arrow_timestamps::{plain_timestamps, rows_of_part};
+pub(crate) use cell_rows::CodedCells;
+pub use cell_rows::{CellRows, CellRun};
 pub use check::{CheckAnswer, CheckRequest};
 pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
-pub use content::{
-    CacheState, Cell, CellRun, Column, Content, IntervalColumn, IntervalRow, Objects, TableBody,
-};
+pub(crate) use content::{CacheState, IntervalColumn, IntervalRow, TableBody};
+pub use content::{Cell, Column, Content, Objects};
 pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
-pub use encode::{Batches, EncodedMessages};
+pub(crate) use dictionaries::Dictionaries;
+pub use encode::Batches;
 pub use encode_error::EncodeError;
+pub(crate) use intervals::ColumnSpans;
 #[doc(hidden)]
 pub use intervals::run_end_batch;
-pub use intervals::{ColumnSpans, JoinedColumn};
-pub use ipc::{BatchMessages, Message, MessageWriter};
-pub use ipc_body::Dictionaries;
+pub(crate) use ipc::BatchMessages;
+pub use ipc::{Message, MessageWriter};
 pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
-pub use layout::{Meta, TableLayout};
+pub use layout::Meta;
+pub(crate) use layout::TableLayout;
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
-pub use part::{ObjectPart, Part, PayloadPins};
+pub use part::Part;
+pub(crate) use part::PayloadPins;
 pub use range::{RangeError, RangeRequest, RunRange, SHORT_SPAN};
 pub use request::{Columns, Request, RequestError, When};
 #[cfg(feature = "client")]
-pub(crate) use request_message::Times;
+pub(crate) use request_message::{RequestMessage, Times};
 pub use request_options::{CellKind, Encoding, Missing, View};
-pub use schema_message::SchemaMessage;
+pub(crate) use schema_message::SchemaMessage;
 pub use schema_metadata::SchemaMetadata;
 pub use status::{
     ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,

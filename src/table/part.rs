@@ -19,7 +19,7 @@ use super::encode_error::EncodeError;
 use crate::sync::Mutex;
 
 /// The pins of the payloads that the messages of one table name.
-pub struct PayloadPins(Mutex<Option<Arc<dyn Objects>>>);
+pub(crate) struct PayloadPins(Mutex<Option<Arc<dyn Objects>>>);
 
 impl PayloadPins {
     pub(super) fn new(objects: Arc<dyn Objects>) -> Arc<Self> {
@@ -27,7 +27,7 @@ impl PayloadPins {
     }
 
     /// Drops the pins. Parts that were not copied before cannot be read any more.
-    pub fn withdraw(&self) {
+    pub(crate) fn withdraw(&self) {
         let objects = self.0.lock().take();
         // Outside the lock, because this can free objects.
         drop(objects);

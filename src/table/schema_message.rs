@@ -25,23 +25,23 @@ const LENGTH_BYTES: usize = size_of::<u32>();
 
 /// Encoded schema of all tables of one layout.
 #[derive(Debug)]
-pub struct SchemaMessage {
+pub(crate) struct SchemaMessage {
     bytes: Vec<u8>,
     lease: Option<Range<usize>>,
     timeframe: Option<Range<usize>>,
 }
 
 impl SchemaMessage {
-    /// For tables with the layout `shape`: with a timeframe if `shape` has one, with a lease if it
+    /// For tables with the layout `layout`: with a timeframe if `layout` has one, with a lease if it
     /// has one. The values of both are ignored.
-    pub fn new(shape: &TableLayout) -> Self {
+    pub(crate) fn new(layout: &TableLayout) -> Self {
         let meta = Meta {
-            lease: shape.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
-            timeframe: shape.meta.timeframe.map(|_| u64::MAX),
-            ..shape.meta.clone()
+            lease: layout.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
+            timeframe: layout.meta.timeframe.map(|_| u64::MAX),
+            ..layout.meta.clone()
         };
-        let shape = TableLayout { meta, ..shape.clone() };
-        let (_, message) = MessageWriter::begin(&shape.schema());
+        let layout = TableLayout { meta, ..layout.clone() };
+        let (_, message) = MessageWriter::begin(&layout.schema());
         let bytes = message.header.to_vec();
         let (lease, timeframe) = (place(&bytes, LEASE), place(&bytes, TIMEFRAME));
         Self { bytes, lease, timeframe }
@@ -49,7 +49,7 @@ impl SchemaMessage {
 
     /// Schema message of a table with this timeframe and lease; `None` if they do not fit into
     /// their places.
-    pub fn message(&self, timeframe: Option<u64>, lease: Option<&str>) -> Option<Message> {
+    pub(crate) fn message(&self, timeframe: Option<u64>, lease: Option<&str>) -> Option<Message> {
         let mut bytes = self.bytes.clone();
         let digits = timeframe.map(|timeframe| timeframe.to_string());
         write(&mut bytes, self.timeframe.as_ref(), digits.as_deref(), TIMEFRAME_ROOM)?;
@@ -58,7 +58,7 @@ impl SchemaMessage {
     }
 
     /// Memory of the encoded schema, in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 }
@@ -101,7 +101,7 @@ mod tests {
     use crate::object::ObjectPath;
     use crate::table::{CellKind, ColumnPath, Encoding, View};
 
-    fn shape(timeframe: Option<u64>, lease: Option<&str>) -> TableLayout {
+    fn layout(timeframe: Option<u64>, lease: Option<&str>) -> TableLayout {
         let path = ColumnPath::One(ObjectPath::new("TPC/Calib/VDriftTgl").unwrap());
         TableLayout {
             view: View::Rows,
@@ -128,17 +128,17 @@ mod tests {
         let leases = [None, Some("0123456789abcdef0123456789abcdef"), Some("short"), Some("")];
         for timeframe in [None, Some(0), Some(42), Some(u64::MAX)] {
             for lease in leases {
-                let shape = shape(timeframe, lease);
-                let head = SchemaMessage::new(&shape);
+                let layout = layout(timeframe, lease);
+                let head = SchemaMessage::new(&layout);
                 let message = head.message(timeframe, lease).unwrap();
                 let read = root_as_message(&message.header).unwrap();
                 let schema = try_fb_to_schema(read.header_as_schema().unwrap()).unwrap();
-                assert_eq!(schema, *shape.schema());
+                assert_eq!(schema, *layout.schema());
                 // The next message has only its own values.
                 let next = head.message(timeframe.map(|_| 7), lease.map(|_| "next")).unwrap();
                 let next = root_as_message(&next.header).unwrap();
                 let next = try_fb_to_schema(next.header_as_schema().unwrap()).unwrap();
-                let expected = self::shape(timeframe.map(|_| 7), lease.map(|_| "next"));
+                let expected = self::layout(timeframe.map(|_| 7), lease.map(|_| "next"));
                 assert_eq!(next, *expected.schema());
             }
         }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn what_has_no_place_is_said() {
-        let head = SchemaMessage::new(&shape(None, Some("lease")));
+        let head = SchemaMessage::new(&layout(None, Some("lease")));
         assert_eq!(head.message(Some(1), Some("lease")), None);
         assert_eq!(head.message(None, None), None);
         assert_eq!(head.message(None, Some(&"x".repeat(LEASE_ROOM + 1))), None);

@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::common::Service;
+use crate::common::{Service, until};
 
 /// The blocks of one language in the section for C and C++.
 fn blocks(language: &str) -> Vec<String> {
@@ -83,4 +83,14 @@ fn the_program_of_the_page_about_look_ups_compiles_and_looks_up() {
     let source = source.display().to_string();
     let program = compile(folder.path(), "c++", &source, &with_library(&["-std=c++17"]));
     assert_eq!(well("the program", &run(&program, &[], b"")), "ask the service\n");
+    // Another process requests the path; then the program finds the bytes.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let url = service.unix();
+    let client = runtime.block_on(iovcache::client::Client::connect(&url)).unwrap();
+    let drift = client.local().unwrap().path("TPC/Calib/VDriftTgl").unwrap();
+    until("the path in shared memory", || {
+        drift.at(iovcache::Timestamp::from_millis(4_000)).unwrap();
+        drift.try_at(iovcache::Timestamp::from_millis(4_000)).ok().map(|_| ())
+    });
+    assert_eq!(well("the program", &run(&program, &[], b"")), "drift 2");
 }

@@ -67,20 +67,118 @@ async fn uploads_changes_and_deletions_at_the_newest_version_are_seen_by_the_nex
 
 #[tokio::test]
 async fn changes_of_older_versions_are_seen_once_the_checks_have_paid_for_a_comparison() {
-    let (server, ids) = path_of(40, Kind::Sql).await;
-    let source = source(&server, always());
-    assert_eq!(version_at(&source, "A/One", 15).await.id, id(ids[1]));
-    server.delete(ids[1]);
-    server.change(ids[2], |version| version.until = 25);
-    server.upload(Upload::new("A/One", -10, 0).created(5));
-    let mut checks = 0;
-    while winner(&look_up(&source, "A/One", 15).await.unwrap(), 15).is_some() {
-        checks += 1;
-        assert!(checks < 200);
+    for kind in [Kind::Local, Kind::Sql] {
+        let (server, ids) = path_of(40, kind).await;
+        let source = source(&server, always());
+        assert_eq!(version_at(&source, "A/One", 15).await.id, id(ids[1]));
+        server.delete(ids[1]);
+        server.change(ids[2], |version| (version.until, version.modified) = (25, 1_000));
+        server.upload(Upload::new("A/One", -10, 0).created(5));
+        let mut checks = 0;
+        while winner(&look_up(&source, "A/One", 15).await.unwrap(), 15).is_some() {
+            checks += 1;
+            assert!(checks < 200);
+        }
+        let known = look_up(&source, "A/One", 25).await.unwrap();
+        assert!(winner(&known, 25).is_none() && winner(&known, -5).is_some());
+        assert!(checks > 10, "{checks}");
     }
-    let known = look_up(&source, "A/One", 25).await.unwrap();
-    assert!(winner(&known, 25).is_none() && winner(&known, -5).is_some());
-    assert!(checks > 10, "{checks}");
+}
+
+#[tokio::test]
+async fn changes_of_any_version_of_a_short_path_are_seen_by_the_next_checks() {
+    for (count, checks) in [(1, 2), (2, 5), (3, 8)] {
+        for kind in [Kind::Local, Kind::Sql] {
+            let (server, ids) = path_of(count, kind).await;
+            let source = source(&server, always());
+            assert_eq!(version_at(&source, "A/One", 5).await.id, id(ids[0]));
+            server.change(ids[0], |version| (version.until, version.modified) = (8, 1_000));
+            for _ in 1..checks {
+                look_up(&source, "A/One", 5).await.unwrap();
+            }
+            let known = look_up(&source, "A/One", 8).await.unwrap();
+            assert!(winner(&known, 8).is_none(), "{kind:?} {count}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_put_of_metadata_is_seen_although_an_sql_backed_server_lists_no_time_of_it() {
+    for kind in [Kind::Local, Kind::Sql] {
+        let (server, ids) = path_of(3, kind).await;
+        server.change(ids[0], |version| version.metadata.push(("run".into(), "1".into())));
+        server.change(ids[2], |version| version.metadata.push(("run".into(), "2".into())));
+        let source = source(&server, always());
+        let run = async |at: i64| version_at(&source, "A/One", at).await.metadata["run"].clone();
+        assert_eq!((run(5).await.as_str(), run(25).await.as_str()), ("1", "2"));
+        // The next check shows it at the newest version, the next comparison at others.
+        let put = |version: &mut super::fake_ccdb::Version, run: &str| {
+            version.metadata[0].1 = run.into();
+            version.modified += 1;
+        };
+        server.change(ids[2], |version| put(version, "3"));
+        let mut checks = 1;
+        while run(25).await != "3" {
+            checks += 1;
+            assert!(checks < 20, "{kind:?}");
+        }
+        assert!(checks == 1 || kind == Kind::Sql, "the metadata are too long: {checks}");
+        server.change(ids[0], |version| put(version, "4"));
+        while run(5).await != "4" {
+            checks += 1;
+            assert!(checks < 40, "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn new_metadata_of_an_older_version_are_seen_by_the_next_whole_listing() {
+    let (server, ids) = path_of(40, Kind::Sql).await;
+    let options = CcdbOptions { listing_recheck_millis: 100, ..always() };
+    let source = source(&server, options);
+    assert!(version_at(&source, "A/One", 15).await.metadata.get("new").is_none());
+    server.change(ids[1], |version| version.metadata.push(("new".into(), "1".into())));
+    tokio::time::sleep(std::time::Duration::from_millis(350)).await;
+    assert_eq!(version_at(&source, "A/One", 15).await.metadata["new"], "1");
+}
+
+#[tokio::test]
+async fn a_hundred_quiet_paths_of_256_versions_cost_at_most_30_kilobytes_per_second() {
+    // One path, its checks at the pace of a service with a refresh time of 10 s.
+    for kind in [Kind::Local, Kind::Sql] {
+        let server = FakeCcdb::start(kind).await;
+        for n in 0..256_i64 {
+            let from = 1_730_000_000_000 + n * 1_000;
+            let upload = Upload::new("A/One", from, from + 1_000).created(from);
+            server.upload(upload.metadata("runNumber", "545210"));
+        }
+        let source = source(&server, CcdbOptions { browse_limit: 100_000, ..always() });
+        let at = 1_730_000_000_500;
+        look_up(&source, "A/One", at).await.unwrap();
+        let cost = async |source: &CcdbSource| {
+            let before = server.counts().sent_bytes;
+            look_up(source, "A/One", at).await.unwrap();
+            server.counts().sent_bytes - before
+        };
+        let newest = cost(&source).await;
+        let mut all = newest;
+        for _ in 0..2_000 {
+            all = cost(&source).await;
+            if all > 4 * newest {
+                break;
+            }
+        }
+        let whole = {
+            source.forget(&ObjectPath::new("A/One").unwrap());
+            cost(&source).await
+        };
+        // Per path and second: a check each 15 s, a comparison each 200 s, a listing each 1,800 s.
+        let per_second = newest as f64 / 15.0 + all as f64 / 200.0 + whole as f64 / 1_800.0;
+        println!("{kind:?}: {newest} B, {all} B, {whole} B: {per_second:.0} B/s per path");
+        assert!(all > 4 * newest && whole > 2 * all, "{kind:?}: {newest} {all} {whole}");
+        assert!(100.0 * per_second < 30_000.0, "{kind:?}: {per_second}");
+        assert!(newest as f64 / 1.5 <= 300.0, "{newest}");
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod fake_ccdb;
 mod faults;
 mod hosts;
 mod look_ups;
+mod metadata;
 mod property;
 mod runs;
 mod served;

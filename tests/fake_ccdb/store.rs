@@ -488,7 +488,9 @@ impl State {
             Kind::Memory => vec![json(&format!("/download/{id}"))],
             _ => self.locations(version, false).iter().map(|l| json(l)).collect(),
         };
-        let modified = version.modified.to_string();
+        // The SQL-backed server lists no time of a change.
+        let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
+        let modified = if is_sql { version.created } else { version.modified }.to_string();
         let mut all: Vec<(&str, String)> = vec![
             ("path", json(path)),
             ("createTime", created.clone()),
@@ -512,7 +514,13 @@ impl State {
             ("Content-Type", json("text/plain")),
             ("Content-Length", size),
         ];
-        let metadata = self.metadata_of(version);
+        let fields: Option<Vec<&str>> =
+            fields.map(|fields| fields.split(',').map(str::trim).collect());
+        // Metadata replace keys of the listing only if they are requested.
+        let is_complete = fields.as_ref().is_some_and(|fields| {
+            fields.iter().all(|field| all.iter().any(|(name, _)| name == field))
+        });
+        let metadata = if is_complete { Vec::new() } else { self.metadata_of(version) };
         for (key, value) in &metadata {
             match all.iter_mut().find(|(name, _)| name == key) {
                 Some((_, old)) => *old = json(value),
@@ -521,8 +529,7 @@ impl State {
         }
         all.push(("replicas", format!("[{}]", replicas.join(","))));
         if let Some(fields) = fields {
-            let wanted: Vec<&str> = fields.split(',').map(str::trim).collect();
-            all.retain(|(name, _)| wanted.contains(name));
+            all.retain(|(name, _)| fields.contains(name));
         }
         let all: Vec<_> =
             all.iter().map(|(name, value)| format!("{}:{value}", json(name))).collect();

@@ -198,10 +198,15 @@ impl Reply {
         // Status line without a reason, as in Tomcat.
         let mut head = format!("HTTP/1.1 {} \r\n", self.status).into_bytes();
         let mut line = |name: &str, value: &str| {
-            head.extend_from_slice(name.as_bytes());
+            // Latin-1, as in HTTP; other characters become a question mark, ends of lines a blank.
+            let byte = |c| match u8::try_from(c) {
+                Ok(b'\r' | b'\n') => b' ',
+                Ok(byte) => byte,
+                Err(_) => b'?',
+            };
+            head.extend(name.chars().map(byte));
             head.extend_from_slice(b": ");
-            // Latin-1, as in HTTP; other characters become a question mark.
-            head.extend(value.chars().map(|c| u8::try_from(c).unwrap_or(b'?')));
+            head.extend(value.chars().map(byte));
             head.extend_from_slice(b"\r\n");
         };
         for (name, value) in &self.headers {

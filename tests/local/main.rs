@@ -9,3 +9,5 @@ mod changes;
 mod kills;
 mod pressure;
 mod setup;
+mod tables;
+mod walk;

@@ -94,9 +94,9 @@ fn more_views_than_slots_are_held_by_leases() {
     let consumer = Consumer::new(&service.unix(), "many");
     let path = consumer.local().path("A/B").unwrap();
     until_local(&path, 50);
-    let views: Vec<_> = (0..4_000).map(|_| path.try_at(at(50))).collect();
+    let views: Vec<_> = (0..16_000).map(|_| path.try_at(at(50))).collect();
     let pinned = views.iter().filter(|view| view.is_ok()).count();
-    assert_eq!(pinned, 3_584, "as many as there are slots");
+    assert_eq!(pinned, 15_360, "as many as there are slots");
     let more = path.at(at(50)).unwrap().unwrap();
     assert_eq!((&*more, more.is_local()), (&b"A/B 0 100 1"[..], false));
     drop(views);

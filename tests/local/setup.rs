@@ -17,8 +17,18 @@ pub(crate) const REFRESH: Duration = Duration::from_millis(200);
 /// A version as these tests put it: its bytes say which one it is.
 pub(crate) fn version(repository: &std::path::Path, path: &str, span: (i64, i64), created: i64) {
     let bytes = format!("{path} {} {} {created}", span.0, span.1);
-    let (from, until) = span;
-    put(repository, &Version { path, from, until, created, bytes: bytes.as_bytes() });
+    put_bytes(repository, path, span, created, bytes.as_bytes());
+}
+
+/// A version with these bytes.
+pub(crate) fn put_bytes(
+    repository: &std::path::Path,
+    path: &str,
+    (from, until): (i64, i64),
+    created: i64,
+    bytes: &[u8],
+) {
+    put(repository, &Version { path, from, until, created, bytes });
 }
 
 /// A client in a process that has a runtime, as those of applications do.
@@ -28,9 +38,20 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
+    /// Its tables always come from the service.
     pub(crate) fn new(url: &str, name: &str) -> Self {
+        Self::with(url, name, true)
+    }
+
+    /// Its tables come from shared memory where they lie there.
+    pub(crate) fn with_local_tables(url: &str, name: &str) -> Self {
+        Self::with(url, name, false)
+    }
+
+    fn with(url: &str, name: &str, always_request: bool) -> Self {
         let runtime = Runtime::new().unwrap();
-        let options = ClientOptions { consumer: Some(name.to_owned()), ..ClientOptions::default() };
+        let consumer = Some(name.to_owned());
+        let options = ClientOptions { consumer, always_request, ..ClientOptions::default() };
         let client = runtime.block_on(Client::connect_with(url, options)).unwrap();
         Self { runtime, client }
     }

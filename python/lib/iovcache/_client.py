@@ -52,6 +52,7 @@ def connect(
     consumer: Optional[str] = None,
     token: Optional[str] = None,
     remote: bool = False,
+    always_request: bool = False,
     patience: float = 60.0,
     tls_root_certs: Optional[bytes] = None,
     cert_chain: Optional[bytes] = None,
@@ -66,6 +67,8 @@ def connect(
         consumer: the name of this process; default: ``python-`` and its process id.
         token: the token, if the service requires one; default: ``IOVCACHE_TOKEN``.
         remote: never attach to shared memory: objects come over the wire, even on the same node.
+        always_request: request every table from the service, also where all of its objects lie in
+            shared memory; then the service's log has each table.
         patience: seconds for which a call waits for a service that restarts. For a table its
             ``wait_ms`` counts instead.
         tls_root_certs: certificates (PEM) of the authorities trusted for the service's
@@ -83,6 +86,7 @@ def connect(
         "consumer": consumer or f"python-{os.getpid()}",
         "token": token if token is not None else os.environ.get("IOVCACHE_TOKEN"),
         "remote": bool(remote),
+        "always_request": bool(always_request),
         "patience_s": float(patience),
         "insecure": bool(insecure),
         "tls_root_certs": tls_root_certs,

@@ -48,8 +48,13 @@ class Table:
 
     @property
     def lease(self) -> Optional[str]:
-        """The id of the lease that pins the objects."""
+        """The id of the lease that pins the objects; ``None`` if the table is :attr:`local`."""
         return self._native.metadata("iovcache.lease")
+
+    @property
+    def local(self) -> bool:
+        """Whether the table was taken from shared memory, without a request."""
+        return self._native.local
 
     @property
     def epoch(self) -> Optional[str]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import datetime
 import operator
-import re
-import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, List, Optional, SupportsIndex, Union
@@ -18,6 +16,7 @@ from typing import Any, List, Optional, SupportsIndex, Union
 import pyarrow as pa
 
 from ._errors import invalid
+from ._native import milliseconds
 
 #: A single time.
 Time = Union[SupportsIndex, str, datetime.datetime, datetime.date]
@@ -26,8 +25,6 @@ Millis = Union[List[Optional[int]], "pa.Int64Array"]
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
-_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
-_NOW = re.compile(r"now(?:\s*([+-])\s*(\d+)\s*(ms|s|min|m|h|d))?$")
 _EXPECTED = "milliseconds, an aware datetime, ISO 8601 with a zone, or now, now-1h, now+30m"
 
 
@@ -38,7 +35,10 @@ class NaiveTimestamps(UserWarning):
 def moment(value: Any, what: str) -> int:
     """A single time in milliseconds; ``what`` names it in errors."""
     if isinstance(value, str):
-        return _bounded(_text(value.strip(), what), value, what)
+        try:
+            return milliseconds(value)
+        except ValueError as error:
+            raise invalid(f"{what}: {error}") from None
     if isinstance(value, datetime.datetime):
         if value.tzinfo is None:
             raise invalid(
@@ -80,30 +80,6 @@ def _of_datetime(value: datetime.datetime) -> int:
     nanos = getattr(value, "nanosecond", 0)
     micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     return micros // 1000 if nanos >= 0 else (micros - 1) // 1000
-
-
-def _text(text: str, what: str) -> int:
-    now = _NOW.match(text)
-    if now:
-        sign, count, unit = now.groups()
-        offset = int(count) * _UNITS[unit] if count else 0
-        at = time.time_ns() // 1_000_000
-        return at - offset if sign == "-" else at + offset
-    if re.match(r"[+-]?\d+$", text):
-        return int(text)
-    try:
-        if re.match(r"\d{4}-\d{2}-\d{2}$", text):
-            date = datetime.date.fromisoformat(text)
-            return moment(date, what)
-        iso = re.sub(r"[zZ]$", "+00:00", text)
-        # Python 3.9 and 3.10 parse only fractions of 3 and 6 digits.
-        iso = re.sub(r"\.(\d+)", lambda m: "." + (m.group(1) + "000000")[:6], iso)
-        parsed = datetime.datetime.fromisoformat(iso)
-    except ValueError:
-        raise invalid(f"{what} is {text!r}; expected {_EXPECTED}") from None
-    if parsed.tzinfo is None:
-        raise invalid(f"{what} is {text!r}, which has no zone; expected one, for instance {text}Z")
-    return _of_datetime(parsed)
 
 
 def column(values: Any) -> Millis:

@@ -9,9 +9,12 @@ use std::process::Command;
 use indicatif::{ProgressBar, ProgressStyle};
 use iovcache::client::{Client, ClientOptions, TlsFiles};
 use iovcache::source::repository::Durability;
-use iovcache::{Clock, Secret, Timestamp};
+use iovcache::{Clock, Coded as _, ErrorKind, Secret, Timestamp};
 
 use crate::failure::Failure;
+
+/// The address of a service that was started with the defaults.
+const DEFAULT_SERVER: &str = "grpc://127.0.0.1:50051";
 
 /// The service to connect to.
 #[derive(Debug, clap::Args)]
@@ -21,7 +24,7 @@ pub(crate) struct Server {
         long = "server",
         value_name = "URL",
         env = "IOVCACHE_SERVER",
-        default_value = "grpc://127.0.0.1:50051"
+        default_value = DEFAULT_SERVER
     )]
     url: String,
     #[command(flatten)]
@@ -54,6 +57,18 @@ pub(crate) struct Access {
     insecure: bool,
 }
 
+/// The token in a file.
+fn token_of(file: &Path) -> Result<Secret, Failure> {
+    let text = crate::input::text(file)?;
+    match text.trim() {
+        "" => {
+            let name = crate::input::name(file);
+            Err(Failure::usage(format!("--token-file {name}: it is empty, expected a token")))
+        }
+        token => Ok(Secret::from(token)),
+    }
+}
+
 fn secret(text: &str) -> Result<Secret, String> {
     Ok(Secret::from(text))
 }
@@ -78,21 +93,38 @@ impl Access {
         url: &str,
         options: ClientOptions,
     ) -> Result<Client, Failure> {
-        let read = |file: &Path| fs::read(file).map_err(|error| Failure::io(file.display(), error));
+        let named = |option: &str, file: &Path, error| {
+            Failure::io(format_args!("{option} {}", file.display()), error)
+        };
+        let read =
+            |option: &str, file: &Path| fs::read(file).map_err(|error| named(option, file, error));
         let text = crate::input::text;
         let token = match &self.token_file {
-            Some(file) => Some(Secret::from(text(file)?.trim())),
+            Some(file) => Some(token_of(file)?),
             None => self.token.clone(),
         };
         let identity = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => Some((read(cert)?, Secret::from(text(key)?))),
+            (Some(cert), Some(key)) => Some((read("--cert", cert)?, Secret::from(text(key)?))),
             _ => None,
         };
-        let authority = self.ca.as_deref().map(read).transpose()?;
+        let authority = self.ca.as_deref().map(|file| read("--ca (IOVCACHE_CA)", file));
+        let authority = authority.transpose()?;
         let tls = TlsFiles { authority, identity, domain: None };
         let options = ClientOptions { token, tls, insecure: self.insecure, ..options };
         crate::failure::name_service(url);
-        Ok(Client::connect_with(url, options).await?)
+        Client::connect_with(url, options).await.map_err(|error| {
+            let is_wrong = error.kind() == ErrorKind::InvalidArgument;
+            let is_unreachable = error.kind() == ErrorKind::Unavailable;
+            let set = std::env::var("IOVCACHE_SERVER").unwrap_or_default();
+            let hint = if url == set && (is_wrong || is_unreachable) {
+                Some("the address is that of the environment variable IOVCACHE_SERVER")
+            } else if url == DEFAULT_SERVER && is_unreachable {
+                Some("this is the default address; --server or IOVCACHE_SERVER name another one")
+            } else {
+                None
+            };
+            Failure::from(error).with_more(hint.map(str::to_owned).into_iter().collect())
+        })
     }
 
     /// Passes these credentials to another process of this program. The token goes through the
@@ -136,6 +168,13 @@ impl From<Durable> for Durability {
 /// The current time of day.
 pub(crate) fn now() -> Timestamp {
     Clock::system().wall()
+}
+
+/// Memory of this node, if the system tells it.
+pub(crate) fn node_memory_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().trim_end_matches(" kB").parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Writes to stdout and flushes it.

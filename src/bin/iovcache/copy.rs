@@ -107,7 +107,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 fn selection(arguments: &Arguments) -> Result<Selection, Failure> {
     if let Some(file) = &arguments.lock {
         let text = crate::input::text(file)?;
-        let wrong = |error: String| Failure::usage(format!("{}: {error}", file.display()));
+        let wrong =
+            |error: String| Failure::usage(format!("{}: {error}", crate::input::name(file)));
         let rows: Vec<LockEntry> =
             serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         let claim = |row: &LockEntry| Ok::<_, EmptyInterval>((row.path.clone(), row.claim()?));

@@ -79,6 +79,13 @@ impl Failure {
         Self { more, ..self }
     }
 
+    /// Writes the failure to stderr and ends the process.
+    pub(crate) fn exit(self) -> ! {
+        let status = self.status;
+        self.tell();
+        std::process::exit(status.into())
+    }
+
     /// Writes the failure to stderr and gives the exit status.
     pub(crate) fn tell(self) -> ExitCode {
         if self.status != 0 {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int64Type;
-use iovcache::Coded as _;
 use iovcache::client::{Client, ClientError, TableRequest};
 use iovcache::error::ErrorKind;
+use iovcache::{Coded as _, ObjectPath};
 
 use crate::failure::Failure;
 use crate::time;
@@ -21,29 +21,40 @@ const MAX_SIMILAR: usize = 3;
 /// Smallest Jaro-Winkler similarity (0 to 1) of a path that a hint names.
 const MIN_SIMILARITY: f64 = 0.8;
 
-/// The failure of a request for `paths` at `times` (ms). NOT_FOUND gets hints.
+/// The failure of a request for `paths` at `times` (ms). NOT_FOUND and invalid paths get hints.
 pub(crate) async fn explain(
     client: &Client,
     error: ClientError,
-    paths: &[&str],
+    paths: &[impl AsRef<str>],
     times: &[i64],
 ) -> Failure {
-    let was_not_found = error.kind() == ErrorKind::NotFound;
+    let kind = error.kind();
     let failure = Failure::from(error);
-    if !was_not_found {
-        return failure;
+    match kind {
+        ErrorKind::NotFound => failure.with_more(hints(client, paths, times).await),
+        ErrorKind::InvalidArgument => {
+            failure.with_more(paths.iter().filter_map(|path| corrected(path.as_ref())).collect())
+        }
+        _ => failure,
     }
-    let hints = tokio::time::timeout(LIMIT, hints(client, paths, times)).await;
-    failure.with_more(hints.unwrap_or_default())
 }
 
-/// The hints, one per line.
-pub(crate) async fn hints(client: &Client, paths: &[&str], times: &[i64]) -> Vec<String> {
+/// The hints for `paths` at `times` (ms), one per line. None after [`LIMIT`].
+pub(crate) async fn hints(
+    client: &Client,
+    paths: &[impl AsRef<str>],
+    times: &[i64],
+) -> Vec<String> {
+    let hints = tokio::time::timeout(LIMIT, all_hints(client, paths, times)).await;
+    hints.unwrap_or_default()
+}
+
+async fn all_hints(client: &Client, paths: &[impl AsRef<str>], times: &[i64]) -> Vec<String> {
     let mut lines = Vec::new();
-    let known = client.paths("").await.unwrap_or_default();
+    let Ok(known) = client.paths("").await else { return lines };
     let known: Vec<&str> = known.iter().map(|entry| entry.path.as_str()).collect();
-    for path in paths.iter().take(MAX_PATHS) {
-        if !known.contains(path) {
+    for path in paths.iter().take(MAX_PATHS).map(AsRef::as_ref) {
+        if !known.contains(&path) {
             lines.push(similar(path, &known));
             continue;
         }
@@ -54,12 +65,35 @@ pub(crate) async fn hints(client: &Client, paths: &[&str], times: &[i64]) -> Vec
             lines.push(nearest(path, *at, &spans));
         }
     }
-    lines.extend(times.iter().find_map(|at| time::other_unit(*at)));
     lines
 }
 
-fn similar(path: &str, known: &[&str]) -> String {
-    let lower = path.to_lowercase();
+/// The hint at an unknown path or prefix of paths.
+pub(crate) fn similar(path: &str, known: &[&str]) -> String {
+    let unknown = format!("the service knows no path {path}");
+    let named = |paths: &[&str], word: &str| {
+        let more = match paths.len().saturating_sub(MAX_SIMILAR) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("{}{more}", paths[..paths.len().min(MAX_SIMILAR)].join(word))
+    };
+    let lower = path.trim_matches('/').to_lowercase();
+    let below = |other: &&str| {
+        other.to_lowercase().strip_prefix(&lower).is_some_and(|rest| rest.starts_with('/'))
+    };
+    let inside: Vec<&str> = known.iter().copied().filter(below).collect();
+    if !lower.is_empty() && !inside.is_empty() {
+        return format!("{unknown}; it is a folder with {}", named(&inside, ", "));
+    }
+    // The last elements of a path alone.
+    let ends = |other: &&str| {
+        other.to_lowercase().strip_suffix(&lower).is_some_and(|rest| rest.ends_with('/'))
+    };
+    let ending: Vec<&str> = known.iter().copied().filter(ends).collect();
+    if !lower.is_empty() && !ending.is_empty() {
+        return format!("{unknown}; did you mean {}?", named(&ending, " or "));
+    }
     let mut like: Vec<(f64, &str)> = known
         .iter()
         .map(|other| (strsim::jaro_winkler(&lower, &other.to_lowercase()), *other))
@@ -68,9 +102,18 @@ fn similar(path: &str, known: &[&str]) -> String {
     like.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     let like: Vec<&str> = like.iter().take(MAX_SIMILAR).map(|(_, other)| *other).collect();
     match &like[..] {
-        [] => format!("the service knows no path {path}; `iovcache ls` lists those that it knows"),
-        like => format!("the service knows no path {path}; did you mean {}?", like.join(" or ")),
+        [] if known.is_empty() => format!("{unknown}: its sources list no path"),
+        [] => format!("{unknown}; `iovcache ls` lists those that it knows"),
+        like => format!("{unknown}; did you mean {}?", named(like, " or ")),
     }
+}
+
+/// The hint at a path with empty elements, such as one with a slash at its begin or end.
+fn corrected(path: &str) -> Option<String> {
+    let elements: Vec<&str> = path.split('/').filter(|element| !element.is_empty()).collect();
+    let meant = elements.join("/");
+    let is_other = meant != path && ObjectPath::new(&meant).is_ok();
+    is_other.then(|| format!("did you mean {meant}?"))
 }
 
 /// The effective spans of a path in ascending order: begin and end in ms.
@@ -120,6 +163,15 @@ mod tests {
         assert!(told.contains("did you mean TPC/Calib/VDrift or TPC/Calib/VDriftTgl?"), "{told}");
         assert!(similar("tpc/calib/vdrift", &known).contains("did you mean TPC/Calib/VDrift"));
         assert!(!similar("MCH/HV", &known).contains("did you mean"));
+        assert!(similar("vdrift", &known).ends_with("did you mean TPC/Calib/VDrift?"));
+        assert!(
+            similar("TPC/calib/", &known)
+                .ends_with("it is a folder with TPC/Calib/VDrift, TPC/Calib/VDriftTgl")
+        );
+        assert!(similar("A", &["A/B", "A/C", "A/D", "A/E"]).ends_with("A/B, A/C, A/D and 1 more"));
+        assert!(similar("A", &[]).ends_with("its sources list no path"));
+        assert_eq!(corrected("/ITS//Noise/").as_deref(), Some("did you mean ITS/Noise?"));
+        assert!(corrected("ITS/Noise").is_none() && corrected("/ITS/a b").is_none());
     }
 
     #[test]

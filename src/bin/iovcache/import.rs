@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use iovcache::source::repository::{RepositoryWriter, import};
+use iovcache::source::repository::{Manifest, RepositoryWriter, import_manifest};
 use serde_json::json;
 
 use crate::common::{Durable, out_line, progress, show_bytes};
 use crate::failure::Failure;
+use crate::time;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -15,7 +16,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     repository: PathBuf,
     /// CSV with the columns path, valid_from_ms, valid_until_ms, created_ms, id, file, size, md5,
-    /// note; files are relative to it. It is checked completely before anything is written.
+    /// note; files are relative to it. It is checked completely before anything is written. - is
+    /// stdin: files are then relative to the current folder.
     manifest: PathBuf,
     /// When versions are synced to disk: each before the next, or several together. A repeated
     /// import stores the versions that were not acknowledged.
@@ -33,7 +35,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let tell = bar.clone();
     // Reading and syncing files block.
     let imported = tokio::task::spawn_blocking(move || {
-        import(&arguments.manifest, &writer, |done| {
+        let manifest = match arguments.manifest.as_os_str() == "-" {
+            true => Manifest::read("stdin", &mut std::io::stdin().lock())?,
+            false => Manifest::open(&arguments.manifest)?,
+        };
+        import_manifest(&manifest, &writer, |done| {
             let what = if done.storing { "storing" } else { "checking" };
             tell.set_length(done.all);
             tell.set_message(format!("{what} {}", show_bytes(done.bytes)));
@@ -43,6 +49,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let imported = imported.await;
     bar.finish_and_clear();
     let imported = imported.map_err(Failure::failed)??;
+    if let Some(from) = imported.first_from {
+        time::check_unit(from.as_millis());
+    }
     if arguments.json {
         let json = json!({
             "new": imported.new,

@@ -1,9 +1,9 @@
-//! `index`: rebuilds the index of a repository folder, or compares it with the folders.
+//! `index`: rebuilds the index of a repository, or compares it with the folders or the store.
 
 use std::path::PathBuf;
 
 use clap::Args;
-use iovcache::source::repository::{IndexReport, index};
+use iovcache::source::repository::{Bucket, IndexReport, index, index_bucket};
 use serde_json::json;
 
 use crate::common::{out, progress};
@@ -11,10 +11,10 @@ use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The repository folder.
-    #[arg(value_name = "FOLDER")]
-    folder: PathBuf,
-    /// Change nothing: compare the index with the folders, and fail if they differ.
+    /// The repository: a folder, or s3://bucket/prefix (also gs, az).
+    #[arg(value_name = "REPOSITORY")]
+    repository: PathBuf,
+    /// Change nothing: compare the index with the repository, and fail if they differ.
     #[arg(long)]
     check: bool,
     /// Print the result as JSON.
@@ -23,18 +23,23 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { folder, check, json } = arguments;
+    let Arguments { repository, check, json } = arguments;
     let bar = progress("reading", 0);
-    let (tell, name) = (bar.clone(), folder.display().to_string());
-    let work = tokio::task::spawn_blocking(move || {
-        index(&folder, check, |paths, versions| {
-            tell.set_message(format!("{paths} paths"));
-            tell.set_position(versions);
-        })
-    });
-    let report = work.await;
+    let (bar_of_work, name) = (bar.clone(), repository.display().to_string());
+    let tell = move |paths, versions| {
+        bar_of_work.set_message(format!("{paths} paths"));
+        bar_of_work.set_position(versions);
+    };
+    let report = match repository.to_str().filter(|text| Bucket::is_url(text)) {
+        Some(url) => Ok(index_bucket(&Bucket::open(url)?, check, tell).await),
+        None => {
+            let work = move || index(&repository, check, tell);
+            let indexed = tokio::task::spawn_blocking(work).await.map_err(Failure::failed)?;
+            indexed.map(Ok).map_err(|error| Failure::io(name, error))
+        }
+    };
     bar.finish_and_clear();
-    let report = report.map_err(Failure::failed)?.map_err(|error| Failure::io(name, error))?;
+    let report = report??;
     let IndexReport { paths, versions, missing, surplus, unusable, problems, .. } = &report;
     if json {
         let problems: Vec<_> = problems
@@ -60,9 +65,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         out(text.as_bytes())?;
     }
     match check && !report.is_current() {
-        true => {
-            Err(Failure::failed("the index differs from the folders; iovcache index rebuilds it"))
-        }
+        true => Err(Failure::failed(
+            "the index differs from the repository; iovcache index rebuilds it",
+        )),
         false => Ok(()),
     }
 }

@@ -7,6 +7,11 @@ use std::path::Path;
 
 use crate::failure::Failure;
 
+/// The name of a file in messages.
+pub(crate) fn name(path: &Path) -> String {
+    if path.as_os_str() == "-" { "stdin".to_owned() } else { path.display().to_string() }
+}
+
 /// All bytes of a file; `-` is stdin.
 ///
 /// # Errors
@@ -31,7 +36,7 @@ pub(crate) fn text(path: &Path) -> Result<String, Failure> {
 
 /// Like [`text`], of `bytes` that were read from `path`.
 pub(crate) fn as_text(bytes: Vec<u8>, path: &Path) -> Result<String, Failure> {
-    let path = path.display();
+    let path = name(path);
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
         return Err(Failure::usage(format!("{path} is UTF-16, expected UTF-8")));
     }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::common::{Server, out};
 use crate::failure::Failure;
+use crate::hints;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -22,6 +23,10 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = arguments.server.connect().await?;
     let paths = client.paths(&arguments.prefix).await?;
+    if paths.is_empty() && !arguments.prefix.is_empty() {
+        let failure = Failure::not_found(format!("no path is {0} or below {0}", arguments.prefix));
+        return Err(failure.with_more(hints::hints(&client, &[&arguments.prefix], &[]).await));
+    }
     let mut text = String::new();
     for entry in paths {
         let line = match arguments.json {

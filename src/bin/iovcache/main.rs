@@ -31,11 +31,13 @@ mod timeline;
 mod token;
 mod verify;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use iovcache::escape::{escape, must_escape};
 
+use crate::failure::Failure;
 use crate::settings::CommandLine;
 
 /// Keeps condition objects in shared memory for the time in which they are valid, and answers
@@ -113,8 +115,15 @@ fn with_earlier_names(mut command: clap::Command) -> clap::Command {
     command
 }
 
-/// Exits as clap does, with the control characters of the arguments escaped.
+/// Exits as clap does, with the control characters of the arguments escaped. Help that cannot be
+/// written is a failure.
 fn refuse(error: &clap::Error) -> ! {
+    if !error.use_stderr() {
+        match error.print().and_then(|()| std::io::stdout().flush()) {
+            Ok(()) => std::process::exit(0),
+            Err(error) => Failure::stdout(error).exit(),
+        }
+    }
     let mut text = error.render().to_string();
     let variable = settings::variable_at_fault(&program(), error);
     if let Some(variable) = &variable {
@@ -141,6 +150,9 @@ fn main() -> ExitCode {
     };
     if let Err(failure) = begun {
         return failure.tell();
+    }
+    if let Command::Serve(_) = command {
+        time::say_unit_hint();
     }
     let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
     let runtime = match threads::runtime(matches!(command, Command::Serve(_))) {
@@ -175,6 +187,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.tell(),
     };
+    time::say_unit_hint();
     log::end();
     // A blocking read of a dead disk must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

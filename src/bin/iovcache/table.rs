@@ -19,7 +19,7 @@ use iovcache::client::{ClientOptions, TableRequest};
 use iovcache::escape::{escape, must_escape};
 use iovcache::server::TimeSpan;
 use iovcache::table::{
-    CellKind, CellValue, ColumnRequest, Encoding, View, column_runs, rows_from_batches,
+    CellKind, CellValue, ColumnPath, ColumnRequest, Encoding, View, column_runs, rows_from_batches,
 };
 use serde::de::DeserializeOwned;
 
@@ -109,9 +109,16 @@ impl Arguments {
         if self.json { Output::Json } else { self.output }
     }
 
-    fn paths(&self) -> Vec<&str> {
-        let paths = self.columns.iter().filter_map(|column| Some(column.split_once('=')?.1));
-        paths.filter(|path| !path.starts_with('{')).collect()
+    fn paths(&self) -> Vec<String> {
+        let columns = self.columns.iter().filter_map(|column| column.split_once('='));
+        let path = |(name, path): (&str, &str)| match path.starts_with('{') {
+            true => match ColumnRequest::from_json(name, path).ok()?.path {
+                ColumnPath::One(path) => Some(path.to_string()),
+                ColumnPath::ByRange(_) => None,
+            },
+            false => Some(path.to_owned()),
+        };
+        columns.filter_map(path).collect()
     }
 }
 
@@ -139,15 +146,14 @@ where
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let request = request(&arguments)?;
+    let Requested { request, times } = request(&arguments)?;
     // A table that is only printed needs no attached shared memory.
     let options = ClientOptions { remote: true, ..ClientOptions::default() };
     let client = arguments.server.connect_with(options).await?;
     let batches = match client.batches(&request).await {
         Ok(batches) => batches,
         Err(error) => {
-            let times = arguments.at.as_deref().unwrap_or_default();
-            return Err(hints::explain(&client, error, &arguments.paths(), times).await);
+            return Err(hints::explain(&client, error, &arguments.paths(), &times).await);
         }
     };
     let unwritten = |error: ArrowError| Failure::failed(format!("cannot print the table: {error}"));
@@ -167,8 +173,19 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     out(&text)
 }
 
-fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
+/// The request of the options.
+struct Requested {
+    request: TableRequest,
+    /// The first of its times (ms), for hints.
+    times: Vec<i64>,
+}
+
+/// Largest number of times of a range that hints look at.
+const MAX_HINT_TIMES: usize = 10_000;
+
+fn request(arguments: &Arguments) -> Result<Requested, Failure> {
     let mut request = TableRequest::new();
+    let mut hint_times = Vec::new();
     for column in &arguments.columns {
         let (name, path) = column
             .split_once('=')
@@ -187,10 +204,12 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
     }
     if let Some(at) = &arguments.at {
         request = request.timestamps(at.iter().copied());
+        hint_times.clone_from(at);
         request = keys::with_keys(request, &arguments.keys, at.len(), &[])?;
     } else if let Some(file) = &arguments.timestamps {
         let (times, batches) = timestamps(file, arguments)?;
         let rows = times.len();
+        hint_times.extend(times.iter().flatten());
         request = keys::with_keys(request.timestamps(times), &arguments.keys, rows, &batches)?;
     } else if !arguments.keys.is_empty() {
         return Err(Failure::usage(
@@ -198,9 +217,9 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
         ));
     }
     if let Some(range) = &arguments.range {
-        request = with_range(request, range)?;
+        (request, hint_times) = with_range(request, range, arguments.view)?;
     } else if let Some(run) = &arguments.run {
-        request = with_run(request, run)?;
+        request = with_run(request, run, arguments.view)?;
     } else if let Some(timeframe) = arguments.timeframe {
         request = request.timeframe(timeframe);
     } else if arguments.at.is_none() && arguments.timestamps.is_none() {
@@ -235,13 +254,13 @@ fn request(arguments: &Arguments) -> Result<TableRequest, Failure> {
     }
     if let Some(file) = &arguments.lock {
         let rows = serde_json::from_str(&input::text(file)?)
-            .map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
+            .map_err(|error| Failure::usage(format!("{}: {error}", input::name(file))))?;
         request = request.lock(rows);
     }
     if let Some(wait) = arguments.wait {
         request = request.wait(wait.duration());
     }
-    Ok(request)
+    Ok(Requested { request, times: hint_times })
 }
 
 fn schema_metadata(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
@@ -256,15 +275,26 @@ fn schema_metadata(given: &[String]) -> Result<BTreeMap<String, String>, Failure
     Ok(metadata)
 }
 
-fn with_range(request: TableRequest, range: &str) -> Result<TableRequest, Failure> {
-    let wrong = |reason| Failure::usage(format!("--range: {reason}"));
-    Ok(match time::parse_range(range).map_err(wrong)? {
-        (from, until, None) => request.intervals(from, until),
-        (from, until, Some(step)) => request.range(from, until, step),
-    })
+const WITHOUT_STEP: &str = "append one, such as :30s, or use --view intervals";
+
+/// Adds a range, and gives the first of its times.
+fn with_range(
+    request: TableRequest,
+    range: &str,
+    view: View,
+) -> Result<(TableRequest, Vec<i64>), Failure> {
+    let wrong = |reason: String| Failure::usage(format!("--range: {reason}"));
+    let (from, until, step) = time::parse_range(range).map_err(wrong)?;
+    if step.is_none() && view != View::Intervals {
+        return Err(wrong(format!("{range:?} has no step; {WITHOUT_STEP}")));
+    }
+    let Some(step) = step else { return Ok((request.intervals(from, until), vec![from])) };
+    let apart = usize::try_from(step).unwrap_or(1).max(1);
+    let times = (from..until).step_by(apart).take(MAX_HINT_TIMES).collect();
+    Ok((request.range(from, until, step), times))
 }
 
-fn with_run(request: TableRequest, given: &str) -> Result<TableRequest, Failure> {
+fn with_run(request: TableRequest, given: &str, view: View) -> Result<TableRequest, Failure> {
     let (run, step) = match given.split_once(':') {
         Some((run, step)) => (run, Some(step)),
         None => (given, None),
@@ -272,7 +302,8 @@ fn with_run(request: TableRequest, given: &str) -> Result<TableRequest, Failure>
     let wrong = |reason: String| Failure::usage(format!("--run {given:?}: {reason}"));
     let run = run.parse().map_err(|_| wrong("expected the number of a run".to_owned()))?;
     match step {
-        None => Ok(request.intervals_of_run(run)),
+        None if view == View::Intervals => Ok(request.intervals_of_run(run)),
+        None => Err(wrong(format!("it has no step; {WITHOUT_STEP}"))),
         Some(step) => Ok(request.run(run, time::parse_step(step).map_err(wrong)?)),
     }
 }
@@ -282,7 +313,7 @@ type FileTimes = (Vec<Option<i64>>, Vec<RecordBatch>);
 
 fn timestamps(path: &Path, arguments: &Arguments) -> Result<FileTimes, Failure> {
     let bytes = input::bytes(path)?;
-    let wrong = |error: ArrowError| Failure::usage(format!("{}: {error}", path.display()));
+    let wrong = |error: ArrowError| Failure::usage(format!("{}: {error}", input::name(path)));
     if let Ok(reader) = FileReader::try_new(Cursor::new(&bytes), None) {
         return rows(reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?, arguments);
     }
@@ -294,7 +325,7 @@ fn timestamps(path: &Path, arguments: &Arguments) -> Result<FileTimes, Failure> 
         "" => Ok(None),
         at => time::parse(at).map(Some).map_err(|reason| {
             let line = number + 1;
-            Failure::usage(format!("{}, line {line}: {reason}", path.display()))
+            Failure::usage(format!("{}, line {line}: {reason}", input::name(path)))
         }),
     });
     Ok((lines.collect::<Result<_, Failure>>()?, Vec::new()))

@@ -61,8 +61,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     }
     if spans.is_empty() {
-        let failure = Failure::not_found(format!("nothing is valid under {}", arguments.path));
-        return Err(failure.with_more(hints::hints(&client, &[&arguments.path], &[]).await));
+        let show = |at: Option<i64>, open| at.map_or(open, |at| time::show(at));
+        let from = show(arguments.from, "-inf".to_owned());
+        let until = show(arguments.until, "inf".to_owned());
+        let path = &arguments.path;
+        let failure = Failure::not_found(format!("{path} has no version in [{from}, {until})"));
+        let at: Vec<i64> = arguments.from.or(arguments.until).into_iter().collect();
+        return Err(failure.with_more(hints::hints(&client, &[&arguments.path], &at).await));
     }
     let text = if arguments.json {
         let line = |span: &Bar| {

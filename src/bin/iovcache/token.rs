@@ -3,8 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use iovcache::server::{Keys, Role, TimeSpan};
@@ -21,8 +20,8 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "read", value_name = "ROLE")]
     role: Role,
     /// Lifetime, e.g. 90d or 8h; without it the token does not expire.
-    #[arg(long = "for", value_name = "TIME", value_parser = days)]
-    lifetime: Option<Duration>,
+    #[arg(long = "for", value_name = "TIME")]
+    lifetime: Option<TimeSpan>,
     /// The file to which the entry is added (see `serve --tokens`); by default the entry is printed
     /// on stderr.
     #[arg(long, value_name = "FILE")]
@@ -32,43 +31,22 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-fn days(text: &str) -> Result<Duration, String> {
-    match text.strip_suffix('d').map(str::parse::<u32>) {
-        Some(Ok(days)) => Ok(Duration::from_secs(u64::from(days) * 86_400)),
-        _ => text.parse().map(TimeSpan::duration),
-    }
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut random = [0; 32];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Failure::io("the system gives no random numbers", error.into()))?;
     let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let expires = arguments.lifetime.map(|lifetime| {
-        let millis = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
+        let millis = i64::try_from(lifetime.duration().as_millis()).unwrap_or(i64::MAX);
         Timestamp::from_millis(now().as_millis().saturating_add(millis))
     });
     let entry = Keys::entry(&arguments.name, &Secret::from(&token[..]), arguments.role, expires);
+    // An invalid name is reported now, not when the service reads the file.
+    Keys::parse(&entry)?;
     match &arguments.tokens {
         None if arguments.json => {}
         None => entry.lines().for_each(crate::stderr::say),
-        Some(file) => {
-            let failed = |error| Failure::io(file.display(), error);
-            let before = match std::fs::read_to_string(file) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-                other => other.map_err(failed)?,
-            };
-            // A duplicate name is reported now, not when the service reads the file.
-            let gap = if before.is_empty() { "" } else { "\n" };
-            Keys::parse(&format!("{before}{gap}{entry}"))?;
-            let mut opened = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(file)
-                .map_err(failed)?;
-            write!(opened, "{gap}{entry}").map_err(failed)?;
-        }
+        Some(file) => add(file, &entry)?,
     }
     let text = match arguments.json {
         false => token,
@@ -82,4 +60,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .to_string(),
     };
     out(format!("{text}\n").as_bytes())
+}
+
+/// Adds an entry to a file of tokens. If it cannot be written as a whole, the file stays as it was.
+fn add(file: &Path, entry: &str) -> Result<(), Failure> {
+    let failed = |error| Failure::io(file.display(), error);
+    let is_special = std::fs::metadata(file).is_ok_and(|file| !file.is_file());
+    if is_special {
+        return Err(Failure::usage(format!("{}: not a regular file", file.display())));
+    }
+    let before = match std::fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        other => other.map_err(failed)?,
+    };
+    // A duplicate name is reported now, not when the service reads the file.
+    let gap = if before.is_empty() { "" } else { "\n" };
+    let entry = format!("{gap}{entry}");
+    Keys::parse(&format!("{before}{entry}"))?;
+    let mut opened =
+        OpenOptions::new().append(true).create(true).mode(0o600).open(file).map_err(failed)?;
+    let length = opened.metadata().map_err(failed)?.len();
+    let written = opened.write_all(entry.as_bytes()).and_then(|()| opened.sync_all());
+    written.map_err(|error| {
+        let _ = opened.set_len(length);
+        failed(error)
+    })
 }

@@ -15,7 +15,11 @@ use crate::cache::tables::plan::Assembled;
 use crate::cache::tables::schema_cache::TableSchema;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::object::{ObjectId, ObjectInfo};
+use crate::source::in_place;
 use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, MessageWriter, Objects};
+
+/// From this number of rows on, a pass over them does not block other tasks of the thread.
+const MANY_ROWS: u64 = 1 << 16;
 
 /// A table whose objects are in shared memory and pinned.
 ///
@@ -48,7 +52,7 @@ impl Answer {
     /// The table's schema.
     pub fn schema(&self) -> SchemaRef {
         let (timeframe, lease) = self.named();
-        self.table_schema.shape.schema_of(&self.table_schema.schema, timeframe, lease)
+        self.table_schema.layout.schema_of(&self.table_schema.schema, timeframe, lease)
     }
 
     /// The timeframe and lease that the schema names.
@@ -120,6 +124,9 @@ impl Answer {
                 let dictionaries = Arc::clone(&self.table_schema.dictionaries);
                 let batches = self.encoded_batches();
                 batches.check()?;
+                if self.rows >= MANY_ROWS {
+                    in_place(|| batches.prepare());
+                }
                 let messages = batches.into_messages(dictionaries);
                 self.gate.withdraw_at_end(messages.payload_pins());
                 (None, Some(messages))
@@ -135,13 +142,15 @@ impl Answer {
 
     /// The batches for the wire, whose schema is that of the first message.
     fn encoded_batches(&self) -> Batches {
-        self.content
-            .batches_of(Arc::clone(&self.table_schema.shape), Arc::clone(&self.table_schema.schema))
+        self.content.batches_of(
+            Arc::clone(&self.table_schema.layout),
+            Arc::clone(&self.table_schema.schema),
+        )
     }
 
     /// The table's batches, made one after the other. There is at least one, which may be empty.
     pub fn batches(&self) -> Batches {
-        self.content.batches_of(Arc::clone(&self.table_schema.shape), self.schema())
+        self.content.batches_of(Arc::clone(&self.table_schema.layout), self.schema())
     }
 
     /// All batches at once.

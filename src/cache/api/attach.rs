@@ -33,13 +33,16 @@ use crate::cache::tables::audit_log::record_look_ups;
 use crate::cache::versions::publisher::SessionPage;
 use crate::error::{Coded, coded};
 use crate::secret::Secret;
-use crate::shm::ServicePage;
 use crate::shm::attach::{
     ClientMessage, Done, LineReader, Need, PeerCredentials, WireError, parse_hello, parse_line,
     send,
 };
+use crate::shm::{PageLimits, ServicePage};
 use crate::sync::Mutex;
 use crate::table::Consumed;
+
+/// Pins pages take at most one part in this many of the memory for requests.
+const PAGES_SHARE: u64 = 4;
 
 /// Time limit for the hello of a client.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -78,7 +81,7 @@ fn files_limit() -> usize {
 }
 
 /// Access control of the attach socket.
-pub trait AttachGate: Send + Sync {
+pub(crate) trait AttachGate: Send + Sync {
     /// Admits or refuses a process with the token that it sent. The result is its proven origin, to
     /// which its session belongs.
     ///
@@ -367,9 +370,19 @@ impl Cache {
             0 => format!("uid {}", peer.uid),
             pid => format!("uid {}, pid {pid}", peer.uid),
         };
+        let most = self.0.budget.limit_bytes() / PAGES_SHARE / ServicePage::BYTES;
+        if publisher.pages() as u64 >= most {
+            return None;
+        }
         let charged = self.0.budget.client(&client).charge(ServicePage::BYTES, "pins page");
         let charge = charged.inspect_err(|error| tracing::info!("attach: {}", error.message()));
-        let (charge, page) = (charge.ok()?, publisher.open_page(&session.id)?);
+        let limits = &self.0.quotas.limits;
+        let limits = PageLimits {
+            quota_bytes: limits.quota_bytes,
+            // Tables in shared memory have no lease that could be revoked or counted.
+            tables_are_requested: limits.slow_after.is_some(),
+        };
+        let (charge, page) = (charge.ok()?, publisher.open_page(&session.id, limits)?);
         let (consumer, pid) = (session.consumer.clone(), peer.pid);
         Some(LocalSession { page, _charge: charge, consumer, pid })
     }

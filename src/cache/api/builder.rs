@@ -240,15 +240,12 @@ impl CacheBuilder {
     ///
     /// # Errors
     /// [`BuildError`].
-    pub fn build(self) -> Result<Cache, BuildError> {
-        let source = self.source.ok_or(BuildError::NoSource)?;
-        let descriptor_store = self.descriptor_store.filter(|_| self.memory.can_be_kept());
-        let pool = Pool::new(self.memory)?;
-        let kept = descriptor_store
-            .as_deref()
-            .map(|descriptor_store| RestartState::new(descriptor_store, pool.epoch()))
-            .transpose();
-        let kept = kept.map_err(PoolError::Backing)?.map(Arc::new);
+    pub fn build(mut self) -> Result<Cache, BuildError> {
+        let source = self.source.take().ok_or(BuildError::NoSource)?;
+        let kept_memory = self.memory.can_be_kept();
+        let descriptor_store = self.descriptor_store.take().filter(|_| kept_memory);
+        let pool = Pool::new(std::mem::take(&mut self.memory))?;
+        let kept = restart_state(descriptor_store.as_deref(), &pool)?;
         let grown = watch::Sender::new(());
         report_segments(&pool, &grown, descriptor_store.as_ref());
         let counters = Arc::new(Counters::default());
@@ -257,28 +254,16 @@ impl CacheBuilder {
         let catalog =
             Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
         catalog.listen();
+        if let Some(saved_timelines) = self.inheritance.saved_timelines() {
+            catalog.remember(saved_timelines);
+        }
+        let columns = self.column_look_up(&catalog);
         let quotas = consumer_quotas(
             self.clock.clone(),
             self.lease_limit,
             self.consumer_limits,
             Arc::clone(&counters),
         );
-        if let Some(saved_timelines) = self.inheritance.saved_timelines() {
-            catalog.remember(saved_timelines);
-        }
-        let objects = ObjectIndex::new(Arc::clone(&catalog), self.clock.clone(), self.limits);
-        let objects = Arc::new(objects);
-        let columns = ColumnLookUp {
-            clock: self.clock.clone(),
-            catalog: Arc::clone(&catalog),
-            objects: Arc::clone(&objects),
-            limits: self.limits,
-            policies: self.policies,
-            tables: self.tables,
-            max_key_values: self.max_key_values,
-            max_queries: self.max_queries,
-            runs: self.runs,
-        };
         let in_use: Arc<InUse> = Arc::default();
         let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));
         if !inherited_objects.is_empty() {
@@ -313,10 +298,10 @@ impl CacheBuilder {
             pool,
             residency,
             catalog,
-            columns,
             prefetcher: Default::default(),
             schema_cache: Default::default(),
-            objects,
+            objects: Arc::clone(&columns.objects),
+            columns,
             in_use,
             kept,
             polls: Arc::default(),
@@ -326,6 +311,34 @@ impl CacheBuilder {
             tasks: Mutex::new(tasks),
         })))
     }
+}
+
+impl CacheBuilder {
+    /// Finds the columns of requests over the timelines of `catalog`. Takes the options that only
+    /// this needs.
+    fn column_look_up(&mut self, catalog: &Arc<Catalog>) -> ColumnLookUp {
+        let objects = ObjectIndex::new(Arc::clone(catalog), self.clock.clone(), self.limits);
+        ColumnLookUp {
+            clock: self.clock.clone(),
+            catalog: Arc::clone(catalog),
+            objects: Arc::new(objects),
+            limits: self.limits,
+            policies: std::mem::take(&mut self.policies),
+            tables: std::mem::take(&mut self.tables),
+            max_key_values: self.max_key_values,
+            max_queries: self.max_queries,
+            runs: std::mem::take(&mut self.runs),
+        }
+    }
+}
+
+/// The state that a later process takes over; `None` without a store.
+fn restart_state(
+    descriptor_store: Option<&dyn DescriptorStore>,
+    pool: &Pool,
+) -> Result<Option<Arc<RestartState>>, PoolError> {
+    let kept = descriptor_store.map(|store| RestartState::new(store, pool.epoch())).transpose();
+    Ok(kept.map_err(PoolError::Backing)?.map(Arc::new))
 }
 
 /// The parts of a cache that its background tasks keep up to date.

@@ -78,7 +78,7 @@ impl Cache {
     }
 
     /// The use of look-ups by consumers; `None` if they are turned off.
-    pub fn local_figures(&self) -> Option<LocalFigures> {
+    pub(crate) fn local_figures(&self) -> Option<LocalFigures> {
         self.0.publisher.as_ref().map(|publisher| publisher.figures())
     }
 

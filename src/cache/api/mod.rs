@@ -27,15 +27,13 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use self::answer::{Answer, Described};
-pub use self::attach::{AttachGate, AttachLimits, NotListed, PeerPolicy};
+pub use self::answer::Answer;
+pub(crate) use self::attach::AttachGate;
+pub use self::attach::{AttachLimits, NotListed, PeerPolicy};
 pub use self::builder::{BuildError, CacheBuilder};
 pub use self::exchange::Exchange;
 pub use self::handle::Cache;
 pub use self::objects::HeldObject;
 pub use self::progress::Progress;
-pub use self::snapshot::{
-    PathSnapshot, SegmentPiece, SegmentSnapshot, SessionSnapshot, Snapshot, SourceSnapshot,
-    SpanSnapshot, SpanState,
-};
+pub(crate) use self::snapshot::Snapshot;
 pub use self::status::SegmentRenewal;

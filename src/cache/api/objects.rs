@@ -97,7 +97,7 @@ impl Cache {
     }
 
     /// The target for changes of a path.
-    pub fn write_target(&self, path: &ObjectPath) -> WriteTarget {
+    pub(crate) fn write_target(&self, path: &ObjectPath) -> WriteTarget {
         self.0.catalog.source().write_target(path)
     }
 
@@ -128,13 +128,13 @@ impl Cache {
     }
 
     /// Upload details of a version, as far as they are known without asking the source.
-    pub fn known_details_of(&self, version: &ObjectInfo) -> Details {
+    pub(crate) fn known_details_of(&self, version: &ObjectInfo) -> Details {
         self.0.catalog.source().known_details(version).unwrap_or_default()
     }
 
     /// Upload details of a version, if its source returns them within `patience`. They do not
     /// affect which version is served.
-    pub async fn details_of(&self, version: &ObjectInfo, patience: Duration) -> Details {
+    pub(crate) async fn details_of(&self, version: &ObjectInfo, patience: Duration) -> Details {
         let told = self.0.catalog.source().details(version);
         match tokio::time::timeout(patience, told).await {
             Ok(Ok(details)) => details,
@@ -178,7 +178,7 @@ impl Cache {
     }
 
     /// The version `id` of any path, if the cache has seen it. Asks no source.
-    pub fn version_known(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
+    pub(crate) fn version_known(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         self.0.objects.known(id)
     }
 
@@ -198,7 +198,7 @@ impl Cache {
     }
 
     /// The MD5 of an object: from its source, else computed once and cached.
-    pub async fn md5_of(&self, version: &ObjectInfo, held: &HeldObject) -> Option<Md5Sum> {
+    pub(crate) async fn md5_of(&self, version: &ObjectInfo, held: &HeldObject) -> Option<Md5Sum> {
         let known = || held.pins.pins().first().and_then(|pin| pin.resident().md5());
         if let Some(md5) = version.md5.or_else(known) {
             return Some(md5);

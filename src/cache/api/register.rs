@@ -122,20 +122,7 @@ impl Cache {
         if let Some(known) = timeframes.known(&registration)? {
             return Ok(Registered::Known(known));
         }
-        let began = Instant::now();
-        let placed = async {
-            let claim = loop {
-                // In the order of arrival: a large registration is not overtaken by small ones,
-                // except by those that arrive while it pauses between two turns.
-                let _turn = self.0.registering.lock().await;
-                let placed = self.wait_for_a_place(&versions, began);
-                match tokio::time::timeout(PLACE_TURN, placed).await {
-                    Ok(claim) => break claim?,
-                    Err(_) => continue,
-                }
-            };
-            timeframes.register(registration, claim)
-        };
+        let placed = async { timeframes.register(registration, self.in_turn(&versions).await?) };
         let placed = placed.instrument(tracing::info_span!("register", timeframe));
         match timeout_at(deadline, placed).await {
             Ok(registered) => registered,
@@ -146,6 +133,19 @@ impl Cache {
                 taken_bytes: self.0.residency.unevictable_bytes(),
                 total_bytes: self.0.pool.total_bytes(),
             }),
+        }
+    }
+
+    /// Waits for a place in the order of arrival: a large registration is not overtaken by small
+    /// ones, except by those that arrive while it pauses between two turns.
+    async fn in_turn(&self, versions: &VersionSet) -> Result<Claim, CacheError> {
+        let began = Instant::now();
+        loop {
+            let _turn = self.0.registering.lock().await;
+            let placed = self.wait_for_a_place(versions, began);
+            if let Ok(claim) = tokio::time::timeout(PLACE_TURN, placed).await {
+                return claim;
+            }
         }
     }
 

@@ -18,6 +18,7 @@ use crate::cache::holders::lease_terms::{
     HolderName, LeaseHolder, LeaseOwner, LeaseTerms, charge_lease,
 };
 use crate::cache::holders::origin::Origin;
+use crate::cache::holders::quota::RequestPermit;
 use crate::cache::holders::timeframe::{Registration, Timeframe};
 use crate::cache::holders::timeframe_load::assembled;
 use crate::cache::memory::object::PinSet;
@@ -88,7 +89,7 @@ impl RowSource {
 
 /// A pinned table that has no lease yet.
 struct PinnedTable {
-    shown: TableBody,
+    body: TableBody,
     versions: Arc<VersionSet>,
     pins: Arc<PinSet>,
     /// The timeframe's own table.
@@ -111,7 +112,7 @@ impl PinnedTable {
         let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
         let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
         let charges = vec![Arc::clone(&assembled.charge)];
-        Self { shown: TableBody::Rows { columns, timestamps }, versions, pins, kept: None, charges }
+        Self { body: TableBody::Rows { columns, timestamps }, versions, pins, kept: None, charges }
     }
 
     fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
@@ -119,7 +120,7 @@ impl PinnedTable {
     }
 
     fn rows(&self) -> u64 {
-        match &self.shown {
+        match &self.body {
             TableBody::Rows { timestamps, .. } => timestamps.len() as u64,
             TableBody::Intervals(columns) => columns.iter().map(|one| one.rows.len() as u64).sum(),
         }
@@ -134,6 +135,12 @@ fn check_columns(request: &Request, columns: &[ColumnRequest]) -> Result<(), Req
         return Err(RequestError::Field { field: "view", reason });
     }
     Ok(())
+}
+
+/// When the caller, or the request, stops waiting.
+fn deadline_of(request: &Request, caller: &Caller) -> Instant {
+    let wait = caller.patience.map_or(request.wait, |patience| patience.min(request.wait));
+    Instant::now() + wait.min(Duration::from_secs(86_400))
 }
 
 /// The times of a run were not looked up: an internal error.
@@ -196,7 +203,7 @@ impl Cache {
         let table_schema = self.table_schema(key, columns, &subject.null_keys());
         let rows = rows.filter(|_| request.view == View::Rows);
         Ok(Described {
-            schema: table_schema.shape.schema_of(&table_schema.schema, timeframe, None),
+            schema: table_schema.layout.schema_of(&table_schema.schema, timeframe, None),
             rows,
         })
     }
@@ -282,15 +289,8 @@ impl Cache {
         let subject = self.subject(when)?;
         let reader = self.reader(request, &subject, &caller.origin)?;
         let holder = self.holder(request, caller, reader.as_ref());
-        let _asking = match &holder {
-            Some(holder) => {
-                self.0.quotas.admit(&holder.name)?;
-                self.0.quotas.begin(&holder.name)?
-            }
-            None => None,
-        };
-        let wait = caller.patience.map_or(request.wait, |patience| patience.min(request.wait));
-        let deadline = Instant::now() + wait.min(Duration::from_secs(86_400));
+        let _permit = self.permit(holder.as_ref())?;
+        let deadline = deadline_of(request, caller);
         let subject = self.with_times(subject, when, request, deadline).await?;
         let registered = match &subject {
             RowSource::Timeframe(timeframe) => Some(&timeframe.registration.columns[..]),
@@ -317,9 +317,27 @@ impl Cache {
         {
             timeframe.set_delivered(consumer);
         }
-        let timeframe = subject.timeframe();
         let table_schema = self.table_schema_of(request, caller, stream_schema, &subject, columns);
-        let (of_stream, rows) = (caller.of_stream, found.rows());
+        Ok(self.answer_of(found, table_schema, lease, subject.timeframe(), caller.of_stream))
+    }
+
+    /// The number of concurrent requests of the holder, raised by this one.
+    fn permit(&self, holder: Option<&LeaseHolder>) -> Result<Option<RequestPermit>, CacheError> {
+        let Some(holder) = holder else { return Ok(None) };
+        self.0.quotas.admit(&holder.name)?;
+        self.0.quotas.begin(&holder.name)
+    }
+
+    /// The answer with the table `found`, whose lease holds its objects.
+    fn answer_of(
+        &self,
+        found: PinnedTable,
+        table_schema: Arc<TableSchema>,
+        lease: LeaseId,
+        timeframe: Option<u64>,
+        of_stream: bool,
+    ) -> Answer {
+        let rows = found.rows();
         let gate = Gate::of(&self.0.leases, lease.clone(), of_stream);
         let pins = Arc::new(self.0.in_use.take(Arc::clone(&found.pins)));
         let charges: Arc<[Arc<Charge>]> = found.charges.into();
@@ -329,8 +347,8 @@ impl Cache {
             gate: Arc::clone(&gate),
             _charges: Arc::clone(&charges),
         });
-        let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
-        Ok(Answer {
+        let (content, assembled) = (Content { body: found.body, objects }, found.kept);
+        Answer {
             table_schema,
             content,
             timeframe,
@@ -341,7 +359,7 @@ impl Cache {
             pins,
             assembled,
             charges,
-        })
+        }
     }
 
     /// The schema of the table of `subject`.
@@ -404,8 +422,8 @@ impl Cache {
         let got = self.0.loader.pin_all(&*versions, deadline).await?;
         let charges = vec![Arc::clone(spans.charge())];
         let (columns, pins) = spans.assemble(got);
-        let shown = TableBody::Intervals(Arc::new(columns));
-        Ok(PinnedTable { shown, versions, pins, kept: None, charges })
+        let body = TableBody::Intervals(Arc::new(columns));
+        Ok(PinnedTable { body, versions, pins, kept: None, charges })
     }
 
     async fn spans_of(

@@ -1,9 +1,11 @@
 //! Objects in shared memory: pins, eviction, and memory reserved for timeframes in flight.
 
+pub(crate) mod digest_queue;
 mod eviction;
 pub(crate) mod in_use;
 #[cfg(all(test, feature = "loom"))]
 mod loom_model;
+mod md5_lanes;
 pub(crate) mod object;
 mod pin_count;
 pub(crate) mod pin_request;

@@ -27,6 +27,7 @@ use futures::StreamExt;
 use tokio::time::Instant;
 
 use crate::cache::error::CacheError;
+use crate::cache::memory::digest_queue::DigestQueue;
 use crate::cache::memory::object::{Likeness, Pin, PinSet};
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::reservations::{Claim, Reservations};
@@ -52,6 +53,8 @@ const LONG_TURN: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(1);
 /// Number of objects of one table fetched in parallel.
 const PARALLEL_LOADS: usize = 64;
+/// From this number of absent objects of a table on, their digests are computed together.
+const HASHED_TOGETHER: usize = 4;
 
 /// Loads objects into shared memory.
 #[derive(Debug)]
@@ -62,6 +65,7 @@ pub(crate) struct Loader {
     inherited_objects: Arc<InheritedObjects>,
     counters: Arc<Counters>,
     single_flight: SingleFlight<LoadKey, Result<Pin, LoadFailure>>,
+    digests: Arc<DigestQueue>,
     /// The memory reserved for timeframes in flight.
     places: Arc<Reservations>,
     /// Held by the request that may take memory while others wait for it; first come, first served.
@@ -186,6 +190,7 @@ impl Loader {
             inherited_objects,
             counters,
             single_flight,
+            digests: Arc::default(),
             places,
             turn,
             waiting,
@@ -501,8 +506,9 @@ impl Loader {
         absent: Vec<usize>,
         got: &mut PartialPins,
     ) -> Result<Option<u64>, CacheError> {
+        let together = absent.len() >= HASHED_TOGETHER;
         let loads = absent.into_iter().map(async |place| {
-            let (version, loaded) = self.load(Arc::clone(versions.info(place))).await;
+            let (version, loaded) = self.load(Arc::clone(versions.info(place)), together).await;
             (place, version, loaded)
         });
         let mut loads = futures::stream::iter(loads).buffer_unordered(PARALLEL_LOADS);
@@ -522,7 +528,12 @@ impl Loader {
         Ok(None)
     }
 
-    async fn load(&self, version: Arc<ObjectInfo>) -> (Arc<ObjectInfo>, Result<Pin, LoadFailure>) {
+    /// Loads one version. Its digest is computed `together` with those of other loads.
+    async fn load(
+        &self,
+        version: Arc<ObjectInfo>,
+        together: bool,
+    ) -> (Arc<ObjectInfo>, Result<Pin, LoadFailure>) {
         let id = version.id;
         let landed = || {
             let pin = self.residency.pin(id)?;
@@ -535,6 +546,7 @@ impl Loader {
                 places: Arc::clone(&self.places),
                 inherited: self.inherited_objects.find(&version),
                 place: self.places.find(id),
+                digests: together.then(|| Arc::clone(&self.digests)),
                 counters: Arc::clone(&self.counters),
             };
             let version = Arc::clone(&version);

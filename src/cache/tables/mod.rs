@@ -2,6 +2,7 @@
 //! and caches schemas and encoded batches.
 
 pub(crate) mod audit_log;
+mod coded_planning;
 pub(crate) mod columns;
 mod distinct;
 pub(crate) mod key_look_ups;

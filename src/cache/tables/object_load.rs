@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::cache::error::CacheError;
+use crate::cache::memory::digest_queue::DigestQueue;
 use crate::cache::memory::object::{Likeness, Pin};
 use crate::cache::memory::publish::{Description, Verified};
 use crate::cache::memory::reservations::{LoadBuffer, Reservations, Reserved};
@@ -25,6 +26,10 @@ use crate::telemetry::Counters;
 
 /// From this size on, a digest is computed on a blocking thread.
 const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
+/// Size of the range that the kernel maps at the first read of a page in it.
+const FAULT_AROUND_BYTES: usize = 64 << 10;
+/// Size of the range that is mapped at once before it is written.
+const MAPPED_AHEAD_BYTES: usize = 512 << 10;
 
 /// Why one object was not loaded.
 #[derive(Debug, Clone)]
@@ -65,6 +70,8 @@ pub(super) struct ObjectLoad {
     pub(super) inherited: Option<Arc<InheritedObject>>,
     /// Its reservation.
     pub(super) place: Option<Arc<Reserved>>,
+    /// Hashes it together with other objects, if several are loaded.
+    pub(super) digests: Option<Arc<DigestQueue>>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -165,6 +172,8 @@ impl ObjectLoad {
             place: self.place.clone(),
             freed: self.places.no_room(),
             written: 0,
+            mapped: 0,
+            digests: self.digests.clone(),
             md5: None,
             failure: None,
         };
@@ -201,6 +210,9 @@ struct BlockBody {
     place: Option<Arc<Reserved>>,
     freed: LoadBuffer,
     written: usize,
+    /// Number of bytes whose pages are mapped.
+    mapped: usize,
+    digests: Option<Arc<DigestQueue>>,
     /// Digest of everything written, if the source computed it.
     md5: Option<Md5Sum>,
     failure: Option<LoadFailure>,
@@ -218,7 +230,22 @@ impl BlockBody {
             fresh.settle(self.written);
         }
         self.freed = fresh;
+        self.mapped = 0;
         Ok(())
+    }
+
+    /// Maps the pages that are written next. A first read maps the 16 pages around it, a first
+    /// write only one.
+    fn map_ahead(&mut self) {
+        if self.mapped >= self.written.saturating_add(MAPPED_AHEAD_BYTES / 2) {
+            return;
+        }
+        let rest = self.freed.rest_mut(self.written);
+        let ahead = rest.len().min(MAPPED_AHEAD_BYTES);
+        for page in rest[..ahead].iter().step_by(FAULT_AROUND_BYTES) {
+            std::hint::black_box(*page);
+        }
+        self.mapped = self.written + ahead;
     }
 
     async fn other_room(&mut self, size_bytes: u64) -> Result<LoadBuffer, BodyError> {
@@ -283,11 +310,12 @@ impl Body for BlockBody {
     }
 
     fn spare(&mut self) -> &mut [u8] {
+        self.map_ahead();
         self.freed.rest_mut(self.written)
     }
 
     fn advance(&mut self, count: usize) {
-        let spare = self.spare().len();
+        let spare = self.freed.rest_mut(self.written).len();
         assert!(count <= spare, "advanced by {count} bytes where {spare} were spare");
         self.written += count;
         self.md5 = None;
@@ -296,6 +324,18 @@ impl Body for BlockBody {
 
     fn written_bytes(&self) -> u64 {
         self.written as u64
+    }
+
+    fn hashes(&self) -> bool {
+        self.digests.is_some()
+    }
+
+    async fn md5(&mut self) -> Option<Md5Sum> {
+        let digests = Arc::clone(self.digests.as_ref()?);
+        let buffer = std::mem::replace(&mut self.freed, self.places.no_room());
+        let (buffer, md5) = digests.md5(buffer).await?;
+        self.freed = buffer;
+        Some(md5)
     }
 
     fn set_md5(&mut self, md5: Md5Sum) {

@@ -39,7 +39,7 @@ pub(crate) struct TableSchema {
     /// The key that each column depends on.
     keys: Box<[Option<Arc<str>>]>,
     /// Its lease and timeframe are placeholders.
-    pub(crate) shape: Arc<TableLayout>,
+    pub(crate) layout: Arc<TableLayout>,
     /// Its metadata lack the lease and the timeframe.
     pub(crate) schema: SchemaRef,
     pub(crate) head: SchemaMessage,
@@ -50,7 +50,7 @@ pub(crate) struct TableSchema {
 impl TableSchema {
     fn is_for(&self, key: &SchemaKey, columns: &[ColumnRequest], null_keys: &[Arc<str>]) -> bool {
         let own = self
-            .shape
+            .layout
             .columns
             .iter()
             .zip(&self.keys)
@@ -227,7 +227,7 @@ impl TableSchema {
             lease: key.lease.then(String::new),
             requested: key.requested.clone(),
         };
-        let shape = TableLayout {
+        let layout = TableLayout {
             view: key.view,
             encoding: key.encoding,
             cell: key.cell,
@@ -239,14 +239,14 @@ impl TableSchema {
             keyed: columns.iter().any(|one| one.key.is_some()),
             meta,
         };
-        let head = SchemaMessage::new(&shape);
-        let schema = shape.schema_of(&shape.schema(), None, None);
+        let head = SchemaMessage::new(&layout);
+        let schema = layout.schema_of(&layout.schema(), None, None);
         let keys = columns.iter().map(|one| Some(Arc::clone(&one.key.as_ref()?.key)));
         Self {
             key,
             null_keys: null_keys.into(),
             keys: keys.collect(),
-            shape: Arc::new(shape),
+            layout: Arc::new(layout),
             schema,
             head,
             dictionaries: Arc::default(),

@@ -28,7 +28,8 @@ use crate::index::State;
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectPath, Query};
 use crate::shm::{
-    AskReason, BlockLocation, Directory, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
+    AskReason, BlockLocation, Directory, PageLimits, PublishedSnapshot, ServicePage, SnapshotSpan,
+    UseSample,
 };
 use crate::sync::{Mutex, MutexGuard};
 
@@ -77,7 +78,7 @@ struct PageEntry {
 
 /// Counts of look-ups that consumers made by themselves, as they report them.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct LookUpSums {
+pub(crate) struct LookUpSums {
     /// Number answered from shared memory.
     pub hits: u64,
     /// Number not answered, by reason: see [`LookUpSums::REASONS`].
@@ -86,7 +87,7 @@ pub struct LookUpSums {
 
 impl LookUpSums {
     /// The reasons for asking the service.
-    pub const REASONS: [&'static str; AskReason::COUNTED.len()] = AskReason::COUNTED;
+    pub(crate) const REASONS: [&'static str; AskReason::COUNTED.len()] = AskReason::COUNTED;
 
     fn add(&mut self, page: &ServicePage) {
         let (hits, asks) = page.counts();
@@ -98,7 +99,7 @@ impl LookUpSums {
 
 /// The use of look-ups by consumers, and the memory that they take.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct LocalFigures {
+pub(crate) struct LocalFigures {
     /// Look-ups so far.
     pub look_ups: LookUpSums,
     /// Sessions that can look up.
@@ -217,9 +218,13 @@ impl Publisher {
 
     /// A pins page for a session; `None` if the system provides none: the session then asks the
     /// service.
-    pub(crate) fn open_page(self: &Arc<Self>, session: &str) -> Option<SessionPage> {
+    pub(crate) fn open_page(
+        self: &Arc<Self>,
+        session: &str,
+        limits: PageLimits,
+    ) -> Option<SessionPage> {
         let directory = Arc::clone(self.directory()?);
-        let page = match ServicePage::new() {
+        let page = match ServicePage::new(limits) {
             Ok(page) => Arc::new(page),
             Err(error) => {
                 tracing::warn!(%error, "no pins page for a session");
@@ -232,6 +237,11 @@ impl Publisher {
         self.state().pages.insert(session.to_owned(), entry);
         let (publisher, session) = (Arc::clone(self), session.to_owned());
         Some(SessionPage { publisher, session, page, record, directory })
+    }
+
+    /// Number of pins pages.
+    pub(crate) fn pages(&self) -> usize {
+        self.state().pages.len()
     }
 
     /// Whether a session reads published timelines.

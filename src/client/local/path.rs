@@ -1,6 +1,7 @@
 //! Handles for local look-ups: those of a client, and a path of it.
 
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,15 +46,26 @@ impl Local {
     ) -> Result<Vec<Option<View<'a>>>, ClientError> {
         let mut views: Vec<Option<View<'a>>> = Vec::with_capacity(keys.len());
         let mut asked: Vec<(&'a LocalPath, Vec<usize>)> = Vec::new();
+        let mut asked_paths: HashMap<&ObjectPath, usize> = HashMap::new();
+        // Each look-up without a free slot looks at all of them.
+        let mut is_full = false;
         for (place, (path, at)) in keys.iter().enumerate() {
-            let view = path.find(*at)?;
-            if view.is_none() {
-                match asked.iter_mut().find(|(other, _)| other.path == path.path) {
-                    Some((_, places)) => places.push(place),
-                    None => asked.push((path, vec![place])),
+            let found = if is_full { Err(AskReason::NoSlot) } else { path.try_at(*at) };
+            let reason = match found {
+                Ok(view) => {
+                    views.push(Some(view));
+                    continue;
                 }
+                Err(AskReason::Forked) => return Err(ClientError::ForkedProcess),
+                Err(reason) => reason,
+            };
+            is_full |= reason == AskReason::NoSlot;
+            let number = *asked_paths.entry(&path.path).or_insert(asked.len());
+            if number == asked.len() {
+                asked.push((path, Vec::new()));
             }
-            views.push(view);
+            asked[number].1.push(place);
+            views.push(None);
         }
         for (path, places) in asked {
             let times = places.iter().map(|place| keys[*place].1.as_millis()).collect();

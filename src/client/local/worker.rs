@@ -15,7 +15,7 @@ use super::path::Local;
 use super::shared::{AskedBytes, AskedObject, AskedObjects, LocalShared, Question};
 use crate::client::error::ClientError;
 use crate::client::options::ClientOptions;
-use crate::client::service::Client;
+use crate::client::service::{Client, PlaneUse};
 use crate::client::table::Table;
 use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectId;
@@ -90,7 +90,7 @@ fn start(
 }
 
 async fn connect(url: &str, options: ClientOptions) -> Result<Client, ClientError> {
-    let client = Client::connect_as(url, options, true).await?;
+    let client = Client::connect_as(url, options, PlaneUse::Objects).await?;
     client.attach_beside().await?;
     Ok(client)
 }

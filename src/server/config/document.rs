@@ -13,6 +13,9 @@ use super::service::Config;
 /// Maximum faults reported for one file.
 const MAX_FAULTS: usize = 100;
 
+/// Smallest Jaro-Winkler similarity (0 to 1) of the key that a message suggests.
+const MIN_SIMILARITY: f64 = 0.85;
+
 /// A parsed file with the position of each key.
 #[derive(Debug, Clone)]
 pub struct Document {
@@ -51,7 +54,7 @@ impl Document {
         let fault = |document: &Self, error: &toml::de::Error| {
             let offset = error.span().map(|span| span.start.min(text.len()));
             let key = offset.map_or("", |offset| document.key_at(offset)).to_owned();
-            let reason = error.message().to_owned();
+            let reason = with_suggestion(error.message());
             ConfigFault { key, line: offset.map(line), reason }
         };
         let mut faults: Vec<ConfigFault> =
@@ -103,6 +106,21 @@ impl Document {
         });
         around.max_by_key(|place| place.key.len()).map_or("", |place| &place.key)
     }
+}
+
+/// The message of an unknown key, with the key that was probably meant instead of all that exist.
+fn with_suggestion(message: &str) -> String {
+    let suggested = || {
+        let (unknown, known) =
+            message.strip_prefix("unknown field `")?.split_once("`, expected ")?;
+        let known = known.split('`').skip(1).step_by(2);
+        let (_, meant) = known
+            .map(|known| (strsim::jaro_winkler(unknown, known), known))
+            .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
+            .max_by(|a, b| a.0.total_cmp(&b.0))?;
+        Some(format!("unknown field `{unknown}`; did you mean `{meant}`?"))
+    };
+    suggested().unwrap_or_else(|| message.to_owned())
 }
 
 /// Removes the innermost entry whose name or value spans `offset`. Returns whether there is one.
@@ -212,7 +230,9 @@ mod tests {
             ("\nmemroy = \"1GiB\"", 2, "memroy", "unknown field"),
             ("segment = \"16MiB\"\nmemory = \"4 apples\"", 2, "memory", "unknown unit"),
             ("[ccdb]\nretries = \"many\"\n", 2, "ccdb.retries", "invalid type"),
-            ("[ccdb]\n\nretires = 3\n", 3, "ccdb.retires", "unknown field"),
+            ("[ccdb]\n\nretires = 3\n", 3, "ccdb.retires", "did you mean `retries`?"),
+            ("sockett = \"/a\"\n", 1, "sockett", "did you mean `socket`?"),
+            ("zebra = 1\n", 1, "zebra", "expected one of `listen`"),
             (
                 "[[source]]\nurl = \"memory:\"\n\n[[source]]\nurl = 7\n",
                 5,

@@ -321,9 +321,12 @@ impl Config {
         }
         for (index, path) in self.paths.iter().enumerate() {
             let Some(file) = &path.default else { continue };
-            if let Err(error) = std::fs::metadata(file) {
-                fault(&format!("path[{index}].default"), format!("{}: {error}", file.display()));
-            }
+            let reason = match std::fs::File::open(file).and_then(|file| file.metadata()) {
+                Ok(metadata) if metadata.is_file() => continue,
+                Ok(_) => "not a regular file".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            fault(&format!("path[{index}].default"), format!("{}: {reason}", file.display()));
         }
         faults
     }

@@ -26,6 +26,7 @@ pub(crate) use pinned::{LeasedBytes, PinnedBlocks};
 #[doc(hidden)]
 pub use wire::is_all_read;
 pub use wire::{
-    Announcement, AttachRefusal, ClientMessage, Done, Hello, LineReader, MAX_DESCRIPTORS, Need,
-    PeerCredentials, SegmentEntry, SharedKind, WireError, parse_hello, parse_line, send,
+    Announcement, AttachRefusal, Done, Hello, LineReader, SegmentEntry, WireError, parse_hello,
+    parse_line, send,
 };
+pub(crate) use wire::{ClientMessage, MAX_DESCRIPTORS, Need, PeerCredentials, SharedKind};

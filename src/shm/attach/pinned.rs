@@ -1,4 +1,4 @@
-//! Blocks pinned by a lease, with safe access to their bytes.
+//! Blocks pinned by a lease or by slots, with safe access to their bytes.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -6,20 +6,23 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::client::Attachment;
+use crate::object::ObjectId;
 use crate::shm::layout::MetaHeader;
+use crate::shm::local::TablePins;
 use crate::shm::resolve_error::ResolveError;
 use crate::shm::resolver::{Location, Mappings};
 
 /// Called with the id of a lease that cannot be released through the attach socket.
 pub(crate) type ReleaseLease = Box<dyn Fn(String) + Send + Sync>;
 
-/// The blocks of one answer. They are pinned by its lease, which is released when this is dropped,
-/// and by the session, which lives at least as long.
+/// The blocks of one table. They are pinned by its lease or by slots, which are released when this
+/// is dropped, and by the session, which lives at least as long.
 pub(crate) struct PinnedBlocks {
     mappings: Arc<Mappings>,
     attachment: Arc<Attachment>,
     lease: Option<String>,
     release: ReleaseLease,
+    slots: Option<TablePins>,
 }
 
 impl fmt::Debug for PinnedBlocks {
@@ -35,7 +38,18 @@ impl PinnedBlocks {
         lease: Option<String>,
         release: ReleaseLease,
     ) -> Self {
-        Self { mappings: attachment.mappings(), attachment, lease, release }
+        Self { mappings: attachment.mappings(), attachment, lease, release, slots: None }
+    }
+
+    /// The blocks that slots pin.
+    pub(crate) fn of_slots(slots: TablePins) -> Self {
+        Self {
+            mappings: Arc::clone(slots.mappings()),
+            attachment: Arc::clone(slots.plane().attachment()),
+            lease: None,
+            release: Box::new(|_| ()),
+            slots: Some(slots),
+        }
     }
 
     /// Maps the segment or region of `header`, if the service announces it.
@@ -51,7 +65,31 @@ impl PinnedBlocks {
     /// [`ResolveError`], also if `header` is not of this answer and its block was freed.
     #[inline]
     pub(crate) fn resolve(&self, header: &MetaHeader) -> Result<&[u8], ResolveError> {
-        self.mappings.resolve_pinned(header)
+        match self.mappings.resolve_pinned(header) {
+            // A block that a slot pins can be retired. Its bytes stay.
+            Err(error) => self.pinned_by_slot(header).ok_or(error),
+            resolved => resolved,
+        }
+    }
+
+    #[cold]
+    fn pinned_by_slot(&self, header: &MetaHeader) -> Option<&[u8]> {
+        self.slots.as_ref()?.bytes(header)
+    }
+
+    /// Whether slots pin the blocks.
+    pub(crate) fn has_slots(&self) -> bool {
+        self.slots.is_some()
+    }
+
+    /// The id of the object in a block that a slot pins.
+    pub(crate) fn id_by_slot(&self, header: &MetaHeader) -> Option<ObjectId> {
+        self.slots.as_ref()?.object_id(header)
+    }
+
+    /// Whether the bytes of one of the pinned blocks are those of the object.
+    pub(crate) fn is_live(&self, header: &MetaHeader) -> bool {
+        self.mappings.still_valid(header) || self.pinned_by_slot(header).is_some()
     }
 
     /// The mappings for these blocks.

@@ -17,7 +17,7 @@ use crate::secret::Secret;
 use crate::shm::segment::{Kind, SharedSegment};
 
 /// Maximum number of descriptors per message in the kernel (SCM_MAX_FD).
-pub const MAX_DESCRIPTORS: usize = 253;
+pub(crate) const MAX_DESCRIPTORS: usize = 253;
 
 /// Maximum length of a line.
 const MAX_LINE_BYTES: usize = 64 << 10;
@@ -141,17 +141,6 @@ impl From<Kind> for SharedKind {
         match kind {
             Kind::Segment => Self::Segment,
             Kind::Region => Self::Region,
-        }
-    }
-}
-
-impl SharedKind {
-    /// Segment or region; `None` for what holds no blocks.
-    pub fn of_blocks(self) -> Option<Kind> {
-        match self {
-            Self::Segment => Some(Kind::Segment),
-            Self::Region => Some(Kind::Region),
-            Self::Directory | Self::Pins => None,
         }
     }
 }
@@ -390,7 +379,7 @@ impl LineReader {
 
 /// The peer of a Unix socket, as reported by the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerCredentials {
+pub(crate) struct PeerCredentials {
     /// Its process id at connect; 0 if it is in a container whose processes are not visible here.
     pub pid: i32,
     /// Its user id.
@@ -407,7 +396,7 @@ impl PeerCredentials {
     ///
     /// # Errors
     /// Errors of the kernel.
-    pub fn of(socket: impl AsFd) -> io::Result<Self> {
+    pub(crate) fn of(socket: impl AsFd) -> io::Result<Self> {
         // Not with rustix, whose pid is never 0, while the kernel's can be.
         let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
         let mut length = size_of::<libc::ucred>() as libc::socklen_t;

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use super::super::layout::{Epoch, MetaHeader};
 use super::super::{Pool, PoolOptions};
 use super::directory::{Directory, path_hash};
-use super::pins_page::{ConsumerPage, ServicePage, UseSample};
+use super::pins_page::{ConsumerPage, PageLimits, ServicePage, UseSample};
 use super::snapshot::{PublishedSnapshot, SnapshotSpan};
 
 const EPOCH: Epoch = Epoch(0x1112_1314_1516_1718);
@@ -104,24 +104,25 @@ fn a_snapshot_is_byte_for_byte_as_drawn() {
 
 #[test]
 fn a_pins_page_is_byte_for_byte_as_drawn() {
-    let service = ServicePage::new().unwrap();
+    let limits = PageLimits { quota_bytes: Some(0x0a0b), tables_are_requested: true };
+    let service = ServicePage::new(limits).unwrap();
     let consumer = ConsumerPage::open(service.file(), ServicePage::BYTES).unwrap();
-    let slot = consumer.pin(2, &AtomicU64::new(GENERATION), GENERATION).unwrap();
+    let slot = consumer.pin(2, &AtomicU64::new(GENERATION), GENERATION, 1).unwrap();
     assert!(consumer.sample(UseSample { entry: 3, span: 4, generation: 0x99 }));
     assert_eq!(consumer.begin_watch(6), Some(0));
     consumer.count_hits(5);
     consumer.count_ask(1);
-    let bytes = read(service.file(), 0, 4096 + 32);
+    let bytes = read(service.file(), 0, 8192 + 32);
     assert_eq!(bytes, golden("pins-page.bin"));
-    let mut drawn = vec![0; 4096 + 32];
+    let mut drawn = vec![0; 8192 + 32];
     drawn[..8].copy_from_slice(b"IOVPINS\0");
-    drawn[8] = 1;
-    drawn[12..16].copy_from_slice(&3584_u32.to_le_bytes());
-    drawn[16..24].copy_from_slice(&32_768_u64.to_le_bytes());
-    (drawn[24], drawn[64], drawn[80]) = (3, 5, 1);
-    (drawn[256], drawn[264], drawn[268]) = (0x99, 4, 4);
-    drawn[3584] = 7;
-    drawn[4112..4120].copy_from_slice(&GENERATION.to_le_bytes());
+    drawn[8] = 2;
+    drawn[12..16].copy_from_slice(&15_360_u32.to_le_bytes());
+    drawn[16..24].copy_from_slice(&131_072_u64.to_le_bytes());
+    (drawn[24], drawn[32], drawn[33], drawn[40], drawn[64], drawn[80]) = (3, 0x0b, 0x0a, 1, 5, 1);
+    (drawn[512], drawn[520], drawn[524]) = (0x99, 4, 4);
+    drawn[7680] = 7;
+    drawn[8208..8216].copy_from_slice(&GENERATION.to_le_bytes());
     assert_eq!((slot, bytes), (2, drawn));
 }
 

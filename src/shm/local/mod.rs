@@ -32,15 +32,20 @@ mod protocol;
 mod registry;
 mod sealed;
 mod snapshot;
+#[cfg(feature = "client")]
+mod table_pins;
 mod view;
 
 pub use ask_reason::AskReason;
 pub(crate) use directory::{Directory, DirectoryEntry};
 pub(super) use files::LocalFiles;
 pub(crate) use monotonic::monotonic_millis;
-pub(crate) use pins_page::{ServicePage, UseSample};
+pub(crate) use pins_page::{PageLimits, ServicePage, UseSample};
 pub use plane::{LocalPlane, LookUpCounts};
 pub(super) use protocol::retire;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
-pub use view::{ChangeNotice, LOOK_AGAIN, OwnedPinnedView, PinnedView, PlanePath};
+#[cfg(feature = "client")]
+pub(crate) use table_pins::{SpanReading, SpanSteps, TablePins};
+pub(crate) use view::LOOK_AGAIN;
+pub use view::{ChangeNotice, OwnedPinnedView, PinnedView, PlanePath};

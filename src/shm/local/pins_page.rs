@@ -1,7 +1,7 @@
 //! The pins page: the only memory that a consumer writes, one per session.
 //!
 //! ```text
-//!  0        64         128    256       3584      4096                        32768
+//!  0        64         128    512       7680      8192                        131072
 //!  ┌────────┬──────────┬──────┬─────────┬─────────┬──────┬──────┬─────────────┐
 //!  │ header │ counters │      │ samples │ watches │ slot │ slot │             │
 //!  └────────┴──────────┴──────┴─────────┴─────────┴──────┴──────┴─────────────┘
@@ -21,7 +21,7 @@ use super::super::mapping::{MapAccess, Mapping};
 use super::protocol::{self, PinAttempt};
 use super::sealed::{make_sealed, map_sealed};
 
-/// Header of a page. The service writes the first four fields, the consumer the others.
+/// Header of a page. The consumer writes `high_water`, `hits` and `asks`, the service the others.
 #[repr(C)]
 pub(super) struct PageHeader {
     pub(super) magic: [u8; 8],
@@ -30,7 +30,11 @@ pub(super) struct PageHeader {
     pub(super) size: u64,
     /// Slots from this index on were never used, and the service ignores them.
     pub(super) high_water: u64,
-    pub(super) reserved: [u64; 4],
+    /// Maximum number of bytes that the slots may pin; `u64::MAX`: no limit.
+    pub(super) quota_bytes: u64,
+    /// [`TABLES_ARE_REQUESTED`] or 0.
+    pub(super) flags: u64,
+    pub(super) reserved: [u64; 2],
     /// Number of look-ups answered from shared memory.
     pub(super) hits: u64,
     /// Number of look-ups for which the service had to be asked, by reason.
@@ -42,31 +46,36 @@ const MOST_COUNTED: u64 = 1 << 48;
 /// Number of counted reasons, see [`AskReason`](super::ask_reason::AskReason).
 pub(super) const REASONS: usize = 7;
 /// Size of a page in bytes.
-pub(super) const PAGE_BYTES: u64 = 32 << 10;
-const SAMPLES_OFFSET: usize = 256;
+pub(super) const PAGE_BYTES: u64 = 128 << 10;
+const SAMPLES_OFFSET: usize = 512;
 /// Number of samples in a page, of two words each.
-pub(super) const SAMPLES: usize = 208;
+pub(super) const SAMPLES: usize = 448;
 const SAMPLE_BYTES: usize = 2 * size_of::<u64>();
-const WATCHES_OFFSET: usize = 3584;
+const WATCHES_OFFSET: usize = 7680;
 /// Number of watches in a page: the maximum number of threads that wait for a change at a time.
 const WATCHES: u32 = 64;
-const SLOTS_OFFSET: usize = 4096;
+const SLOTS_OFFSET: usize = 8192;
 /// Number of slots in a page: the maximum number of views at a time.
 pub(super) const SLOTS: u32 = ((PAGE_BYTES as usize - SLOTS_OFFSET) / size_of::<u64>()) as u32;
 
 const MAGIC: [u8; 8] = *b"IOVPINS\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Flag of a page: the service limits how long a consumer holds a table, so tables are requested
+/// from it.
+const TABLES_ARE_REQUESTED: u64 = 1;
 
 const _: () = assert!(offset_of!(PageHeader, version) == 8);
 const _: () = assert!(offset_of!(PageHeader, slots) == 12);
 const _: () = assert!(offset_of!(PageHeader, size) == 16);
 const _: () = assert!(offset_of!(PageHeader, high_water) == 24);
+const _: () = assert!(offset_of!(PageHeader, quota_bytes) == 32);
+const _: () = assert!(offset_of!(PageHeader, flags) == 40);
 const _: () = assert!(offset_of!(PageHeader, hits) == 64);
 const _: () = assert!(offset_of!(PageHeader, asks) == 72);
 const _: () = assert!(size_of::<PageHeader>() == 128);
 const _: () = assert!(SAMPLES_OFFSET + SAMPLES * SAMPLE_BYTES == WATCHES_OFFSET);
 const _: () = assert!(WATCHES_OFFSET + WATCHES as usize * size_of::<u64>() == SLOTS_OFFSET);
-const _: () = assert!(SLOTS == 3584);
+const _: () = assert!(SLOTS == 15_360);
 
 /// An object that was used: where it is named, and the generation of its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,12 +101,49 @@ fn watch(mapping: &Mapping, index: u32) -> &AtomicU64 {
     mapping.atomic_u64(WATCHES_OFFSET + index as usize * size_of::<u64>())
 }
 
+/// Limits that the service sets for the slots of a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PageLimits {
+    /// Maximum number of bytes that the slots may pin; `None`: no limit.
+    pub(crate) quota_bytes: Option<u64>,
+    /// Whether tables must be requested from the service.
+    pub(crate) tables_are_requested: bool,
+}
+
+/// The bytes that the slots of a page pin, for a page with a limit.
+#[derive(Debug)]
+struct ByteQuota {
+    limit: u64,
+    used: AtomicU64,
+    /// The bytes that each slot pins. The holder of a slot writes its entry.
+    of_slots: Box<[AtomicU64]>,
+}
+
+impl ByteQuota {
+    fn new(limit: u64) -> Self {
+        let of_slots = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+        Self { limit, used: AtomicU64::new(0), of_slots }
+    }
+
+    /// Adds bytes; returns `false` if they exceed the limit.
+    fn take(&self, bytes: u64) -> bool {
+        let add = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
+        self.used.try_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 /// A page as mapped by its consumer.
 #[derive(Debug)]
 pub(super) struct ConsumerPage {
     mapping: Mapping,
     /// Index of the next sample.
     next_sample: AtomicU64,
+    quota: Option<ByteQuota>,
+    tables_are_requested: bool,
 }
 
 impl ConsumerPage {
@@ -113,10 +159,19 @@ impl ConsumerPage {
             && version == VERSION
             && size == PAGE_BYTES
             && slots == SLOTS;
-        match right {
-            true => Ok(Self { mapping, next_sample: AtomicU64::new(0) }),
-            false => Err(format!("a pins page of version {version} with {slots} slots")),
+        if !right {
+            return Err(format!("a pins page of version {version} with {slots} slots"));
         }
+        let limit = word(offset_of!(PageHeader, quota_bytes));
+        let quota = (limit != u64::MAX).then(|| ByteQuota::new(limit));
+        let flags = word(offset_of!(PageHeader, flags));
+        let tables_are_requested = flags & TABLES_ARE_REQUESTED != 0;
+        Ok(Self { mapping, next_sample: AtomicU64::new(0), quota, tables_are_requested })
+    }
+
+    /// Whether tables must be requested from the service.
+    pub(super) fn tables_are_requested(&self) -> bool {
+        self.tables_are_requested
     }
 
     fn high_water(&self) -> &AtomicU64 {
@@ -129,10 +184,45 @@ impl ConsumerPage {
         slot(&self.mapping, index)
     }
 
-    /// Pins a block by the first free slot from `hint` on, with wrap-around. Returns the index of
-    /// the slot, or an error if no slot is free or the block is gone.
+    /// Pins a block of `bytes` bytes by the first free slot from `hint` on, with wrap-around. Returns
+    /// the index of the slot, or an error if no slot is free, the bytes exceed the quota, or the block
+    /// is gone.
     #[inline]
     pub(super) fn pin(
+        &self,
+        hint: u32,
+        block: &AtomicU64,
+        generation: u64,
+        bytes: u64,
+    ) -> Result<u32, PinAttempt> {
+        match &self.quota {
+            None => self.pin_by_slot(hint, block, generation),
+            Some(quota) => self.pin_within(quota, hint, block, generation, bytes),
+        }
+    }
+
+    #[inline(never)]
+    fn pin_within(
+        &self,
+        quota: &ByteQuota,
+        hint: u32,
+        block: &AtomicU64,
+        generation: u64,
+        bytes: u64,
+    ) -> Result<u32, PinAttempt> {
+        if !quota.take(bytes) {
+            return Err(PinAttempt::SlotTaken);
+        }
+        let pinned = self.pin_by_slot(hint, block, generation);
+        match pinned {
+            Ok(slot) => quota.of_slots[slot as usize].store(bytes, Ordering::Relaxed),
+            Err(_) => quota.give_back(bytes),
+        }
+        pinned
+    }
+
+    #[inline]
+    fn pin_by_slot(
         &self,
         hint: u32,
         block: &AtomicU64,
@@ -160,6 +250,10 @@ impl ConsumerPage {
     /// Ends the pin of a slot.
     #[inline]
     pub(super) fn unpin(&self, index: u32) {
+        if let Some(quota) = &self.quota {
+            // Before the slot is free for another holder.
+            quota.give_back(quota.of_slots[index as usize].swap(0, Ordering::Relaxed));
+        }
         protocol::unpin(self.slot(index));
     }
 
@@ -238,7 +332,7 @@ impl ServicePage {
     ///
     /// # Errors
     /// The error of the system.
-    pub(crate) fn new() -> std::io::Result<Self> {
+    pub(crate) fn new(limits: PageLimits) -> std::io::Result<Self> {
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         let (file, mapping) = make_sealed(c"iovcache-pins", PAGE_BYTES, seals)?;
         let put = |offset: usize, value: u64| {
@@ -247,6 +341,9 @@ impl ServicePage {
         put(offset_of!(PageHeader, magic), u64::from_le_bytes(MAGIC));
         put(offset_of!(PageHeader, version), u64::from(SLOTS) << 32 | u64::from(VERSION));
         put(offset_of!(PageHeader, size), PAGE_BYTES);
+        put(offset_of!(PageHeader, quota_bytes), limits.quota_bytes.unwrap_or(u64::MAX));
+        let flags = if limits.tables_are_requested { TABLES_ARE_REQUESTED } else { 0 };
+        put(offset_of!(PageHeader, flags), flags);
         Ok(Self { file, mapping })
     }
 
@@ -304,7 +401,7 @@ mod tests {
     use super::*;
 
     fn pair() -> (ServicePage, ConsumerPage) {
-        let service = ServicePage::new().unwrap();
+        let service = ServicePage::new(PageLimits::default()).unwrap();
         let consumer = ConsumerPage::open(service.file(), PAGE_BYTES).unwrap();
         (service, consumer)
     }
@@ -313,7 +410,7 @@ mod tests {
     fn a_pin_is_seen_by_the_service_until_it_ends() {
         let (service, consumer) = pair();
         let block = AtomicU64::new(7);
-        let slot = consumer.pin(5, &block, 7).unwrap();
+        let slot = consumer.pin(5, &block, 7, 1).unwrap();
         assert_eq!(slot, 5);
         assert_eq!(service.used_slots().collect::<Vec<_>>(), [7]);
         assert!(!consumer.is_unused());
@@ -324,7 +421,7 @@ mod tests {
     #[test]
     fn a_block_that_was_given_up_is_not_pinned() {
         let (service, consumer) = pair();
-        assert_eq!(consumer.pin(0, &AtomicU64::new(0), 7), Err(PinAttempt::Gone));
+        assert_eq!(consumer.pin(0, &AtomicU64::new(0), 7, 1), Err(PinAttempt::Gone));
         assert_eq!(service.used_slots().count(), 0);
     }
 
@@ -332,17 +429,46 @@ mod tests {
     fn as_many_views_as_there_are_slots_are_pinned_at_a_time() {
         let (service, consumer) = pair();
         let block = AtomicU64::new(7);
-        let mut taken: Vec<u32> = (0..SLOTS).map(|_| consumer.pin(9, &block, 7).unwrap()).collect();
-        assert_eq!(consumer.pin(9, &block, 7), Err(PinAttempt::SlotTaken));
+        let mut taken: Vec<u32> =
+            (0..SLOTS).map(|_| consumer.pin(9, &block, 7, 1).unwrap()).collect();
+        assert_eq!(consumer.pin(9, &block, 7, 1), Err(PinAttempt::SlotTaken));
         assert_eq!(service.used_slots().count(), SLOTS as usize);
         let free = taken.swap_remove(1_000);
         consumer.unpin(free);
-        assert_eq!(consumer.pin(9, &block, 7), Ok(free));
+        assert_eq!(consumer.pin(9, &block, 7, 1), Ok(free));
+    }
+
+    #[test]
+    fn the_slots_pin_at_most_the_bytes_of_the_quota() {
+        let limits = PageLimits { quota_bytes: Some(100), ..PageLimits::default() };
+        let service = ServicePage::new(limits).unwrap();
+        let consumer = ConsumerPage::open(service.file(), PAGE_BYTES).unwrap();
+        let block = AtomicU64::new(7);
+        let first = consumer.pin(0, &block, 7, 60).unwrap();
+        assert_eq!(consumer.pin(0, &block, 7, 41), Err(PinAttempt::SlotTaken));
+        assert_eq!(consumer.pin(0, &block, 7, u64::MAX), Err(PinAttempt::SlotTaken));
+        // An attempt that fails takes nothing.
+        assert_eq!(consumer.pin(0, &AtomicU64::new(0), 7, 40), Err(PinAttempt::Gone));
+        let second = consumer.pin(0, &block, 7, 40).unwrap();
+        assert_eq!(consumer.pin(0, &block, 7, 1), Err(PinAttempt::SlotTaken));
+        consumer.unpin(first);
+        consumer.unpin(second);
+        assert!(consumer.pin(0, &block, 7, 100).is_ok());
+    }
+
+    #[test]
+    fn a_consumer_knows_whether_tables_must_be_requested() {
+        for tables_are_requested in [false, true] {
+            let limits = PageLimits { tables_are_requested, ..PageLimits::default() };
+            let service = ServicePage::new(limits).unwrap();
+            let consumer = ConsumerPage::open(service.file(), PAGE_BYTES).unwrap();
+            assert_eq!(consumer.tables_are_requested(), tables_are_requested);
+        }
     }
 
     #[test]
     fn any_bytes_in_a_page_do_no_harm_to_the_service() {
-        let service = ServicePage::new().unwrap();
+        let service = ServicePage::new(PageLimits::default()).unwrap();
         let mapping = map_sealed(service.file(), PAGE_BYTES, MapAccess::ReadWrite).unwrap();
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         // 4,096 words each; a nightly run writes 10^8.

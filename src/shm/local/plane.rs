@@ -66,7 +66,14 @@ impl LocalPlane {
         Ok(())
     }
 
-    pub(super) fn count_ask(&self, reason: AskReason) {
+    /// Whether tables must be requested from the service, which limits how long they are held.
+    #[cfg(feature = "client")]
+    pub(crate) fn tables_are_requested(&self) -> bool {
+        self.files.page.tables_are_requested()
+    }
+
+    /// Counts a look-up for which the service must be asked.
+    pub(crate) fn count_ask(&self, reason: AskReason) {
         if !matches!(reason, AskReason::Forked) {
             self.files.page.count_ask(reason.number().min(REASONS - 1));
         }

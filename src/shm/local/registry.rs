@@ -155,7 +155,7 @@ impl PageRegistry {
 #[cfg(test)]
 mod tests {
     use super::super::super::{Pool, PoolOptions};
-    use super::super::pins_page::ConsumerPage;
+    use super::super::pins_page::{ConsumerPage, PageLimits};
     use super::*;
     use crate::object::ObjectId;
 
@@ -173,7 +173,7 @@ mod tests {
     }
 
     fn attached(pool: &Pool) -> (Arc<ServicePage>, ConsumerPage) {
-        let page = Arc::new(ServicePage::new().unwrap());
+        let page = Arc::new(ServicePage::new(PageLimits::default()).unwrap());
         pool.add_pins_page(&page);
         let consumer = ConsumerPage::open(page.file(), ServicePage::BYTES).unwrap();
         (page, consumer)
@@ -183,7 +183,7 @@ mod tests {
     fn pin(pool: &Pool, consumer: &ConsumerPage, header: &super::super::super::MetaHeader) -> u32 {
         let mappings = pool.mappings();
         let block = mappings.live_block(header).unwrap();
-        consumer.pin(0, block.generation(), header.hint).unwrap()
+        consumer.pin(0, block.generation(), header.hint, header.size).unwrap()
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
         let (_page, consumer) = attached(&pool);
         let block = object(&pool, 7).unwrap();
         let other = std::sync::atomic::AtomicU64::new(block.generation() + 1);
-        consumer.pin(0, &other, block.generation() + 1).unwrap();
+        consumer.pin(0, &other, block.generation() + 1, 1).unwrap();
         drop(block);
         assert_eq!(pool.usage().used_bytes, 0);
     }

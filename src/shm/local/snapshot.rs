@@ -294,10 +294,9 @@ impl SnapshotView {
         })
     }
 
-    /// The span that contains `at`, if its object was in memory when the snapshot was made.
+    /// Number of spans that begin at `at` or before.
     #[inline]
-    pub(super) fn find(&self, at: i64) -> Option<FoundSpan> {
-        // The number of starts that are not after `at`.
+    pub(super) fn spans_begun(&self, at: i64) -> usize {
         let (mut base, mut length) = (0_usize, self.spans as usize);
         while length > 0 {
             let half = length / 2;
@@ -305,13 +304,39 @@ impl SnapshotView {
             base = if right { base + half + 1 } else { base };
             length = if right { length - half - 1 } else { half };
         }
-        let number = base.checked_sub(1)?;
+        base
+    }
+
+    /// The span that contains `at`, if its object was in memory when the snapshot was made.
+    #[inline]
+    pub(super) fn find(&self, at: i64) -> Option<FoundSpan> {
+        let number = self.spans_begun(at).checked_sub(1)?;
+        let cell = self.cells + number * size_of::<SpanCell>();
+        let until = self.word(cell + offset_of!(SpanCell, until)).cast_signed();
+        (at < until).then(|| self.span_of(number))
+    }
+
+    /// Begin and end of a span.
+    ///
+    /// # Panics
+    /// If there is no such span.
+    pub(super) fn bounds(&self, number: usize) -> (i64, i64) {
+        assert!(number < self.spans as usize, "span {number} of {}", self.spans);
+        let until = self.cells + number * size_of::<SpanCell>() + offset_of!(SpanCell, until);
+        (self.start(number), self.word(until).cast_signed())
+    }
+
+    /// A span by its number; `None` if there is no such span.
+    #[inline]
+    pub(super) fn span(&self, number: u32) -> Option<FoundSpan> {
+        (number < self.spans).then(|| self.span_of(number as usize))
+    }
+
+    /// The span `number`, which must be less than `spans`.
+    #[inline]
+    fn span_of(&self, number: usize) -> FoundSpan {
         let cell = self.cells + number * size_of::<SpanCell>();
         let word = |field: usize| self.word(cell + field);
-        let until = word(offset_of!(SpanCell, until)).cast_signed();
-        if at >= until {
-            return None;
-        }
         let place = word(offset_of!(SpanCell, region_id));
         let (size, generation) =
             (word(offset_of!(SpanCell, size)), word(offset_of!(SpanCell, generation)));
@@ -321,17 +346,17 @@ impl SnapshotView {
             _ => MetaHeader::unmanaged(place as u16, handle, size, generation),
         };
         let whole = self.word(offset_of!(SnapshotHeader, confirmed_until));
-        Some(FoundSpan {
+        FoundSpan {
             header,
             number: number as u32,
             from: self.start(number),
-            until,
+            until: word(offset_of!(SpanCell, until)).cast_signed(),
             validity: (
                 word(offset_of!(SpanCell, valid_from)).cast_signed(),
                 word(offset_of!(SpanCell, valid_until)).cast_signed(),
             ),
             confirmed_until: whole.max(word(offset_of!(SpanCell, confirmed_until))),
-        })
+        }
     }
 }
 

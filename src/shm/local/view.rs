@@ -31,7 +31,7 @@ const ATTEMPTS: usize = 4;
 
 /// Time after which the answer for a path can have changed that the service does not refresh by
 /// itself.
-pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A state of a path, which changes are told apart from. See [`PlanePath::notice`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,11 +73,11 @@ pub struct PlanePath {
 
 /// The snapshot that was read last. It lies in the path's mappings.
 #[derive(Clone, Copy)]
-struct CachedSnapshot {
-    entry: u32,
-    generation: u64,
-    block: RawBlock,
-    view: SnapshotView,
+pub(super) struct CachedSnapshot {
+    pub(super) entry: u32,
+    pub(super) generation: u64,
+    pub(super) block: RawBlock,
+    pub(super) view: SnapshotView,
 }
 
 impl Clone for PlanePath {
@@ -106,6 +106,18 @@ fn next_hint() -> u32 {
 
 thread_local! {
     static HINT: Cell<u32> = Cell::new(next_hint());
+}
+
+/// Index where this thread begins to look for a free slot.
+#[inline]
+pub(super) fn slot_hint() -> u32 {
+    HINT.get()
+}
+
+/// Sets the index where this thread begins to look for a free slot.
+#[inline]
+pub(super) fn use_slot_hint(slot: u32) {
+    HINT.set(slot);
 }
 
 impl LocalPlane {
@@ -181,11 +193,17 @@ impl PlanePath {
             return Err(AskReason::Unconfirmed);
         }
         let view = self.pin(&found)?;
+        self.used(now, &snapshot, &found);
+        Ok(view)
+    }
+
+    /// Counts the use of a span, and reports it to the service now and then.
+    #[inline]
+    pub(super) fn used(&self, now: u64, snapshot: &CachedSnapshot, found: &FoundSpan) {
         self.hits.set(self.hits.get() + 1);
         if now >= self.next_sample.get() || !self.is_reported(found.number) {
-            self.sample(now, snapshot.entry, &found);
+            self.sample(now, snapshot.entry, found);
         }
-        Ok(view)
     }
 
     /// Pins the object of a span.
@@ -201,7 +219,7 @@ impl PlanePath {
         };
         let page = &self.plane.files().page;
         let MetaHeader { hint: generation, size, .. } = found.header;
-        let slot = match page.pin(HINT.get(), block.generation(), generation) {
+        let slot = match page.pin(HINT.get(), block.generation(), generation, size) {
             Ok(slot) => slot,
             Err(PinAttempt::SlotTaken) => return Err(AskReason::NoSlot),
             Err(PinAttempt::Gone | PinAttempt::Pinned) => return Err(AskReason::NotResident),
@@ -221,7 +239,7 @@ impl PlanePath {
 
     /// The snapshot to which the directory refers for the path.
     #[inline]
-    fn snapshot(&self) -> Result<CachedSnapshot, AskReason> {
+    pub(super) fn snapshot(&self) -> Result<CachedSnapshot, AskReason> {
         if let Some(cached) = self.snapshot.get() {
             let (generation, _) = self.plane.files().directory.entry(cached.entry).load();
             if generation == cached.generation {
@@ -352,12 +370,16 @@ impl PlanePath {
 
     /// Uses the newest mappings; returns whether they have changed.
     fn remap(&self) -> bool {
-        let newest = self.plane.attachment().mappings();
-        if Arc::ptr_eq(&newest, &self.mappings.borrow()) {
+        self.use_mappings(&self.plane.attachment().mappings())
+    }
+
+    /// Uses these mappings; returns whether they are others than before.
+    pub(super) fn use_mappings(&self, mappings: &Arc<Mappings>) -> bool {
+        if Arc::ptr_eq(mappings, &self.mappings.borrow()) {
             return false;
         }
         self.snapshot.set(None);
-        let before = self.mappings.replace(newest);
+        let before = self.mappings.replace(Arc::clone(mappings));
         // Views of this path may still read the old mappings.
         self.plane.retain(before);
         true

@@ -75,6 +75,44 @@ const PROTOCOL_HEADERS: &[&str] = &[
     "x-varnish",
 ];
 
+/// Headers that real servers send themselves, besides `access-control-*`.
+const EXPECTED_HEADERS: &[&str] = &[
+    "accept-ranges",
+    "cache-control",
+    "connection",
+    "content-disposition",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-type",
+    "created",
+    "date",
+    "etag",
+    "file-size",
+    "initialvaliditylimit",
+    "keep-alive",
+    "last-modified",
+    "location",
+    "originalfilename",
+    "transfer-encoding",
+    "updatedfrom",
+    "uploadedfrom",
+    "valid-from",
+    "valid-until",
+];
+
+/// Whether some protocol headers of an answer may be metadata. `Cache-Valid-Until` is one of them:
+/// older servers send it only for metadata of that name.
+fn may_have_hidden_metadata(headers: &HeaderMap) -> bool {
+    let mut names = headers.keys().map(|name| name.as_str());
+    let is_no_sum = |text: String| Md5Sum::parse(text.trim()).is_none();
+    single(headers, "content-md5").is_some_and(is_no_sum)
+        || names.any(|name| {
+            PROTOCOL_HEADERS.binary_search(&name).is_ok()
+                && EXPECTED_HEADERS.binary_search(&name).is_err()
+        })
+}
+
 /// Whether a header (in lower case) is not metadata.
 pub(super) fn is_protocol_header(name: &str) -> bool {
     PROTOCOL_HEADERS.binary_search(&name).is_ok() || name.starts_with("access-control-")
@@ -88,6 +126,8 @@ pub(super) struct Named {
     pub(super) cache_valid_until: Option<Timestamp>,
     /// Locations of the body, as written, in the server's order.
     pub(super) locations: Vec<String>,
+    /// Whether protocol headers of the answer may be metadata.
+    pub(super) may_hide_metadata: bool,
 }
 
 /// The value of a header; `None` if it is missing or has several different values.
@@ -192,7 +232,12 @@ pub(super) fn read_version(
         md5: single(headers, "content-md5").and_then(|text| Md5Sum::parse(text.trim())),
         metadata,
     };
-    Ok(Named { version, cache_valid_until: millis(headers, "cache-valid-until"), locations })
+    Ok(Named {
+        version,
+        cache_valid_until: millis(headers, "cache-valid-until"),
+        locations,
+        may_hide_metadata: may_have_hidden_metadata(headers),
+    })
 }
 
 /// Facts about the upload of a version, from the headers before its bytes.
@@ -254,7 +299,7 @@ mod tests {
 
     #[test]
     fn the_list_of_protocol_headers_is_sorted() {
-        assert!(PROTOCOL_HEADERS.is_sorted());
+        assert!(PROTOCOL_HEADERS.is_sorted() && EXPECTED_HEADERS.is_sorted());
     }
 
     #[test]

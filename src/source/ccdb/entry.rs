@@ -14,7 +14,7 @@
 //! Any remaining doubt makes the listing unusable: if an entry were skipped, an older version would
 //! be in effect without any sign of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -61,6 +61,7 @@ pub(super) fn is_listing_key(key: &str) -> bool {
 }
 
 /// A JSON object with all of its keys, including repeated ones.
+#[derive(Clone)]
 pub(super) struct ListingEntry(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for ListingEntry {
@@ -81,6 +82,12 @@ impl<'de> Deserialize<'de> for ListingEntry {
         }
         deserializer.deserialize_map(Fields)
     }
+}
+
+/// Whether a text is an address as servers write it, with or without a network mask.
+fn is_network_address(text: &str) -> bool {
+    let host = text.split('/').next().unwrap_or_default();
+    host.parse::<std::net::IpAddr>().is_ok()
 }
 
 /// Meaning of an entry in the listing of a path.
@@ -116,14 +123,35 @@ impl ListingEntry {
         self.values(key).find_map(Value::as_i64)
     }
 
-    /// Hash of the values of these fields. It changes if any of them changes.
-    pub(super) fn trace(&self, fields: &[&str]) -> u64 {
+    /// Hash of the end of validity, of the time of the last change if `with_changes`, and of the
+    /// metadata with these keys (`None`: all). Metadata named like a key of the listing do not
+    /// count: only whole listings have them.
+    pub(super) fn trace(&self, with_changes: bool, keys: Option<&BTreeSet<String>>) -> u64 {
         let mut hasher = DefaultHasher::new();
-        for field in fields {
-            field.hash(&mut hasher);
-            self.values(field).for_each(|value| value.to_string().hash(&mut hasher));
-        }
+        let number = |old, new| self.integer(old).or_else(|| self.integer(new));
+        number("validUntil", "Valid-Until").hash(&mut hasher);
+        with_changes.then(|| number("lastModified", "Last-Modified")).flatten().hash(&mut hasher);
+        let is_traced = |key: &str| keys.is_none_or(|keys| keys.contains(key));
+        let traced: BTreeSet<_> = self.own_metadata().filter(|(key, _)| is_traced(key)).collect();
+        traced.hash(&mut hasher);
         hasher.finish()
+    }
+
+    /// Whether a file-backed server listed it.
+    pub(super) fn is_file_backed(&self) -> bool {
+        self.replicas().iter().any(|replica| path_in_location(replica).is_some())
+    }
+
+    /// Metadata of the entry, without those named like a key of the listing.
+    pub(super) fn own_metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        let texts = self.0.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
+        texts.filter(|(key, _)| !is_listing_key(key))
+    }
+
+    /// Whether some metadata are named like a key of the listing, as far as it can be told.
+    pub(super) fn has_replaced_keys(&self) -> bool {
+        let numbers = NUMBERS.iter().flat_map(|(old, new)| [*old, *new]);
+        numbers.chain(["metadata", "replicas"]).any(|key| self.text(key).is_some())
     }
 
     fn replicas(&self) -> Vec<String> {
@@ -264,7 +292,8 @@ impl ListingEntry {
     /// Whether a string is the server's own value for this key.
     fn is_own(&self, key: &str, text: &str, id: ObjectId) -> bool {
         match key {
-            "path" | "UploadedFrom" => true,
+            "path" => true,
+            "UploadedFrom" => is_network_address(text),
             "id" | "ETag" => ObjectId::parse(text.trim_matches('"')) == Some(id),
             "MD5" | "Content-MD5" => text.is_empty() || Md5Sum::parse(text).is_some(),
             "fileName" => self.disposed_name().is_none_or(|name| name == text),
@@ -289,7 +318,10 @@ impl ListingEntry {
             content_type: content_type.map(str::to_owned),
             last_modified: time("lastModified", "Last-Modified"),
             initial_until: time("initialValidity", "InitialValidityLimit"),
-            uploaded_from: self.text("UploadedFrom").map(str::to_owned),
+            uploaded_from: self
+                .text("UploadedFrom")
+                .filter(|text| is_network_address(text))
+                .map(str::to_owned),
         }
     }
 }

@@ -15,11 +15,8 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use md5::{Digest, Md5};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{etag_id, locations, read_details, single};
@@ -27,12 +24,9 @@ use super::location::id_in_location;
 use super::source::CcdbSource;
 use super::transport::{Ask, AttemptFailure, Head, Purpose, Rounds, chain};
 use crate::object::{Md5Sum, ObjectInfo};
+use crate::source::body_digest::BodyDigest;
 use crate::source::{Body, BodyError, SourceError};
 
-/// Smaller bodies are hashed between reads; larger ones on another thread during the reads.
-const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
-/// Maximum number of chunks (of up to some 400 KiB) queued for the hash.
-const CHUNKS_AHEAD: usize = 16;
 /// Minimum growth of a body of unknown length.
 const GROWTH_BYTES: u64 = 256 << 10;
 
@@ -126,7 +120,7 @@ impl CcdbSource {
                         let Some(urls) = self.allowed(&place.url, location) else {
                             on_grid |= is_on_grid(location);
                             rounds.note_detour(format!(
-                                "{} leads to {location:?}, where we may not go",
+                                "{} leads to {location:?}, which is not among allowed_redirects",
                                 place.url
                             ));
                             continue;
@@ -263,7 +257,7 @@ impl CcdbSource {
         if let Some(size) = promise.size_bytes {
             body.reserve(already.saturating_add(size)).await.map_err(AttemptFailure::Body)?;
         }
-        let mut hash = Hash::new(promise.md5.is_some(), promise.size_bytes);
+        let mut hash = BodyDigest::new(promise.md5.is_some(), promise.size_bytes);
         let mut pace = BodyPace::new(
             self.transport.options.min_throughput_bytes,
             Duration::from_millis(self.transport.options.throughput_window_millis),
@@ -354,7 +348,7 @@ impl Promise {
     }
 
     /// Checks size and digest of the whole body.
-    async fn check(&self, got: u64, hash: Hash, url: &Url) -> Result<(), AttemptFailure> {
+    async fn check(&self, got: u64, hash: BodyDigest, url: &Url) -> Result<(), AttemptFailure> {
         if let Some(size) = self.size_bytes.filter(|size| *size != got) {
             let reason = format!("torn: expected {size} bytes, got {got} from {url}");
             return Err(AttemptFailure::Torn { reason });
@@ -385,8 +379,11 @@ impl Promise {
         }
         if let Some(coding) = single(headers, CONTENT_ENCODING.as_str())
             .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+            .filter(|coding| !is_metadata(version, CONTENT_ENCODING.as_str(), coding))
         {
-            return Err(AttemptFailure::unusable(format!("coded as {coding:?} by {url}")));
+            let reason =
+                format!("expected a body without Content-Encoding, got {coding:?} from {url}");
+            return Err(AttemptFailure::Unusable { reason });
         }
         let announced = match headers.get(CONTENT_LENGTH) {
             None => None,
@@ -394,7 +391,7 @@ impl Promise {
                 Some(size) => Some(size),
                 None => {
                     return Err(AttemptFailure::unusable(format!(
-                        "a length that is none, {value:?}"
+                        "expected a number as Content-Length, got {value:?} from {url}"
                     )));
                 }
             },
@@ -427,13 +424,28 @@ impl Promise {
 }
 
 /// Whether the ETag of an answer is metadata of that name, which servers send in its place. It is
-/// accepted if the version is known from a listing, the address has its id, and its MD5 is known.
+/// accepted if the address has the version's id.
 fn is_replaced_tag(headers: &HeaderMap, version: &ObjectInfo, url: &Url) -> bool {
-    let mut replacing = version.metadata.iter().filter(|(key, _)| key.eq_ignore_ascii_case("etag"));
     let told = single(headers, "etag");
-    version.md5.is_some()
-        && id_in_location(url.path()) == Some(version.id)
-        && replacing.any(|(_, value)| Some(value) == told.as_ref())
+    id_in_location(url.path()) == Some(version.id)
+        && told.is_some_and(|told| is_metadata(version, "etag", &told))
+}
+
+/// Whether the value of a header is metadata of that name, which servers send in its place. It is
+/// accepted if the MD5 of the version is known.
+fn is_metadata(version: &ObjectInfo, header: &str, value: &str) -> bool {
+    let mut named = version.metadata.iter().filter(|(key, _)| key.eq_ignore_ascii_case(header));
+    version.md5.is_some() && named.any(|(_, known)| as_header(known).trim() == value.trim())
+}
+
+/// A value as servers write it into a header.
+fn as_header(value: &str) -> String {
+    let sent = |c: char| match c {
+        '\r' | '\n' => ' ',
+        c if u8::try_from(c).is_err() => '?',
+        c => c,
+    };
+    value.chars().map(sent).collect()
 }
 
 /// Appends bytes, and reserves room as needed.
@@ -461,54 +473,6 @@ async fn append(body: &mut dyn Body, mut bytes: &[u8]) -> Result<(), BodyError> 
 /// Whether only Grid software can read a replica.
 fn is_on_grid(location: &str) -> bool {
     ["alien://", "root://", "xroot://", "roots://"].iter().any(|s| location.starts_with(s))
-}
-
-/// An MD5 computation: between reads for small bodies, on another thread for large ones. That
-/// thread shares the reference-counted chunks, and reads no shared memory.
-enum Hash {
-    None,
-    Between(Md5),
-    Beside { chunks: mpsc::Sender<Bytes>, sum: JoinHandle<Md5Sum> },
-}
-
-impl Hash {
-    fn new(wanted: bool, size_bytes: Option<u64>) -> Self {
-        match size_bytes {
-            _ if !wanted => Self::None,
-            Some(size) if size < HASH_BESIDE_FROM_BYTES => Self::Between(Md5::new()),
-            _ => {
-                let (chunks, mut queue) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
-                let sum = tokio::task::spawn_blocking(move || {
-                    let mut md5 = Md5::new();
-                    while let Some(chunk) = queue.blocking_recv() {
-                        md5.update(&chunk);
-                    }
-                    Md5Sum(md5.finalize().into())
-                });
-                Self::Beside { chunks, sum }
-            }
-        }
-    }
-
-    async fn add(&mut self, chunk: Bytes) {
-        match self {
-            Self::None => {}
-            Self::Between(md5) => md5.update(&chunk),
-            // It fails only if the thread panicked, which `finish` detects.
-            Self::Beside { chunks, .. } => drop(chunks.send(chunk).await),
-        }
-    }
-
-    async fn finish(self) -> Option<Md5Sum> {
-        match self {
-            Self::None => None,
-            Self::Between(md5) => Some(Md5Sum(md5.finalize().into())),
-            Self::Beside { chunks, sum } => {
-                drop(chunks);
-                sum.await.ok()
-            }
-        }
-    }
 }
 
 /// Checks the throughput of a body, window by window.
@@ -560,22 +524,6 @@ impl BodyPace {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn the_hash_beside_the_reads_is_the_hash_between_them() {
-        let bytes: Vec<u8> = (0..1_000_000u32).map(|n| (n * 7 % 251) as u8).collect();
-        let mut sums = Vec::new();
-        for size in [Some(1), Some(1 << 20), None] {
-            let mut hash = Hash::new(true, size);
-            for chunk in bytes.chunks(70_000) {
-                hash.add(Bytes::copy_from_slice(chunk)).await;
-            }
-            sums.push(hash.finish().await.unwrap());
-        }
-        assert_eq!(sums[0], Md5Sum(Md5::digest(&bytes).into()));
-        assert!(sums.iter().all(|sum| *sum == sums[0]));
-        assert_eq!(Hash::new(false, None).finish().await, None);
-    }
 
     #[test]
     fn grid_addresses_are_told_from_others() {

@@ -4,7 +4,8 @@
 //!  first:  /browse/<path>   Browse-Limit: 257                       every version
 //!          HEAD /<path>/<a time without a version>                  must give 404, not 307
 //!  then:   /browse/<path>   If-Not-Before: <newest>, two fields     some 100 bytes
-//!          /browse/<path>   five fields                             sometimes: all versions
+//!          /browse/<path>   two fields and metadata                 sometimes: all versions
+//!          /browse/<path>                                           seldom: as the first time
 //!  other traces than before ──▶ as the first time
 //! ```
 //!
@@ -19,7 +20,8 @@ use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
-use super::listing::{self, DIGEST_FIELDS, PathListing, QUICK_FIELDS};
+use super::listing::{self, PathListing};
+use super::location::from_in_location;
 use super::paths::{ByTime, ChangeCheck, FIRST_LISTING, KnownPath, ListedPath, PathMemory};
 use super::source::CcdbSource;
 use super::transport::{Ask, HttpReply, Purpose, latin1};
@@ -86,7 +88,9 @@ impl CcdbSource {
             KnownPath::Listed(listed) => {
                 let asked = Instant::now();
                 let check = memory.check(&listed, self.recheck_pause());
-                if self.is_unchanged(path, &listed, check, deadline).await? {
+                if check != ChangeCheck::Whole
+                    && self.is_unchanged(path, &listed, check, deadline).await?
+                {
                     memory.confirm(check, asked);
                     return Ok(KnownPath::Listed(listed));
                 }
@@ -228,16 +232,13 @@ impl CcdbSource {
         check: ChangeCheck,
         deadline: Instant,
     ) -> Result<bool, SourceError> {
-        let fields = match check {
-            ChangeCheck::Newest => &QUICK_FIELDS[..],
-            ChangeCheck::All => &DIGEST_FIELDS[..],
+        let is_newest = check == ChangeCheck::Newest;
+        let (fields, expected) = match is_newest {
+            true => (listed.traces.newest_fields(), listed.traces.newest_traces.len()),
+            false => (listed.traces.fields(), listed.entries),
         };
-        let expected = match check {
-            ChangeCheck::Newest => listed.traces.quick.len(),
-            ChangeCheck::All => listed.entries,
-        };
-        let mut ask = listing_ask(expected, Some(fields));
-        if let (ChangeCheck::Newest, Some(newest)) = (check, listed.traces.newest) {
+        let mut ask = listing_ask(expected, Some(&fields));
+        if let (true, Some(newest)) = (is_newest, listed.traces.newest) {
             ask.headers.insert(IF_NOT_BEFORE, HeaderValue::from(newest));
         }
         let what = format!("changes of {path}");
@@ -251,14 +252,12 @@ impl CcdbSource {
         if reply.status != StatusCode::OK || reply.overflow {
             return Ok(false);
         }
-        let Ok(traces) = listing::parse_traces(&reply.body, fields) else { return Ok(false) };
-        Ok(match check {
-            ChangeCheck::Newest => traces == listed.traces.quick,
-            ChangeCheck::All => {
-                let sum = traces.iter().fold(0_u64, |sum, trace| sum.wrapping_add(*trace));
-                traces.len() == expected && sum == listed.traces.digest
-            }
-        })
+        let Ok(traces) = listing::parse_traces(&reply.body) else { return Ok(false) };
+        if is_newest {
+            return Ok(traces == listed.traces.newest_traces);
+        }
+        let sum = traces.iter().fold(0_u64, |sum, trace| sum.wrapping_add(*trace));
+        Ok(traces.len() == expected && sum == listed.traces.digest)
     }
 
     /// Whether the server has no versions besides those of a listing: it must answer a look-up
@@ -313,7 +312,7 @@ impl CcdbSource {
         }
         let total = Duration::from_millis(self.transport.options.look_up_total_millis);
         let what = format!("the folders below {path:?}");
-        let mut ask = listing_ask(0, Some(&["path"]));
+        let mut ask = listing_ask(0, Some("path"));
         ask.read_bytes = LISTING_BYTES;
         let check = |reply: &HttpReply| match reply.status {
             StatusCode::OK if !reply.overflow => listing::parse_folder(&reply.body).map(drop),
@@ -344,7 +343,13 @@ impl CcdbSource {
         version: &ObjectInfo,
     ) -> Result<Option<(ObjectInfo, Details)>, SourceError> {
         let total = Duration::from_millis(self.transport.options.look_up_total_millis);
-        let part = ListingPart { at: Some(version.validity.from()), id: Some(version.id) };
+        // File-backed servers need the beginning of the interval, and no other time. It may be wrong
+        // in headers, and is right in the address of the body.
+        let places = self.remembered(version.id);
+        let mut places = places.iter().flat_map(|all| all.iter());
+        let from = places.find_map(|location| from_in_location(location, &version.path));
+        let from = from.unwrap_or(version.validity.from());
+        let part = ListingPart { at: Some(from), id: Some(version.id) };
         let asked = self.list(&version.path, part, FIRST_LISTING, Instant::now() + total).await?;
         let AskedListing::Whole(listing) = asked else { return Ok(None) };
         let found = listing.versions.into_iter().find(|l| l.version.id == version.id);
@@ -353,11 +358,11 @@ impl CcdbSource {
 }
 
 /// Request for `limit + 1` versions, so that the answer shows whether there are more than `limit`.
-fn listing_ask(limit: usize, fields: Option<&[&str]>) -> Ask {
+fn listing_ask(limit: usize, fields: Option<&str>) -> Ask {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(BROWSE_LIMIT, HeaderValue::from(limit as u64 + 1));
-    if let Some(fields) = fields.and_then(|fields| HeaderValue::from_str(&fields.join(",")).ok()) {
+    if let Some(fields) = fields.and_then(|fields| HeaderValue::from_str(fields).ok()) {
         headers.insert(FILTER_FIELDS, fields);
     }
     let read_bytes = (limit + 8).saturating_mul(LISTING_BYTES_PER_VERSION).min(LISTING_BYTES);

@@ -3,7 +3,7 @@
 //! Entries are judged while they are parsed, so the memory for a long listing is that of its
 //! versions, not of its JSON.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -75,16 +75,17 @@ impl PathListing {
 pub(super) fn parse(body: &[u8], path: &ObjectPath) -> Result<PathListing, String> {
     let mut listing = PathListing::default();
     let mut seen = HashMap::new();
+    let mut traces = TraceCollector::default();
     read_page(body, |entry| {
         listing.entries += 1;
-        listing.traces.add(&entry);
+        traces.add(&entry);
         match entry.judge(path) {
             Ok(Judged::Version(listed)) => listing.add(*listed, &mut seen),
             Ok(Judged::OtherPath | Judged::NeverValid) => {}
             Err(doubt) => listing.doubt(doubt),
         }
     })?;
-    listing.traces.quick.sort_unstable();
+    listing.traces = traces.finish();
     Ok(listing)
 }
 
@@ -111,44 +112,131 @@ pub(super) fn parse_folder(body: &[u8]) -> Result<Vec<String>, String> {
     read_page(body, drop)
 }
 
-/// Fields whose [`trace`](ListingEntry::trace) is cheap to request.
-pub(super) const QUICK_FIELDS: [&str; 2] = ["id", "validUntil"];
-/// Fields that show every change of a version.
-pub(super) const DIGEST_FIELDS: [&str; 5] =
-    ["id", "createTime", "validFrom", "validUntil", "lastModified"];
+/// Bytes of an answer that a check may use for metadata of the newest version, and that it may save
+/// for comparisons of all versions: with them, a check every 1.5 refresh times costs 300 bytes per
+/// refresh time.
+pub(super) const SPARE_BYTES_PER_CHECK: u64 = 25;
+/// Maximum number of metadata keys by which versions are compared.
+const MAX_TRACED_KEYS: usize = 64;
 
-/// Parses the traces of the entries of a listing with `fields`.
+/// Parses the traces of the entries of a listing of few fields, sorted.
 ///
 /// # Errors
 /// If it is not the expected JSON.
-pub(super) fn parse_traces(body: &[u8], fields: &[&str]) -> Result<Vec<u64>, String> {
+pub(super) fn parse_traces(body: &[u8]) -> Result<Vec<u64>, String> {
     let mut traces = Vec::new();
-    read_page(body, |entry| traces.push(entry.trace(fields)))?;
+    read_page(body, |entry| traces.push(entry.trace(true, None)))?;
     traces.sort_unstable();
     Ok(traces)
 }
 
-/// Traces of a whole listing, to compare later listings with it.
+/// Traces of a whole listing, to compare later listings of few fields with it.
+///
+/// File-backed servers list the time of the last change of a version. SQL-backed servers list its
+/// creation time in that place, so only the metadata themselves show a change of metadata.
 #[derive(Debug, Default)]
 pub(super) struct Traces {
     /// Latest creation time (ms).
     pub(super) newest: Option<i64>,
-    /// Traces of [`QUICK_FIELDS`] of the versions created at that time, sorted.
-    pub(super) quick: Vec<u64>,
-    /// Sum of the traces of [`DIGEST_FIELDS`] of all entries.
+    /// Traces of the versions created at that time, sorted.
+    pub(super) newest_traces: Vec<u64>,
+    /// Metadata keys in these traces.
+    newest_keys: BTreeSet<String>,
+    /// Sum of the traces of all entries.
     pub(super) digest: u64,
+    /// Metadata keys in the digest.
+    keys: BTreeSet<String>,
+    /// Size of all metadata in bytes.
+    pub(super) metadata_bytes: u64,
+    /// Whether the listing has times of changes.
+    has_changes: bool,
 }
 
 impl Traces {
+    /// Fields of a request for the newest versions.
+    pub(super) fn newest_fields(&self) -> String {
+        self.fields_with(&self.newest_keys)
+    }
+
+    /// Fields of a request for the traces of all versions.
+    pub(super) fn fields(&self) -> String {
+        self.fields_with(&self.keys)
+    }
+
+    fn fields_with(&self, keys: &BTreeSet<String>) -> String {
+        let checked: &[&str] = match self.has_changes {
+            true => &["lastModified", "validUntil"],
+            false => &["validUntil"],
+        };
+        let keys = keys.iter().map(String::as_str);
+        checked.iter().copied().chain(keys).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// Whether a server can be asked for metadata with this key.
+fn is_field(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
+}
+
+/// Collects [`Traces`] while a listing is parsed.
+#[derive(Default)]
+struct TraceCollector {
+    traces: Traces,
+    newest: Vec<ListingEntry>,
+    /// Metadata cannot be compared by requests for fields: a request for metadata also shows those
+    /// that replace keys of the listing, or a key is no valid field.
+    without_metadata: bool,
+    /// Sums of traces: with metadata or without, with times of changes or without.
+    digests: [[u64; 2]; 2],
+}
+
+impl TraceCollector {
     fn add(&mut self, entry: &ListingEntry) {
-        self.digest = self.digest.wrapping_add(entry.trace(&DIGEST_FIELDS));
+        let none = BTreeSet::new();
+        for (keys, sums) in [Some(&none), None].into_iter().zip(&mut self.digests) {
+            for (with_changes, sum) in [false, true].into_iter().zip(sums) {
+                *sum = sum.wrapping_add(entry.trace(with_changes, keys));
+            }
+        }
+        let traces = &mut self.traces;
+        traces.has_changes |= entry.is_file_backed();
+        self.without_metadata |= entry.has_replaced_keys();
+        for (key, value) in entry.own_metadata() {
+            traces.metadata_bytes += (key.len() + value.len()) as u64;
+            if !traces.keys.contains(key) {
+                self.without_metadata |= !is_field(key) || traces.keys.len() >= MAX_TRACED_KEYS;
+                traces.keys.insert(key.to_owned());
+            }
+        }
         let created = entry.integer("createTime").or_else(|| entry.integer("Created"));
-        if created > self.newest {
-            (self.newest, self.quick) = (created, Vec::new());
+        if created > traces.newest {
+            (traces.newest, self.newest) = (created, Vec::new());
         }
-        if created == self.newest {
-            self.quick.push(entry.trace(&QUICK_FIELDS));
+        if created == traces.newest {
+            self.newest.push(entry.clone());
         }
+    }
+
+    fn finish(self) -> Traces {
+        let mut traces = self.traces;
+        let has_changes = traces.has_changes;
+        if self.without_metadata {
+            traces.keys = BTreeSet::new();
+        }
+        let [plain, with_metadata] = self.digests;
+        let sums = if self.without_metadata { plain } else { with_metadata };
+        traces.digest = sums[usize::from(has_changes)];
+        let metadata = || self.newest.iter().flat_map(ListingEntry::own_metadata);
+        // With the quotes, the colon and the comma.
+        let bytes: usize = metadata().map(|(key, value)| key.len() + value.len() + 6).sum();
+        if bytes as u64 <= SPARE_BYTES_PER_CHECK && !self.without_metadata && !has_changes {
+            traces.newest_keys = metadata().map(|(key, _)| key.to_owned()).collect();
+        }
+        let keys = Some(&traces.newest_keys);
+        traces.newest_traces =
+            self.newest.iter().map(|entry| entry.trace(has_changes, keys)).collect();
+        traces.newest_traces.sort_unstable();
+        traces
     }
 }
 
@@ -238,6 +326,8 @@ impl<'de, F: FnMut(ListingEntry)> Visitor<'de> for ListingEntries<'_, F> {
         Ok(())
     }
 }
+
+/// The versions that match `query`, known for all of time.
 pub(super) fn of_all_time(query: &Query, mut versions: Vec<Arc<ObjectInfo>>) -> Knowledge {
     versions.retain(|version| query.matches(version));
     Knowledge { span: ValidityInterval::ALL, versions, problems: Vec::new(), stale: false }
@@ -324,18 +414,55 @@ mod tests {
         assert_eq!(other.doubts.len(), 1);
     }
 
+    /// An entry of an SQL-backed server.
+    fn sql_entry(change: &str) -> String {
+        entry(change).replace(r"\/A\/One\/1000\/", r"\/download\/")
+    }
+
     #[test]
-    fn traces_change_with_what_was_asked_for_and_with_nothing_else() {
-        let traces = |change: &str| page(&[entry(change)]).traces;
-        let plain = traces("");
-        let quick = |body: &str| parse_traces(body.as_bytes(), &QUICK_FIELDS).unwrap();
-        let few = format!(r#"{{"objects":[{{"id":"{ID}","validUntil":2000}}]}}"#);
-        assert_eq!(quick(&few), plain.quick);
-        assert_ne!(quick(&few.replace("2000", "2001")), plain.quick);
-        assert_ne!(quick(r#"{"objects":[]}"#), plain.quick);
-        assert_eq!(traces("\"run\":\"1\"=\"run\":\"2\"").digest, plain.digest);
-        assert_ne!(traces("\"lastModified\":1795=\"lastModified\":1796").digest, plain.digest);
-        assert_eq!(plain.newest, Some(1_795_421_846_777));
+    fn traces_change_with_every_change_that_a_listing_of_few_fields_shows() {
+        let told = |body: &str| parse_traces(body.as_bytes()).unwrap();
+        let file_backed = page(&[entry("")]).traces;
+        assert_eq!(file_backed.newest, Some(1_795_421_846_777));
+        assert_eq!(file_backed.newest_fields(), "lastModified,validUntil");
+        assert_eq!(file_backed.fields(), "lastModified,validUntil,run");
+        let sql_backed = page(&[sql_entry("")]).traces;
+        assert_eq!(sql_backed.newest_fields(), "validUntil,run");
+        assert_eq!(sql_backed.fields(), sql_backed.newest_fields());
+        let [newest, all] = [r#""#, r#","run":"1""#].map(|metadata| {
+            format!(
+                r#"{{"objects":[{{"lastModified":1795421846777,"validUntil":2000{metadata}}}]}}"#
+            )
+        });
+        let sql = r#"{"objects":[{"validUntil":2000,"run":"1"}]}"#;
+        assert_eq!(told(&newest), file_backed.newest_traces);
+        assert_eq!(told(&all)[0], file_backed.digest);
+        assert_eq!(told(sql), sql_backed.newest_traces);
+        assert_eq!(told(sql)[0], sql_backed.digest);
+        for (old, new) in [("2000", "2001"), ("777", "778"), ("\"1\"", "\"2\"")] {
+            assert_ne!(told(&all.replace(old, new))[0], file_backed.digest, "{old}");
+            assert!(told(&sql.replace(old, new)) != sql_backed.newest_traces || old == "777");
+        }
+        assert_ne!(told(r#"{"objects":[]}"#), sql_backed.newest_traces);
+    }
+
+    #[test]
+    fn metadata_that_cannot_be_requested_alone_are_not_compared() {
+        let told = parse_traces(br#"{"objects":[{"validUntil":2000}]}"#).unwrap();
+        for change in ["\"a,b\":\"1\"", "\"a b\":\"1\"", "\"\":\"1\"", "\"\\u00e9\":\"1\""] {
+            let traces = page(&[sql_entry(&format!("\"run\":\"1\"={change}"))]).traces;
+            assert_eq!(traces.fields(), "validUntil", "{change}");
+            assert_eq!((told[0], &told), (traces.digest, &traces.newest_traces), "{change}");
+        }
+        // A request for metadata would show the replaced value.
+        let replaced = page(&[sql_entry("\"validUntil\":2000=\"validUntil\":\"7\"")]).traces;
+        assert_eq!(replaced.fields(), "validUntil");
+        assert_eq!(told, replaced.newest_traces);
+        // Long metadata of the newest version are compared less often.
+        let long = format!("\"run\":\"1\"=\"run\":\"{}\"", "x".repeat(100));
+        let long = page(&[sql_entry(&long)]).traces;
+        assert_eq!(long.newest_fields(), "validUntil");
+        assert_eq!(long.fields(), "validUntil,run");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH}
 use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
-use super::answer::{self, Named};
+use super::answer::{self, Named, is_protocol_header};
 use super::entry::is_listing_key;
 use super::list::{AskedListing, ListingPart};
 use super::listing::{self, of_all_time};
@@ -126,12 +126,16 @@ impl CcdbSource {
                     }
                 };
                 self.remember(named.version.id, &reply.url, &named.locations);
-                let cache_valid_until = named.cache_valid_until;
+                let mut cache_valid_until = named.cache_valid_until;
                 let version = self.with_exact_metadata(named, query, by_time).await;
-                if !query.matches(&version) {
+                if !query.matches(&version) || !version.validity.contains(at) {
                     // Servers ignore or invert filters. The right version can then only be found
                     // among all versions that are valid at this time.
                     return self.decide_by_listing_at(query, at, moment, deadline).await;
+                }
+                if version.metadata.keys().any(|key| key.eq_ignore_ascii_case("cache-valid-until"))
+                {
+                    cache_valid_until = None;
                 }
                 let span = vouched_span(moment, cache_valid_until, version.validity);
                 Ok(one(version, span))
@@ -165,26 +169,32 @@ impl CcdbSource {
         let known = self.described.get(&told.id).filter(|known| known.told == told);
         let exact = match known {
             Some(known) => Arc::clone(&known.exact),
-            None => Arc::new(self.respelled(&told, query, by_time).await),
+            None => {
+                let is_certain = !named.may_hide_metadata && is_spelled(&told, by_time);
+                Arc::new(self.respelled(&told, query, by_time, is_certain).await)
+            }
         };
         let described = TimedVersion { told, exact: Arc::clone(&exact), told_at: Instant::now() };
         self.described.insert(exact.id, Arc::new(described));
         exact
     }
 
-    async fn respelled(&self, told: &ObjectInfo, query: &Query, by_time: &ByTime) -> ObjectInfo {
+    /// The version as listed, unless the spelling of its metadata is certain.
+    async fn respelled(
+        &self,
+        told: &ObjectInfo,
+        query: &Query,
+        by_time: &ByTime,
+        is_certain: bool,
+    ) -> ObjectInfo {
         let mut version = told.clone();
         let asked = |key: &str| query.metadata.keys().find(|k| k.eq_ignore_ascii_case(key));
-        let is_certain = by_time.spelling.values().all(Option::is_some)
-            && told.metadata.keys().all(|key| by_time.spelling.contains_key(key));
         if !is_certain && !by_time.never_listed {
             match self.list_one(told).await {
-                Ok(Some((listed, _))) if listed.validity == told.validity => {
-                    version.metadata = listed.metadata;
-                    (version.size_bytes, version.md5) = (listed.size_bytes, listed.md5);
-                    return version;
-                }
-                Ok(_) => {}
+                // Metadata may have replaced any header but the Location, never numbers of the
+                // listing.
+                Ok(Some((listed, _))) => return listed,
+                Ok(None) => {}
                 Err(error) => tracing::debug!(path = %told.path, %error, "not listed"),
             }
         }
@@ -328,6 +338,15 @@ impl CcdbSource {
         }
         Ok(counts.into_iter().map(|(path, versions)| PathSummary { path, versions }).collect())
     }
+}
+
+/// Whether the spelling of all metadata of a version is known, and none of the path's metadata may
+/// stand in the place of a header.
+fn is_spelled(told: &ObjectInfo, by_time: &ByTime) -> bool {
+    let is_plain =
+        |(key, spelled): (&String, &Option<String>)| spelled.is_some() && !is_protocol_header(key);
+    by_time.spelling.iter().all(is_plain)
+        && told.metadata.keys().all(|key| by_time.spelling.contains_key(key))
 }
 
 fn read(reply: &HttpReply, path: &ObjectPath, at: Timestamp) -> Result<Named, String> {

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::listing::Traces;
+use super::listing::{SPARE_BYTES_PER_CHECK, Traces};
 use crate::object::ObjectInfo;
 use crate::sync::{Mutex, MutexGuard};
 
@@ -30,10 +30,13 @@ const GROWTH: usize = 8;
 /// [`SHORTEST_LISTING`]: servers search a whole path, so most of the time is spent in any case.
 const LONGER: u32 = 2;
 const SHORTEST_LISTING: Duration = Duration::from_millis(200);
-/// Bytes that a whole comparison may cost per check without changes.
-const DIGEST_BYTES_PER_CHECK: u64 = 64;
-/// Bytes per entry in a listing of few fields.
-const DIGEST_BYTES_PER_ENTRY: u64 = 150;
+/// Bytes per entry in a listing of few fields, without metadata.
+const BYTES_PER_ENTRY: u64 = 60;
+/// All versions are compared at least this often per recheck time, whatever it costs.
+const COMPARISONS_PER_RECHECK: u32 = 3;
+/// The path is listed again at least once per this number of recheck times: only a whole listing
+/// shows metadata with a new key at an older version of an SQL-backed server.
+const RECHECKS_PER_LISTING: u32 = 3;
 
 /// A path that is listed whole.
 #[derive(Debug)]
@@ -136,6 +139,8 @@ struct Inner {
     compared: Option<Instant>,
     /// Number of checks since then.
     checks: u64,
+    /// Time of the last listing.
+    listed: Option<Instant>,
     /// Answers requested before this time no longer count.
     doubted: Option<Instant>,
 }
@@ -154,6 +159,8 @@ pub(super) enum ChangeCheck {
     Newest,
     /// Compare every version.
     All,
+    /// List the path again.
+    Whole,
 }
 
 impl PathMemory {
@@ -173,15 +180,23 @@ impl PathMemory {
         usable.then(|| inner.state.clone())
     }
 
-    /// The check that a listing needs. All versions are compared at least every `longest`.
-    pub(super) fn check(&self, listed: &ListedPath, longest: Duration) -> ChangeCheck {
+    /// The check that a listing needs.
+    pub(super) fn check(&self, listed: &ListedPath, recheck: Duration) -> ChangeCheck {
         let inner = self.inner();
-        let bytes = listed.entries as u64 * DIGEST_BYTES_PER_ENTRY;
-        let is_paid = inner.checks * DIGEST_BYTES_PER_CHECK >= bytes && listed.entries > 0;
-        let is_old = inner.compared.is_none_or(|at| at.elapsed() >= longest);
+        let is_over = |since: Option<Instant>, pause: Duration| {
+            since.is_none_or(|since| since.elapsed() >= pause)
+        };
+        if is_over(inner.listed, recheck.saturating_mul(RECHECKS_PER_LISTING)) {
+            return ChangeCheck::Whole;
+        }
+        // A comparison of all versions includes the newest one.
+        let others = (listed.entries as u64).saturating_sub(1);
+        let bytes = others * BYTES_PER_ENTRY + listed.traces.metadata_bytes;
+        let is_paid = (inner.checks + 1) * SPARE_BYTES_PER_CHECK >= bytes;
+        let is_old = is_over(inner.compared, recheck / COMPARISONS_PER_RECHECK);
         // Servers ignore a limit that is not positive.
-        let newest = listed.traces.newest.is_none_or(|newest| newest > 0);
-        if is_paid || is_old || !newest { ChangeCheck::All } else { ChangeCheck::Newest }
+        let can_limit = listed.traces.newest.is_none_or(|newest| newest > 0);
+        if is_paid || is_old || !can_limit { ChangeCheck::All } else { ChangeCheck::Newest }
     }
 
     /// Records that a check, requested at `asked`, found no change.
@@ -190,7 +205,9 @@ impl PathMemory {
         inner.confirmed = inner.counts(asked);
         match check {
             ChangeCheck::Newest => inner.checks += 1,
-            ChangeCheck::All => (inner.checks, inner.compared) = (0, inner.confirmed),
+            ChangeCheck::All | ChangeCheck::Whole => {
+                (inner.checks, inner.compared) = (0, inner.confirmed);
+            }
         }
     }
 
@@ -200,12 +217,13 @@ impl PathMemory {
         inner.state = state;
         inner.confirmed = inner.counts(asked);
         (inner.compared, inner.checks) = (inner.confirmed, 0);
+        inner.listed = inner.confirmed;
     }
 
     /// Makes the next look-up ask the server.
     pub(super) fn doubt(&self) {
         let mut inner = self.inner();
-        (inner.confirmed, inner.compared) = (None, None);
+        (inner.confirmed, inner.compared, inner.listed) = (None, None, None);
         inner.doubted = Some(Instant::now());
     }
 
@@ -255,10 +273,28 @@ mod tests {
             memory.confirm(ChangeCheck::Newest, now);
             checks += 1;
         }
-        assert_eq!(checks, 10 * DIGEST_BYTES_PER_ENTRY / DIGEST_BYTES_PER_CHECK + 1);
+        assert_eq!(checks, (9 * BYTES_PER_ENTRY).div_ceil(SPARE_BYTES_PER_CHECK) - 1);
         memory.confirm(ChangeCheck::All, now);
         assert_eq!(memory.check(&listed, longest), ChangeCheck::Newest);
-        assert_eq!(memory.check(&listed, Duration::ZERO), ChangeCheck::All);
+        assert_eq!(memory.check(&listed, Duration::ZERO), ChangeCheck::Whole);
+    }
+
+    #[test]
+    fn comparisons_and_listings_are_due_at_fixed_times_too() {
+        let memory = PathMemory::default();
+        let traces = Traces { newest: Some(7), ..Traces::default() };
+        let listed = Arc::new(ListedPath { versions: Vec::new(), entries: 9_000, traces });
+        let (now, recheck) = (Instant::now(), Duration::from_secs(1_000));
+        for (seconds, check) in
+            [(0, ChangeCheck::Newest), (334, ChangeCheck::All), (3_001, ChangeCheck::Whole)]
+        {
+            let Some(past) = now.checked_sub(Duration::from_secs(seconds)) else { continue };
+            memory.set(KnownPath::Listed(Arc::clone(&listed)), past);
+            assert_eq!(memory.check(&listed, recheck), check, "{seconds}");
+        }
+        // One version: every check compares it.
+        let one = ListedPath { versions: Vec::new(), entries: 1, traces: Traces::default() };
+        assert_eq!(memory.check(&one, Duration::MAX), ChangeCheck::All);
     }
 
     #[test]

@@ -375,8 +375,8 @@ impl Transport {
                 let next = self.resolve(&url, &location).ok_or_else(|| {
                     head.host.count_failure();
                     AttemptFailure::unusable(format!(
-                        "{url} leads to {location:?}, where we may not go: allowed_redirects under \
-                         [ccdb] names the hosts that may be followed"
+                        "{url} redirects to {location:?}, which is not among the allowed hosts: add \
+                         its host to allowed_redirects under [ccdb]"
                     ))
                 })?;
                 url = next;

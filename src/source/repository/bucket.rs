@@ -16,6 +16,7 @@ use tokio::io::AsyncReadExt as _;
 #[cfg(feature = "clouds")]
 use super::clouds::open_store;
 use super::entry::{self, PROPERTIES};
+use super::index::{IndexRow, StoreIndex, StoreIndexWriter, row_of, store_stamp};
 use super::properties::Properties;
 use super::writer::{NewVersion, RepositoryError, Stored, compared};
 use crate::object::{Md5Sum, ObjectInfo};
@@ -42,6 +43,11 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// Whether `text` is a URL with the scheme of an object store.
+    pub fn is_url(text: &str) -> bool {
+        text.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+    }
+
     /// Opens `scheme://bucket/prefix`. No request is sent yet.
     ///
     /// # Errors
@@ -92,6 +98,39 @@ impl Bucket {
         version: &NewVersion,
         file: &LocalPath,
     ) -> Result<Stored, RepositoryError> {
+        let (stored, stamp) = self.put_unindexed(version, file).await?;
+        if stored.new && self.has_index().await {
+            self.add_to_index(vec![(stored.info.clone(), stamp)]).await;
+        }
+        Ok(stored)
+    }
+
+    async fn has_index(&self) -> bool {
+        StoreIndex::new(Arc::clone(&self.store), &self.prefix).is_there().await
+    }
+
+    /// Adds versions to the index, each with the stamp of its two objects.
+    pub(in crate::source) async fn add_to_index(&self, versions: Vec<(ObjectInfo, u64)>) {
+        let row = |(info, stamp): (ObjectInfo, u64)| {
+            let path: Arc<str> = info.path.as_str().into();
+            row_of(&path, info, stamp, 0)
+        };
+        let rows: Vec<IndexRow> = versions.into_iter().map(row).collect();
+        let writer = StoreIndexWriter::new(&*self.store, &self.prefix);
+        if let Err(error) = writer.append(rows).await {
+            // The store is complete without it: the index is only a shortcut.
+            let url = &self.url;
+            tracing::warn!(%url, %error, "the index was not appended; iovcache index makes it anew");
+        }
+    }
+
+    /// Like [`put_file`](Self::put_file), without adding to the index. Also returns the stamp of
+    /// the two objects; 0 if it is not known.
+    pub(in crate::source) async fn put_unindexed(
+        &self,
+        version: &NewVersion,
+        file: &LocalPath,
+    ) -> Result<(Stored, u64), RepositoryError> {
         version.check_keys()?;
         let io = |error| RepositoryError::Io { path: file.to_owned(), error };
         let mut opened = tokio::fs::File::open(file).await.map_err(io)?;
@@ -112,11 +151,38 @@ impl Bucket {
         let blob = folder.clone().join(info.id.to_string());
         let beside = folder.join(format!("{}{PROPERTIES}", info.id));
         if let Some(there) = self.there(&info, &blob, &beside).await? {
-            return compared(there, info);
+            return compared(there, info).map(|stored| (stored, 0));
         }
         let properties = version.properties(&info, md5).to_bytes();
+        let properties_bytes = properties.len() as u64;
         let stored = self.store.put(&beside, properties.into()).await;
-        stored.map_err(|error| self.failed(&beside, &error))?;
+        let beside_tag = stored.map_err(|error| self.failed(&beside, &error))?.e_tag;
+        let blob_tag = self.upload(&blob, file, size_bytes).await?;
+        let stamp = store_stamp(
+            (blob_tag.as_deref(), size_bytes),
+            (beside_tag.as_deref(), properties_bytes),
+        );
+        Ok((Stored { info, new: true }, stamp))
+    }
+
+    /// Stores the bytes of a file. They appear at once. Returns their ETag.
+    async fn upload(
+        &self,
+        blob: &Path,
+        file: &LocalPath,
+        size_bytes: u64,
+    ) -> Result<Option<String>, RepositoryError> {
+        let io = |error| RepositoryError::Io { path: file.to_owned(), error };
+        if size_bytes <= PIECE_BYTES as u64 {
+            let bytes = tokio::fs::read(file).await.map_err(io)?;
+            if bytes.len() as u64 != size_bytes {
+                let reason = "it was changed while it was read";
+                return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidData, reason)));
+            }
+            let put = self.store.put(blob, bytes.into()).await;
+            return Ok(put.map_err(|error| self.failed(blob, &error))?.e_tag);
+        }
+        let mut piece = vec![0; PIECE_BYTES];
         let mut writer =
             BufWriter::with_capacity(Arc::clone(&self.store), blob.clone(), PIECE_BYTES);
         let mut opened = tokio::fs::File::open(file).await.map_err(io)?;
@@ -126,7 +192,7 @@ impl Bucket {
                 break;
             }
             let piece = bytes::Bytes::copy_from_slice(&piece[..count]);
-            writer.put(piece).await.map_err(|error| self.failed(&blob, &error))?;
+            writer.put(piece).await.map_err(|error| self.failed(blob, &error))?;
         }
         let written = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
         written.map_err(|error| RepositoryError::Store {
@@ -134,7 +200,8 @@ impl Bucket {
             what: blob.to_string(),
             reason: error.to_string(),
         })?;
-        Ok(Stored { info, new: true })
+        let meta = self.store.head(blob).await.map_err(|error| self.failed(blob, &error))?;
+        Ok(meta.e_tag.filter(|_| meta.size == size_bytes))
     }
 
     /// The stored version with the path, `from` and id of `wanted`.

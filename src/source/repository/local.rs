@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use md5::{Digest as _, Md5};
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::beneath::Root;
+use super::beneath::{Root, Stamp};
 use super::entry::{self, PROPERTIES, difference, names};
 use super::folder::{
     FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_properties,
@@ -45,6 +46,8 @@ const MAX_PATHS: usize = 100_000;
 const FEW_ROWS: usize = 4096;
 /// Maximum size of a read from a file.
 const PIECE_BYTES: usize = 1 << 20;
+/// Files up to this size are opened and read in one step.
+const SMALL_BYTES: u64 = 256 << 10;
 /// Maximum number of versions of a path whose files are checked while a request waits. Larger paths
 /// are checked in the background.
 const SWEPT_AT_ONCE: usize = 20_000;
@@ -569,6 +572,19 @@ impl LocalRepository {
         found.await?.transpose().map_err(|error| self.failed(path.as_str(), &error))
     }
 
+    /// Opens the bytes of a version.
+    fn open_blob(&self, own: &ObjectInfo) -> io::Result<(File, Stamp)> {
+        let folder = format!("{}/{}", own.path, own.validity.from());
+        let mut opened = Err(io::Error::from(io::ErrorKind::NotFound));
+        for name in names(own.id, &own.metadata) {
+            opened = self.shared.root.file(&format!("{folder}/{name}"));
+            if !matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+                break;
+            }
+        }
+        opened
+    }
+
     pub(super) async fn fetch(
         &self,
         version: &ObjectInfo,
@@ -587,36 +603,48 @@ impl LocalRepository {
         if let Some(difference) = difference(&own, version) {
             return Err(unusable(format!("the repository has another {difference} for it")));
         }
-        let folder = format!("{}/{}", own.path, own.validity.from());
-        let mut opened = Err(io::Error::from(io::ErrorKind::NotFound));
-        for name in names(own.id, &own.metadata) {
-            opened = in_place(|| self.shared.root.file(&format!("{folder}/{name}")));
-            if !matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
-                break;
-            }
+        let full = |error: BodyError| SourceError::Body { what: what.clone(), error };
+        let expected = own.size_bytes.unwrap_or(0);
+        // Small files are opened and read in one step.
+        let small = (1..=SMALL_BYTES).contains(&expected);
+        if small {
+            body.reserve(expected).await.map_err(full)?;
         }
-        let (mut file, stamp) = opened.map_err(|error| match error.kind() {
+        // The digest of a small file can be computed by the body, together with others.
+        let hashes = small && body.hashes();
+        let mut digest = Md5::new();
+        let mut read_piece = |file: &mut File, body: &mut dyn Body| {
+            let spare = body.spare();
+            let most = spare.len().min(PIECE_BYTES);
+            let count = file.read(&mut spare[..most])?;
+            if !hashes {
+                digest.update(&spare[..count]);
+            }
+            Ok::<_, io::Error>(count)
+        };
+        let opened = in_place(|| {
+            let (mut file, stamp) = self.open_blob(&own)?;
+            let count = match small && stamp.size_bytes == expected {
+                true => read_piece(&mut file, body)?,
+                false => 0,
+            };
+            Ok((file, stamp, count))
+        });
+        let (mut file, stamp, count) = opened.map_err(|error: io::Error| match error.kind() {
             io::ErrorKind::NotFound if self.shared.root.path().is_dir() => gone(),
             io::ErrorKind::InvalidData => unusable(error.to_string()),
             _ => self.failed(&what, &error),
         })?;
         let size = stamp.size_bytes;
         if own.size_bytes != Some(size) {
-            let expected = own.size_bytes.unwrap_or(0);
             return Err(unusable(format!("it has {size} bytes, expected {expected}")));
         }
-        let full = |error: BodyError| SourceError::Body { what: what.clone(), error };
-        body.reserve(size).await.map_err(full)?;
-        let mut digest = Md5::new();
+        if !small {
+            body.reserve(size).await.map_err(full)?;
+        }
+        body.advance(count);
         while !body.spare().is_empty() {
-            let read = in_place(|| {
-                let spare = body.spare();
-                let most = spare.len().min(PIECE_BYTES);
-                let count = file.read(&mut spare[..most])?;
-                digest.update(&spare[..count]);
-                Ok::<_, io::Error>(count)
-            });
-            match read {
+            match in_place(|| read_piece(&mut file, body)) {
                 Ok(0) => break,
                 Ok(count) => body.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -627,7 +655,10 @@ impl LocalRepository {
         if written != size {
             return Err(unusable(format!("{written} bytes came of {size}")));
         }
-        let md5 = Md5Sum(digest.finalize().into());
+        let md5 = match hashes {
+            true => body.md5().await.ok_or_else(|| unusable("its digest is not known".into()))?,
+            false => Md5Sum(digest.finalize().into()),
+        };
         match own.md5 {
             Some(expected) if expected != md5 => {
                 Err(unusable(format!("its MD5 is {md5}, expected {expected}")))

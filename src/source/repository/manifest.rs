@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
 use std::path::{Component, Path, PathBuf};
 
 use md5::{Digest as _, Md5};
@@ -42,6 +42,45 @@ pub struct Imported {
     pub unchanged: u64,
     /// Total size of both.
     pub bytes: u64,
+    /// Begin of the validity in the first line.
+    pub first_from: Option<Timestamp>,
+}
+
+/// A manifest: a CSV table, and the folder to which the paths of its files are relative.
+#[derive(Debug)]
+pub struct Manifest {
+    name: PathBuf,
+    folder: PathBuf,
+    table: File,
+}
+
+impl Manifest {
+    /// The manifest in a file. The paths in it are relative to the file's folder.
+    ///
+    /// # Errors
+    /// [`ManifestError::Io`] if the file cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, ManifestError> {
+        let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
+        let table = File::open(path);
+        let table = table.map_err(|error| ManifestError::Io { path: path.to_owned(), error })?;
+        Ok(Self { name: path.to_owned(), folder, table })
+    }
+
+    /// The manifest that `input` gives until its end. The paths in it are relative to the current
+    /// folder. A manifest is read twice, so it is kept in memory.
+    ///
+    /// # Errors
+    /// [`ManifestError::Io`] with `name` if `input` cannot be read.
+    pub fn read(name: &str, input: &mut impl io::Read) -> Result<Self, ManifestError> {
+        let mut kept = || {
+            let table = rustix::fs::memfd_create("manifest", rustix::fs::MemfdFlags::CLOEXEC)?;
+            let mut table = File::from(table);
+            io::copy(input, &mut table)?;
+            Ok(table)
+        };
+        let table = kept().map_err(|error| ManifestError::Io { path: name.into(), error })?;
+        Ok(Self { name: name.into(), folder: PathBuf::from("."), table })
+    }
 }
 
 /// Why an import failed.
@@ -121,30 +160,44 @@ pub struct ImportProgress {
     pub bytes: u64,
 }
 
-/// Imports all objects of `manifest` into the repository of `writer`. Paths of files are relative
-/// to the manifest's folder.
-///
-/// To resume an interrupted import, start it again: versions already stored are unchanged.
+/// Imports all objects of the file `manifest`; see [`import_manifest`].
 ///
 /// # Errors
 /// [`ManifestError`]. Unless it is `Put`, nothing was written.
 pub fn import(
     manifest: &Path,
     writer: &RepositoryWriter,
+    progress: impl FnMut(ImportProgress),
+) -> Result<Imported, ManifestError> {
+    import_manifest(&Manifest::open(manifest)?, writer, progress)
+}
+
+/// Imports all objects of `manifest` into the repository of `writer`.
+///
+/// To resume an interrupted import, start it again: versions already stored are unchanged.
+///
+/// # Errors
+/// [`ManifestError`]. Unless it is `Put`, nothing was written.
+pub fn import_manifest(
+    manifest: &Manifest,
+    writer: &RepositoryWriter,
     mut progress: impl FnMut(ImportProgress),
 ) -> Result<Imported, ManifestError> {
-    let folder = manifest.parent().unwrap_or(Path::new("."));
+    let folder = &manifest.folder;
     let mut all = 0;
+    let mut first_from = None;
     let mut done = ImportProgress { storing: false, versions: 0, all, bytes: 0 };
     for_each_batch(manifest, |lines| {
         all += lines.len() as u64;
+        let from = lines.first().map(|(_, line)| Timestamp::from_millis(line.valid_from_ms));
+        first_from = first_from.or(from);
         let checked = in_parallel(lines, |(number, line)| check(number, line, folder, true))?;
         done.versions += checked.len() as u64;
         done.bytes += checked.iter().map(|one| one.bytes).sum::<u64>();
         progress(ImportProgress { all, ..done });
         Ok(())
     })?;
-    let mut imported = Imported::default();
+    let mut imported = Imported { first_from, ..Imported::default() };
     for_each_batch(manifest, |lines| {
         let staged = in_parallel(lines, |(number, line)| {
             let checked = check(number, line, folder, false)?;
@@ -201,13 +254,14 @@ fn in_parallel<T: Send, R: Send>(
 
 /// Reads a manifest in batches of lines, so memory is bounded for any length.
 fn for_each_batch(
-    manifest: &Path,
+    manifest: &Manifest,
     mut each: impl FnMut(Vec<(u64, ManifestLine)>) -> Result<(), ManifestError>,
 ) -> Result<(), ManifestError> {
-    let path = || manifest.to_owned();
-    let file = File::open(manifest).map_err(|error| ManifestError::Io { path: path(), error })?;
+    let path = || manifest.name.clone();
     let table =
         |error: csv::Error| ManifestError::Table { path: path(), reason: error.to_string() };
+    let mut file = &manifest.table;
+    file.rewind().map_err(|error| ManifestError::Io { path: path(), error })?;
     let mut reader = csv::Reader::from_reader(file);
     let headers = reader.headers().map_err(table)?.clone();
     let mut lines = Vec::new();

@@ -1,21 +1,23 @@
 //! Reads a repository in an object store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use md5::{Digest as _, Md5};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::sync::Mutex;
 
 use super::bucket::Bucket;
 use super::entry::{self, PROPERTIES, difference, names};
+use super::index::{IndexRow, RowRef, StoreIndex, row_of};
 use super::properties::Properties;
+use super::store_listing::{FreshPair, FreshPairs, StoredListing, StoredPair, stamp};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::body_digest::BodyDigest;
 use crate::source::{Body, BodyError, Knowledge, PathSummary, Problem, SourceError, write_all};
 
 /// Maximum number of paths whose listings are kept.
@@ -24,8 +26,12 @@ const MAX_PATHS: u64 = 10_000;
 const PARALLEL_READS: usize = 16;
 /// Maximum size of a properties file.
 const MAX_PROPERTIES_BYTES: u64 = 1 << 20;
-/// A blob without properties counts as an unfinished put up to this age.
-const PUT_LIMIT: Duration = Duration::from_secs(10);
+/// Interval between two listings of a path in a repository with an index, as a multiple of
+/// `refresh`.
+const LISTING_PACE: u32 = 10;
+/// Maximum number of folders of added versions that are listed one by one. For more, the whole path
+/// is listed.
+const MAX_ADDED_FOLDERS: usize = 64;
 
 /// A repository in an object store.
 pub(super) struct StoreRepository {
@@ -34,31 +40,8 @@ pub(super) struct StoreRepository {
     /// Prefix of the repository in the store.
     prefix: Path,
     refresh: Duration,
+    index: StoreIndex,
     listings: moka::sync::Cache<ObjectPath, Arc<Mutex<StoredListing>>>,
-}
-
-/// Data read for a path.
-#[derive(Debug, Default)]
-struct StoredListing {
-    read_at: Option<Instant>,
-    entries: HashMap<String, StoredPair>,
-    versions: Vec<Arc<ObjectInfo>>,
-    problems: Vec<Problem>,
-}
-
-/// The two files of a version, as last read.
-#[derive(Debug, Clone)]
-struct StoredPair {
-    stamp: (ObjectStamp, ObjectStamp),
-    read: Result<Arc<ObjectInfo>, String>,
-}
-
-/// Values that differ once a file was changed: time (ns), size (bytes), ETag.
-type ObjectStamp = (i64, u64, Option<String>);
-
-fn stamp(meta: &ObjectMeta) -> ObjectStamp {
-    let modified = meta.last_modified.timestamp_nanos_opt().unwrap_or(0);
-    (modified, meta.size, meta.e_tag.clone())
 }
 
 impl fmt::Debug for StoreRepository {
@@ -70,11 +53,39 @@ impl fmt::Debug for StoreRepository {
 impl StoreRepository {
     pub(super) fn new(bucket: Bucket, refresh: Duration) -> Self {
         let Bucket { url, store, prefix } = bucket;
-        Self { url, store, prefix, refresh, listings: moka::sync::Cache::new(MAX_PATHS) }
+        let index = StoreIndex::new(Arc::clone(&store), &prefix);
+        let listings = moka::sync::Cache::new(MAX_PATHS);
+        Self { url, store, prefix, refresh, index, listings }
+    }
+
+    /// Reads everything from the properties.
+    pub(super) fn without_index(bucket: Bucket) -> Self {
+        let nowhere: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+        let index = StoreIndex::new(nowhere, &Path::default());
+        Self { index, ..Self::new(bucket, Duration::ZERO) }
+    }
+
+    /// The rows of an index for a path, read from the properties, and the entries that are no
+    /// versions.
+    pub(super) async fn rows(
+        &self,
+        path: &ObjectPath,
+    ) -> Result<(Vec<IndexRow>, Vec<Problem>), SourceError> {
+        let mut listing = StoredListing::default();
+        self.read(path, &mut listing).await?;
+        let name: Arc<str> = path.as_str().into();
+        let rows = listing.stamped().map(|(info, stamp)| row_of(&name, info, stamp, 0));
+        Ok((rows.collect(), listing.problems()))
     }
 
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Interval between two listings of a path in a repository with an index. Changes that are not
+    /// in the index are found after this time.
+    fn listing_pace(&self) -> Duration {
+        self.refresh.saturating_mul(LISTING_PACE)
     }
 
     fn location(&self, path: &str) -> Path {
@@ -105,7 +116,7 @@ impl StoreRepository {
         Ok(folders)
     }
 
-    fn error(&self, what: &str, error: &object_store::Error) -> SourceError {
+    pub(super) fn error(&self, what: &str, error: &object_store::Error) -> SourceError {
         let (url, what, mut reason) = (self.url.clone(), what.to_owned(), error.to_string());
         let mut cause = std::error::Error::source(error);
         while let Some(error) = cause {
@@ -142,6 +153,11 @@ impl StoreRepository {
                 .try_filter(|file| std::future::ready(file.location.parts().count() == depth));
             return deep.try_collect().await;
         }
+        self.files_in(folders).await
+    }
+
+    /// The files directly in folders of versions.
+    async fn files_in(&self, folders: Vec<Path>) -> Result<Vec<ObjectMeta>, object_store::Error> {
         let listed = folders.into_iter().map(|folder| async move {
             let listed = self.store.list_with_delimiter(Some(&folder)).await?;
             Ok::<_, object_store::Error>(listed.objects)
@@ -151,69 +167,69 @@ impl StoreRepository {
         Ok(listed.into_iter().flatten().collect())
     }
 
-    /// Reads the changes of a path since its last listing.
+    /// Lists the path, and reads its changes since the last listing.
     async fn read(
         &self,
         path: &ObjectPath,
         listing: &mut StoredListing,
     ) -> Result<(), SourceError> {
+        let began = Instant::now();
         let files = self.files(path).await.map_err(|error| self.error(path.as_str(), &error))?;
-        let mut pairs: HashMap<Path, (Option<ObjectMeta>, Option<ObjectMeta>)> = HashMap::new();
-        for file in files {
-            if file.location.filename().is_some_and(|name| name.starts_with('.')) {
-                continue;
-            }
-            let blob = file.location.as_ref().strip_suffix(PROPERTIES).map(Path::parse);
-            match blob {
-                Some(Ok(blob)) => pairs.entry(blob).or_default().1 = Some(file),
-                Some(Err(_)) => {}
-                None => {
-                    let location = file.location.clone();
-                    pairs.entry(location).or_default().0 = Some(file);
+        let fresh = listing.begin(files, None);
+        self.read_fresh(path, fresh, listing).await?;
+        listing.listed_at = Some(began);
+        Ok(())
+    }
+
+    /// Reads the folders of the versions that were added to the index since the last look-up.
+    async fn read_added(
+        &self,
+        path: &ObjectPath,
+        listing: &mut StoredListing,
+    ) -> Result<(), SourceError> {
+        let location = self.location(path.as_str());
+        let mut froms = BTreeSet::new();
+        self.index
+            .for_path(path.as_str(), listing.generation, |row| {
+                let entry = location.clone().join(row.from.to_string()).join(row.id.to_string());
+                if !listing.has(entry.as_ref(), row.stamp) {
+                    froms.insert(row.from);
                 }
-            }
+            })
+            .await;
+        if froms.len() > MAX_ADDED_FOLDERS {
+            return self.read(path, listing).await;
         }
-        let mut problems = Vec::new();
-        let mut fresh = Vec::new();
-        let mut entries = HashMap::with_capacity(pairs.len());
-        for (location, pair) in pairs {
-            match pair {
-                (Some(blob), Some(properties)) => {
-                    let now = (stamp(&blob), stamp(&properties));
-                    match listing.entries.get(location.as_ref()) {
-                        Some(known) if known.stamp == now => {
-                            entries.insert(location.to_string(), known.clone());
-                        }
-                        _ => fresh.push((location, blob, properties)),
-                    }
-                }
-                (Some(blob), None) => {
-                    let age = age_of(&blob);
-                    if age.is_none_or(|age| age > PUT_LIMIT) {
-                        let reason = format!("{PROPERTIES} is not there");
-                        problems.push(Problem { entry: location.to_string(), reason });
-                    }
-                }
-                // An unfinished put: properties are written first.
-                (None, _) => {}
-            }
+        let folders: Vec<Path> =
+            froms.iter().map(|from| location.clone().join(from.to_string())).collect();
+        let files = self.files_in(folders.clone()).await;
+        let files = files.map_err(|error| self.error(path.as_str(), &error))?;
+        let fresh = listing.begin(files, Some(&folders));
+        self.read_fresh(path, fresh, listing).await
+    }
+
+    /// Reads the versions of `fresh`: from the index if it has them in this state, else from their
+    /// properties.
+    async fn read_fresh(
+        &self,
+        path: &ObjectPath,
+        mut fresh: FreshPairs,
+        listing: &mut StoredListing,
+    ) -> Result<(), SourceError> {
+        if !fresh.is_empty() {
+            let take = |row: RowRef<'_>| fresh.take_indexed(path, &row);
+            self.index.for_path(path.as_str(), 0, take).await;
         }
-        let read = fresh.into_iter().map(|(location, blob, properties)| async move {
+        let (indexed, unread) = fresh.into_parts();
+        let read = unread.into_iter().map(|FreshPair { location, blob, properties }| async move {
             let read = self.read_pair(path, &blob, &properties).await?;
             let entry =
                 StoredPair { stamp: (stamp(&blob), stamp(&properties)), read: read.map(Arc::new) };
-            Ok::<_, SourceError>((location.to_string(), entry))
+            Ok::<_, SourceError>((location, entry))
         });
         let read: Vec<(String, StoredPair)> =
             futures::stream::iter(read).buffer_unordered(PARALLEL_READS).try_collect().await?;
-        entries.extend(read);
-        listing.versions = entries.values().filter_map(|entry| entry.read.clone().ok()).collect();
-        problems.extend(entries.iter().filter_map(|(location, entry)| {
-            let reason = entry.read.clone().err()?;
-            Some(Problem { entry: location.clone(), reason })
-        }));
-        listing.problems = problems;
-        listing.entries = entries;
+        listing.finish(indexed.into_iter().chain(read));
         Ok(())
     }
 
@@ -253,7 +269,14 @@ impl StoreRepository {
         let reuse = self.refresh / 5;
         if locked.read_at.is_none_or(|at| at.elapsed() >= reuse) {
             let began = Instant::now();
-            self.read(path, &mut locked).await?;
+            let generation = self.index.refresh(reuse).await;
+            let listed = locked.listed_at.is_some_and(|at| at.elapsed() < self.listing_pace());
+            match generation {
+                Some(generation) if listed && generation == locked.generation => {}
+                Some(_) if listed => self.read_added(path, &mut locked).await?,
+                _ => self.read(path, &mut locked).await?,
+            }
+            locked.generation = generation.unwrap_or(0);
             locked.read_at = Some(began);
         }
         drop(locked);
@@ -301,7 +324,11 @@ impl StoreRepository {
                 break;
             }
         }
-        let got = got.ok_or_else(gone)?;
+        // The listing is out of date: the next look-up lists the path again.
+        let got = got.ok_or_else(|| {
+            self.forget(&version.path);
+            gone()
+        })?;
         let size = got.meta.size;
         if let Some(expected) = version.size_bytes
             && expected != size
@@ -310,21 +337,22 @@ impl StoreRepository {
         }
         let full = |error: BodyError| SourceError::Body { what: what.clone(), error };
         body.reserve(size).await.map_err(full)?;
-        let mut digest = Md5::new();
+        let mut digest = BodyDigest::new(true, Some(size));
         let mut stream = got.into_stream();
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|error| self.error(&what, &error))?;
-            digest.update(&piece);
             if body.written_bytes() + piece.len() as u64 > size {
                 return Err(unusable(format!("more than the {size} bytes announced")));
             }
             write_all(body, &piece).await.map_err(full)?;
+            digest.add(piece).await;
         }
         let written = body.written_bytes();
         if written != size {
             return Err(unusable(format!("{written} bytes came of {size}")));
         }
-        let md5 = Md5Sum(digest.finalize().into());
+        let md5 = digest.finish().await;
+        let md5 = md5.ok_or_else(|| unusable("its digest is not known".to_owned()))?;
         match version.md5 {
             Some(expected) if expected != md5 => {
                 Err(unusable(format!("its MD5 is {md5}, expected {expected}")))
@@ -337,12 +365,6 @@ impl StoreRepository {
     }
 }
 
-fn age_of(meta: &ObjectMeta) -> Option<Duration> {
-    let modified = std::time::SystemTime::from(meta.last_modified);
-    // A time in the future is the end of validity: the put is complete.
-    std::time::SystemTime::now().duration_since(modified).ok()
-}
-
 impl StoreRepository {
     pub(super) async fn look_up(&self, query: &Query) -> Result<Knowledge, SourceError> {
         let listing = self.listing(&query.path).await?;
@@ -351,7 +373,7 @@ impl StoreRepository {
         Ok(Knowledge {
             span: ValidityInterval::ALL,
             versions: versions.map(Arc::clone).collect(),
-            problems: listing.problems.clone(),
+            problems: listing.problems(),
             stale: false,
         })
     }

@@ -83,6 +83,21 @@ fn write_header(
              speed.</p>\n",
         );
     }
+    write_verdict(text, result)?;
+    text.push_str("<nav>");
+    for profile in &result.profiles {
+        let name = escaped(&profile.name);
+        write!(text, "<a href=\"#{name}\">{name}</a>")?;
+    }
+    if !result.curves.is_empty() {
+        text.push_str("<a href=\"#curves\">curves</a>");
+    }
+    text.push_str("</nav></header>\n");
+    Ok(())
+}
+
+/// Whether all cells were right.
+fn write_verdict(text: &mut String, result: &BenchResult) -> fmt::Result {
     let faults = result.faults();
     let phases = || result.profiles.iter().flat_map(|profile| &profile.phases);
     let checked: u64 = phases().map(|phase| phase.tables.cells_checked).sum();
@@ -97,15 +112,6 @@ fn write_header(
             writeln!(text, "<p class=\"verdict bad\">{}</p>", escaped(&faults.join("; ")))?;
         }
     }
-    text.push_str("<nav>");
-    for profile in &result.profiles {
-        let name = escaped(&profile.name);
-        write!(text, "<a href=\"#{name}\">{name}</a>")?;
-    }
-    if !result.curves.is_empty() {
-        text.push_str("<a href=\"#curves\">curves</a>");
-    }
-    text.push_str("</nav></header>\n");
     Ok(())
 }
 
@@ -216,42 +222,48 @@ fn write_figures(text: &mut String, profile: &ProfileResult) -> fmt::Result {
          per table</th><th>evictions</th><th>failed</th><th>lost</th><th>wrong</th></tr></thead>\
          <tbody>\n",
     );
-    for phase in &profile.phases {
-        let (tables, latency, throughput) = (&phase.tables, &phase.latency, &phase.throughput);
-        write!(
-            text,
-            "<tr><td>{}</td><td>{} of {}</td>",
-            phase_name(phase),
-            tables.done,
-            tables.expected
-        )?;
-        let Latencies(all) = Latencies::of(latency);
-        for us in all {
-            write!(text, "<td>{}</td>", micros(us))?;
-        }
-        for value in [
-            throughput.tables,
-            throughput.rows,
-            throughput.cells,
-            throughput.objects,
-            throughput.loads,
-        ] {
-            write!(text, "<td>{}</td>", number(value))?;
-        }
-        let of = |value: fn(&ServiceUse) -> String| {
-            phase.service.as_ref().map_or_else(|| "-".to_owned(), value)
-        };
-        writeln!(
-            text,
-            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-            of(|used| micros(used.cpu_us_per_table)),
-            of(|used| used.evictions.to_string()),
-            tables.failed,
-            tables.lost,
-            tables.cells_wrong
-        )?;
-    }
+    profile.phases.iter().try_for_each(|phase| write_phase(text, phase))?;
     text.push_str("</tbody></table>\n");
+    write_failures(text, profile)?;
+    text.push_str("</div></details>\n");
+    Ok(())
+}
+
+/// The row of one phase.
+fn write_phase(text: &mut String, phase: &Phase) -> fmt::Result {
+    let (tables, latency, throughput) = (&phase.tables, &phase.latency, &phase.throughput);
+    write!(
+        text,
+        "<tr><td>{}</td><td>{} of {}</td>",
+        phase_name(phase),
+        tables.done,
+        tables.expected
+    )?;
+    let Latencies(all) = Latencies::of(latency);
+    for us in all {
+        write!(text, "<td>{}</td>", micros(us))?;
+    }
+    for value in
+        [throughput.tables, throughput.rows, throughput.cells, throughput.objects, throughput.loads]
+    {
+        write!(text, "<td>{}</td>", number(value))?;
+    }
+    let of = |value: fn(&ServiceUse) -> String| {
+        phase.service.as_ref().map_or_else(|| "-".to_owned(), value)
+    };
+    writeln!(
+        text,
+        "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+        of(|used| micros(used.cpu_us_per_table)),
+        of(|used| used.evictions.to_string()),
+        tables.failed,
+        tables.lost,
+        tables.cells_wrong
+    )
+}
+
+/// What failed, by kind, and which faults the run itself made.
+fn write_failures(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     for phase in &profile.phases {
         for (kind, failure) in &phase.tables.failures {
             let (count, first) = (failure.count, escaped(&failure.first));
@@ -267,7 +279,6 @@ fn write_figures(text: &mut String, profile: &ProfileResult) -> fmt::Result {
         let faults = faults.collect::<Vec<_>>().join(", ");
         writeln!(text, "<p>The source: {}.</p>", escaped(&faults))?;
     }
-    text.push_str("</div></details>\n");
     Ok(())
 }
 

@@ -42,17 +42,15 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn this() -> Self {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-        let (cpus, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+        let cpus = read("/proc/cpuinfo");
         let value = |text: &str, name: &str| {
             let line = text.lines().find(|line| line.starts_with(name))?;
             Some(line.split_once(':')?.1.trim().to_owned())
         };
-        let kibibytes = value(&memory, "MemTotal").unwrap_or_default();
-        let kibibytes: u64 = kibibytes.trim_end_matches(" kB").parse().unwrap_or(0);
         Self {
             cpu: value(&cpus, "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: kibibytes << 10,
+            memory_bytes: crate::common::node_memory_bytes().unwrap_or(0),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             optimised: !cfg!(debug_assertions),
         }
@@ -234,7 +232,7 @@ pub(super) struct Point {
 impl BenchResult {
     /// Reads the result of an earlier run.
     pub(super) fn read(file: &Path) -> Result<Self, Failure> {
-        let text = fs::read(file).map_err(|error| Failure::io(file.display(), error))?;
+        let text = crate::input::bytes(file)?;
         let wrong = |why: String| Failure::usage(format!("{}: {why}", file.display()));
         let result: Self = serde_json::from_slice(&text)
             .map_err(|error| wrong(format!("no result of iovcache bench: {error}")))?;

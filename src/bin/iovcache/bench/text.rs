@@ -93,6 +93,12 @@ fn write_profile(text: &mut String, profile: &ProfileResult) -> fmt::Result {
         write_latency(text, "  consumed", &phase.consumed)?;
         write_latency(text, "  load came late by", &phase.late)?;
     }
+    write_rates(text, profile)?;
+    write_failures(text, profile)
+}
+
+/// What each phase did per second, and what of the service it used.
+fn write_rates(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     writeln!(text, "\n  {:<28}{}", "per second", header(profile, phase_name))?;
     let line = |text: &mut String, name: &str, value: &dyn Fn(&Phase) -> String| {
         writeln!(text, "  {name:<28}{}", header(profile, value))
@@ -118,7 +124,11 @@ fn write_profile(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     line(text, "cells wrong", &|phase| match phase.tables.cells_checked {
         0 => "not checked".to_owned(),
         checked => format!("{} of {}", phase.tables.cells_wrong, number(checked as f64)),
-    })?;
+    })
+}
+
+/// What failed, by kind, and which faults the run itself made.
+fn write_failures(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     for phase in &profile.phases {
         for (kind, failure) in &phase.tables.failures {
             writeln!(

@@ -9,6 +9,7 @@ use iovcache::server::{Config, Settings, ValueOrigin};
 use rustix::fs::{FlockOperation, flock};
 
 use super::access::AccessFiles;
+use crate::common::show_bytes;
 
 /// The result of a check.
 #[derive(Debug, Default)]
@@ -34,11 +35,27 @@ pub(crate) fn check(settings: &Settings) -> Findings {
         let (segment, memory) = (config.segment, config.memory);
         found.fault("segment", format!("a segment of {segment} is larger than memory, {memory}"));
     }
+    memory(config, &mut found);
     access(config, &mut found);
     sources(config, &mut found);
     folders(config, &mut found);
     ports(config, &mut found);
     found
+}
+
+/// More memory than the node has may be intended: segments are made when they are needed.
+fn memory(config: &Config, found: &mut Findings) {
+    let limits = [
+        ("this node has", crate::common::node_memory_bytes()),
+        ("the control group allows", iovcache::shm::memory_allowed()),
+    ];
+    for (what, limit_bytes) in limits {
+        let Some(limit_bytes) = limit_bytes.filter(|limit| *limit < config.memory.bytes()) else {
+            continue;
+        };
+        let limit = show_bytes(limit_bytes);
+        found.notes.push(format!("memory: {} is more than {what}, {limit}", config.memory));
+    }
 }
 
 fn access(config: &Config, found: &mut Findings) {
@@ -106,6 +123,13 @@ fn folders(config: &Config, found: &mut Findings) {
                 format!("its sockets' paths have {longest} bytes, at most 107 are possible");
             found.fault("socket", format!("{}: {reason}", socket.display()));
         }
+    }
+    // A name without a slash is looked up in PATH.
+    let program = config.fairmq_register.as_ref();
+    if let Some(program) = program.filter(|program| program.components().count() > 1)
+        && let Err(error) = rustix::fs::access(program, rustix::fs::Access::EXEC_OK)
+    {
+        found.fault("fairmq_register", format!("{}: {error}", program.display()));
     }
     if let Some(region) = &config.region
         && let Err(error) = std::fs::metadata(&region.path)

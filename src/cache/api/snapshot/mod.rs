@@ -12,6 +12,4 @@ mod memory;
 mod paths;
 mod summary;
 
-pub use self::memory::{SegmentPiece, SegmentSnapshot};
-pub use self::paths::{PathSnapshot, SpanSnapshot, SpanState};
-pub use self::summary::{SessionSnapshot, Snapshot, SourceSnapshot};
+pub(crate) use self::summary::Snapshot;

@@ -27,7 +27,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// Number of files of one level that are merged, and ratio of sizes of neighbouring levels. Each
 /// row is written once per level, and levels grow with the logarithm of the number of versions.
-const MERGED_FILES: usize = 8;
+pub(super) const MERGED_FILES: usize = 8;
 /// Maximum size of files of the lowest level.
 const SMALL_BYTES: u64 = 8192;
 /// Minimum age at which the file of a killed writer is removed.
@@ -190,6 +190,6 @@ pub(super) fn key_of(row: &IndexRow) -> Key {
     (std::sync::Arc::clone(&row.path), row.from, row.id)
 }
 
-fn level(bytes: u64) -> u32 {
+pub(super) fn level(bytes: u64) -> u32 {
     (bytes / SMALL_BYTES).max(1).ilog(MERGED_FILES as u64)
 }

@@ -14,6 +14,10 @@ mod file;
 mod file_name;
 mod rebuild;
 mod set;
+mod store_list;
+mod store_reader;
+mod store_rebuild;
+mod store_writer;
 
 pub(super) use append::IndexWriter;
 pub(super) use file::{IndexRow, RowRef};
@@ -21,3 +25,7 @@ pub(super) use file_name::FOLDER;
 pub(super) use rebuild::row_of;
 pub use rebuild::{IndexReport, index};
 pub(super) use set::{IndexSet, VersionCount};
+pub(super) use store_list::store_stamp;
+pub(super) use store_reader::StoreIndex;
+pub use store_rebuild::index_bucket;
+pub(super) use store_writer::StoreIndexWriter;

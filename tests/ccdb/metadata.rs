@@ -1,0 +1,191 @@
+//! Metadata with every key and value that a server accepts: the newest version is found, with its
+//! bytes, or there is an error. An older version is never served in its place.
+
+use super::fake_ccdb::Upload;
+use super::*;
+
+/// Keys of listings and headers in several spellings, and keys that are no header names.
+const KEYS: &[&str] = &[
+    "path",
+    "Path",
+    "PATH",
+    "id",
+    "ID",
+    "ETag",
+    "etag",
+    "createTime",
+    "CREATETIME",
+    "Created",
+    "created",
+    "lastModified",
+    "Last-Modified",
+    "last-modified",
+    "validFrom",
+    "validfrom",
+    "Valid-From",
+    "valid-from",
+    "validUntil",
+    "VALIDUNTIL",
+    "Valid-Until",
+    "valid-until",
+    "initialValidity",
+    "InitialValidityLimit",
+    "MD5",
+    "md5",
+    "Content-MD5",
+    "content-md5",
+    "fileName",
+    "filename",
+    "Content-Disposition",
+    "contentType",
+    "Content-Type",
+    "size",
+    "Size",
+    "UploadedFrom",
+    "metadata",
+    "Metadata",
+    "replicas",
+    "Replicas",
+    "objects",
+    "subfolders",
+    "Cache-Valid-Until",
+    "cache-valid-until",
+    "Content-Encoding",
+    "Content-Location",
+    "Set-Cookie",
+    "link",
+    "age",
+    "server",
+    " a",
+    "a ",
+    "a b",
+    "a\tb",
+    "a\nb",
+    "a:b",
+    "é",
+    "\"q\"",
+    "k,1",
+    "x=y",
+];
+
+/// Values as found in practice, and values that look like those of the server.
+const VALUES: &[&str] =
+    &["7", "0", "", "x y", "\"q\"", "a\r\nb", "é✓", "9223372036854775807", "text/html", "OLD"];
+
+/// Two versions for the same time: the newer one has the metadata.
+async fn pair(kind: Kind, key: &str, value: &str) -> (FakeCcdb, Uuid, Uuid) {
+    let server = FakeCcdb::start(kind).await;
+    let old = server.upload(Upload::new("A/One", 1000, 2000).created(1).bytes("old"));
+    let value = value.replace("OLD", &old.to_string());
+    let new = Upload::new("A/One", 1000, 2000).created(2).metadata(key, &value);
+    let new = server.upload(new.bytes("new!"));
+    for n in 0..6 {
+        let from = 3000 + n * 10;
+        server.upload(Upload::new("A/One", from, from + 10).created(10 + n));
+    }
+    (server, old, new)
+}
+
+/// Listed whole, by time with listings of parts, and by time alone.
+fn every_way() -> [CcdbOptions; 3] {
+    [short(), CcdbOptions { browse_limit: 5, ..short() }, by_time()]
+}
+
+#[tokio::test]
+async fn metadata_with_any_key_never_leave_an_older_version_in_the_place_of_the_newest() {
+    let mut without_bytes = Vec::new();
+    for kind in EVERY_KIND {
+        for key in KEYS {
+            let (server, old, new) = pair(kind, key, "7").await;
+            let ways = if matches!(kind, Kind::Local | Kind::Sql) { 3 } else { 2 };
+            for (way, options) in every_way().into_iter().enumerate().take(ways) {
+                let source = source(&server, options);
+                let found = look_up(&source, "A/One", 1500).await;
+                let Ok(known) = found else { panic!("{kind:?} {key:?} {way}: {found:?}") };
+                let version = winner(&known, 1500).expect("a version");
+                assert_ne!(version.id, id(old), "{kind:?} {key:?} {way}");
+                assert_eq!(version.id, id(new), "{kind:?} {key:?} {way}");
+                match bytes_of(&source, &version).await {
+                    Ok(bytes) => assert_eq!(bytes, b"new!", "{kind:?} {key:?} {way}"),
+                    Err(error) => without_bytes.push(format!("{kind:?} {key:?} {way}: {error}")),
+                }
+            }
+        }
+    }
+    // Without a listing, a header that was replaced cannot be explained.
+    without_bytes.retain(|text| !text.contains(" 2: "));
+    assert!(without_bytes.is_empty(), "{without_bytes:#?}");
+}
+
+#[tokio::test]
+async fn metadata_with_any_value_never_leave_an_older_version_in_the_place_of_the_newest() {
+    for kind in [Kind::Local, Kind::Sql] {
+        for key in ["path", "id", "ETag", "validUntil", "Valid-From", "Created", "replicas", "run"]
+        {
+            for value in VALUES {
+                let (server, old, new) = pair(kind, key, value).await;
+                for (way, options) in every_way().into_iter().enumerate() {
+                    let source = source(&server, options);
+                    let Ok(known) = look_up(&source, "A/One", 1500).await else { continue };
+                    let version = winner(&known, 1500).expect("a version");
+                    assert_ne!(version.id, id(old), "{kind:?} {key:?}={value:?} {way}");
+                    assert_eq!(version.id, id(new), "{kind:?} {key:?}={value:?} {way}");
+                    let bytes = bytes_of(&source, &version).await;
+                    let is_right = bytes.as_ref().is_ok_and(|bytes| bytes == b"new!");
+                    // Without a listing, an ETag in the place of the server's cannot be explained.
+                    assert!(is_right || way == 2, "{kind:?} {key:?}={value:?}: {bytes:?}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn constraints_with_any_key_find_the_version_that_the_server_finds() {
+    for kind in [Kind::Local, Kind::Sql] {
+        for key in KEYS.iter().filter(|key| !key.contains('=')) {
+            let (server, _, new) = pair(kind, key, "7").await;
+            for (way, options) in every_way().into_iter().enumerate() {
+                let source = source(&server, options);
+                for (value, expected) in [("7", Some(id(new))), ("8", None)] {
+                    let mut asked = query("A/One");
+                    asked.metadata.insert((*key).into(), value.into());
+                    // What cannot be decided is an error.
+                    let Ok(known) = source.look_up(&asked, at(1500), None).await else {
+                        assert!(way > 0, "{kind:?} {key:?}");
+                        continue;
+                    };
+                    let found = winner(&known, 1500).map(|version| version.id);
+                    assert_eq!(found, expected, "{kind:?} {key:?}={value} {way}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn metadata_named_cache_valid_until_promise_nothing() {
+    for kind in EVERY_KIND {
+        let (server, _, new) = pair(kind, "Cache-Valid-Until", "1990").await;
+        let later = server.upload(Upload::new("A/One", 1600, 1700).created(3));
+        let source = source(&server, CcdbOptions { browse_limit: 5, ..short() });
+        for _ in 0..2 {
+            let known = look_up(&source, "A/One", 1500).await.unwrap();
+            assert_eq!(known.span, ValidityInterval::new(at(1500), at(1501)).unwrap(), "{kind:?}");
+            assert_eq!(winner(&known, 1500).unwrap().id, id(new));
+        }
+        assert_eq!(version_at(&source, "A/One", 1650).await.id, id(later));
+    }
+}
+
+#[tokio::test]
+async fn metadata_that_replace_times_in_headers_are_told_apart_by_the_listing() {
+    for kind in [Kind::Local, Kind::Sql] {
+        let (server, _, new) = pair(kind, "Valid-Until", "1600").await;
+        // The part of the listing that is read shows that the path has such metadata.
+        server.upload(Upload::new("A/One", 5000, 6000).created(99).metadata("Valid-Until", "1"));
+        let source = source(&server, CcdbOptions { browse_limit: 5, ..short() });
+        let version = version_at(&source, "A/One", 1500).await;
+        assert_eq!((version.id, version.validity.until()), (id(new), at(2000)), "{kind:?}");
+    }
+}
