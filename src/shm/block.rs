@@ -360,8 +360,8 @@ impl Block {
         self.place.segment.is_condemned()
     }
 
-    /// Invalidates it for all consumers if another program may overwrite its bytes: whoever resolves
-    /// its header is told that it is stale.
+    /// Invalidates it for all consumers if another program may overwrite its bytes: its header is
+    /// stale then.
     pub(crate) fn invalidate_if_overwritten(&self) {
         if self.place.segment.is_overwritten() {
             sync::give_up_own(self.place.generation(), self.generation);
