@@ -368,11 +368,13 @@ impl Block {
         }
     }
 
-    /// Leaves its memory allocated in the host if it lies there, also after it is dropped.
+    /// Leaves its memory allocated in the host, also after it is dropped. False if it does not lie
+    /// there, or is left already.
     #[cfg(feature = "capi")]
-    pub(crate) fn leave_in_host(&self) {
-        if let SegmentMemory::Host(host) = &self.place.segment.memory {
-            host.leave();
+    pub(crate) fn leave_in_host(&self) -> bool {
+        match &self.place.segment.memory {
+            SegmentMemory::Host(host) => host.leave(),
+            SegmentMemory::Segment(_) | SegmentMemory::Region(_) => false,
         }
     }
 
