@@ -284,7 +284,7 @@ fn narrow_range(values: &[i64]) -> Option<(i64, usize)> {
     let (least, most) = (*values.iter().min()?, *values.iter().max()?);
     let limit = values.len() as u64 * TABLE_ENTRIES_PER_RUN;
     let last = most.abs_diff(least);
-    (last < limit).then_some((least, last as usize + 1))
+    (last < limit).then(|| (least, last as usize + 1))
 }
 
 /// Like [`number`], for values below `range`, without hashing.

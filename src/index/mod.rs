@@ -20,8 +20,9 @@ mod timeline;
 mod timestamps;
 mod version_list;
 
-pub(crate) use choices::ValueChoices;
-pub(crate) use choices::{ChoicePieces, ChoiceSource, RowChoices, RowRanges, open_times_within};
+pub(crate) use choices::{
+    ChoicePieces, ChoiceSource, RowChoices, RowRanges, ValueChoices, open_times_within,
+};
 pub(crate) use join::JoinPieces;
 pub(crate) use join::join_steps;
 pub use join::{Run, Runs, Slot, join};

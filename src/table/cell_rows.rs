@@ -18,11 +18,11 @@ use crate::index::RowCodes;
 
 /// A run of rows that one cell serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CellRun {
+pub(crate) struct CellRun {
     /// The row after the last one; the run starts where the run before it ends.
-    pub end: i32,
+    pub(crate) end: i32,
     /// Index into the column's cells; `None`: null.
-    pub cell: Option<u32>,
+    pub(crate) cell: Option<u32>,
 }
 
 /// The cell of each row of a column.
@@ -87,20 +87,15 @@ impl FromIterator<CellRun> for CellRows {
 
 impl CellRows {
     /// Number of rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match &self.0 {
             Form::Runs(runs) => runs.last().map_or(0, |run| run.end as usize),
             Form::Coded(coded) => coded.codes.len(),
         }
     }
 
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Number of runs.
-    pub fn run_count(&self) -> usize {
+    pub(crate) fn run_count(&self) -> usize {
         match &self.0 {
             Form::Runs(runs) => runs.len(),
             Form::Coded(coded) => coded.run_count(0..coded.codes.len()),
@@ -123,7 +118,7 @@ impl CellRows {
     }
 
     /// The runs that touch `rows`. The last one can end after `rows`.
-    pub fn runs_within(&self, rows: Range<usize>) -> Cow<'_, [CellRun]> {
+    pub(crate) fn runs_within(&self, rows: Range<usize>) -> Cow<'_, [CellRun]> {
         match &self.0 {
             Form::Runs(runs) => Cow::Borrowed(&runs[touching(runs, rows)]),
             Form::Coded(coded) => Cow::Owned(coded.runs_within(rows)),
@@ -156,7 +151,7 @@ impl CellRows {
 
     /// The first row and the number of rows of each of `count` cells; both are 0 for a cell without
     /// rows.
-    pub fn rows_of_cells(&self, count: usize) -> Vec<(i64, i64)> {
+    pub(crate) fn rows_of_cells(&self, count: usize) -> Vec<(i64, i64)> {
         let mut served = vec![(0, 0); count];
         let mut add = |cell: u32, first_row: usize, rows: usize| {
             if let Some((first, total)) = served.get_mut(cell as usize) {

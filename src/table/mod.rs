@@ -60,8 +60,8 @@ pub(crate) use arrow_timestamps::timestamps_from_batches;
 pub use arrow_timestamps::{TimestampsError, rows_from_batches, timestamps_from_array};
 #[cfg(feature = "server")]
 pub(crate) use arrow_timestamps::{plain_timestamps, rows_of_part};
-pub(crate) use cell_rows::CodedCells;
-pub use cell_rows::{CellRows, CellRun};
+pub use cell_rows::CellRows;
+pub(crate) use cell_rows::{CellRun, CodedCells};
 pub use check::{CheckAnswer, CheckRequest};
 pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
 pub(crate) use content::{CacheState, IntervalColumn, IntervalRow, TableBody};

@@ -59,14 +59,16 @@ impl RowWindow<'_> {
     fn run_end(&self) -> BatchBuffers {
         let (from, until) = (self.from as i32, self.until as i32);
         let padded = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
-        let room = self.columns.iter().map(|column| {
-            let runs = column.rows.run_count_within(self.from..self.until);
-            padded(runs * size_of::<i32>()) + padded(runs * MetaHeader::BYTES) + ALIGNMENT
+        let runs = self.columns.iter().map(|one| one.rows.runs_within(self.from..self.until));
+        let all: Vec<_> = runs.collect();
+        let room = all.iter().map(|runs| {
+            padded(runs.len() * size_of::<i32>())
+                + padded(runs.len() * MetaHeader::BYTES)
+                + ALIGNMENT
         });
         let mut buffers = BatchBuffers::with_capacity(room.sum(), self.columns.len() * 4);
         self.timestamps(&mut buffers);
-        for column in self.columns {
-            let runs = column.rows.runs_within(self.from..self.until);
+        for (column, runs) in self.columns.iter().zip(&all) {
             buffers.run_ends(self.rows(), runs.iter().map(|run| run.end.min(until) - from));
             let cell = |run: &CellRun| (1, cell_at(column, run.cell));
             buffers.cells(runs.len(), runs.iter().map(cell), self.cell, self.payloads);

@@ -129,13 +129,13 @@ mod tests {
         for timeframe in [None, Some(0), Some(42), Some(u64::MAX)] {
             for lease in leases {
                 let layout = layout(timeframe, lease);
-                let head = SchemaMessage::new(&layout);
-                let message = head.message(timeframe, lease).unwrap();
+                let made = SchemaMessage::new(&layout);
+                let message = made.message(timeframe, lease).unwrap();
                 let read = root_as_message(&message.header).unwrap();
                 let schema = try_fb_to_schema(read.header_as_schema().unwrap()).unwrap();
                 assert_eq!(schema, *layout.schema());
                 // The next message has only its own values.
-                let next = head.message(timeframe.map(|_| 7), lease.map(|_| "next")).unwrap();
+                let next = made.message(timeframe.map(|_| 7), lease.map(|_| "next")).unwrap();
                 let next = root_as_message(&next.header).unwrap();
                 let next = try_fb_to_schema(next.header_as_schema().unwrap()).unwrap();
                 let expected = self::layout(timeframe.map(|_| 7), lease.map(|_| "next"));
@@ -146,10 +146,10 @@ mod tests {
 
     #[test]
     fn what_has_no_place_is_said() {
-        let head = SchemaMessage::new(&layout(None, Some("lease")));
-        assert_eq!(head.message(Some(1), Some("lease")), None);
-        assert_eq!(head.message(None, None), None);
-        assert_eq!(head.message(None, Some(&"x".repeat(LEASE_ROOM + 1))), None);
-        assert!(head.message(None, Some(&"x".repeat(LEASE_ROOM))).is_some());
+        let made = SchemaMessage::new(&layout(None, Some("lease")));
+        assert_eq!(made.message(Some(1), Some("lease")), None);
+        assert_eq!(made.message(None, None), None);
+        assert_eq!(made.message(None, Some(&"x".repeat(LEASE_ROOM + 1))), None);
+        assert!(made.message(None, Some(&"x".repeat(LEASE_ROOM))).is_some());
     }
 }

@@ -11,8 +11,8 @@ use crate::cache::holders::lease::LeaseId;
 use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest as _;
+use crate::cache::tables::column_sets::TableSchema;
 use crate::cache::tables::plan::Assembled;
-use crate::cache::tables::schema_cache::TableSchema;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::source::in_place;
@@ -64,9 +64,9 @@ impl Answer {
     }
 
     /// The first message: the schema.
-    pub fn head(&self) -> Message {
+    pub fn schema_message(&self) -> Message {
         let (timeframe, lease) = self.named();
-        let made = self.table_schema.head.message(timeframe, lease);
+        let made = self.table_schema.schema_message.message(timeframe, lease);
         made.unwrap_or_else(|| MessageWriter::begin(&self.schema()).1)
     }
 
@@ -91,7 +91,7 @@ impl Answer {
             };
             messages.into_iter().flatten().map(Ok).chain(error.map(Err))
         }));
-        Ok([Ok(self.head())].into_iter().chain(body))
+        Ok([Ok(self.schema_message())].into_iter().chain(body))
     }
 
     /// Like [`messages`](Self::messages) without the schema, one batch at a time.

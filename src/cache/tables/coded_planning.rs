@@ -10,12 +10,11 @@
 //! segment are read, until each value was found. Only cells that occur are planned, in the order of
 //! their first rows, so the plan is that of the runs.
 
-use super::key_look_ups::KeyedTimelines;
-use super::planning::{KeyedCells, KeyedGaps, MissingRows, Planning};
+use super::planning::{KeyedPlan, MissingRows, Planning};
 use crate::cache::error::CacheError;
-use crate::index::{ChoiceSource, RowChoices, RowCodes, Slot, SlotSegments, ValueChoices};
+use crate::index::{RowChoices, RowCodes, Slot, SlotSegments, ValueChoices};
 use crate::source::in_place;
-use crate::table::{CellRows, CellRun, CodedCells, ColumnRequest};
+use crate::table::{CellRows, CellRun, CodedCells};
 
 /// Rows are coded if the runs of their key have fewer rows than this on average.
 const SHORT_RUN_ROWS: usize = 16;
@@ -61,34 +60,18 @@ impl Planning {
     /// [`CacheError::Budget`]
     pub(super) async fn coded_cells(
         &mut self,
-        request: &ColumnRequest,
-        keyed: &KeyedTimelines,
-        sources: &[ChoiceSource<'_>],
-        cells: &mut KeyedCells,
-        gaps: &mut KeyedGaps,
+        plan: &mut KeyedPlan<'_>,
     ) -> Result<Option<CellRows>, CacheError> {
         self.runs.clear();
-        let look_ups = &keyed.look_ups;
-        let Some(choices) = look_ups.rows.by_key_value() else { return Ok(None) };
-        let (key, rows) = (&choices.key, look_ups.times.len());
-        if key.run_count() * SHORT_RUN_ROWS <= rows {
-            return Ok(None);
-        }
-        let max_entries = (rows / ROWS_PER_ENTRY).min(MAX_TABLE_ENTRIES);
-        let values = key.ids().len();
-        let Some(segments) = SlotSegments::new(sources, &look_ups.times, max_entries) else {
-            return Ok(None);
+        let keyed = plan.keyed;
+        let Some(choices) = keyed.look_ups.rows.by_key_value() else { return Ok(None) };
+        let Some(segments) = self.segments_of(plan, choices).await else { return Ok(None) };
+        self.charge_codes(&choices.key)?;
+        let codes = match choices.key.len() {
+            0..MANY_ROWS => choices.key.codes(),
+            _ => in_place(|| choices.key.codes()),
         };
         let count = segments.ends.len();
-        self.turns.take(count * sources.len() / ROWS_PER_STEP).await;
-        if count * (values + 1) > max_entries {
-            return Ok(None);
-        }
-        self.charge_codes(key)?;
-        let codes = match rows {
-            0..MANY_ROWS => key.codes(),
-            _ => in_place(|| key.codes()),
-        };
         let bytes = CodedCells::bytes_of(codes, count) as u64;
         self.row_bytes += bytes;
         self.pay()?;
@@ -96,45 +79,74 @@ impl Planning {
         let (mut tables, mut seen) = (vec![0; count * codes.table_len()], Vec::new());
         // By segment, the cell of all of its rows, if they have the same.
         let mut only: Vec<Option<u32>> = Vec::with_capacity(count);
-        for segment in 0..count {
-            let table = &mut tables[segment * codes.table_len()..][..codes.table_len()];
-            let rows = column.rows_of(segment);
-            let (mut first, mut is_only, mut absent) = (None, true, Vec::new());
-            let read = codes.first_rows(rows.clone(), &mut seen, |row, code| {
-                let (choice, slot) = column.slot(segment, code);
-                let cell = match slot {
-                    Slot::Version(index) => self.cell_of(keyed, choice, index, cells),
-                    Slot::Null => CodedCells::NO_CELL,
-                    Slot::Absent | Slot::Unknown => {
-                        absent.push((row, code, choice));
-                        CodedCells::NO_CELL
-                    }
-                };
-                table[code] = cell;
-                is_only &= *first.get_or_insert(cell) == cell;
-            });
-            only.push(first.filter(|_| is_only));
-            let mut work = 1 + read / ROWS_PER_STEP;
-            if !absent.is_empty() {
-                let counts = codes.counts(rows.clone());
-                work += rows.len() / ROWS_PER_STEP;
-                for (first, code, choice) in absent {
-                    let (rows, last) = counts[code];
-                    gaps.add(request, keyed, choice, MissingRows { first, last, rows });
-                }
-            }
+        for (segment, table) in tables.chunks_exact_mut(codes.table_len()).enumerate() {
+            let (cell, work) = self.segment_cells(plan, &column, segment, table, &mut seen);
+            only.push(cell);
             self.pay()?;
             self.turns.take(work).await;
         }
         // Where the key decides nothing, runs are smaller.
-        let only: Option<Vec<u32>> = only.into_iter().collect();
-        if let Some(only) = only {
+        if let Some(only) = only.into_iter().collect::<Option<Vec<u32>>>() {
             let runs = runs_of(&column.segments.ends, &only);
             self.row_bytes = self.row_bytes - bytes + runs.memory_bytes() as u64;
             return Ok(Some(runs));
         }
-        let ends = column.segments.ends;
-        Ok(Some(CodedCells::new(codes.clone(), ends, tables).into()))
+        Ok(Some(CodedCells::new(codes.clone(), column.segments.ends, tables).into()))
+    }
+
+    /// The segments of a column, if its rows are to be coded.
+    async fn segments_of(
+        &mut self,
+        plan: &KeyedPlan<'_>,
+        choices: &ValueChoices,
+    ) -> Option<SlotSegments> {
+        let times = &plan.keyed.look_ups.times;
+        let (key, rows) = (&choices.key, times.len());
+        if key.run_count() * SHORT_RUN_ROWS <= rows {
+            return None;
+        }
+        let max_entries = (rows / ROWS_PER_ENTRY).min(MAX_TABLE_ENTRIES);
+        let segments = SlotSegments::new(plan.sources, times, max_entries)?;
+        let count = segments.ends.len();
+        self.turns.take(count * plan.sources.len() / ROWS_PER_STEP).await;
+        (count * (key.ids().len() + 1) <= max_entries).then_some(segments)
+    }
+
+    /// Fills the table of a segment. Returns the cell of all of its rows, if they have the same, and
+    /// the steps of work.
+    fn segment_cells(
+        &mut self,
+        plan: &mut KeyedPlan<'_>,
+        column: &CodedColumn<'_>,
+        segment: usize,
+        table: &mut [u32],
+        seen: &mut Vec<bool>,
+    ) -> (Option<u32>, usize) {
+        let rows = column.rows_of(segment);
+        let (mut first, mut is_only, mut absent) = (None, true, Vec::new());
+        let read = column.codes.first_rows(rows.clone(), seen, |row, code| {
+            let (choice, slot) = column.slot(segment, code);
+            let cell = match slot {
+                Slot::Version(index) => self.cell_of(plan, choice, index),
+                Slot::Null => CodedCells::NO_CELL,
+                Slot::Absent | Slot::Unknown => {
+                    absent.push((row, code, choice));
+                    CodedCells::NO_CELL
+                }
+            };
+            table[code] = cell;
+            is_only &= *first.get_or_insert(cell) == cell;
+        });
+        let only = first.filter(|_| is_only);
+        if absent.is_empty() {
+            return (only, 1 + read / ROWS_PER_STEP);
+        }
+        let counts = column.codes.counts(rows.clone());
+        for (first, code, choice) in absent {
+            let (rows, last) = counts[code];
+            plan.add_missing(choice, MissingRows { first, last, rows });
+        }
+        (only, 1 + (read + rows.len()) / ROWS_PER_STEP)
     }
 }
 

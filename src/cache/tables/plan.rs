@@ -16,13 +16,13 @@ use std::sync::Arc;
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::{CacheError, MissingColumn, UnmatchedColumn};
 use crate::cache::memory::object::PinSet;
+use crate::cache::tables::column_sets::TableSchema;
 use crate::cache::tables::distinct::Distinct;
 use crate::cache::tables::known_columns::{
     ColumnTimelines, KnownColumn, QueryOfColumn, RangeTimeline,
 };
 use crate::cache::tables::loader::PinnedVersions;
 use crate::cache::tables::planning::{CELL_BYTES, Planned, PlannedColumn, Planning, VERSION_BYTES};
-use crate::cache::tables::schema_cache::TableSchema;
 use crate::cache::versions::catalog::KnownTimeline;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;

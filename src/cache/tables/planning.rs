@@ -155,47 +155,40 @@ impl Planning {
         let look_ups = &keyed.look_ups.look_ups;
         let sources: Vec<ChoiceSource<'_>> =
             look_ups.iter().map(|look_up| keyed.source_of(look_up)).collect();
-        let mut gaps = KeyedGaps::default();
-        let mut found = KeyedCells::new(timelines, look_ups.len());
-        let coded = self.coded_cells(&request, &keyed, &sources, &mut found, &mut gaps).await?;
-        let rows = match coded {
+        let mut plan = KeyedPlan::new(&request, &keyed, &sources, timelines);
+        let rows = match self.coded_cells(&mut plan).await? {
             Some(rows) => rows,
             None => {
-                self.keyed_runs(&request, &keyed, &sources, &mut found, &mut gaps).await?;
+                self.keyed_runs(&mut plan).await?;
                 self.finished_runs()
             }
         };
+        let KeyedPlan { stale, gaps, .. } = plan;
         self.missing.extend(gaps.missing);
         self.unmatched.extend(gaps.unmatched);
         let cells = self.distinct.range();
-        let (stale, key) = (StaleCells::Each(found.stale), Some(keyed.look_ups.key.clone()));
+        let (stale, key) = (StaleCells::Each(stale), Some(keyed.look_ups.key.clone()));
+        drop(sources);
         let known = ColumnTimelines::Keyed(keyed);
         Ok(PlannedColumn { request, cells, rows, stale, key, known })
     }
 
     /// Joins the runs of a keyed column.
-    async fn keyed_runs(
-        &mut self,
-        request: &ColumnRequest,
-        keyed: &KeyedTimelines,
-        sources: &[ChoiceSource<'_>],
-        found: &mut KeyedCells,
-        gaps: &mut KeyedGaps,
-    ) -> Result<(), CacheError> {
+    async fn keyed_runs(&mut self, plan: &mut KeyedPlan<'_>) -> Result<(), CacheError> {
         self.runs.clear();
-        let KeyedLookUps { rows, look_ups, times, .. } = &keyed.look_ups;
+        let KeyedLookUps { rows, look_ups, times, .. } = &plan.keyed.look_ups;
         let query_of = |look_up: usize| look_ups[look_up].query.unwrap_or(0);
-        let mut pieces = ChoicePieces::new(rows, sources, times).merging(query_of);
+        let mut pieces = ChoicePieces::new(rows, plan.sources, times).merging(query_of);
         let mut piece = Vec::new();
         while pieces.next_into(&mut piece) {
             for run in &piece {
                 let cell = match run.slot {
-                    Slot::Version(index) => Some(self.cell_of(keyed, run.choice, index, found)),
+                    Slot::Version(index) => Some(self.cell_of(plan, run.choice, index)),
                     Slot::Null => None,
                     Slot::Absent | Slot::Unknown => {
                         let rows = run.end - run.start;
                         let missing = MissingRows { first: run.start, last: run.end - 1, rows };
-                        gaps.add(request, keyed, run.choice, missing);
+                        plan.add_missing(run.choice, missing);
                         None
                     }
                 };
@@ -208,23 +201,18 @@ impl Planning {
     }
 
     /// The cell of a version of a look-up.
-    pub(super) fn cell_of(
-        &mut self,
-        keyed: &KeyedTimelines,
-        choice: u32,
-        version: u32,
-        found: &mut KeyedCells,
-    ) -> u32 {
-        let known = &mut found.last[choice as usize];
+    pub(super) fn cell_of(&mut self, plan: &mut KeyedPlan<'_>, choice: u32, version: u32) -> u32 {
+        let known = &mut plan.last[choice as usize];
         if let Some((last, cell)) = known
             && *last == version
         {
             return *cell;
         }
+        let keyed = plan.keyed;
         let query = keyed.look_ups.look_ups[choice as usize].query.unwrap_or(0) as usize;
-        let cell = self.distinct.cell(found.timelines[query], version);
-        if cell as usize == found.stale.len() {
-            found.stale.push(keyed.known[query].stale);
+        let cell = self.distinct.cell(plan.timelines[query], version);
+        if cell as usize == plan.stale.len() {
+            plan.stale.push(keyed.known[query].stale);
         }
         *known = Some((version, cell));
         cell
@@ -290,19 +278,36 @@ impl MissingColumn {
     }
 }
 
-/// The cells of a keyed column found so far.
-pub(super) struct KeyedCells {
+/// The plan of one keyed column.
+pub(super) struct KeyedPlan<'a> {
+    request: &'a ColumnRequest,
+    pub(super) keyed: &'a KeyedTimelines,
+    /// By look-up.
+    pub(super) sources: &'a [ChoiceSource<'a>],
     /// By query: the number of its timeline.
     timelines: Vec<usize>,
     /// For each look-up, the version of its last row, and its cell.
     last: Vec<Option<(u32, u32)>>,
     /// For each cell, whether its source did not confirm it in time.
     stale: Vec<bool>,
+    gaps: KeyedGaps,
 }
 
-impl KeyedCells {
-    fn new(timelines: Vec<usize>, look_ups: usize) -> Self {
-        Self { timelines, last: vec![None; look_ups], stale: Vec::new() }
+impl<'a> KeyedPlan<'a> {
+    fn new(
+        request: &'a ColumnRequest,
+        keyed: &'a KeyedTimelines,
+        sources: &'a [ChoiceSource<'a>],
+        timelines: Vec<usize>,
+    ) -> Self {
+        let (last, stale) = (vec![None; sources.len()], Vec::new());
+        Self { request, keyed, sources, timelines, last, stale, gaps: KeyedGaps::default() }
+    }
+
+    /// Adds rows of the look-up `choice` without an object: all from the first to the last one, or,
+    /// if the timestamps are sorted, some of them.
+    pub(super) fn add_missing(&mut self, choice: u32, missing: MissingRows) {
+        self.gaps.add(self.request, self.keyed, choice, missing);
     }
 }
 
@@ -317,7 +322,7 @@ pub(super) struct MissingRows {
 
 /// The rows of a keyed column without an object.
 #[derive(Default)]
-pub(super) struct KeyedGaps {
+struct KeyedGaps {
     /// One per path.
     missing: Vec<MissingColumn>,
     by_path: HashMap<ObjectPath, usize>,
@@ -325,9 +330,7 @@ pub(super) struct KeyedGaps {
 }
 
 impl KeyedGaps {
-    /// Adds rows of the look-up `choice`: all from the first to the last one, or, if the timestamps
-    /// are sorted, some of them.
-    pub(super) fn add(
+    fn add(
         &mut self,
         request: &ColumnRequest,
         keyed: &KeyedTimelines,
@@ -425,23 +428,21 @@ mod tests {
         let timelines = keyed.known.iter().map(add).collect();
         let look_ups = &keyed.look_ups.look_ups;
         let sources: Vec<_> = look_ups.iter().map(|one| keyed.source_of(one)).collect();
-        let mut gaps = KeyedGaps::default();
-        let mut cells = KeyedCells::new(timelines, look_ups.len());
+        let mut plan = KeyedPlan::new(request, keyed, &sources, timelines);
         let rows = match by_codes {
-            true => planning.coded_cells(request, keyed, &sources, &mut cells, &mut gaps).await,
+            true => planning.coded_cells(&mut plan).await.unwrap()?,
             false => {
-                planning.keyed_runs(request, keyed, &sources, &mut cells, &mut gaps).await.unwrap();
-                Ok(Some(planning.finished_runs()))
+                planning.keyed_runs(&mut plan).await.unwrap();
+                planning.finished_runs()
             }
         };
-        let rows = rows.unwrap()?;
         let runs = rows.runs_within(0..rows.len()).into_owned();
-        let KeyedGaps { missing, unmatched, .. } = gaps;
+        let KeyedPlan { stale, gaps: KeyedGaps { missing, unmatched, .. }, .. } = plan;
         let (versions, places) = planning.distinct.into_versions();
         let id = |place: &u32| versions.infos().nth(*place as usize).unwrap().id;
         let ids: Vec<_> = places.iter().map(id).collect();
         assert!((1..ids.len()).all(|n| !ids[..n].contains(&ids[n])), "a cell occurs twice");
-        Some(Found { runs, cells: places, stale: cells.stale, missing, unmatched })
+        Some(Found { runs, cells: places, stale, missing, unmatched })
     }
 
     const COLUMNS: [&str; 6] = [

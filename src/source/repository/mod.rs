@@ -18,6 +18,7 @@ mod carry;
 mod change;
 #[cfg(feature = "clouds")]
 mod clouds;
+mod crash_point;
 mod entry;
 mod folder;
 mod index;
