@@ -141,15 +141,15 @@ pub(super) struct Traces {
     /// Traces of the versions created at that time, sorted.
     pub(super) newest_traces: Vec<u64>,
     /// Metadata keys in these traces.
-    newest_keys: BTreeSet<String>,
+    pub(super) newest_keys: BTreeSet<String>,
     /// Sum of the traces of all entries.
     pub(super) digest: u64,
     /// Metadata keys in the digest.
-    keys: BTreeSet<String>,
+    pub(super) keys: BTreeSet<String>,
     /// Size of all metadata in bytes.
     pub(super) metadata_bytes: u64,
     /// Whether the listing has times of changes.
-    has_changes: bool,
+    pub(super) has_changes: bool,
 }
 
 impl Traces {
