@@ -30,7 +30,7 @@ use self::wire::{Answer, Call};
 const DRIFT: &str = "TPC/Calib/VDriftTgl";
 const NOISE: &str = "ITS/Noise";
 
-/// What was recorded of the version before.
+/// Recorded conversations of the version before.
 #[derive(Serialize, Deserialize)]
 struct Recorded {
     commit: String,

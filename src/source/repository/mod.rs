@@ -26,6 +26,7 @@ mod local;
 mod manifest;
 mod properties;
 mod reader;
+mod spool;
 mod store;
 mod store_listing;
 mod table;
