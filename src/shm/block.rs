@@ -135,6 +135,16 @@ impl Reservation {
         unsafe { mapping.bytes_mut(payload + offset, length) }
     }
 
+    /// Maps the pages of the payload for writing, `length` bytes from `offset` on.
+    #[cfg(feature = "cache")]
+    pub(crate) fn map_pages(&self, offset: usize, length: usize) {
+        let end = offset.saturating_add(length).min(self.place.size.get());
+        if offset < end {
+            let (mapping, payload) = self.place.payload();
+            mapping.map_pages(payload + offset, end - offset);
+        }
+    }
+
     /// Discards the settled state: the payload is to be written again from its start.
     pub(crate) fn unsettle(&mut self) {
         self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
