@@ -177,7 +177,8 @@ typedef struct iovc_host_memory_t {
                   void **data,
                   struct iovc_meta_header_t *header);
   /**
-   * Frees memory of `allocate`; `header` is the header that `allocate` wrote.
+   * Frees memory of `allocate`; `header` is the header that `allocate` wrote. Not called for
+   * objects that are held when the cache is closed, see iovc_cache_close.
    */
   void (*release)(void *context, const struct iovc_meta_header_t *header);
 } iovc_host_memory_t;
@@ -483,6 +484,10 @@ iovc_status_t iovc_cache_open(const struct iovc_cache_options_t *options,
  *
  * Attached processes can still read objects that they have resolved, but no header resolves any
  * more. Close the handles of iovc_cache_attach first.
+ *
+ * Objects in memory of the host program that a table or a timeframe still holds are not released:
+ * other devices may be reading them by the host's headers. Report timeframes as consumed and release
+ * leases first, or they stay allocated as long as the host's memory exists.
  *
  * # Safety
  * `cache` is null or a handle that was not closed yet and is not used any more.

@@ -164,10 +164,16 @@ impl Column {
     }
 }
 
+/// Timestamp, run, period.
+type CaseRow = (Option<i64>, Option<i64>, Option<i64>);
+
+/// Rows per timestamp of interleaved rows.
+const INTERLEAVED: usize = 24;
+
 #[derive(Debug, Clone)]
 struct Case {
     versions: Vec<Made>,
-    rows: Vec<(Option<i64>, Option<i64>, Option<i64>)>,
+    rows: Vec<CaseRow>,
     columns: Vec<Column>,
 }
 
@@ -304,6 +310,18 @@ fn column() -> impl Strategy<Value = Column> {
     )
 }
 
+/// Many rows in the order of their timestamps, none of which is null, whose keys change on each row.
+fn interleaved(rows: &[CaseRow]) -> Vec<CaseRow> {
+    let mut times: Vec<i64> = rows.iter().map(|row| row.0.unwrap_or(7)).collect();
+    times.sort_unstable();
+    let all = 0..rows.len() * INTERLEAVED;
+    all.map(|row| {
+        let (_, run, period) = rows[row % rows.len()];
+        (Some(times[row / INTERLEAVED]), run, period)
+    })
+    .collect()
+}
+
 fn case() -> impl Strategy<Value = Case> {
     let made = (0..3_usize, -10_i64..60, 1..40_i64, proptest::option::of(-1_i64..5))
         .prop_map(|(path, from, length, run)| Made { path, from, until: from + length, run });
@@ -312,7 +330,7 @@ fn case() -> impl Strategy<Value = Case> {
     let row = (maybe(-5..60), maybe(-1..6), maybe(0..3));
     let rows = proptest::collection::vec((row, 1..90_usize), 1..24);
     let columns = proptest::collection::vec(column(), 1..6);
-    (proptest::collection::vec(made, 0..24), rows, columns, 0..4_u8).prop_map(
+    (proptest::collection::vec(made, 0..24), rows, columns, 0..5_u8).prop_map(
         |(versions, rows, columns, order)| {
             let mut rows: Vec<_> = rows
                 .into_iter()
@@ -324,6 +342,7 @@ fn case() -> impl Strategy<Value = Case> {
                 0 => rows.sort_by_key(|row| row.0),
                 1 => rows.sort_by_key(|row| std::cmp::Reverse(row.0)),
                 2 => rows.sort_by_key(|row| (row.1, row.0)),
+                4 => rows = interleaved(&rows),
                 _ => {}
             }
             Case { versions, rows, columns }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use iovcache::client::{Attachment, Client, ClientOptions, LocalPath, Table, TableRequest, View};
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
-use iovcache::source::MemorySource;
+use iovcache::source::{MemorySource, PathPolicy, PolicySource};
 use iovcache::table::CellKind;
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
 
@@ -61,6 +61,10 @@ async fn serve() -> Service {
         segment_bytes: MEMORY_BYTES / 2,
         ..PoolOptions::default()
     };
+    // By itself this source says that no answer is used twice, so no look-up finds one in shared memory.
+    let refresh = Some(std::time::Duration::from_secs(3600));
+    let policy = PathPolicy { prefix: "A".to_owned(), refresh, ..PathPolicy::default() };
+    let source = PolicySource::new(Arc::new(source), [policy].into_iter().collect());
     let cache = Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let sockets = folder.path().join("s");

@@ -135,8 +135,8 @@ class ConditionCache : public fair::mq::Device
     return serve(timeslice, std::move(timestamps));
   }
 
-  // Consumers may still read: their tables name our messages. What they do not finish in time stays
-  // allocated until the session ends, rather than being handed out again under their eyes.
+  // Consumers may still read: their tables name our messages. Objects that they do not finish in time
+  // stay allocated until the session ends, since the cache does not free what timeslices hold.
   void ResetTask() override
   {
     const auto until = std::chrono::steady_clock::now() + drain_limit;
@@ -146,10 +146,6 @@ class ConditionCache : public fair::mq::Device
     }
     if (mOldest < mNext) {
       LOG(error) << "timeslices from " << mOldest << " are not consumed: their objects stay";
-      (void)mCache.release();
-      (void)mSegmentMemory.release();
-      (void)mRegionMemory.release();
-      (void)mRegion.release();
     }
     mCache.reset();
     mSegmentMemory.reset();
@@ -199,17 +195,20 @@ class ConditionCache : public fair::mq::Device
     const auto rows = timestamps.size();
     for (std::size_t index = 0; index < GetNumSubChannels("tables"); ++index) {
       auto& channel = GetChannel("tables", static_cast<int>(index));
+      const auto write = [&](fair::mq::Parts& parts) {
+        messages::add(parts, channel,
+                      messages::TableHead{timeslice, static_cast<std::uint32_t>(rows),
+                                          static_cast<std::uint32_t>(mColumns)});
+        messages::add(parts, channel, timestamps);
+        for (std::size_t column = 0; column < mColumns; ++column) {
+          const auto* cells = static_cast<const char*>(table.children[column]->buffers[1]);
+          messages::add(parts, channel, cells, rows * messages::cell_bytes);
+        }
+      };
       fair::mq::Parts parts;
-      messages::add(parts, channel,
-                    messages::TableHead{timeslice, static_cast<std::uint32_t>(rows),
-                                        static_cast<std::uint32_t>(mColumns)});
-      messages::add(parts, channel, timestamps);
-      for (std::size_t column = 0; column < mColumns; ++column) {
-        const auto* cells = static_cast<const char*>(table.children[column]->buffers[1]);
-        messages::add(parts, channel, cells, rows * messages::cell_bytes);
-      }
-      while (channel.Send(parts, poll_ms) < 0) {
-        take_feedback(0);
+      // Both wait for consumers: the one for their room, the other for the messages that they free.
+      while (!messages::made(parts, write) || channel.Send(parts, poll_ms) < 0) {
+        take_feedback(poll_ms);
         if (NewStatePending()) {
           return false;
         }
@@ -229,10 +228,14 @@ class ConditionCache : public fair::mq::Device
     for (std::size_t index = 0; index < GetNumSubChannels("tables"); ++index) {
       auto& channel = GetChannel("tables", static_cast<int>(index));
       fair::mq::Parts parts;
-      messages::add(parts, channel, messages::TableHead{mNext, 0, 0});
-      messages::add(parts, channel, std::vector<std::int64_t>());
+      const auto write = [&](fair::mq::Parts& made) {
+        messages::add(made, channel, messages::TableHead{mNext, 0, 0});
+        messages::add(made, channel, std::vector<std::int64_t>());
+      };
       // Not waited for: the next one says as much.
-      (void)channel.Send(parts, 0);
+      if (messages::made(parts, write)) {
+        (void)channel.Send(parts, 0);
+      }
     }
   }
 

@@ -91,14 +91,16 @@ class Consumer : public fair::mq::Device
             const std::vector<std::uint64_t>& digests)
   {
     auto& channel = GetChannel("results");
+    const auto write = [&](fair::mq::Parts& parts) {
+      messages::add(parts, channel,
+                    messages::ResultHead{head.timeslice, mNext,
+                                         static_cast<std::uint32_t>(mNumber), head.rows,
+                                         head.columns, 0});
+      messages::add(parts, channel, timestamps);
+      messages::add(parts, channel, digests);
+    };
     fair::mq::Parts parts;
-    messages::add(parts, channel,
-                  messages::ResultHead{head.timeslice, mNext,
-                                       static_cast<std::uint32_t>(mNumber), head.rows, head.columns,
-                                       0});
-    messages::add(parts, channel, timestamps);
-    messages::add(parts, channel, digests);
-    while (channel.Send(parts, 100) < 0) {
+    while (!messages::made(parts, write) || channel.Send(parts, 100) < 0) {
       if (NewStatePending()) {
         return false;
       }

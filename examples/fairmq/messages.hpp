@@ -67,6 +67,23 @@ void add(fair::mq::Parts& parts, fair::mq::Channel& channel, const std::vector<T
   add(parts, channel, values.data(), values.size() * sizeof(T));
 }
 
+// Fills `parts` by `write`, unless that was done. False: the segment is full, until receivers free
+// messages.
+template <typename Write>
+bool made(fair::mq::Parts& parts, const Write& write)
+{
+  if (parts.Size() > 0) {
+    return true;
+  }
+  try {
+    write(parts);
+    return true;
+  } catch (const fair::mq::MessageBadAlloc&) {
+    parts = fair::mq::Parts();
+    return false;
+  }
+}
+
 // False: the part is missing or has another size.
 template <typename T>
 bool read(const fair::mq::Parts& parts, std::size_t index, T& value)

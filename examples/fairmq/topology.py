@@ -102,7 +102,7 @@ class Topology:
         self.starts[name] = self.starts.get(name, 0) + 1
         program = Path(self.arguments.programs) / name.partition("-")[0]
         common = ["--id", f"{name}-{self.starts[name]}", "--session", self.session, "--transport",
-                  "shmem", "--control", "static", "--shm-segment-size", 4 << 20,
+                  "shmem", "--control", "static", "--shm-segment-size", self.arguments.segment_kib << 10,
                   "--shm-segment-id", sum(self.starts.values()), "--shm-monitor",
                   "false", "--shm-no-cleanup", "true", "--severity", "error", "--color", "false"]
         command = [program, *common, *self.command(name)]
@@ -169,6 +169,8 @@ def main() -> int:
     parser.add_argument("--programs", required=True)
     parser.add_argument("--place", choices=("segment", "region"), default="segment",
                         help="where the cache keeps its objects")
+    parser.add_argument("--segment-kib", type=int, default=4096,
+                        help="segment of each device; with 1400 that of the cache is often full")
     parser.add_argument("--kills", type=int, default=30, help="devices killed, one after the other")
     parser.add_argument("--stops", type=int, default=3, help="caches stopped with SIGTERM")
     parser.add_argument("--pause", type=float, default=0.4, help="mean seconds between two of these")

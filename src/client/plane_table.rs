@@ -12,7 +12,7 @@
 //! service would refuse is never answered here.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arrow_array::types::Int32Type;
 use arrow_array::{Array as _, ArrayRef, FixedSizeBinaryArray, Int32Array, RunArray};
@@ -26,7 +26,9 @@ use super::table::{Hold, Table};
 use crate::index::{Slot, Timestamps, join_steps};
 use crate::object::ObjectPath;
 use crate::shm::attach::{Attachment, PinnedBlocks};
-use crate::shm::{AskReason, LocalPlane, MetaHeader, PlanePath, SpanReading, SpanSteps, TablePins};
+use crate::shm::{
+    AskReason, LocalPlane, Mappings, MetaHeader, PlanePath, SpanReading, SpanSteps, TablePins,
+};
 use crate::sync::Mutex;
 use crate::table::{
     CellKind, ColumnRequest, ColumnRuns, Encoding, Missing, RequestMessage, TableRequest, Times,
@@ -57,6 +59,8 @@ struct Known {
     last: Option<(Vec<ColumnKey>, SchemaRef)>,
     /// Handles of paths that no table reads at the moment.
     paths: HashMap<ObjectPath, Vec<PlanePath>>,
+    /// The mappings of the session at the last table.
+    mappings: Weak<Mappings>,
 }
 
 /// A column as the service has answered it.
@@ -121,6 +125,12 @@ impl Known {
         let is_known = |plane: &Arc<LocalPlane>| Arc::ptr_eq(plane.attachment(), session);
         if !self.plane.as_ref().is_some_and(is_known) {
             *self = Self { plane: LocalPlane::new(Arc::clone(session)), ..Self::default() };
+        }
+        // A handle keeps the mappings that it read last, and with them retired segments.
+        let mappings = Arc::downgrade(&session.mappings());
+        if !Weak::ptr_eq(&self.mappings, &mappings) {
+            self.paths.clear();
+            self.mappings = mappings;
         }
     }
 

@@ -76,6 +76,16 @@ impl EmbeddedCache {
     }
 
     fn close(mut self) {
+        self.cache.drain();
+        if self.host_memory.is_some() {
+            let left = self.cache.leave_held_objects();
+            if left > 0 {
+                tracing::warn!(
+                    left,
+                    "objects that tables or timeframes hold stay allocated in the host's memory"
+                );
+            }
+        }
         self.cache.close();
         self.stop.cancel();
         if let Some(serving) = self.serving.take() {
@@ -143,6 +153,10 @@ pub unsafe extern "C" fn iovc_cache_open(
 ///
 /// Attached processes can still read objects that they have resolved, but no header resolves any
 /// more. Close the handles of iovc_cache_attach first.
+///
+/// Objects in memory of the host program that a table or a timeframe still holds are not released:
+/// other devices may be reading them by the host's headers. Report timeframes as consumed and release
+/// leases first, or they stay allocated as long as the host's memory exists.
 ///
 /// # Safety
 /// `cache` is null or a handle that was not closed yet and is not used any more.

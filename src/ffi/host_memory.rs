@@ -34,7 +34,8 @@ pub struct HostMemoryFunctions {
             header: *mut MetaHeader,
         ) -> c_int,
     >,
-    /// Frees memory of `allocate`; `header` is the header that `allocate` wrote.
+    /// Frees memory of `allocate`; `header` is the header that `allocate` wrote. Not called for
+    /// objects that are held when the cache is closed, see iovc_cache_close.
     pub release: Option<unsafe extern "C" fn(context: *mut c_void, header: *const MetaHeader)>,
 }
 

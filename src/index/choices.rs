@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::join::{Piece, Run, Slot, join_steps, join_timeline, open_times_of};
 use super::key_column::{KeyColumn, KeyIds};
@@ -23,12 +23,39 @@ const LONG_RUN_ROWS: usize = 64;
 /// Runs of equal look-ups that count as one step of work.
 const EQUAL_RUNS_PER_STEP: usize = 8;
 
-/// Look-up of each row, as runs that cover all rows without gaps.
+/// Look-up of each row.
 #[derive(Debug, Clone)]
 pub(crate) struct RowChoices {
+    /// The look-up by value of a key, if that decides it alone.
+    by_value: Option<ValueChoices>,
+    /// Computed on demand where the key decides.
+    runs: OnceLock<ChoiceRuns>,
+}
+
+/// A look-up for each distinct value of a key.
+#[derive(Debug, Clone)]
+pub(crate) struct ValueChoices {
+    pub(crate) key: KeyColumn,
+    /// By number of the value; `None`: the look-up has the number of the value.
+    choices: Option<Arc<[u32]>>,
+}
+
+impl ValueChoices {
+    /// The look-up of the value with a number, or [`RowChoices::NONE`].
+    pub(crate) fn choice(&self, number: usize) -> u32 {
+        match &self.choices {
+            Some(choices) => choices[number],
+            None => number as u32,
+        }
+    }
+}
+
+/// Look-up of each row, as runs that cover all rows without gaps.
+#[derive(Debug, Clone)]
+struct ChoiceRuns {
     /// For each run, the row after its last one.
     ends: Arc<[i32]>,
-    /// By run: the number of the look-up, [`NULL`](Self::NULL) or [`NONE`](Self::NONE).
+    /// By run: the number of the look-up, [`RowChoices::NULL`] or [`RowChoices::NONE`].
     choices: Arc<[u32]>,
 }
 
@@ -51,10 +78,22 @@ impl MergedRuns {
     }
 }
 
-impl From<MergedRuns> for RowChoices {
+impl From<MergedRuns> for ChoiceRuns {
     fn from(MergedRuns { ends, choices }: MergedRuns) -> Self {
         Self { ends: ends.into(), choices: choices.into() }
     }
+}
+
+impl From<ChoiceRuns> for RowChoices {
+    fn from(runs: ChoiceRuns) -> Self {
+        Self { by_value: None, runs: OnceLock::from(runs) }
+    }
+}
+
+fn merged(runs: impl Iterator<Item = (i32, u32)>) -> ChoiceRuns {
+    let mut merged = MergedRuns::default();
+    runs.for_each(|(end, choice)| merged.push(end, choice));
+    merged.into()
 }
 
 impl RowChoices {
@@ -65,7 +104,9 @@ impl RowChoices {
 
     /// One look-up per distinct value of the key, with the number of the value.
     pub(crate) fn by_value(key: &KeyColumn) -> Self {
-        Self { ends: Arc::clone(key.ends()), choices: Arc::clone(&key.ids().by_run) }
+        let (ends, choices) = (Arc::clone(key.ends()), Arc::clone(&key.ids().by_run));
+        let by_value = Some(ValueChoices { key: key.clone(), choices: None });
+        Self { by_value, runs: OnceLock::from(ChoiceRuns { ends, choices }) }
     }
 
     /// The look-up that `choices` gives for each distinct value of the key, by its number. Neighbours
@@ -75,21 +116,35 @@ impl RowChoices {
     /// # Panics
     /// If there are fewer choices than distinct values.
     pub(crate) fn of_values(key: &KeyColumn, choices: &[u32]) -> Self {
-        let choice = |id: u32| if id == KeyIds::NULL { Self::NULL } else { choices[id as usize] };
-        let by_run = key.ids().by_run.iter().map(|&id| choice(id));
-        Self::merged(key.ends().iter().copied().zip(by_run))
+        assert!(choices.len() >= key.ids().len(), "a value has no choice");
+        let by_value = ValueChoices { key: key.clone(), choices: Some(choices.into()) };
+        Self { by_value: Some(by_value), runs: OnceLock::new() }
     }
 
-    fn merged(runs: impl Iterator<Item = (i32, u32)>) -> Self {
-        let mut merged = MergedRuns::default();
-        runs.for_each(|(end, choice)| merged.push(end, choice));
-        merged.into()
+    /// The look-up by value of a key, if that decides it alone.
+    pub(crate) fn by_key_value(&self) -> Option<&ValueChoices> {
+        self.by_value.as_ref()
+    }
+
+    /// The runs of equal look-ups.
+    fn choice_runs(&self) -> &ChoiceRuns {
+        self.runs.get_or_init(|| {
+            let Some(by_value) = &self.by_value else { return MergedRuns::default().into() };
+            let number = |id: u32| if id == KeyIds::NULL { None } else { Some(id as usize) };
+            let choice = |id| number(id).map_or(Self::NULL, |number| by_value.choice(number));
+            let by_run = by_value.key.ids().by_run.iter().map(|&id| choice(id));
+            merged(by_value.key.ends().iter().copied().zip(by_run))
+        })
     }
 
     /// Look-up 0 in all rows with a key that is not null.
     pub(crate) fn where_valid(key: &KeyColumn) -> Self {
+        if !key.has_nulls() {
+            let rows = (!key.is_empty()).then_some((key.len() as i32, 0));
+            return merged(rows.into_iter()).into();
+        }
         let choice = |value: Option<_>| if value.is_some() { 0 } else { Self::NULL };
-        Self::merged(key.runs().map(|(end, value)| (end as i32, choice(value))))
+        merged(key.runs().map(|(end, value)| (end as i32, choice(value)))).into()
     }
 
     /// The look-up from a step function over the values of the key: `choice(n)` holds from
@@ -109,10 +164,8 @@ impl RowChoices {
             Slot::Absent | Slot::Unknown => Self::NONE,
             Slot::Null => Self::NULL,
         };
-        Self {
-            ends: runs.iter().map(|run| run.end as i32).collect(),
-            choices: runs.iter().map(choice).collect(),
-        }
+        let ends = runs.iter().map(|run| run.end as i32).collect();
+        ChoiceRuns { ends, choices: runs.iter().map(choice).collect() }.into()
     }
 
     /// These choices, with a null wherever the timestamp is null.
@@ -136,13 +189,14 @@ impl RowChoices {
                 }
             }
         }
-        merged.into()
+        ChoiceRuns::from(merged).into()
     }
 
     /// The runs: first row, row after the last one, choice.
     pub(crate) fn runs(&self) -> impl Iterator<Item = (usize, usize, u32)> {
         let mut start = 0;
-        self.ends.iter().zip(self.choices.iter()).map(move |(&end, &choice)| {
+        let ChoiceRuns { ends, choices } = self.choice_runs();
+        ends.iter().zip(choices.iter()).map(move |(&end, &choice)| {
             let end = end as usize;
             (std::mem::replace(&mut start, end), end, choice)
         })
@@ -161,10 +215,15 @@ impl RowChoices {
 
     /// The choice, if all rows have the same one.
     pub(crate) fn only(&self) -> Option<u32> {
-        match self.choices[..] {
-            [only] => Some(only),
-            _ => None,
-        }
+        let Some(by_value) = &self.by_value else {
+            return match self.choice_runs().choices[..] {
+                [only] => Some(only),
+                _ => None,
+            };
+        };
+        let values = by_value.key.ids().len();
+        let first = (values > 0 && !by_value.key.has_nulls()).then(|| by_value.choice(0))?;
+        (1..values).all(|number| by_value.choice(number) == first).then_some(first)
     }
 
     /// The ranges of rows of each of `groups` groups; `group` maps a look-up to its group.
@@ -242,7 +301,7 @@ struct Cursor {
 /// Join of one column with several look-ups, in pieces, so that other work can run in between.
 #[derive(Debug)]
 pub(crate) struct ChoicePieces<'a> {
-    choices: &'a RowChoices,
+    choices: &'a ChoiceRuns,
     sources: &'a [ChoiceSource<'a>],
     timestamps: &'a Timestamps,
     /// The timestamp of each row, if each is listed and none is null.
@@ -275,6 +334,7 @@ impl<'a> ChoicePieces<'a> {
         let is_listed = timestamps.has_row_entries() && !timestamps.has_nulls();
         let values = timestamps.values();
         let row_values = (is_listed && values.len() == timestamps.len()).then_some(values);
+        let choices = choices.choice_runs();
         Self {
             choices,
             sources,

@@ -193,20 +193,8 @@ pub(super) fn join_timeline(
     if let Some(steps) = timestamps.steps() {
         let row_start = piece.entries.start;
         let mut sink = RunSink { runs, row_start, timestamps, slot };
-        let mut entry = row_start;
-        for _ in 0..max_runs {
-            if entry >= piece.entries.end {
-                break;
-            }
-            let at = steps.value(entry);
-            let segment = search(firsts, at);
-            let starts = &segments[segment].starts;
-            let place = search(starts, at);
-            let border = starts.get(place + 1).or_else(|| firsts.get(segment + 1));
-            entry = border.map_or(piece.entries.end, |&border| steps.before(border));
-            sink.push(entry, (sink.slot)(segment << 32 | place));
-        }
-        return entry.min(piece.entries.end);
+        let mut emit = |end: usize, place: usize| sink.push(end, (sink.slot)(place));
+        return stepped_segments(timeline, steps, piece, &mut emit);
     }
     let (values, order) = (timestamps.values(), timestamps.order());
     emit_runs(runs, timestamps, piece, slot, |valid, sink| {
@@ -240,6 +228,31 @@ pub(super) fn join_timeline(
         }
         entry
     })
+}
+
+/// Joins stepped timestamps with the segments of a timeline. Returns the entry after the last one
+/// joined.
+fn stepped_segments(
+    timeline: &Timeline,
+    steps: &Steps,
+    piece: Piece,
+    emit: &mut impl FnMut(usize, usize),
+) -> usize {
+    let (firsts, segments) = timeline.segments();
+    let mut entry = piece.entries.start;
+    for _ in 0..piece.max_runs {
+        if entry >= piece.entries.end {
+            break;
+        }
+        let at = steps.value(entry);
+        let segment = search(firsts, at);
+        let starts = &segments[segment].starts;
+        let place = search(starts, at);
+        let border = starts.get(place + 1).or_else(|| firsts.get(segment + 1));
+        entry = border.map_or(piece.entries.end, |&border| steps.before(border));
+        emit(entry, segment << 32 | place);
+    }
+    entry.min(piece.entries.end)
 }
 
 /// Receiver of the runs of a piece.

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use arrow_buffer::{NullBuffer, ScalarBuffer};
 use foldhash::fast::RandomState;
 
+use super::row_codes::RowCodes;
 use super::timestamps::Timestamps;
 
 /// A value of a key.
@@ -80,6 +81,8 @@ pub struct KeyIds {
     pub(super) by_run: Arc<[u32]>,
     /// By number: the first run with the value.
     first_runs: Vec<u32>,
+    /// Computed on demand.
+    codes: OnceLock<RowCodes>,
 }
 
 impl KeyIds {
@@ -177,10 +180,35 @@ impl KeyColumn {
             let is_null = |run| self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(run));
             let runs = self.ends.len();
             match &self.values {
-                KeyValues::Integers(values) => number(runs, is_null, |run| values[run]),
-                KeyValues::Texts { ids, .. } => number(runs, is_null, |run| ids[run]),
+                KeyValues::Integers(values) => match narrow_range(values) {
+                    Some((least, range)) => number_by_table(runs, range, is_null, |run| {
+                        values[run].wrapping_sub(least) as usize
+                    }),
+                    None => number(runs, is_null, |run| values[run]),
+                },
+                KeyValues::Texts { ids, texts } => {
+                    number_by_table(runs, texts.len(), is_null, |run| ids[run] as usize)
+                }
             }
         })
+    }
+
+    /// The code of each row. They are computed on the first call, in one pass over the rows.
+    pub(crate) fn codes(&self) -> &RowCodes {
+        let ids = self.ids();
+        ids.codes.get_or_init(|| {
+            RowCodes::new(&self.ends, &ids.by_run, ids.len(), KeyIds::NULL, self.has_nulls())
+        })
+    }
+
+    /// Memory of [`codes`](Self::codes) in bytes.
+    pub(crate) fn codes_bytes(&self) -> u64 {
+        (self.len() * RowCodes::width(self.ids().len())) as u64
+    }
+
+    /// Whether both are the same column in memory.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.ids, &other.ids)
     }
 
     /// The distinct value with a number, and the first row with it.
@@ -247,6 +275,42 @@ impl KeyColumn {
 /// Memory of a distinct text in addition to its bytes.
 const TEXT_BYTES: usize = 48;
 
+/// Tables of numbers have at most this many entries per run.
+const TABLE_ENTRIES_PER_RUN: u64 = 4;
+
+/// The lowest value, and the number of values up to the highest one, if a table of them is small
+/// beside the values themselves.
+fn narrow_range(values: &[i64]) -> Option<(i64, usize)> {
+    let (least, most) = (*values.iter().min()?, *values.iter().max()?);
+    let limit = values.len() as u64 * TABLE_ENTRIES_PER_RUN;
+    let last = most.abs_diff(least);
+    (last < limit).then(|| (least, last as usize + 1))
+}
+
+/// Like [`number`], for values below `range`, without hashing.
+fn number_by_table(
+    runs: usize,
+    range: usize,
+    is_null: impl Fn(usize) -> bool,
+    value: impl Fn(usize) -> usize,
+) -> KeyIds {
+    let mut numbers = vec![KeyIds::NULL; range];
+    let mut first_runs = Vec::new();
+    let number = |run: usize| {
+        if is_null(run) {
+            return KeyIds::NULL;
+        }
+        let number = &mut numbers[value(run)];
+        if *number == KeyIds::NULL {
+            *number = first_runs.len() as u32;
+            first_runs.push(run as u32);
+        }
+        *number
+    };
+    let by_run = (0..runs).map(number).collect();
+    KeyIds { by_run, first_runs, codes: OnceLock::new() }
+}
+
 fn number<T: Eq + Hash>(
     runs: usize,
     is_null: impl Fn(usize) -> bool,
@@ -264,7 +328,7 @@ fn number<T: Eq + Hash>(
         })
     };
     let by_run = (0..runs).map(number).collect();
-    KeyIds { by_run, first_runs }
+    KeyIds { by_run, first_runs, codes: OnceLock::new() }
 }
 
 /// Builder of a key column, run by run. Equal neighbours become one run.

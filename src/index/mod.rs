@@ -13,13 +13,15 @@
 mod choices;
 mod join;
 mod key_column;
+mod row_codes;
 mod search;
+mod slot_segments;
 mod timeline;
 mod timestamps;
 mod version_list;
 
 pub(crate) use choices::{
-    ChoicePieces, ChoiceRun, ChoiceSource, RowChoices, RowRanges, open_times_within,
+    ChoicePieces, ChoiceSource, RowChoices, RowRanges, ValueChoices, open_times_within,
 };
 pub(crate) use join::JoinPieces;
 pub(crate) use join::join_steps;
@@ -27,5 +29,7 @@ pub use join::{Run, Runs, Slot, join};
 #[doc(hidden)]
 pub use join::{closed_between_bounds, open_times};
 pub use key_column::{KeyBuilder, KeyColumn, KeyType, KeyValue};
+pub(crate) use row_codes::RowCodes;
+pub(crate) use slot_segments::SlotSegments;
 pub use timeline::{Span, State, Step, Timeline};
 pub use timestamps::Timestamps;

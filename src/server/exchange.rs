@@ -251,7 +251,8 @@ async fn answer_all(
         let answer = answered.map_err(|error| status(&error))?;
         let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
         let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());
-        let (head, body) = (answer.head(), answer.body().map_err(|error| status(&error))?);
+        let (head, body) =
+            (answer.schema_message(), answer.body().map_err(|error| status(&error))?);
         // From here on only the body holds the pins. It loses them if the lease is revoked while
         // the client does not read.
         drop(answer);

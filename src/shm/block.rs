@@ -360,11 +360,19 @@ impl Block {
         self.place.segment.is_condemned()
     }
 
-    /// Invalidates it for all consumers if another program may overwrite its bytes: whoever resolves
-    /// its header is told that it is stale.
+    /// Invalidates it for all consumers if another program may overwrite its bytes: its header is
+    /// stale then.
     pub(crate) fn invalidate_if_overwritten(&self) {
         if self.place.segment.is_overwritten() {
             sync::give_up_own(self.place.generation(), self.generation);
+        }
+    }
+
+    /// Leaves its memory allocated in the host if it lies there, also after it is dropped.
+    #[cfg(feature = "capi")]
+    pub(crate) fn leave_in_host(&self) {
+        if let SegmentMemory::Host(host) = &self.place.segment.memory {
+            host.leave();
         }
     }
 

@@ -15,7 +15,7 @@
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::layout::{BLOCK_OVERHEAD_BYTES, GRANULE_BYTES, MetaHeader};
@@ -201,7 +201,7 @@ pub(super) struct HostAllocation {
     _headers: Box<Headers>,
     memory: HostMemory,
     /// Whether it is released on drop.
-    owned: bool,
+    owned: AtomicBool,
 }
 
 impl HostAllocation {
@@ -212,21 +212,21 @@ impl HostAllocation {
         // SAFETY: the box lives as long as this, and is accessed only through the mapping.
         let mapped = unsafe { Mapping::of_range(base, size_of::<Headers>()) };
         let payload = Arc::new(payload);
-        let (headers, _headers, owned) = (mapped, headers, true);
+        let (headers, _headers, owned) = (mapped, headers, AtomicBool::new(true));
         Self { header, size_bytes, payload, headers, _headers, memory, owned }
     }
 
-    /// Drops this without releasing the buffer.
-    pub(super) fn forget(mut self) {
-        self.owned = false;
-        self.memory.one_less();
+    /// From now on, dropping this does not release the buffer.
+    pub(super) fn leave(&self) {
+        self.owned.store(false, Ordering::Release);
     }
 }
 
 impl Drop for HostAllocation {
     fn drop(&mut self) {
-        if self.owned {
-            self.memory.release(&self.header);
+        match *self.owned.get_mut() {
+            true => self.memory.release(&self.header),
+            false => self.memory.one_less(),
         }
     }
 }

@@ -41,7 +41,7 @@ impl HostBlocks {
         let mut by_place = self.by_place.lock();
         if by_place.contains_key(&location) {
             // Releasing it would release the other buffer.
-            allocation.forget();
+            allocation.leave();
             return Err(HostError::InUse { header });
         }
         let segment = Arc::new(Segment::new(kind, id, SegmentMemory::Host(allocation)));

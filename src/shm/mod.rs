@@ -46,6 +46,8 @@ mod inherited_fds;
 mod layout;
 mod local;
 mod mapping;
+#[cfg(feature = "cache")]
+mod md5_lanes;
 mod numbers;
 mod pool;
 mod pool_state;
@@ -83,6 +85,8 @@ pub(crate) use local::{
 };
 #[cfg(feature = "client")]
 pub(crate) use local::{SpanReading, SpanSteps, TablePins};
+#[cfg(feature = "cache")]
+pub(crate) use md5_lanes::md5_of_each;
 pub use pool::{Pool, PoolError, PoolOptions, Usage};
 pub(crate) use pool_state::InFlight;
 #[cfg(any(feature = "cache", feature = "client"))]

@@ -1,108 +1,146 @@
-//! Builds Arrow arrays of cells.
+//! The physical layout of cells of each kind.
+//!
+//! ```text
+//!  binary   validity, 40 bytes per cell
+//!  struct   validity ─ 7 × (node, no validity, the field)
+//!  o2       validity ─ node, no validity, 3 × Int64 per cell
+//!  payload  validity, offsets Int64, bytes
+//! ```
 
-use std::sync::Arc;
+use arrow_array::ArrayRef;
+use arrow_schema::ArrowError;
 
-use arrow_array::types::Int32Type;
-use arrow_array::{
-    Array, ArrayRef, FixedSizeBinaryArray, FixedSizeListArray, Int32Array, Int64Array,
-    LargeBinaryArray, RunArray, StructArray, UInt8Array, UInt16Array, UInt64Array,
-};
-use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
-use arrow_data::ArrayData;
-use arrow_schema::{ArrowError, DataType};
-
+use super::batch_buffers::{BatchBuffers, Payloads};
 use super::content::{Cell, Objects};
 use super::encode_error::EncodeError;
-use super::layout::{header_fields, o2_item};
+use super::layout::cell_type;
 use super::request_options::CellKind;
 use crate::shm::MetaHeader;
 
 /// Filler under a null: it has no meaning, but must be equal everywhere.
-pub(super) const NOTHING: MetaHeader = MetaHeader::managed(0, 0, 0, 0);
+const NOTHING: MetaHeader = MetaHeader::managed(0, 0, 0, 0);
 
-/// Run-end encoded array, its values unchecked. `RunArray::try_new` does not fit: it declares all
-/// values nullable.
-pub(super) fn run_array(
-    data_type: &DataType,
-    ends: Int32Array,
-    values: &dyn Array,
-    rows: usize,
-) -> Result<ArrayRef, EncodeError> {
-    let data = ArrayData::builder(data_type.clone())
-        .len(rows)
-        .add_child_data(ends.into_data())
-        .add_child_data(values.to_data())
-        .build()?;
-    Ok(Arc::new(RunArray::<Int32Type>::from(data)))
+impl BatchBuffers {
+    /// Appends an array of `length` cells of kind `kind`. `runs` are numbers of equal cells, each
+    /// with its cell; `None` is null.
+    pub(super) fn cells<'a>(
+        &mut self,
+        length: usize,
+        runs: impl Iterator<Item = (usize, Option<&'a Cell>)> + Clone,
+        kind: CellKind,
+        payloads: Payloads<'_>,
+    ) {
+        if kind != CellKind::Payload {
+            let headers = runs.map(|(count, cell)| (count, cell.map(|cell| cell.header)));
+            return self.headers(length, headers, kind);
+        }
+        self.validity(length, runs.clone().map(|(count, cell)| (count, cell.is_some())));
+        let number = |cell: Option<&Cell>| cell.map(|cell| cell.object);
+        let numbers = runs.flat_map(|(count, cell)| std::iter::repeat_n(number(cell), count));
+        self.payloads(numbers, payloads);
+    }
+
+    /// Like [`cells`](Self::cells) for the kinds whose cells are made of MetaHeaders.
+    pub(super) fn headers(
+        &mut self,
+        length: usize,
+        runs: impl Iterator<Item = (usize, Option<MetaHeader>)> + Clone,
+        kind: CellKind,
+    ) {
+        self.validity(length, runs.clone().map(|(count, header)| (count, header.is_some())));
+        let runs = runs.map(|(count, header)| (count, header.unwrap_or(NOTHING)));
+        match kind {
+            CellKind::Binary => self.values(runs, MetaHeader::to_bytes),
+            CellKind::Struct => {
+                self.child(length, runs.clone(), |header| header.size.to_le_bytes());
+                self.child(length, runs.clone(), |header| header.hint.to_le_bytes());
+                self.child(length, runs.clone(), |header| header.handle.to_le_bytes());
+                self.child(length, runs.clone(), |header| header.shared.to_le_bytes());
+                self.child(length, runs.clone(), |header| header.region_id.to_le_bytes());
+                self.child(length, runs.clone(), |header| header.segment_id.to_le_bytes());
+                self.child(length, runs, |header| header.managed.to_le_bytes());
+            }
+            CellKind::O2 => self.child(length * 3, runs, o2_bytes),
+            CellKind::Payload => {}
+        }
+    }
+
+    /// Appends a child array without nulls.
+    fn child<const N: usize>(
+        &mut self,
+        length: usize,
+        runs: impl Iterator<Item = (usize, MetaHeader)>,
+        value: impl Fn(&MetaHeader) -> [u8; N],
+    ) {
+        self.node(length, 0);
+        self.buffer(|_| {});
+        self.values(runs, value);
+    }
+
+    /// Appends a buffer with the value of each header.
+    fn values<const N: usize>(
+        &mut self,
+        runs: impl Iterator<Item = (usize, MetaHeader)>,
+        value: impl Fn(&MetaHeader) -> [u8; N],
+    ) {
+        self.buffer(|bytes| runs.for_each(|(count, header)| repeat(bytes, &value(&header), count)));
+    }
 }
 
-/// MetaHeaders as `FixedSizeBinary(40)`; `None` gives a null.
-pub(super) fn header_array(
-    headers: impl ExactSizeIterator<Item = Option<MetaHeader>> + Clone,
-) -> Result<ArrayRef, EncodeError> {
-    let count = headers.len();
-    let nulls = headers.clone().any(|header| header.is_none());
-    let nulls =
-        nulls.then(|| NullBuffer::from_iter(headers.clone().map(|header| header.is_some())));
-    let mut bytes = Vec::with_capacity(count * MetaHeader::BYTES);
-    headers.for_each(|header| bytes.extend_from_slice(&header.unwrap_or(NOTHING).to_bytes()));
-    let (size, bytes) = (MetaHeader::BYTES as i32, Buffer::from_vec(bytes));
-    Ok(Arc::new(FixedSizeBinaryArray::try_new_with_len(size, bytes, nulls, count)?))
+/// The three integers of an `o2` cell: handle, segment, size.
+fn o2_bytes(header: &MetaHeader) -> [u8; 24] {
+    let size = i64::try_from(header.size).unwrap_or(i64::MAX);
+    let integers = [header.handle, i64::from(header.segment_id), size];
+    let mut bytes = [0; 24];
+    let places = bytes.chunks_exact_mut(8);
+    places.zip(integers).for_each(|(place, one)| place.copy_from_slice(&one.to_le_bytes()));
+    bytes
 }
 
-/// Array with one cell of kind `kind` per object; `None` gives a null.
+/// Appends `item` `times` times. Each copy doubles the bytes that were written.
+pub(super) fn repeat(bytes: &mut Vec<u8>, item: &[u8], times: usize) {
+    let start = bytes.len();
+    let wanted = item.len() * times;
+    if times == 0 {
+        return;
+    }
+    bytes.extend_from_slice(item);
+    while bytes.len() - start < wanted {
+        let more = (bytes.len() - start).min(wanted - (bytes.len() - start));
+        bytes.extend_from_within(start..start + more);
+    }
+}
+
+/// Checks that the objects can be cells of this kind.
+///
+/// # Errors
+/// [`EncodeError::Unmanaged`]
+pub(super) fn check_cells<'a>(
+    mut cells: impl Iterator<Item = &'a Cell>,
+    kind: CellKind,
+) -> Result<(), EncodeError> {
+    if kind == CellKind::O2
+        && let Some(cell) = cells.find(|cell| cell.header.managed == 0)
+    {
+        return Err(EncodeError::Unmanaged { region: cell.header.region_id });
+    }
+    Ok(())
+}
+
+/// Array with one cell of kind `kind` per object.
+///
+/// # Errors
+/// [`EncodeError::Unmanaged`]
 pub(super) fn cell_array<'a>(
     kind: CellKind,
-    cells: impl ExactSizeIterator<Item = Option<&'a Cell>> + Clone,
+    cells: impl ExactSizeIterator<Item = &'a Cell> + Clone,
     objects: &dyn Objects,
 ) -> Result<ArrayRef, EncodeError> {
-    let length = cells.len();
-    let headers = || cells.clone().map(|cell| cell.map_or(NOTHING, |cell| cell.header));
-    let nulls = || {
-        let nulls = cells.clone().any(|cell| cell.is_none());
-        nulls.then(|| NullBuffer::from_iter(cells.clone().map(|cell| cell.is_some())))
-    };
-    Ok(match kind {
-        CellKind::Binary => header_array(cells.map(|cell| cell.map(|cell| cell.header)))?,
-        CellKind::Struct => {
-            let columns: Vec<ArrayRef> = vec![
-                Arc::new(UInt64Array::from_iter_values(headers().map(|header| header.size))),
-                Arc::new(UInt64Array::from_iter_values(headers().map(|header| header.hint))),
-                Arc::new(Int64Array::from_iter_values(headers().map(|header| header.handle))),
-                Arc::new(Int64Array::from_iter_values(headers().map(|header| header.shared))),
-                Arc::new(UInt16Array::from_iter_values(headers().map(|header| header.region_id))),
-                Arc::new(UInt16Array::from_iter_values(headers().map(|header| header.segment_id))),
-                Arc::new(UInt8Array::from_iter_values(headers().map(|header| header.managed))),
-            ];
-            Arc::new(StructArray::try_new_with_length(header_fields(), columns, nulls(), length)?)
-        }
-        CellKind::O2 => {
-            let mut integers = Vec::with_capacity(length * 3);
-            for header in headers() {
-                if header.managed == 0 {
-                    return Err(EncodeError::Unmanaged { region: header.region_id });
-                }
-                let size = i64::try_from(header.size).unwrap_or(i64::MAX);
-                integers.extend([header.handle, i64::from(header.segment_id), size]);
-            }
-            let integers = Arc::new(Int64Array::from(integers));
-            Arc::new(FixedSizeListArray::try_new_with_length(
-                o2_item(),
-                3,
-                integers,
-                nulls(),
-                length,
-            )?)
-        }
-        CellKind::Payload => {
-            let bytes = |cell: &Cell| objects.bytes(cell.object);
-            let payloads = || cells.clone().map(|cell| cell.map_or(&[][..], bytes));
-            let offsets = OffsetBuffer::<i64>::from_lengths(payloads().map(<[u8]>::len));
-            let mut bytes = Vec::with_capacity(payloads().map(<[u8]>::len).sum());
-            payloads().for_each(|payload| bytes.extend_from_slice(payload));
-            Arc::new(LargeBinaryArray::try_new(offsets, Buffer::from_vec(bytes), nulls())?)
-        }
-    })
+    check_cells(cells.clone(), kind)?;
+    let mut buffers = BatchBuffers::default();
+    let payloads = Payloads { objects, pins: None };
+    buffers.cells(cells.len(), cells.map(|cell| (1, Some(cell))), kind, payloads);
+    buffers.into_array(&cell_type(kind))
 }
 
 impl From<ArrowError> for EncodeError {

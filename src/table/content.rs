@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::cell_rows::CellRows;
 use super::column::ColumnPath;
 use crate::index::{KeyColumn, Timestamps};
 use crate::interval::ValidityInterval;
@@ -57,15 +58,6 @@ pub struct Cell {
     pub cache: CacheState,
 }
 
-/// A run of rows that one cell serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CellRun {
-    /// The row after the last one; the run starts where the run before it ends.
-    pub end: i32,
-    /// Index into the column's cells; `None`: null.
-    pub cell: Option<u32>,
-}
-
 /// A column of a table.
 #[derive(Debug, Clone)]
 pub struct Column {
@@ -73,21 +65,12 @@ pub struct Column {
     pub name: Arc<str>,
     /// Path or paths of its objects.
     pub path: ColumnPath,
-    /// Runs that cover all rows without gaps. Neighbouring runs have different cells.
-    pub runs: Arc<[CellRun]>,
+    /// The cell of each row.
+    pub rows: CellRows,
     /// The distinct objects of the column.
     pub cells: Vec<Cell>,
     /// The key on which it depends.
     pub key: Option<KeyColumn>,
-}
-
-impl Column {
-    /// Indices of the runs that touch the rows `from..until`.
-    pub(super) fn runs_within(&self, from: i32, until: i32) -> std::ops::Range<usize> {
-        let first = self.runs.partition_point(|run| run.end <= from);
-        let last = first + self.runs[first..].partition_point(|run| run.end < until);
-        if from < until { first..last + 1 } else { first..first }
-    }
 }
 
 /// A span of time that one object serves.
@@ -116,7 +99,7 @@ pub struct IntervalColumn {
 #[derive(Debug, Clone)]
 pub struct Content {
     /// Rows or spans.
-    pub shown: TableBody,
+    pub body: TableBody,
     /// The objects that the cells refer to.
     pub objects: Arc<dyn Objects>,
 }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Int32Type, Int64Type};
-use arrow_array::{Array, ArrayRef, Int32Array, RecordBatch, RecordBatchOptions};
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow_schema::SchemaRef;
 
-use super::cells::{header_array, run_array};
+use super::batch_buffers::BatchBuffers;
 use super::decode::{CellValue, ColumnRuns, DecodeError, wrong};
 use super::encode_error::EncodeError;
+use super::request_options::CellKind;
 use crate::index::{Slot, Timestamps, join_steps};
 
 /// The effective spans of one column.
@@ -147,17 +148,19 @@ pub fn run_end_batch(
     columns: &[&ColumnRuns],
     rows: usize,
 ) -> Result<RecordBatch, EncodeError> {
-    let fields = schema.fields().iter().zip(columns);
-    let arrays = fields.map(|(field, runs)| {
-        let ends = Int32Array::from_iter_values(runs.iter().map(|(end, _)| end as i32));
-        let header = |cell: CellValue<'_>| match cell {
-            CellValue::Header(header) => Some(header),
-            CellValue::Null | CellValue::O2 { .. } | CellValue::Payload(_) => None,
+    let mut buffers = BatchBuffers::default();
+    for runs in columns {
+        let header = |(_, cell)| match cell {
+            CellValue::Header(header) => (1, Some(header)),
+            CellValue::Null | CellValue::O2 { .. } | CellValue::Payload(_) => (1, None),
         };
-        let values = header_array(runs.iter().map(|(_, cell)| header(cell)))?;
-        run_array(field.data_type(), ends, &values, rows)
-    });
-    let arrays = arrays.collect::<Result<_, EncodeError>>()?;
+        let ends = runs.ends().iter().map(|&end| end as i32);
+        let count = ends.len();
+        buffers.run_ends(rows, ends);
+        buffers.headers(count, runs.iter().map(header), CellKind::Binary);
+    }
+    let types = schema.fields().iter().map(|field| field.data_type());
+    let arrays = buffers.into_arrays(types, &[])?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), arrays, &options)?)
 }
@@ -194,6 +197,7 @@ fn text_runs(column: &ArrayRef) -> Result<Vec<(usize, &str)>, DecodeError> {
 mod tests {
     use super::*;
     use crate::shm::MetaHeader;
+    use crate::table::layout::cell_type;
 
     fn header(n: u64) -> MetaHeader {
         MetaHeader::managed(0, 4144, n, 1000 + n)
@@ -201,7 +205,10 @@ mod tests {
 
     /// Columns without spans, for cells of `count` sizes.
     fn none(count: u32) -> ColumnSpans {
-        let cells = header_array((0..count).map(|n| Some(header(u64::from(n))))).unwrap();
+        let mut buffers = BatchBuffers::default();
+        let cells = (0..count).map(|n| (1, Some(header(u64::from(n)))));
+        buffers.headers(count as usize, cells, CellKind::Binary);
+        let cells = buffers.into_array(&cell_type(CellKind::Binary)).unwrap();
         ColumnSpans::none(ColumnRuns::of_cells([&cells]).unwrap())
     }
 

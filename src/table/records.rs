@@ -51,9 +51,9 @@ fn path_of<'a>(column: &'a Column, version: &'a ObjectInfo) -> &'a ObjectPath {
 pub(super) struct RecordCursor {
     /// Index of the column.
     column: usize,
-    /// Index of its run or cell.
-    item: usize,
-    /// The row in the column.
+    /// View distinct: index of the cell in the column.
+    cell: usize,
+    /// View objects: the row in the column.
     row: usize,
     /// By cell of the column: its first row and its number of rows.
     served: Vec<(i64, i64)>,
@@ -163,30 +163,36 @@ impl RecordCursor {
     ) -> Result<(Vec<ArrayRef>, usize), EncodeError> {
         let mut records = ObjectRecords::default();
         let (mut rows, mut bytes) = (0, 0);
-        let (mut place, mut next_run) = (self.column, self.item);
-        while rows < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
-            let column = &columns[place];
-            let Some(run) = column.runs.get(next_run) else {
-                (place, next_run, self.row) = (place + 1, 0, 0);
-                continue;
-            };
+        while rows < RECORD_ROWS
+            && bytes < RECORD_BYTES
+            && let Some(column) = columns.get(self.column)
+        {
             let start = self.row;
+            if start == column.rows.len() {
+                (self.column, self.row) = (self.column + 1, 0);
+                continue;
+            }
+            let run = column.rows.run_at(start);
             // A run that spans several values of a key has a record per value.
             let (key, end) = key_of(column, start, run.end as usize);
             self.row = end;
-            next_run += usize::from(end == run.end as usize);
             let Some(cell) = run.cell.map(|cell| &column.cells[cell as usize]) else { continue };
             bytes += records.push(column, cell, objects.version(cell.object), start..end, key)?;
             rows += 1;
         }
         // The remaining runs may all be without an object.
-        while let Some(column) = columns.get(place)
-            && column.runs[next_run..].iter().all(|run| run.cell.is_none())
-        {
-            (place, next_run, self.row) = (place + 1, 0, 0);
+        while let Some(column) = columns.get(self.column) {
+            if self.row == column.rows.len() {
+                (self.column, self.row) = (self.column + 1, 0);
+                continue;
+            }
+            let run = column.rows.run_at(self.row);
+            if run.cell.is_some() {
+                break;
+            }
+            self.row = run.end as usize;
         }
-        self.is_over = place == columns.len();
-        (self.column, self.item) = (place, next_run);
+        self.is_over = self.column == columns.len();
         Ok((records.finish(keyed), rows))
     }
 
@@ -200,14 +206,14 @@ impl RecordCursor {
         let mut names: [TextRuns<'_>; 2] = Default::default();
         let mut ids = StringBuilder::new();
         let mut numbers = [0, 1].map(|_| Int64Builder::new());
-        let mut cells: Vec<Option<&Cell>> = Vec::new();
+        let mut cells: Vec<&Cell> = Vec::new();
         let (mut bytes, mut payload_bytes) = (0, 0);
-        let (mut place, mut next_cell) = (self.column, self.item);
+        let (mut place, mut next_cell) = (self.column, self.cell);
         let mut served = std::mem::take(&mut self.served);
         while cells.len() < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
             let column = &columns[place];
             if next_cell == 0 {
-                served = rows_of_cells(column);
+                served = column.rows.rows_of_cells(column.cells.len());
             }
             let Some(cell) = column.cells.get(next_cell) else {
                 (place, next_cell) = (place + 1, 0);
@@ -224,7 +230,7 @@ impl RecordCursor {
             ids.append_value(objects.id(cell.object).text(&mut [0; ObjectId::TEXT_BYTES]));
             numbers[0].append_value(first_row);
             numbers[1].append_value(rows);
-            cells.push(Some(cell));
+            cells.push(cell);
             bytes += RECORD_FIXED_BYTES;
             if layout.encoding != Encoding::RunEnd {
                 bytes += column.name.len() + path.len();
@@ -238,12 +244,12 @@ impl RecordCursor {
         }
         self.is_over = place == columns.len();
         self.served = served;
-        (self.column, self.item) = (place, next_cell);
+        (self.column, self.cell) = (place, next_cell);
         let rows = cells.len();
         let [column, path] = names.map(|runs| runs.finish(layout.encoding, rows));
         let [first_row, count] =
             numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let cells = cell_array(layout.cell, cells.into_iter(), objects)?;
+        let cells = cell_array(layout.cell, cells.iter().copied(), objects)?;
         Ok((vec![column?, path?, Arc::new(ids.finish()), cells, first_row, count], rows))
     }
 }
@@ -259,20 +265,4 @@ fn payload_of(column: &Column, cell: &Cell, objects: &dyn Objects) -> Result<u64
     }
     let (column, path) = (column.name.to_string(), column.path.to_string());
     Err(EncodeError::TooLarge { column, path, bytes, limit_bytes: MAX_CELL_BYTES })
-}
-
-/// By cell of a column: the first row that it serves, and the number of rows.
-fn rows_of_cells(column: &Column) -> Vec<(i64, i64)> {
-    let mut served = vec![(0, 0); column.cells.len()];
-    let mut start = 0;
-    for run in column.runs.iter() {
-        if let Some((first_row, rows)) = run.cell.and_then(|cell| served.get_mut(cell as usize)) {
-            if *rows == 0 {
-                *first_row = i64::from(start);
-            }
-            *rows += i64::from(run.end - start);
-        }
-        start = run.end;
-    }
-    served
 }

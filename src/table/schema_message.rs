@@ -32,16 +32,16 @@ pub(crate) struct SchemaMessage {
 }
 
 impl SchemaMessage {
-    /// For tables with the layout `shape`: with a timeframe if `shape` has one, with a lease if it
+    /// For tables with the layout `layout`: with a timeframe if `layout` has one, with a lease if it
     /// has one. The values of both are ignored.
-    pub(crate) fn new(shape: &TableLayout) -> Self {
+    pub(crate) fn new(layout: &TableLayout) -> Self {
         let meta = Meta {
-            lease: shape.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
-            timeframe: shape.meta.timeframe.map(|_| u64::MAX),
-            ..shape.meta.clone()
+            lease: layout.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
+            timeframe: layout.meta.timeframe.map(|_| u64::MAX),
+            ..layout.meta.clone()
         };
-        let shape = TableLayout { meta, ..shape.clone() };
-        let (_, message) = MessageWriter::begin(&shape.schema());
+        let layout = TableLayout { meta, ..layout.clone() };
+        let (_, message) = MessageWriter::begin(&layout.schema());
         let bytes = message.header.to_vec();
         let (lease, timeframe) = (place(&bytes, LEASE), place(&bytes, TIMEFRAME));
         Self { bytes, lease, timeframe }
@@ -101,7 +101,7 @@ mod tests {
     use crate::object::ObjectPath;
     use crate::table::{CellKind, ColumnPath, Encoding, View};
 
-    fn shape(timeframe: Option<u64>, lease: Option<&str>) -> TableLayout {
+    fn layout(timeframe: Option<u64>, lease: Option<&str>) -> TableLayout {
         let path = ColumnPath::One(ObjectPath::new("TPC/Calib/VDriftTgl").unwrap());
         TableLayout {
             view: View::Rows,
@@ -128,17 +128,17 @@ mod tests {
         let leases = [None, Some("0123456789abcdef0123456789abcdef"), Some("short"), Some("")];
         for timeframe in [None, Some(0), Some(42), Some(u64::MAX)] {
             for lease in leases {
-                let shape = shape(timeframe, lease);
-                let head = SchemaMessage::new(&shape);
-                let message = head.message(timeframe, lease).unwrap();
+                let layout = layout(timeframe, lease);
+                let made = SchemaMessage::new(&layout);
+                let message = made.message(timeframe, lease).unwrap();
                 let read = root_as_message(&message.header).unwrap();
                 let schema = try_fb_to_schema(read.header_as_schema().unwrap()).unwrap();
-                assert_eq!(schema, *shape.schema());
+                assert_eq!(schema, *layout.schema());
                 // The next message has only its own values.
-                let next = head.message(timeframe.map(|_| 7), lease.map(|_| "next")).unwrap();
+                let next = made.message(timeframe.map(|_| 7), lease.map(|_| "next")).unwrap();
                 let next = root_as_message(&next.header).unwrap();
                 let next = try_fb_to_schema(next.header_as_schema().unwrap()).unwrap();
-                let expected = self::shape(timeframe.map(|_| 7), lease.map(|_| "next"));
+                let expected = self::layout(timeframe.map(|_| 7), lease.map(|_| "next"));
                 assert_eq!(next, *expected.schema());
             }
         }
@@ -146,10 +146,10 @@ mod tests {
 
     #[test]
     fn what_has_no_place_is_said() {
-        let head = SchemaMessage::new(&shape(None, Some("lease")));
-        assert_eq!(head.message(Some(1), Some("lease")), None);
-        assert_eq!(head.message(None, None), None);
-        assert_eq!(head.message(None, Some(&"x".repeat(LEASE_ROOM + 1))), None);
-        assert!(head.message(None, Some(&"x".repeat(LEASE_ROOM))).is_some());
+        let made = SchemaMessage::new(&layout(None, Some("lease")));
+        assert_eq!(made.message(Some(1), Some("lease")), None);
+        assert_eq!(made.message(None, None), None);
+        assert_eq!(made.message(None, Some(&"x".repeat(LEASE_ROOM + 1))), None);
+        assert!(made.message(None, Some(&"x".repeat(LEASE_ROOM))).is_some());
     }
 }

@@ -85,10 +85,10 @@ fn column(name: &str, rows: &[Option<u32>], cells: u8) -> Column {
     }
     let cells = (0..cells).map(|n| cell(n, usize::from(n) * 7)).collect();
     let path = ColumnPath::One(ObjectPath::new("A/B").unwrap());
-    Column { name: name.into(), path, runs: runs.into(), cells, key: None }
+    Column { name: name.into(), path, rows: runs.into(), cells, key: None }
 }
 
-fn shape(
+fn layout(
     encoding: Encoding,
     cell: CellKind,
     view: View,
@@ -121,13 +121,13 @@ fn shape(
 fn content(columns: Vec<Column>, rows: usize) -> Content {
     let timestamps = Timestamps::new((0..rows as i64).collect::<Vec<_>>(), None);
     let objects = Arc::new(Numbered::of(&columns));
-    let shown = TableBody::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps) };
-    Content { shown, objects }
+    let body = TableBody::Rows { columns: Arc::new(columns), timestamps: Arc::new(timestamps) };
+    Content { body, objects }
 }
 
 /// An IPC stream with its messages framed as in a file: marker, length, padding.
-fn stream(content: &Content, shape: &TableLayout) -> (Vec<u8>, Vec<Message>) {
-    let batches = content.batches(shape);
+fn stream(content: &Content, layout: &TableLayout) -> (Vec<u8>, Vec<Message>) {
+    let batches = content.batches(layout);
     let (mut writer, first) = MessageWriter::begin(&batches.schema());
     let mut messages = vec![first];
     for batch in batches {
@@ -246,12 +246,12 @@ proptest! {
         let content = content(columns.clone(), one.len());
         for encoding in ENCODINGS {
             for kind in CELLS {
-                let shape = shape(encoding, kind, View::Rows, nullable, &["one", "two"]);
-                let (bytes, messages) = stream(&content, &shape);
+                let layout = layout(encoding, kind, View::Rows, nullable, &["one", "two"]);
+                let (bytes, messages) = stream(&content, &layout);
                 let (schema, batches) = read(&bytes);
-                prop_assert_eq!(&schema, &shape.schema());
+                prop_assert_eq!(&schema, &layout.schema());
                 // Messages written without intermediate arrays have the same bytes.
-                let direct = content.batches(&shape).into_messages(Arc::default());
+                let direct = content.batches(&layout).into_messages(Arc::default());
                 let direct = direct.flat_map(|batch| batch.unwrap().into_messages());
                 prop_assert_eq!(direct.collect::<Vec<_>>(), &messages[1..]);
                 check_nullability(&schema, nullable);
@@ -269,12 +269,12 @@ proptest! {
 
 #[test]
 fn a_dictionary_that_stays_from_one_table_to_the_next_is_the_same_message() {
-    let shape = shape(Encoding::Dictionary, CellKind::Binary, View::Rows, false, &["one", "two"]);
+    let layout = layout(Encoding::Dictionary, CellKind::Binary, View::Rows, false, &["one", "two"]);
     let known = Arc::new(Dictionaries::default());
     let table = |two: u8| {
         let columns = vec![column("one", &[Some(0); 3], 2), column("two", &[Some(1); 3], two)];
         let content = content(columns, 3);
-        let write = |known| content.batches(&shape).into_messages(known).next().unwrap().unwrap();
+        let write = |known| content.batches(&layout).into_messages(known).next().unwrap().unwrap();
         // Known dictionaries do not change the bytes.
         let (made, alone) = (write(Arc::clone(&known)), write(Arc::default()));
         assert_eq!(made.dictionaries, alone.dictionaries);
@@ -297,8 +297,8 @@ fn a_dictionary_that_stays_from_one_table_to_the_next_is_the_same_message() {
 fn the_cell_of_o2_is_handle_segment_and_size() {
     let rows = [Some(1), None, Some(4)];
     let columns = vec![column("one", &rows, 6)];
-    let shape = shape(Encoding::Plain, CellKind::O2, View::Rows, true, &["one"]);
-    let (_, batches) = read(&stream(&content(columns.clone(), 3), &shape).0);
+    let layout = layout(Encoding::Plain, CellKind::O2, View::Rows, true, &["one"]);
+    let (_, batches) = read(&stream(&content(columns.clone(), 3), &layout).0);
     let cells = batches[0].column(0).as_fixed_size_list();
     for (row, place) in rows.iter().enumerate() {
         let Some(place) = place else {
@@ -315,8 +315,8 @@ fn the_cell_of_o2_is_handle_segment_and_size() {
 #[test]
 fn metadata_say_what_a_column_is_and_where_to_attach() {
     for (kind, extension) in CELLS.into_iter().zip([true, true, false, false]) {
-        let shape = shape(Encoding::RunEnd, kind, View::Rows, false, &["one"]);
-        let schema = shape.schema();
+        let layout = layout(Encoding::RunEnd, kind, View::Rows, false, &["one"]);
+        let schema = layout.schema();
         assert_eq!(schema.field(0).metadata()["url"], "A/B");
         let name = schema.field(0).metadata().get("ARROW:extension:name");
         assert_eq!(name.map(String::as_str), extension.then_some("iovcache.metaheader"));
@@ -338,8 +338,8 @@ fn a_million_rows_stay_below_two_mebibytes_a_message_and_runs_are_not_expanded()
     let columns: Vec<_> = ["a", "b", "c"].iter().map(|name| column(name, &rows, 5)).collect();
     let content = content(columns, ROWS);
     for encoding in ENCODINGS {
-        let shape = shape(encoding, CellKind::Binary, View::Rows, false, &["a", "b", "c"]);
-        let (bytes, messages) = stream(&content, &shape);
+        let layout = layout(encoding, CellKind::Binary, View::Rows, false, &["a", "b", "c"]);
+        let (bytes, messages) = stream(&content, &layout);
         for message in &messages {
             assert!(message.header.len() + message.body.len() < 2 << 20, "{encoding:?}");
         }
@@ -360,8 +360,8 @@ fn a_million_rows_stay_below_two_mebibytes_a_message_and_runs_are_not_expanded()
 fn many_runs_are_split_between_them() {
     let rows: Vec<_> = (0..200_000).map(|row| Some(row % 2)).collect();
     let content = content(vec![column("a", &rows, 2)], rows.len());
-    let shape = shape(Encoding::RunEnd, CellKind::Binary, View::Rows, false, &["a"]);
-    let (bytes, messages) = stream(&content, &shape);
+    let layout = layout(Encoding::RunEnd, CellKind::Binary, View::Rows, false, &["a"]);
+    let (bytes, messages) = stream(&content, &layout);
     assert!(messages.len() > 3);
     assert!(messages.iter().all(|one| one.header.len() + one.body.len() < 2 << 20));
     let (_, batches) = read(&bytes);
@@ -375,11 +375,11 @@ fn a_payload_crosses_once_per_object_or_once_per_run() {
     let mut large = column("a", &[], 0);
     large.cells = vec![cell(1, 1 << 20), cell(2, 1 << 20)];
     let runs = (0..10).map(|n| CellRun { end: (n + 1) * 100, cell: Some(n as u32 % 2) });
-    large.runs = runs.collect();
+    large.rows = runs.collect();
     let content = content(vec![large], 1000);
     let body = |encoding| {
-        let shape = shape(encoding, CellKind::Payload, View::Rows, false, &["a"]);
-        let (_, messages) = stream(&content, &shape);
+        let layout = layout(encoding, CellKind::Payload, View::Rows, false, &["a"]);
+        let (_, messages) = stream(&content, &layout);
         messages.iter().map(|one| one.body.len()).sum::<usize>() >> 20
     };
     assert_eq!(body(Encoding::Dictionary), 2);
@@ -387,8 +387,8 @@ fn a_payload_crosses_once_per_object_or_once_per_run() {
 }
 
 /// The messages that are written without intermediate arrays, the schema first.
-fn direct(content: &Content, shape: &TableLayout) -> Vec<Message> {
-    let batches = content.batches(shape);
+fn direct(content: &Content, layout: &TableLayout) -> Vec<Message> {
+    let batches = content.batches(layout);
     let first = MessageWriter::begin(&batches.schema()).1;
     let messages = batches.into_messages(Arc::default());
     let rest = messages.flat_map(|batch| batch.unwrap().into_messages());
@@ -403,12 +403,12 @@ fn large_payloads_and_timestamps_read_the_same_when_they_are_sent_from_where_the
     let content = content(vec![large], rows.len());
     for encoding in ENCODINGS {
         for kind in [CellKind::Binary, CellKind::Payload] {
-            let mut shape = shape(encoding, kind, View::Rows, true, &["a"]);
-            shape.timestamps_column = true;
-            let messages = direct(&content, &shape);
+            let mut layout = layout(encoding, kind, View::Rows, true, &["a"]);
+            layout.timestamps_column = true;
+            let messages = direct(&content, &layout);
             let (schema, batches) = read(&written(&messages));
-            assert_eq!(schema, shape.schema());
-            assert_eq!(batches, content.batches(&shape).map(Result::unwrap).collect::<Vec<_>>());
+            assert_eq!(schema, layout.schema());
+            assert_eq!(batches, content.batches(&layout).map(Result::unwrap).collect::<Vec<_>>());
             let parts = messages.iter().flat_map(|message| &message.rest);
             let shared = parts.filter(|part| matches!(part, Part::Object(_)));
             let shared: usize = shared.map(Part::len).sum();
@@ -431,13 +431,13 @@ fn payloads_of_intervals_read_the_same_when_they_are_sent_from_where_they_lie() 
         rows: rows.clone().collect(),
         cells: cells.clone(),
     };
-    let shown = TableBody::Intervals(Arc::new(vec![column("a"), column("b")]));
-    let content = Content { shown, objects: Arc::new(Numbered(objects)) };
+    let body = TableBody::Intervals(Arc::new(vec![column("a"), column("b")]));
+    let content = Content { body, objects: Arc::new(Numbered(objects)) };
     for encoding in ENCODINGS {
-        let shape = shape(encoding, CellKind::Payload, View::Intervals, false, &["a", "b"]);
-        let messages = direct(&content, &shape);
+        let layout = layout(encoding, CellKind::Payload, View::Intervals, false, &["a", "b"]);
+        let messages = direct(&content, &layout);
         let (_, batches) = read(&written(&messages));
-        assert_eq!(batches, content.batches(&shape).map(Result::unwrap).collect::<Vec<_>>());
+        assert_eq!(batches, content.batches(&layout).map(Result::unwrap).collect::<Vec<_>>());
         assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 18);
         assert!(batches.len() > 3);
     }
@@ -449,8 +449,8 @@ fn a_payload_that_is_too_large_for_a_cell_is_refused_with_the_way_out() {
     large.cells = vec![cell(1, (64 << 20) + 1)];
     let content = content(vec![large], 1);
     for encoding in ENCODINGS {
-        let shape = shape(encoding, CellKind::Payload, View::Rows, false, &["a"]);
-        let error = content.batches(&shape).next().unwrap().unwrap_err();
+        let layout = layout(encoding, CellKind::Payload, View::Rows, false, &["a"]);
+        let error = content.batches(&layout).next().unwrap().unwrap_err();
         assert!(error.to_string().contains("chunks"), "{error}");
     }
 }
@@ -459,8 +459,8 @@ fn a_payload_that_is_too_large_for_a_cell_is_refused_with_the_way_out() {
 fn the_objects_view_has_a_row_for_each_run_that_is_not_null() {
     let rows = [Some(3), Some(3), None, Some(2)];
     let content = content(vec![column("one", &rows, 4)], 4);
-    let shape = shape(Encoding::Dictionary, CellKind::Binary, View::Objects, true, &["one"]);
-    let (schema, batches) = read(&stream(&content, &shape).0);
+    let layout = layout(Encoding::Dictionary, CellKind::Binary, View::Objects, true, &["one"]);
+    let (schema, batches) = read(&stream(&content, &layout).0);
     assert!(schema.fields().iter().all(|field| !field.is_nullable()));
     let batch = &batches[0];
     let number = |name: &str, row| {
@@ -484,8 +484,8 @@ fn chunks_are_of_a_mebibyte_and_nothing_has_none() {
     let chunks = |size: usize| {
         let mut one = column("a", &[Some(0)], 0);
         one.cells = vec![cell(1, size)];
-        let shape = shape(Encoding::Plain, CellKind::Binary, View::Chunks, false, &["a"]);
-        let (_, batches) = read(&stream(&content(vec![one], 1), &shape).0);
+        let layout = layout(Encoding::Plain, CellKind::Binary, View::Chunks, false, &["a"]);
+        let (_, batches) = read(&stream(&content(vec![one], 1), &layout).0);
         let mut pieces = Vec::new();
         for batch in batches {
             let offsets = batch.column(0).as_primitive::<Int64Type>();
@@ -518,8 +518,8 @@ fn golden_tables_are_read_and_written_as_they_were() {
             let [encoding_name, kind_name] =
                 [serde_json::json!(encoding), serde_json::json!(kind)].map(name);
             let file = folder.join(format!("{encoding_name}-{kind_name}.arrows"));
-            let shape = shape(encoding, kind, View::Rows, true, &["one", "two"]);
-            let (bytes, _) = stream(&content, &shape);
+            let layout = layout(encoding, kind, View::Rows, true, &["one", "two"]);
+            let (bytes, _) = stream(&content, &layout);
             if std::env::var_os("IOVCACHE_BLESS").is_some() {
                 std::fs::create_dir_all(&folder).unwrap();
                 std::fs::write(&file, &bytes).unwrap();

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Int32Array, StringArray};
+use arrow_array::types::Int32Type;
+use arrow_array::{Array, ArrayRef, Int32Array, RunArray, StringArray};
+use arrow_data::ArrayData;
+use arrow_schema::DataType;
 
-use super::cells::run_array;
 use super::encode_error::EncodeError;
 use super::layout::text_type;
 use super::request_options::Encoding;
@@ -36,4 +38,20 @@ impl<'a> TextRuns<'a> {
         let texts = runs.iter().flat_map(|(text, rows)| std::iter::repeat_n(*text, *rows as usize));
         Ok(Arc::new(StringArray::from_iter_values(texts)))
     }
+}
+
+/// Run-end encoded array, its values unchecked. `RunArray::try_new` does not fit: it declares all
+/// values nullable.
+fn run_array(
+    data_type: &DataType,
+    ends: Int32Array,
+    values: &dyn Array,
+    rows: usize,
+) -> Result<ArrayRef, EncodeError> {
+    let data = ArrayData::builder(data_type.clone())
+        .len(rows)
+        .add_child_data(ends.into_data())
+        .add_child_data(values.to_data())
+        .build()?;
+    Ok(Arc::new(RunArray::<Int32Type>::from(data)))
 }

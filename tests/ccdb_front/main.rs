@@ -8,6 +8,7 @@ mod common;
 #[path = "../fake_ccdb/mod.rs"]
 mod fake_ccdb;
 mod memory;
+mod quiet;
 mod raw;
 mod recorded;
 mod requests;

@@ -212,3 +212,110 @@ async fn a_source_that_is_down_is_told_and_what_is_known_is_served_on() {
     server.heal();
     assert_eq!(get(&address, &format!("/A/B/1500/{}", id(2)), &[]).status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_counters_of_the_service_are_listed_as_a_real_server_lists_its_own() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    let address = address(&service);
+    assert_eq!(get(&address, "/A/B/1200", &[]).status, 303);
+    let all = get(&address, "/monitor/", &[]);
+    assert_eq!((all.status, all.get("Content-Type")), (200, Some("application/json")));
+    let nodes = all.json()["iovcache"].as_object().unwrap().clone();
+    let (node, values) = nodes.iter().next().unwrap();
+    let values = values.as_array().unwrap();
+    let requests = values.iter().find(|one| one["param"] == "ccdb_requests").unwrap();
+    assert!(requests["value"].as_u64().unwrap() >= 1 && requests["updated"].is_u64());
+    for (filter, count) in [
+        (format!("iovcache/{node}/ccdb_requests"), 1),
+        ("iovcache/.*/ccdb_.*".to_owned(), 3),
+        ("iovcache".to_owned(), values.len()),
+    ] {
+        let some = get(&address, &format!("/monitor/{filter}"), &[]).json();
+        assert_eq!(some["iovcache"][node].as_array().unwrap().len(), count, "{filter}");
+    }
+    let none = get(&address, "/monitor/other", &[]);
+    assert_eq!((none.status, none.json()), (200, serde_json::json!({})));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_counts_the_versions_and_bytes_of_each_folder() {
+    for kind in [Kind::Local, Kind::Sql] {
+        let server = FakeCcdb::start(kind).await;
+        for (path, bytes) in
+            [("A/B", 10), ("A/B", 20), ("A/B/C", 3), ("A/B/C/D", 4), ("A/E", 7), ("F", 1)]
+        {
+            server.upload(Upload::new(path, 0, 10).bytes(vec![0; bytes]));
+        }
+        let service = before(&server, &[]);
+        let target = "/browse/A?report=true&Accept=application/json";
+        let report = get(&address(&service), target, &[]).json();
+        let folder = |name: &str, numbers: [u64; 4]| {
+            serde_json::json!({
+                "name": name, "ownFiles": numbers[0], "ownSize": numbers[1],
+                "filesInSubfolders": numbers[2], "sizeOfSubfolders": numbers[3],
+            })
+        };
+        let expected = [folder("A/B", [2, 30, 2, 7]), folder("A/E", [1, 7, 0, 0])];
+        assert_eq!(report["subfolders"], serde_json::json!(expected), "{kind:?}");
+        let plain = get(&address(&service), "/browse/A?Accept=application/json", &[]).json();
+        assert_eq!(plain["subfolders"], serde_json::json!(["A/B", "A/E"]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_are_listed_once_per_refresh_time_and_the_listing_of_a_part_is_no_other() {
+    let server = FakeCcdb::start(Kind::Local).await;
+    for n in 0..20 {
+        server.upload(Upload::new(&format!("A/P{n}"), 0, 10).created(100 + n));
+        server.upload(Upload::new(&format!("A/P{n}"), 0, 10).created(n));
+    }
+    let url = server.url();
+    let all = ["--source", url.as_str(), "--refresh", "1h", "--ccdb", "127.0.0.1:0"];
+    let service = super::common::Service::start(&all);
+    let address = address(&service);
+    let folders = || get(&address, "/browse/A?Accept=application/json", &[]).json();
+    assert_eq!(folders()["subfolders"].as_array().unwrap().len(), 20);
+    let listings = server.counts().listings;
+    for _ in 0..5 {
+        assert_eq!(folders()["subfolders"].as_array().unwrap().len(), 20);
+    }
+    assert_eq!(server.counts().listings, listings);
+    let created = |target: &str, limit: &str| -> Vec<i64> {
+        let headers = [("Browse-Limit", limit), ("Accept", "application/json")];
+        let page = get(&address, target, &headers).json();
+        let objects = page["objects"].as_array().unwrap().iter();
+        objects.map(|object| object["createTime"].as_i64().unwrap()).collect()
+    };
+    let mut latest = created("/latest/A/.*", "0");
+    latest.sort_unstable();
+    assert_eq!(latest, (100..120).collect::<Vec<_>>());
+    assert_eq!(created("/browse/A/.*", "3"), [117, 118, 119]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn methods_that_are_not_served_are_told_as_at_a_real_server() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    let trace = Connection::open(&address(&service)).ask("TRACE", "/", &[]);
+    assert_eq!(trace.status, 405);
+    assert!(trace.get("Allow").is_some_and(|methods| methods.contains("OPTIONS")));
+    // A path like any other.
+    assert_eq!(get(&address(&service), "/metadata/A/B/1200", &[]).status, 404);
+    let preflight = [
+        ("Origin", "http://a"),
+        ("Access-Control-Request-Method", "GET"),
+        ("Access-Control-Request-Headers", "range,if-none-match"),
+    ];
+    let allowed = Connection::open(&address(&service)).ask("OPTIONS", "/A/B/1200", &preflight);
+    assert_eq!(allowed.status, 200);
+    assert_eq!(allowed.get("Access-Control-Allow-Origin"), Some("*"));
+    for (header, value) in [
+        ("Access-Control-Allow-Methods", "GET"),
+        ("Access-Control-Allow-Headers", "range"),
+        ("Access-Control-Allow-Headers", "if-none-match"),
+        ("Access-Control-Expose-Headers", "content-range"),
+    ] {
+        assert!(allowed.get(header).is_some_and(|text| text.contains(value)), "{header}");
+    }
+}

@@ -4,6 +4,8 @@ use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use iovcache::client::TableRequest;
+
 use crate::common::until;
 use crate::setup::{Consumer, at, service, until_local};
 
@@ -45,8 +47,17 @@ fn the_consumer_that_is_killed() {
     let local = consumer.local();
     let paths: Vec<_> = (0..PATHS).map(|n| local.path(&path(n)).unwrap()).collect();
     paths.iter().for_each(|path| until_local(path, 50));
+    let tables = Consumer::with_local_tables(&url, "killed");
+    let request = (0..PATHS).fold(TableRequest::new().timestamps([1, 50]), |request, n| {
+        request.column(format!("c{n}"), path(n))
+    });
+    let table = || tables.runtime.block_on(tables.client.table(request.clone())).unwrap();
+    while !table().is_local() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     println!("!");
     let mut held = std::collections::VecDeque::new();
+    let mut held_tables = std::collections::VecDeque::new();
     for n in 0.. {
         if let Ok(view) = paths[n % PATHS].try_at(at(50)) {
             assert!(view.ends_with(b" 0 100 1"));
@@ -54,6 +65,14 @@ fn the_consumer_that_is_killed() {
         }
         if held.len() > n % 97 {
             held.pop_front();
+        }
+        if n % 7 == 0 {
+            let table = table();
+            assert!(table.column("c3").unwrap().get(1).unwrap().unwrap().ends_with(b" 0 100 1"));
+            held_tables.push_back(table);
+        }
+        if held_tables.len() > n % 13 {
+            held_tables.pop_front();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Eviction, memory and quotas while consumers pin by themselves.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::{PATIENCE, Service, Version, put};
@@ -55,35 +55,38 @@ fn look_ups_under_constant_eviction_give_no_wrong_byte() {
     let (service, _repository) = crowded(PATHS);
     let url = service.unix();
     let end = Instant::now() + seconds("IOVCACHE_LOCAL_SECONDS", 3);
-    let stop = AtomicBool::new(false);
-    let found = std::thread::scope(|scope| {
+    let (stop, found) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
         let looks: Vec<_> = (0..3)
             .map(|thread| {
-                let (url, stop) = (&url, &stop);
+                let (url, stop, found) = (&url, &stop, &found);
                 scope.spawn(move || {
                     let consumer = Consumer::new(url, &format!("looks-{thread}"));
                     let local = consumer.local();
                     let paths: Vec<_> =
                         (0..PATHS).map(|n| local.path(&format!("P/{n}x")).unwrap()).collect();
                     let expected: Vec<_> = (0..PATHS).map(bytes_of).collect();
-                    let (mut found, mut n) = (0_u64, thread * 7);
+                    let mut n = thread * 7;
                     while !stop.load(Ordering::Relaxed) {
                         n = (n * 5 + 3) % PATHS;
                         let Ok(Some(view)) = paths[n].at(at(50)) else { continue };
                         assert_eq!(&*view, &expected[n][..], "P/{n}x");
-                        found += u64::from(view.is_local());
+                        found.fetch_add(u64::from(view.is_local()), Ordering::Relaxed);
                     }
-                    found
                 })
             })
             .collect();
-        while Instant::now() < end && looks.iter().all(|look| !look.is_finished()) {
+        // On a busy machine it takes a while until the first one is found.
+        let goes_on = || match found.load(Ordering::Relaxed) {
+            0 => Instant::now() < end + PATIENCE,
+            _ => Instant::now() < end,
+        };
+        while goes_on() && looks.iter().all(|look| !look.is_finished()) {
             std::thread::sleep(Duration::from_millis(10));
         }
         stop.store(true, Ordering::Relaxed);
-        looks.into_iter().map(|look| look.join().unwrap()).sum::<u64>()
     });
-    assert!(found > 0, "nothing was found in shared memory");
+    assert!(found.load(Ordering::Relaxed) > 0, "nothing was found in shared memory");
     service.adds_up();
 }
 

@@ -130,6 +130,13 @@ impl Browser {
         self.on_session(&format!("/element/{element}/value"), &json!({"text": keys}));
     }
 
+    /// Presses a key, wherever the focus is.
+    pub fn press(&self, key: &str) {
+        let actions = json!([{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]);
+        let source = json!({"type": "key", "id": "keyboard", "actions": actions});
+        self.on_session("/actions", &json!({"actions": [source]}));
+    }
+
     pub fn resize(&self, width: u32, height: u32) {
         let size = json!({
             "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false,

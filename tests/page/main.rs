@@ -9,6 +9,7 @@
 mod common;
 
 mod browser;
+mod listing;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;

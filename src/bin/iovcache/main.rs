@@ -60,7 +60,7 @@ enum Command {
     Put(put::Arguments),
     /// Put all objects of a manifest into a repository folder.
     Import(import::Arguments),
-    /// Rebuild the index of a repository folder, or check it.
+    /// Rebuild the index of a repository, or check it.
     Index(index::Arguments),
     /// Copy versions from a source into a repository.
     Copy(Box<copy::Arguments>),

@@ -11,11 +11,15 @@ use crate::cache::holders::lease::LeaseId;
 use crate::cache::memory::in_use::InUseGuard;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest as _;
+use crate::cache::tables::column_sets::TableSchema;
 use crate::cache::tables::plan::Assembled;
-use crate::cache::tables::schema_cache::TableSchema;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::object::{ObjectId, ObjectInfo};
+use crate::source::in_place;
 use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, MessageWriter, Objects};
+
+/// From this number of rows on, a pass over them does not block other tasks of the thread.
+const MANY_ROWS: u64 = 1 << 16;
 
 /// A table whose objects are in shared memory and pinned.
 ///
@@ -48,7 +52,7 @@ impl Answer {
     /// The table's schema.
     pub fn schema(&self) -> SchemaRef {
         let (timeframe, lease) = self.named();
-        self.table_schema.shape.schema_of(&self.table_schema.schema, timeframe, lease)
+        self.table_schema.layout.schema_of(&self.table_schema.schema, timeframe, lease)
     }
 
     /// The timeframe and lease that the schema names.
@@ -60,9 +64,9 @@ impl Answer {
     }
 
     /// The first message: the schema.
-    pub fn head(&self) -> Message {
+    pub fn schema_message(&self) -> Message {
         let (timeframe, lease) = self.named();
-        let made = self.table_schema.head.message(timeframe, lease);
+        let made = self.table_schema.schema_message.message(timeframe, lease);
         made.unwrap_or_else(|| MessageWriter::begin(&self.schema()).1)
     }
 
@@ -87,7 +91,7 @@ impl Answer {
             };
             messages.into_iter().flatten().map(Ok).chain(error.map(Err))
         }));
-        Ok([Ok(self.head())].into_iter().chain(body))
+        Ok([Ok(self.schema_message())].into_iter().chain(body))
     }
 
     /// Like [`messages`](Self::messages) without the schema, one batch at a time.
@@ -120,6 +124,9 @@ impl Answer {
                 let dictionaries = Arc::clone(&self.table_schema.dictionaries);
                 let batches = self.encoded_batches();
                 batches.check()?;
+                if self.rows >= MANY_ROWS {
+                    in_place(|| batches.prepare());
+                }
                 let messages = batches.into_messages(dictionaries);
                 self.gate.withdraw_at_end(messages.payload_pins());
                 (None, Some(messages))
@@ -135,13 +142,15 @@ impl Answer {
 
     /// The batches for the wire, whose schema is that of the first message.
     fn encoded_batches(&self) -> Batches {
-        self.content
-            .batches_of(Arc::clone(&self.table_schema.shape), Arc::clone(&self.table_schema.schema))
+        self.content.batches_of(
+            Arc::clone(&self.table_schema.layout),
+            Arc::clone(&self.table_schema.schema),
+        )
     }
 
     /// The table's batches, made one after the other. There is at least one, which may be empty.
     pub fn batches(&self) -> Batches {
-        self.content.batches_of(Arc::clone(&self.table_schema.shape), self.schema())
+        self.content.batches_of(Arc::clone(&self.table_schema.layout), self.schema())
     }
 
     /// All batches at once.

@@ -299,7 +299,7 @@ impl CacheBuilder {
             residency,
             catalog,
             prefetcher: Default::default(),
-            schema_cache: Default::default(),
+            column_sets: Default::default(),
             objects: Arc::clone(&columns.objects),
             columns,
             in_use,

@@ -18,7 +18,7 @@ use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::holders::lease::LeaseId;
 use crate::cache::holders::origin::Origin;
-use crate::cache::tables::schema_cache::{SchemaKey, StreamSchema};
+use crate::cache::tables::column_sets::{SchemaKey, StreamSchema};
 use crate::sync::{Mutex, MutexGuard};
 use crate::table::{Request, TableRows, When, key_names};
 
@@ -191,8 +191,10 @@ impl Cache {
             self.check_session(session, &origin)?;
         }
         let columns = self.0.columns.requested(&template.columns, None)?;
-        let table_schema = self.table_schema(SchemaKey::of_stream(&template), columns, &[]);
-        let (stream_schema, keys) = (StreamSchema::new(table_schema), key_names(columns));
+        let keys = key_names(columns);
+        let columns = self.0.column_sets.intern(columns);
+        let table_schema = self.table_schema(SchemaKey::of_stream(&template), &columns);
+        let stream_schema = StreamSchema { columns, table_schema };
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
         let (cache, state) = (self.clone(), Mutex::default());

@@ -16,9 +16,9 @@ use crate::cache::holders::timeframe::Timeframes;
 use crate::cache::memory::in_use::InUse;
 use crate::cache::memory::residency::Residency;
 use crate::cache::restart::RestartState;
+use crate::cache::tables::column_sets::ColumnSets;
 use crate::cache::tables::columns::ColumnLookUp;
 use crate::cache::tables::loader::Loader;
-use crate::cache::tables::schema_cache::SchemaCache;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::cache::versions::pace::Prefetcher;
@@ -43,7 +43,7 @@ pub(super) struct CacheInner {
     pub(super) catalog: Arc<Catalog>,
     pub(super) columns: ColumnLookUp,
     pub(super) prefetcher: Prefetcher,
-    pub(super) schema_cache: SchemaCache,
+    pub(super) column_sets: ColumnSets,
     pub(super) loader: Arc<Loader>,
     pub(super) leases: Arc<Leases>,
     pub(super) objects: Arc<ObjectIndex>,

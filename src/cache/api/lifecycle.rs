@@ -32,6 +32,15 @@ impl Cache {
         self.0.residency.close();
     }
 
+    /// Leaves the objects allocated in the host's memory that tables and timeframes hold: other
+    /// processes may be reading them. Returns their number.
+    #[cfg(feature = "capi")]
+    pub(crate) fn leave_held_objects(&self) -> usize {
+        let residents = self.0.residency.residents();
+        let held = residents.iter().filter(|resident| resident.pins() > 0);
+        held.map(|resident| resident.block().leave_in_host()).count()
+    }
+
     /// # Errors
     /// [`CacheError::Draining`].
     pub(crate) fn check_open(&self) -> Result<(), CacheError> {

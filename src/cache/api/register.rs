@@ -109,7 +109,7 @@ impl Cache {
         let known = columns.iter().map(|_| None).collect();
         let known =
             self.0.columns.all_known(columns, known, limits, &rows, budget, deadline).await?;
-        let columns = self.0.timeframes.shared_columns(columns);
+        let columns = self.0.column_sets.intern(columns);
         let planned = Plan::new(rows, known, &caller.budget);
         let plan = by_deadline(PLANNING, deadline, planned).await?;
         self.prefetch_next(&plan);

@@ -70,8 +70,8 @@ impl Cache {
     /// keep them, and a segment is replaced once it holds none of those. Headers that name an
     /// overwritten segment are stale at once.
     ///
-    /// Timeframes in flight are issued anew: whoever requests such a table from now on gets headers
-    /// of other segments. Consumers that have received the earlier table can read it until they
+    /// Timeframes in flight are issued anew: requests for such a table get headers of other
+    /// segments from now on. Consumers that have received the earlier table can read it until they
     /// report it as consumed, unless its segment was overwritten.
     pub fn renew_lost_segments(&self) -> SegmentRenewal {
         self.renew_lost(Pool::renew_condemned_segments)

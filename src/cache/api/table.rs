@@ -24,8 +24,10 @@ use crate::cache::holders::timeframe_load::assembled;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest;
 use crate::cache::tables::audit_log::record;
+use crate::cache::tables::column_sets::{
+    ColumnSet, Instance, SchemaKey, StreamSchema, TableSchema,
+};
 use crate::cache::tables::plan::{Assembled, Plan, PlannedIntervals};
-use crate::cache::tables::schema_cache::{Instance, SchemaKey, StreamSchema, TableSchema};
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::interval::ValidityInterval;
 use crate::object::Query;
@@ -89,7 +91,7 @@ impl RowSource {
 
 /// A pinned table that has no lease yet.
 struct PinnedTable {
-    shown: TableBody,
+    body: TableBody,
     versions: Arc<VersionSet>,
     pins: Arc<PinSet>,
     /// The timeframe's own table.
@@ -112,7 +114,7 @@ impl PinnedTable {
         let (columns, timestamps) = (Arc::clone(&assembled.columns), Arc::clone(plan.timestamps()));
         let (versions, pins) = (Arc::clone(plan.versions()), Arc::clone(&assembled.pins));
         let charges = vec![Arc::clone(&assembled.charge)];
-        Self { shown: TableBody::Rows { columns, timestamps }, versions, pins, kept: None, charges }
+        Self { body: TableBody::Rows { columns, timestamps }, versions, pins, kept: None, charges }
     }
 
     fn kept(plan: &Plan, assembled: Arc<Assembled>) -> Self {
@@ -120,7 +122,7 @@ impl PinnedTable {
     }
 
     fn rows(&self) -> u64 {
-        match &self.shown {
+        match &self.body {
             TableBody::Rows { timestamps, .. } => timestamps.len() as u64,
             TableBody::Intervals(columns) => columns.iter().map(|one| one.rows.len() as u64).sum(),
         }
@@ -200,10 +202,11 @@ impl Cache {
         subject.check_keys(columns)?;
         let timeframe = subject.timeframe();
         let key = SchemaKey::new(request, subject.has_nulls(), timeframe.is_some(), false);
-        let table_schema = self.table_schema(key, columns, &subject.null_keys());
+        let key = key.with_null_keys(subject.null_keys());
+        let table_schema = self.table_schema(key, &self.column_set(&subject, columns));
         let rows = rows.filter(|_| request.view == View::Rows);
         Ok(Described {
-            schema: table_schema.shape.schema_of(&table_schema.schema, timeframe, None),
+            schema: table_schema.layout.schema_of(&table_schema.schema, timeframe, None),
             rows,
         })
     }
@@ -347,7 +350,7 @@ impl Cache {
             gate: Arc::clone(&gate),
             _charges: Arc::clone(&charges),
         });
-        let (content, assembled) = (Content { shown: found.shown, objects }, found.kept);
+        let (content, assembled) = (Content { body: found.body, objects }, found.kept);
         Answer {
             table_schema,
             content,
@@ -375,34 +378,37 @@ impl Cache {
             return Arc::clone(&stream_schema.table_schema);
         }
         if caller.of_stream {
-            return self.table_schema(SchemaKey::of_stream(request), columns, &[]);
+            let columns = self.column_set(subject, columns);
+            return self.table_schema(SchemaKey::of_stream(request), &columns);
         }
         let (nulls, timeframe) = (subject.has_nulls(), subject.timeframe());
         let key = SchemaKey::new(request, nulls, timeframe.is_some(), true);
+        let key = key.with_null_keys(subject.null_keys());
+        self.table_schema(key, &self.column_set(subject, columns))
+    }
+
+    /// The set of these columns; that of the timeframe, if they are its own.
+    fn column_set(&self, subject: &RowSource, columns: &[ColumnRequest]) -> Arc<ColumnSet> {
         match subject {
-            RowSource::Timeframe(timeframe)
-                if timeframe.has_the(columns) && !key.is_individual() =>
-            {
-                let make = |key| self.table_schema(key, columns, &subject.null_keys());
-                timeframe.table_schema(key, make)
+            RowSource::Timeframe(timeframe) if timeframe.has_the(columns) => {
+                Arc::clone(&timeframe.registration.columns)
             }
-            _ => self.table_schema(key, columns, &subject.null_keys()),
+            _ => self.0.column_sets.intern(columns),
         }
     }
 
-    /// The schema for `key` and `columns`, with the keys that have nulls.
+    /// The schema of tables with these columns in the form `key`.
     pub(super) fn table_schema(
         &self,
         key: SchemaKey,
-        columns: &[ColumnRequest],
-        null_keys: &[Arc<str>],
+        columns: &Arc<ColumnSet>,
     ) -> Arc<TableSchema> {
         let instance = Instance {
             epoch: self.epoch(),
             attach: self.attach_path(),
             policies: &self.0.columns.policies,
         };
-        self.0.schema_cache.table_schema(key, columns, null_keys, &instance)
+        self.0.column_sets.table_schema(columns, key, &instance)
     }
 
     /// The effective spans of a range, pinned.
@@ -422,8 +428,8 @@ impl Cache {
         let got = self.0.loader.pin_all(&*versions, deadline).await?;
         let charges = vec![Arc::clone(spans.charge())];
         let (columns, pins) = spans.assemble(got);
-        let shown = TableBody::Intervals(Arc::new(columns));
-        Ok(PinnedTable { shown, versions, pins, kept: None, charges })
+        let body = TableBody::Intervals(Arc::new(columns));
+        Ok(PinnedTable { body, versions, pins, kept: None, charges })
     }
 
     async fn spans_of(
@@ -531,8 +537,8 @@ impl Cache {
         let Ok(timeframe) = self.0.timeframes.get(id) else { return Ok(None) };
         let Registration { plan, columns: registered, .. } = &timeframe.registration;
         let same_columns = match stream_schema {
-            Some(stream_schema) => stream_schema.has(columns, registered),
-            None => *columns == **registered,
+            Some(stream_schema) => stream_schema.columns.equals(registered),
+            None => *columns == ***registered,
         };
         if !same_columns || !plan.table_rows().same_rows(rows) {
             return Ok(None);
@@ -631,7 +637,7 @@ impl Cache {
         let Work { request, holder, deadline, .. } = asked;
         let plan = &timeframe.registration.plan;
         if request.is_plain()
-            && (timeframe.has_the(columns) || *columns == *timeframe.registration.columns)
+            && (timeframe.has_the(columns) || *columns == **timeframe.registration.columns)
         {
             self.0.columns.check_missing(plan, request)?;
             self.check_quota(holder, &**plan.versions())?;

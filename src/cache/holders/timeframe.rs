@@ -20,8 +20,8 @@ use crate::cache::holders::limits::SlowHolder;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::memory::reservations::Claim;
+use crate::cache::tables::column_sets::ColumnSet;
 use crate::cache::tables::plan::{Assembled, Plan};
-use crate::cache::tables::schema_cache::{SchemaKey, TableSchema};
 use crate::clock::{Clock, Moment};
 use crate::sync::{Mutex, MutexGuard};
 use crate::table::{ColumnRequest, ConsumerState, RequestLimits, TimeframeState, TimeframeStatus};
@@ -31,8 +31,7 @@ use crate::telemetry::Counters;
 #[derive(Debug)]
 pub(crate) struct Registration {
     pub(crate) timeframe: u64,
-    /// Shared between timeframes that are registered with equal columns.
-    pub(crate) columns: Arc<[ColumnRequest]>,
+    pub(crate) columns: Arc<ColumnSet>,
     /// The consumers that it is registered for; if empty, those that request it.
     pub(crate) consumers: Vec<String>,
     pub(crate) plan: Plan,
@@ -62,8 +61,6 @@ pub(crate) struct Timeframe {
     /// Earlier tables with objects in lost segments, for the consumers that have received them.
     /// Locked after `consumers`.
     earlier: Mutex<Vec<Arc<Assembled>>>,
-    /// The schemas in which its own columns were requested.
-    schema_cache: Mutex<Vec<(SchemaKey, Arc<TableSchema>)>>,
 }
 
 /// The progress of a consumer with a timeframe.
@@ -90,8 +87,8 @@ impl Timeframe {
         let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
         let consumers = Mutex::new(consumers.collect());
         let (load, claim) = (watch::Sender::new(LoadState::Loading), Mutex::new(claim));
-        let (earlier, schema_cache) = Default::default();
-        Self { registration, load, claim, clock, consumers, earlier, schema_cache }
+        let earlier = Mutex::default();
+        Self { registration, load, claim, clock, consumers, earlier }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
@@ -104,22 +101,7 @@ impl Timeframe {
 
     /// Whether these are its own columns by address; other columns may be equal.
     pub(crate) fn has_the(&self, columns: &[ColumnRequest]) -> bool {
-        std::ptr::eq(columns, &*self.registration.columns)
-    }
-
-    /// The schema of its own columns for `key`; `find` makes it the first time.
-    pub(crate) fn table_schema(
-        &self,
-        key: SchemaKey,
-        find: impl FnOnce(SchemaKey) -> Arc<TableSchema>,
-    ) -> Arc<TableSchema> {
-        let mut schema_cache = self.schema_cache.lock();
-        if let Some((_, table_schema)) = schema_cache.iter().find(|(known, _)| *known == key) {
-            return Arc::clone(table_schema);
-        }
-        let table_schema = find(key.clone());
-        schema_cache.push((key, Arc::clone(&table_schema)));
-        table_schema
+        std::ptr::eq(columns, &**self.registration.columns)
     }
 
     /// A receiver of the load state and its changes.
@@ -301,7 +283,7 @@ impl Timeframe {
 
     fn difference(&self, other: &Registration) -> Option<&'static str> {
         let own = &self.registration;
-        if own.columns != other.columns {
+        if !own.columns.equals(&other.columns) {
             return Some("columns");
         }
         if !own.plan.timestamps().same_rows(other.plan.timestamps()) {
@@ -325,8 +307,6 @@ pub(crate) struct Timeframes {
     clock: Clock,
     counters: Arc<Counters>,
     state: Mutex<TimeframeMap>,
-    /// The columns of the latest registration.
-    last_columns: Mutex<Arc<[ColumnRequest]>>,
     /// Notified when a timeframe is dropped.
     freed: Notify,
 }
@@ -350,8 +330,7 @@ pub(crate) enum Registered {
 
 impl Timeframes {
     pub(crate) fn new(clock: Clock, counters: Arc<Counters>) -> Self {
-        let (state, last_columns) = (Mutex::default(), Mutex::new(Arc::default()));
-        Self { clock, counters, state, last_columns, freed: Notify::new() }
+        Self { clock, counters, state: Mutex::default(), freed: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, TimeframeMap> {
@@ -553,15 +532,6 @@ impl Timeframes {
         let state = self.state();
         let latest = state.in_flight.values().rev().take(limit);
         latest.map(Arc::clone).collect()
-    }
-
-    /// The columns as shared by registrations: successive ones usually have equal columns.
-    pub(crate) fn shared_columns(&self, columns: &[ColumnRequest]) -> Arc<[ColumnRequest]> {
-        let mut last = self.last_columns.lock();
-        if **last != *columns {
-            *last = columns.into();
-        }
-        Arc::clone(&last)
     }
 
     /// Number of timeframes in flight.

@@ -5,7 +5,6 @@ mod eviction;
 pub(crate) mod in_use;
 #[cfg(all(test, feature = "loom"))]
 mod loom_model;
-mod md5_lanes;
 pub(crate) mod object;
 mod pin_count;
 pub(crate) mod pin_request;

@@ -104,19 +104,12 @@ pub(crate) fn record_look_ups(consumer: &str, pid: i32, look_ups: u64, record: &
 
 fn served(content: &Content) -> Vec<ServedRows<'_>> {
     let version = |cell: &Cell| content.objects.version(cell.object);
-    match &content.shown {
+    match &content.body {
         TableBody::Rows { columns, .. } => columns
             .iter()
             .flat_map(|column| {
-                let mut rows = vec![0; column.cells.len()];
-                let mut start = 0;
-                for run in column.runs.iter() {
-                    let length = u64::try_from(run.end - start).unwrap_or(0);
-                    if let Some(count) = run.cell.and_then(|cell| rows.get_mut(cell as usize)) {
-                        *count += length;
-                    }
-                    start = run.end;
-                }
+                let served = column.rows.rows_of_cells(column.cells.len());
+                let rows = served.into_iter().map(|(_, rows)| rows.unsigned_abs());
                 let of = |(cell, rows)| {
                     let version = version(cell);
                     let path = match &column.path {
@@ -142,7 +135,7 @@ fn served(content: &Content) -> Vec<ServedRows<'_>> {
 
 /// The first and the last time in the table.
 fn times(content: &Content) -> (Option<i64>, Option<i64>) {
-    let mut all: Box<dyn Iterator<Item = i64>> = match &content.shown {
+    let mut all: Box<dyn Iterator<Item = i64>> = match &content.body {
         TableBody::Rows { timestamps, .. } => {
             Box::new(timestamps.runs().filter_map(|(_, at)| at).map(|at| at.as_millis()))
         }

@@ -21,6 +21,7 @@ use crate::cache::yielder::Turns;
 use crate::index::{ChoiceSource, KeyColumn, KeyValue, RowChoices, RowRanges, Slot, Timestamps};
 use crate::interval::Timestamp;
 use crate::object::{CreationLimits, ObjectPath, Query};
+use crate::source::in_place;
 use crate::table::{ColumnPath, ColumnRequest, KeyError, KeyLookUp, KeyUse, TableRows};
 
 /// Memory per query without its path and metadata.
@@ -31,6 +32,9 @@ const LOOK_UP_BYTES: usize = size_of::<KeyedLookUp>() + 16;
 /// Maximum number of distinct values of a key that are examined value by value where they need not
 /// be; the time for more of them follows the rows.
 const FEW_VALUES: usize = 1 << 12;
+
+/// From this number of runs of a key on, the pass over them does not block other tasks of the thread.
+const MANY_RUNS: usize = 1 << 16;
 
 /// The look-ups of one column.
 #[derive(Debug)]
@@ -122,6 +126,12 @@ impl KeyedLookUps {
         let with_metadata = matches!(used.look_up, KeyLookUp::WithMetadata(_));
         let bytes = key.run_count() * size_of::<u64>();
         let charge = terms.budget.charge(bytes as u64, "the look-ups of a key")?;
+        let needs_values = used.uniform
+            || used.look_up != KeyLookUp::AtTimestamp
+            || matches!(column.path, ColumnPath::ByRange(_));
+        if needs_values && key.run_count() >= MANY_RUNS {
+            in_place(|| key.ids());
+        }
         // A look-up at the key has one time per value. It is made once per value, as a uniform one,
         // unless there are too many values.
         let is_few = || key.ids().len() <= terms.max_values.min(FEW_VALUES);

@@ -1,7 +1,9 @@
-//! From columns and timestamps to a table: assigns versions to rows, loads and pins their objects,
-//! and caches schemas and encoded batches.
+//! From columns and timestamps to a table: interns columns with their schemas, assigns versions to
+//! rows, loads and pins their objects, and caches encoded batches.
 
 pub(crate) mod audit_log;
+mod coded_planning;
+pub(crate) mod column_sets;
 pub(crate) mod columns;
 mod distinct;
 pub(crate) mod key_look_ups;
@@ -13,4 +15,3 @@ pub(crate) mod plan;
 mod planning;
 pub(crate) mod run_information;
 mod run_times;
-pub(crate) mod schema_cache;

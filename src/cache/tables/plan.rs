@@ -16,13 +16,13 @@ use std::sync::Arc;
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::{CacheError, MissingColumn, UnmatchedColumn};
 use crate::cache::memory::object::PinSet;
+use crate::cache::tables::column_sets::TableSchema;
 use crate::cache::tables::distinct::Distinct;
 use crate::cache::tables::known_columns::{
     ColumnTimelines, KnownColumn, QueryOfColumn, RangeTimeline,
 };
 use crate::cache::tables::loader::PinnedVersions;
 use crate::cache::tables::planning::{CELL_BYTES, Planned, PlannedColumn, Planning, VERSION_BYTES};
-use crate::cache::tables::schema_cache::TableSchema;
 use crate::cache::versions::catalog::KnownTimeline;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::cache::yielder::Turns;
@@ -159,7 +159,7 @@ impl Plan {
             .map(|column| Column {
                 name: column.request.name.clone(),
                 path: column.request.path.clone(),
-                runs: Arc::clone(&column.runs),
+                rows: column.rows.clone(),
                 cells: cells(&self.places[column.cells.clone()], &got, |place| {
                     column.stale.contains(place)
                 }),
@@ -244,15 +244,16 @@ impl Assembled {
         table_schema: &TableSchema,
         content: &Content,
     ) -> Result<Option<EncodedBatches>, EncodeError> {
-        let shape = &table_schema.shape;
-        let key = (shape.encoding, shape.cell, shape.nullable);
-        let rows = match &content.shown {
+        let layout = &table_schema.layout;
+        let key = (layout.encoding, layout.cell, layout.nullable);
+        let rows = match &content.body {
             TableBody::Rows { timestamps, .. } => timestamps.len(),
             TableBody::Intervals(_) => return Ok(None),
         };
-        let is_cached =
-            shape.view == View::Rows && shape.cell != CellKind::Payload && !shape.timestamps_column;
-        let bytes = self.encoded_bytes(shape.encoding, rows);
+        let is_cached = layout.view == View::Rows
+            && layout.cell != CellKind::Payload
+            && !layout.timestamps_column;
+        let bytes = self.encoded_bytes(layout.encoding, rows);
         if !is_cached || bytes > MAX_ENCODED_BYTES {
             return Ok(None);
         }
@@ -262,7 +263,7 @@ impl Assembled {
         // Without room the batches are made one at a time, for each consumer anew.
         let charge = self.charge.sibling(bytes as u64, "encoded batches of a timeframe");
         let Ok(charge) = charge else { return Ok(None) };
-        let batches = content.batches_of(Arc::clone(shape), Arc::clone(&table_schema.schema));
+        let batches = content.batches_of(Arc::clone(layout), Arc::clone(&table_schema.schema));
         let batches = batches.into_messages(Arc::clone(&table_schema.dictionaries));
         let batches = Arc::new(batches.collect::<Result<Vec<_>, EncodeError>>()?);
         let kept = CachedBatches { key, batches: Arc::clone(&batches), _charge: charge };
@@ -278,7 +279,7 @@ impl Assembled {
     /// Approximate size of all batches of this number of rows, with MetaHeaders as cells.
     fn encoded_bytes(&self, encoding: Encoding, rows: usize) -> usize {
         let of_column = |column: &Column| match encoding {
-            Encoding::RunEnd => column.runs.len() * (size_of::<i32>() + MetaHeader::BYTES),
+            Encoding::RunEnd => column.rows.run_count() * (size_of::<i32>() + MetaHeader::BYTES),
             Encoding::Dictionary => {
                 rows * size_of::<i32>() + column.cells.len() * MetaHeader::BYTES
             }

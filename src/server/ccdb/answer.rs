@@ -20,6 +20,7 @@ use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::Details;
 
+const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
 /// Longest wait of an answer for optional details.
 const DETAILS_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -73,6 +74,11 @@ impl Front {
             Method::Post | Method::Put | Method::Delete => {
                 return self.change(request, Some(body), peer).await;
             }
+            Method::Trace => {
+                let mut reply = page::status(405, "no TRACE here");
+                reply.header("Allow", ALLOWED_METHODS);
+                return Ok(reply);
+            }
             Method::Unknown => return Ok(page::status(501, "no such method here")),
         }
         let path = request.path.as_str();
@@ -83,6 +89,7 @@ impl Front {
         match first {
             "browse" | "latest" => self.browse(request, first == "latest", rest).await,
             "download" => self.download(request, rest).await,
+            "monitor" => Ok(self.monitor(rest)),
             // As at a real server, this GET deletes.
             "truncate" => self.change(request, None, peer).await,
             "" if self.is_a_person(request) => Ok(page::to_browse()),
@@ -287,7 +294,7 @@ fn options() -> CcdbReply {
         "range,accept,if-none-match,if-not-after,if-not-before,browse-limit,x-filter-fields",
     );
     reply.header("Access-Control-Max-Age", 600);
-    reply.header("Allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS");
+    reply.header("Allow", ALLOWED_METHODS);
     reply.header("Accept-Ranges", "bytes");
     reply.date();
     reply.empty()

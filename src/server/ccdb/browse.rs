@@ -1,10 +1,7 @@
 //! `/browse` (every version) and `/latest` (of each path the one created last), as JSON, XML, text,
 //! or a page for people.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -13,7 +10,7 @@ use hyper::body::Frame;
 use super::address::Wanted;
 use super::front::{Front, limits};
 use super::json::JsonPage;
-use super::listing::{Found, Pattern};
+use super::listing::{Found, ListingSelection, Pattern};
 use super::listing_format::ListingFormat;
 use super::people::PeoplePage;
 use super::plain::{TextPage, XmlPage};
@@ -21,7 +18,8 @@ use super::reply::{CcdbReply, ReplyBody};
 use super::request::CcdbRequest;
 use super::{json, page};
 use crate::cache::CacheError;
-use crate::object::{ObjectInfo, ObjectPath};
+use crate::object::ObjectPath;
+use crate::source::Details;
 
 /// ALICE's quality control requests these fields, and gets the new names of two of them as well.
 const QUALITY_CONTROL: [&str; 3] = ["path", "createTime", "lastModified"];
@@ -63,18 +61,23 @@ impl Front {
         } else {
             Box::new(TextPage)
         };
-        // A request with a low limit looks for versions, or with a limit of 1 for folders.
-        let with_subfolders = request.browse_limit.is_none_or(|limit| limit == 1);
-        let mut found = self.find(&wanted, limits(request), with_subfolders).await?;
+        let selection = ListingSelection {
+            only_latest,
+            limit: request.browse_limit,
+            // A request with a low limit looks for versions, or with a limit of 1 for folders.
+            with_subfolders: request.browse_limit.is_none_or(|limit| limit == 1),
+        };
+        let mut found = self.find(&wanted, limits(request), selection).await?;
         let is_one = found.left_out.first().is_some_and(|path| path.as_str() == wanted.path);
         if is_one {
             let message = "the source does not list this path: request it by time";
             return Ok(page::status(501, message));
         }
-        if only_latest {
-            keep_latest(&mut found);
+        let wants_report =
+            request.parameter("report").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+        if let (true, Some(folders)) = (wants_report, &found.subfolders) {
+            found.report = Some(self.contents_of(folders).await?);
         }
-        keep_newest(&mut found, request.browse_limit);
         Ok(self.page(found, format))
     }
 
@@ -92,8 +95,8 @@ impl Front {
         reply.date();
         let content_type = format.content_type();
         if content_type.starts_with("text/html") {
-            let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
-                          form-action 'none'; frame-ancestors 'none'";
+            let policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; \
+                          base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
             reply.header("Content-Security-Policy", policy);
             reply.header("X-Content-Type-Options", "nosniff");
             reply.header("Referrer-Policy", "no-referrer");
@@ -104,7 +107,10 @@ impl Front {
             let mut text = if first == 0 { format.start(found) } else { String::new() };
             let last = (first + PIECE).min(count);
             for (number, version) in found.versions[first..last].iter().enumerate() {
-                let details = cache.known_details_of(version);
+                let details = match format.needs_details() {
+                    true => cache.known_details_of(version),
+                    false => Details::default(),
+                };
                 text.push_str(&format.version(first + number, version, &details));
             }
             if last == count {
@@ -149,26 +155,5 @@ impl Front {
         reply.date();
         let text = format!("{{\"objects\":[\n{}]\n}}", entries.join(",\n"));
         Ok(Some(reply.text("application/json;charset=ISO-8859-1", text.into_bytes())))
-    }
-}
-
-fn keep_latest(found: &mut Found) {
-    let mut latest: BTreeMap<ObjectPath, Arc<ObjectInfo>> = BTreeMap::new();
-    for version in std::mem::take(&mut found.versions) {
-        match latest.get(&version.path) {
-            Some(known) if known.rank() > version.rank() => {}
-            _ => drop(latest.insert(version.path.clone(), version)),
-        }
-    }
-    found.versions = latest.into_values().collect();
-}
-
-/// Keeps the `limit` versions that were created last.
-fn keep_newest(found: &mut Found, limit: Option<usize>) {
-    if let Some(limit) = limit.filter(|limit| *limit < found.versions.len()) {
-        let mut by_age: Vec<_> = found.versions.iter().map(|v| Reverse(v.rank())).collect();
-        by_age.sort_unstable();
-        let last = by_age[limit - 1];
-        found.versions.retain(|version| Reverse(version.rank()) <= last);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::listing::Found;
+use super::listing::{FolderContents, Found};
 use super::listing_format::ListingFormat;
 use super::version;
 use crate::object::ObjectInfo;
@@ -27,15 +27,46 @@ impl ListingFormat for JsonPage {
         format!("{before}{}", entry(version, details, self.fields.as_deref()))
     }
 
+    fn needs_details(&self) -> bool {
+        let is_detail = |field: &String| DETAILS.contains(&field.as_str());
+        self.fields.as_ref().is_none_or(|fields| fields.iter().any(is_detail))
+    }
+
     fn end(&self, found: &Found) -> String {
         let mut text = "]\n".to_owned();
         if let Some(folders) = &found.subfolders {
-            let folders: Vec<String> = folders.iter().map(|folder| quoted(folder)).collect();
+            let folders: Vec<String> = match &found.report {
+                None => folders.iter().map(|folder| quoted(folder)).collect(),
+                Some(report) => report.iter().map(reported).collect(),
+            };
             let _ = write!(text, ",\"subfolders\":[\n{}]\n", folders.join(",\n"));
         }
         text.push('}');
         text
     }
+}
+
+/// Keys whose values are upload details.
+const DETAILS: [&str; 9] = [
+    "lastModified",
+    "Last-Modified",
+    "initialValidity",
+    "InitialValidityLimit",
+    "fileName",
+    "Content-Disposition",
+    "contentType",
+    "Content-Type",
+    "UploadedFrom",
+];
+
+/// A folder with its contents, as in a report of an SQL-backed server.
+fn reported(folder: &FolderContents) -> String {
+    let ((own, own_bytes), (below, below_bytes)) = (folder.own, folder.below);
+    format!(
+        "{{\"name\":{},\"ownFiles\":{own},\"ownSize\":{own_bytes},\"filesInSubfolders\":{below},\
+         \"sizeOfSubfolders\":{below_bytes}}}",
+        quoted(&folder.name)
+    )
 }
 
 /// One version.

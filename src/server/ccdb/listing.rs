@@ -1,12 +1,13 @@
-//! Selection of the versions for `/browse` and `/latest`.
+//! ListingSelection of the versions for `/browse` and `/latest`.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::address::Wanted;
 use super::front::{Front, PATIENCE};
-use crate::cache::{CacheError, Versions};
+use crate::cache::CacheError;
 use crate::object::{CreationLimits, ObjectInfo, ObjectPath, Query};
 use crate::source::PathSummary;
 
@@ -20,8 +21,30 @@ pub(super) struct Found {
     pub(super) versions: Vec<Arc<ObjectInfo>>,
     /// The folders one level below a path; not listed for a pattern.
     pub(super) subfolders: Option<Vec<String>>,
+    /// Contents of these folders, if a report was requested.
+    pub(super) report: Option<Vec<FolderContents>>,
     /// Paths that the source cannot list completely: none of their versions is included.
     pub(super) left_out: Vec<ObjectPath>,
+}
+
+/// What a folder contains.
+#[derive(Debug, Default)]
+pub(super) struct FolderContents {
+    pub(super) name: String,
+    /// Versions of the folder's own path, and their bytes.
+    pub(super) own: (u64, u64),
+    /// Versions of the paths below it, and their bytes.
+    pub(super) below: (u64, u64),
+}
+
+/// Which versions of a listing are kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ListingSelection {
+    /// Of each path only the version created last.
+    pub(super) only_latest: bool,
+    /// Of all only so many, those created last.
+    pub(super) limit: Option<usize>,
+    pub(super) with_subfolders: bool,
 }
 
 impl Front {
@@ -33,7 +56,7 @@ impl Front {
         &self,
         wanted: &Wanted,
         limits: CreationLimits,
-        with_subfolders: bool,
+        selection: ListingSelection,
     ) -> Result<Found, CacheError> {
         let pattern = Pattern::new(&wanted.path);
         let paths = match (&pattern, ObjectPath::new(&wanted.path)) {
@@ -44,35 +67,76 @@ impl Front {
                 paths.into_iter().map(|summary| summary.path).collect()
             }
         };
-        let listings: Vec<(ObjectPath, Versions)> = stream::iter(paths)
+        let mut found = Found::default();
+        let mut listings = stream::iter(paths)
             .map(|path| async {
                 let versions = self.cache.versions(&path, PATIENCE).await?;
                 Ok::<_, CacheError>((path, versions))
             })
-            .buffer_unordered(PARALLEL_PATHS)
-            .try_collect()
-            .await?;
-        let mut found = Found::default();
-        for (path, listing) in listings {
+            .buffer_unordered(PARALLEL_PATHS);
+        while let Some((path, listing)) = listings.try_next().await? {
             if !listing.whole {
                 found.left_out.push(path.clone());
             }
             let query = Query { path, metadata: wanted.metadata.clone(), limits };
-            found.versions.extend(listing.versions.into_iter().filter(|version| {
+            let matching = listing.versions.into_iter().filter(|version| {
                 query.matches(version)
                     && wanted.at.is_none_or(|at| version.validity.contains(at))
                     && wanted.id.is_none_or(|id| version.id == id)
-            }));
+            });
+            match selection.only_latest {
+                true => found.versions.extend(matching.max_by_key(|version| version.rank())),
+                false => found.versions.extend(matching),
+            }
         }
-        found.versions.sort_by_cached_key(|version| super::version::address(version));
+        drop(listings);
+        found.left_out.sort_unstable();
+        let versions = std::mem::take(&mut found.versions);
+        let in_order = move || in_order(versions, selection.limit);
+        let sorted = tokio::task::spawn_blocking(in_order).await;
+        found.versions = sorted.map_err(|_| CacheError::Lost { what: "a listing".into() })?;
         if matches!(pattern, Pattern::Plain) {
-            let folders = match with_subfolders {
+            let folders = match selection.with_subfolders {
                 true => self.cache.subfolders(&wanted.path).await?,
                 false => Vec::new(),
             };
             found.subfolders = Some(folders);
         }
         Ok(found)
+    }
+
+    /// The contents of folders. Sizes that the source does not list count as 0.
+    ///
+    /// # Errors
+    /// The error of the source.
+    pub(super) async fn contents_of(
+        &self,
+        folders: &[String],
+    ) -> Result<Vec<FolderContents>, CacheError> {
+        let mut all = Vec::with_capacity(folders.len());
+        for folder in folders {
+            let paths = self.cache.paths(folder).await?;
+            let mut contents = FolderContents { name: folder.clone(), ..Default::default() };
+            let mut sizes = stream::iter(paths)
+                .map(|summary| async move {
+                    let listing = self.cache.versions(&summary.path, PATIENCE).await?;
+                    let sizes = listing.versions.iter().filter_map(|version| version.size_bytes);
+                    let count = match listing.whole {
+                        true => listing.versions.len() as u64,
+                        false => summary.versions,
+                    };
+                    Ok::<_, CacheError>((summary.path, count, sizes.sum::<u64>()))
+                })
+                .buffer_unordered(PARALLEL_PATHS);
+            while let Some((path, count, bytes)) = sizes.try_next().await? {
+                let is_own = path.as_str() == folder;
+                let sums = if is_own { &mut contents.own } else { &mut contents.below };
+                *sums = (sums.0 + count, sums.1 + bytes);
+            }
+            drop(sizes);
+            all.push(contents);
+        }
+        Ok(all)
     }
 
     /// The paths that a pattern matches, sorted.
@@ -85,6 +149,16 @@ impl Front {
         paths.retain(|summary| glob_matches(glob, summary.path.as_str()));
         Ok(paths)
     }
+}
+
+/// The `limit` versions that were created last, sorted by path, from and id as one string.
+fn in_order(mut versions: Vec<Arc<ObjectInfo>>, limit: Option<usize>) -> Vec<Arc<ObjectInfo>> {
+    if let Some(limit) = limit.filter(|limit| *limit < versions.len()) {
+        versions.sort_unstable_by_key(|version| Reverse(version.rank()));
+        versions.truncate(limit);
+    }
+    versions.sort_by_cached_key(|version| super::version::address(version));
+    versions
 }
 
 /// A path, or a pattern for several.
@@ -115,7 +189,7 @@ fn glob_matches(glob: &str, path: &str) -> bool {
     borders.into_iter().any(|end| matches_whole(glob.as_bytes(), &path.as_bytes()[..end]))
 }
 
-fn matches_whole(glob: &[u8], text: &[u8]) -> bool {
+pub(super) fn matches_whole(glob: &[u8], text: &[u8]) -> bool {
     let (mut g, mut t) = (0, 0);
     // The position to resume from if the text after the last star does not match.
     let mut star = None;

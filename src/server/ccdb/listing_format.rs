@@ -19,6 +19,10 @@ pub(super) trait ListingFormat: Send + Sync + 'static {
     fn encode(&self, text: String) -> Bytes {
         text.into()
     }
+    /// Whether the upload details of versions are shown.
+    fn needs_details(&self) -> bool {
+        true
+    }
     /// Maximum versions shown.
     fn longest(&self) -> usize {
         usize::MAX

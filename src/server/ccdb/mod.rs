@@ -5,6 +5,7 @@
 //!  GET /path/from/uuid   ─▶ Cache::version_of ─┐
 //!  GET /download/uuid    ─▶ Cache::version_known ─▶ Cache::hold ─▶ socket, out of shared memory
 //!  GET /browse/… /latest/… ─▶ Cache::versions, Cache::paths ─▶ JSON or text
+//!  GET /monitor/…        ─▶ counters
 //! ```
 //!
 //! Header names go out as CCDB spells them (`ETag`, `Content-MD5`, metadata as uploaded), since
@@ -28,6 +29,7 @@ mod guarded;
 mod json;
 mod listing;
 mod listing_format;
+mod monitor;
 mod page;
 mod people;
 mod plain;

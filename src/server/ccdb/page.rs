@@ -17,6 +17,11 @@ Usage of /browse/* or /latest/*:
   GET, HEAD:
     path [ / time ] [ / key = value ]*
     The Accept header chooses the format: text/plain, text/html, text/xml, application/json
+    ?report=true: folders in JSON have counts and sizes
+
+Usage of /monitor/*:
+  GET, HEAD:
+    [ group [ / node [ / parameter ] ] ] - counters of this service, as JSON
 
 A path has 1 to 10 elements of A-Z a-z 0-9 . _ -, none of them a number.
 
@@ -34,6 +39,7 @@ pub(super) fn status(status: u16, message: &str) -> CcdbReply {
         304 => "Not Modified",
         403 => "Forbidden",
         404 => "Not Found",
+        405 => "Method Not Allowed",
         414 => "URI Too Long",
         416 => "Range Not Satisfiable",
         501 => "Not Implemented",

@@ -63,9 +63,10 @@ impl ListingFormat for PeoplePage {
         let mut text = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width\">\
+             <meta name=\"color-scheme\" content=\"light dark\"><link rel=\"icon\" href=\"data:,\">\
              <title>{title} - conditions</title><style>{STYLE}</style></head><body>\n\
-             <a class=\"skip\" href=\"#versions\">to the versions</a>\n\
-             <header><h1>{title}</h1><nav aria-label=\"path\">{}</nav></header>\n",
+             <header><a class=\"skip\" href=\"#versions\">to the versions</a>\
+             <h1>{title}</h1><nav aria-label=\"path\">{}</nav></header>\n<main>\n",
             self.way()
         );
         if let Some(folders) = found.subfolders.as_ref().filter(|folders| !folders.is_empty()) {
@@ -92,7 +93,7 @@ impl ListingFormat for PeoplePage {
             );
         }
         text.push_str(
-            "<div class=\"scroll\"><table><thead><tr><th>Valid from</th><th>until</th>\
+            "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"versions\"><table><thead><tr><th>Valid from</th><th>until</th>\
              <th>Created</th><th class=\"number\">Bytes</th><th>Metadata</th><th>Object</th></tr>\
              </thead><tbody>\n",
         );
@@ -104,6 +105,9 @@ impl ListingFormat for PeoplePage {
         let mut metadata = String::new();
         for (key, value) in &version.metadata {
             let _ = write!(metadata, "<dt>{}</dt><dd>{}</dd>", escaped(key), escaped(value));
+        }
+        if !metadata.is_empty() {
+            metadata = format!("<dl>{metadata}</dl>");
         }
         let mut more = String::new();
         for (name, value) in [
@@ -125,8 +129,10 @@ impl ListingFormat for PeoplePage {
             ),
         };
         format!(
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"number\">{size}</td>\
-             <td><dl>{metadata}</dl></td><td>{paths}<a href=\"{}\" download>{}</a>\
+            "<tr><td data-name=\"Valid from\">{}</td><td data-name=\"until\">{}</td>\
+             <td data-name=\"Created\">{}</td><td data-name=\"Bytes\" class=\"number\">{size}</td>\
+             <td data-name=\"Metadata\">{metadata}</td><td data-name=\"Object\">{paths}\
+             <a href=\"{}\" download>{}</a>\
              <details><summary>more</summary><dl>{more}</dl></details></td></tr>\n",
             time(version.validity.from()),
             time(version.validity.until()),
@@ -144,7 +150,7 @@ impl ListingFormat for PeoplePage {
         let (command, path) = (self.command, linked(&self.path));
         let _ = write!(
             text,
-            "</section>\n<footer><a href=\"/{command}/{path}?Accept=application/json\">JSON</a> \
+            "</section>\n</main>\n<footer><a href=\"/{command}/{path}?Accept=application/json\">JSON</a> \
              <a href=\"/{command}/{path}?Accept=text/xml\">XML</a> \
              <a href=\"/{command}/{path}?Accept=text/plain\">text</a></footer></body></html>\n"
         );
@@ -171,16 +177,33 @@ fn linked(path: &str) -> String {
 /// A readable time, followed by its milliseconds.
 fn time(at: Timestamp) -> String {
     let millis = at.as_millis();
-    // The years 1970 to 9999, the range of HTTP dates.
-    let plain = u64::try_from(millis).ok().filter(|millis| *millis < 253_402_300_800_000);
-    let date = plain.map(|millis| {
-        let since = std::time::Duration::from_millis(millis);
-        httpdate::fmt_http_date(std::time::UNIX_EPOCH + since).replace(" GMT", "")
-    });
-    match date {
-        Some(date) => format!("<time>{date}</time><br><small>{millis}</small>"),
+    match iso(millis) {
+        Some(iso) => {
+            let shown = iso.replace('T', " ");
+            format!("<time datetime=\"{iso}\">{shown}</time><br><small>{millis}</small>")
+        }
         None => format!("<small>{millis}</small>"),
     }
+}
+
+/// A time in ISO 8601, for the years 0 to 9999.
+fn iso(millis: i64) -> Option<String> {
+    let (days, rest) = (millis.div_euclid(86_400_000), millis.rem_euclid(86_400_000));
+    // Years begin in March, so that the leap day is the last one. The era is one of 400 years.
+    let shifted = days.checked_add(719_468)?;
+    let (era, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, (month + 2) % 12 + 1);
+    let year = year + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3_600_000, rest / 60_000 % 60, rest / 1_000 % 60);
+    let text = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}");
+    let text = match rest % 1_000 {
+        0 => format!("{text}Z"),
+        millis => format!("{text}.{millis:03}Z"),
+    };
+    (0..=9_999).contains(&year).then_some(text)
 }
 
 /// The timeline: one bar per version, the last created at the top.
@@ -226,4 +249,25 @@ fn picture(versions: &[std::sync::Arc<ObjectInfo>]) -> String {
             writeln!(text, "<p>{left_out} versions that were created earlier are not drawn.</p>");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_in_iso_8601() {
+        for (millis, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00Z"),
+            (1_709_251_199_000, "2024-02-29T23:59:59Z"),
+            (1_731_031_200_123, "2024-11-08T02:00:00.123Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00Z"),
+            (253_402_300_799_000, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(iso(millis).as_deref(), Some(text));
+        }
+        assert_eq!((iso(i64::MAX), iso(i64::MIN), iso(253_402_300_800_000)), (None, None, None));
+    }
 }

@@ -23,6 +23,7 @@ pub(super) enum Method {
     Post,
     Put,
     Delete,
+    Trace,
     Unknown,
 }
 
@@ -68,6 +69,7 @@ impl CcdbRequest {
                 "POST" => Method::Post,
                 "PUT" => Method::Put,
                 "DELETE" => Method::Delete,
+                "TRACE" => Method::Trace,
                 _ => Method::Unknown,
             },
             path: parts.uri.path().to_owned(),

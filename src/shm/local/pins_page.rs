@@ -471,7 +471,7 @@ mod tests {
         let service = ServicePage::new(PageLimits::default()).unwrap();
         let mapping = map_sealed(service.file(), PAGE_BYTES, MapAccess::ReadWrite).unwrap();
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-        // 4,096 words each; a nightly run writes 10^8.
+        // 16,384 words each; a nightly run writes 10^8.
         let rounds = std::env::var("IOVCACHE_PAGE_ROUNDS").ok().and_then(|text| text.parse().ok());
         for _ in 0..rounds.unwrap_or(100) {
             for offset in (0..PAGE_BYTES as usize).step_by(8) {

@@ -120,7 +120,7 @@ impl CcdbSource {
                         let Some(urls) = self.allowed(&place.url, location) else {
                             on_grid |= is_on_grid(location);
                             rounds.note_detour(format!(
-                                "{} leads to {location:?}, which is not among allowed_redirects",
+                                "{} redirects to {location:?}, which is not among allowed_redirects",
                                 place.url
                             ));
                             continue;
@@ -132,7 +132,7 @@ impl CcdbSource {
                         }));
                     }
                     if !next.is_empty() && next.iter().all(|c| seen.contains(c.url.as_str())) {
-                        rounds.note_detour(format!("{} leads in a circle", place.url));
+                        rounds.note_detour(format!("{} redirects in a circle", place.url));
                     }
                     // The targets of a redirect come before the guessed locations.
                     next.append(&mut places);

@@ -47,8 +47,9 @@ pub struct CcdbOptions {
     /// Maximum number of versions of a path that is listed whole. Below it, measured times of
     /// listings and of look-ups by time decide. Default 100,000; 0: never list.
     pub browse_limit: usize,
-    /// Time after which a path that was not listed is listed again, and after which all versions of
-    /// a listed path are compared again, in ms. Default 600,000.
+    /// Time after which a path that was not listed is listed again, in ms. All versions of a listed
+    /// path are compared three times within it, and it is listed again after three times as long.
+    /// Default 600,000.
     pub listing_recheck_millis: u64,
     /// Lifetime of an answer, in ms. Default 10,000.
     pub refresh_millis: u64,

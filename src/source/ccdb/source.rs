@@ -22,6 +22,8 @@ use crate::source::{
 
 /// Maximum number of versions in remembered listings.
 const REMEMBERED_VERSIONS: u64 = 2_000_000;
+/// Maximum number of folders in remembered listings of folders.
+const REMEMBERED_FOLDERS: u64 = 1_000_000;
 /// Maximum number of versions whose upload details are remembered.
 const REMEMBERED_DETAILS: u64 = 100_000;
 
@@ -46,6 +48,8 @@ pub struct CcdbSource {
     pub(super) paths: moka::sync::Cache<ObjectPath, Arc<PathMemory>>,
     /// Versions of paths that are asked by time, as in the headers and with exact metadata.
     pub(super) described: moka::sync::Cache<ObjectId, Arc<TimedVersion>>,
+    /// Folders one level below a path, for the refresh time.
+    folders: moka::sync::Cache<String, Arc<[String]>>,
     /// Facts about uploads.
     details: moka::sync::Cache<ObjectId, Arc<Details>>,
 }
@@ -87,7 +91,15 @@ impl CcdbSource {
         let weight = |_: &ObjectPath, memory: &Arc<PathMemory>| memory.weight();
         let paths =
             moka::sync::Cache::builder().max_capacity(REMEMBERED_VERSIONS).weigher(weight).build();
-        Ok(Self { transport: Transport::new(url, options)?, replicas, paths, described, details })
+        let folders = moka::sync::Cache::builder()
+            .max_capacity(REMEMBERED_FOLDERS)
+            .weigher(|_: &String, folders: &Arc<[String]>| {
+                u32::try_from(folders.len()).unwrap_or(u32::MAX).saturating_add(1)
+            })
+            .time_to_live(Duration::from_millis(options.refresh_millis))
+            .build();
+        let transport = Transport::new(url, options)?;
+        Ok(Self { transport, replicas, paths, described, folders, details })
     }
 
     /// Remembers the locations of the body of `id`, as written in an answer from `base`.
@@ -131,6 +143,7 @@ impl CcdbSource {
         if let Some(memory) = self.paths.get(path) {
             memory.doubt();
         }
+        self.folders.invalidate_all();
         let ids = self.described.iter().filter(|(_, one)| one.told.path == *path);
         let ids: Vec<ObjectId> = ids.map(|(id, _)| *id).collect();
         for id in &ids {
@@ -200,7 +213,12 @@ impl Source for CcdbSource {
     }
 
     async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
-        self.list_subfolders(path).await
+        if let Some(known) = self.folders.get(path) {
+            return Ok(known.to_vec());
+        }
+        let folders = self.list_subfolders(path).await?;
+        self.folders.insert(path.to_owned(), folders.as_slice().into());
+        Ok(folders)
     }
 
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {

@@ -153,7 +153,8 @@ fn damaged(what: &str) -> io::Error {
 pub(super) fn read_head(file: &mut File) -> io::Result<(Header, Vec<u8>)> {
     let mut bytes = [0; HEADER_BYTES];
     file.read_exact(&mut bytes).map_err(|_| damaged("it is too short"))?;
-    let header = Header::parse(bytes).ok_or_else(|| damaged("its header is none"))?;
+    let header = Header::parse(bytes)
+        .ok_or_else(|| damaged("its header is not that of a disk tier file"))?;
     let length = file.metadata()?.len();
     if header.body_at().checked_add(header.body_bytes) != Some(length) {
         return Err(damaged("it has another length than its header says"));

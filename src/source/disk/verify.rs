@@ -39,7 +39,11 @@ pub fn verify(folder: &Path, repair: bool) -> io::Result<VerifyReport> {
                 }
                 FolderEntry::PartialFile(file) => (file, "it was left half-written".to_owned()),
                 FolderEntry::Foreign(file) => {
-                    verified.wrong(file, "it is none of a disk tier", RepairOutcome::LeftAlone);
+                    verified.wrong(
+                        file,
+                        "it is not a file of a disk tier",
+                        RepairOutcome::LeftAlone,
+                    );
                     continue;
                 }
             };

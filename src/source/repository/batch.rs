@@ -24,6 +24,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::beneath::{Root, Stamp, open_beneath};
+use super::crash_point::crash_point;
 use super::entry::{self, PROPERTIES};
 use super::folder::{LOCAL_SLACK, PathFolder, read_all, read_properties, stamp_of};
 use super::index::{FOLDER, IndexRow, IndexWriter, row_of};
@@ -194,12 +195,14 @@ impl<'a> Batch<'a> {
         if self.staged.is_empty() {
             return Ok(());
         }
+        crash_point("batch-staged");
         if together {
             sync_all(root)?;
         }
         let mut stamped = Vec::with_capacity(self.staged.len());
         for staged in &mut self.staged {
             stamped.push(staged.publish(together)?);
+            crash_point("version-published");
         }
         if together {
             sync_all(root)?;
@@ -212,6 +215,7 @@ impl<'a> Batch<'a> {
         }
         drop(ids);
         let infos = self.staged.iter().map(|staged| staged.info.clone()).zip(stamped);
+        crash_point("batch-published");
         let has_index = || root.folder(FOLDER).is_ok();
         if (self.begins_index || has_index())
             && let Err(error) = append_to_index(root, infos)
@@ -285,6 +289,7 @@ pub(super) fn stage(
         // An error is ignored: the properties hold the time in any case.
         let _ = blob.file.set_modified(time);
     }
+    crash_point("bytes-staged");
     let mut properties = UnfinishedFile::new(root, &name, &folder)?;
     properties.write(&version.properties(&info, md5).to_bytes())?;
     let given_id = version.id.as_deref().is_some_and(|id| ObjectId::parse(id).is_some());
@@ -380,6 +385,7 @@ impl StagedBatch {
                 .map_err(|error| failed(&self.place(to))(error.into()))
         };
         rename(&self.properties, &beside)?;
+        crash_point("properties-renamed");
         rename(&self.blob, &name)?;
         self.published = true;
         let stamp = |name: &str| -> io::Result<Stamp> {

@@ -15,6 +15,7 @@ use tokio::io::AsyncReadExt as _;
 
 #[cfg(feature = "clouds")]
 use super::clouds::open_store;
+use super::crash_point::crash_point;
 use super::entry::{self, PROPERTIES};
 use super::index::{IndexRow, StoreIndex, StoreIndexWriter, row_of, store_stamp};
 use super::properties::Properties;
@@ -157,7 +158,9 @@ impl Bucket {
         let properties_bytes = properties.len() as u64;
         let stored = self.store.put(&beside, properties.into()).await;
         let beside_tag = stored.map_err(|error| self.failed(&beside, &error))?.e_tag;
+        crash_point("store-properties-put");
         let blob_tag = self.upload(&blob, file, size_bytes).await?;
+        crash_point("store-bytes-put");
         let stamp = store_stamp(
             (blob_tag.as_deref(), size_bytes),
             (beside_tag.as_deref(), properties_bytes),

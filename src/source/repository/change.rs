@@ -31,21 +31,14 @@ pub(super) async fn upload(
     change: &Change,
     bytes: UploadBytes,
 ) -> Result<Changed, SourceError> {
-    let ChangeKind::Upload { file_name, content_type } = change.kind.clone() else {
+    let ChangeKind::Upload { content_type, .. } = change.kind.clone() else {
         return Ok(Changed::Unchanged);
     };
     let what = format!("an upload to {}", change.path);
     let wrong =
         |reason: String| SourceError::Unusable { url: url.to_owned(), what: what.clone(), reason };
-    let until = change.until.unwrap_or(change.at);
-    let validity = ValidityInterval::new(change.at, until).map_err(|e| wrong(e.to_string()))?;
-    let version = NewVersion {
-        path: change.path.clone(),
-        validity,
-        created: now(),
-        id: change.id.map(|id| id.to_string()),
-        file_name,
-        metadata: change.metadata.clone(),
+    let Some(version) = new_version(change).map_err(&wrong)? else {
+        return Ok(Changed::Unchanged);
     };
     let runtime = Handle::current();
     let stored = tokio::task::spawn_blocking(move || {
@@ -61,6 +54,24 @@ pub(super) async fn upload(
         Ok(Err(error)) => Err(wrong(chain(&error))),
         Err(_) => Err(wrong("storing it failed".to_owned())),
     }
+}
+
+/// The version that an upload describes; `None` for other changes.
+///
+/// # Errors
+/// The fault of its interval.
+pub(super) fn new_version(change: &Change) -> Result<Option<NewVersion>, String> {
+    let ChangeKind::Upload { file_name, .. } = &change.kind else { return Ok(None) };
+    let until = change.until.unwrap_or(change.at);
+    let validity = ValidityInterval::new(change.at, until).map_err(|error| error.to_string())?;
+    Ok(Some(NewVersion {
+        path: change.path.clone(),
+        validity,
+        created: now(),
+        id: change.id.map(|id| id.to_string()),
+        file_name: file_name.clone(),
+        metadata: change.metadata.clone(),
+    }))
 }
 
 /// Changes or deletes versions in the repository at `root`. `versions` are all versions of the
@@ -240,7 +251,7 @@ fn now() -> Timestamp {
 }
 
 /// Text of an error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -163,7 +163,8 @@ impl PathFolder {
         let all = || {
             let blob = format!("{folder}/{name}");
             let properties = stamp(&format!("{blob}{PROPERTIES}"))?;
-            Some(stamp_of(&stamp(&folder)?, &properties, &stamp(&blob)?))
+            let blob = stamp(&blob).filter(|blob| blob.size_bytes == row.size_bytes)?;
+            Some(stamp_of(&stamp(&folder)?, &properties, &blob))
         };
         row.stamp != 0 && all() == Some(row.stamp)
     }
@@ -295,7 +296,9 @@ impl Reading<'_> {
         let stamp = stamp_of(&self.stamp, &properties, &blob);
         // Names that are not the id itself cannot be compared with rows. They are read each time.
         let id = ObjectId::parse(name).filter(|id| id.to_string() == name);
-        let is_known = |row: &&Row| Some(row.id) == id && row.stamp == stamp;
+        let is_known = |row: &&Row| {
+            Some(row.id) == id && row.stamp == stamp && row.size_bytes == blob.size_bytes
+        };
         if let Some(row) = self.known.iter().find(is_known) {
             return Ok(Pair::Kept(*row));
         }

@@ -51,6 +51,8 @@ const SMALL_BYTES: u64 = 256 << 10;
 /// Maximum number of versions of a path whose files are checked while a request waits. Larger paths
 /// are checked in the background.
 const SWEPT_AT_ONCE: usize = 20_000;
+/// Number of folders of a path that are watched first, the latest ones.
+const NEWEST_WATCHED: usize = 4096;
 /// Number of versions per step of a background check; between steps the path is unlocked.
 const SWEEP_SLICE: usize = 2_000;
 /// Pause after a check of all folders of a path, as a multiple of its duration.
@@ -172,6 +174,7 @@ impl ReadPath {
         again.extend(changes.froms);
         if first {
             self.load(root, &shared.index, &folder);
+            self.watch_newest();
         }
         let fresh = first && self.table.len() == 0;
         // While a folder is watched, it is listed only once.
@@ -288,6 +291,13 @@ impl ReadPath {
         self.swept = Some((began, began.elapsed()));
     }
 
+    /// Watches the folders with the latest `from` before all others: most versions are put there,
+    /// and the number of watches is limited.
+    fn watch_newest(&mut self) {
+        let froms: Vec<i64> = self.table.froms().collect();
+        self.watch_all(froms.into_iter().rev().take(NEWEST_WATCHED));
+    }
+
     fn watch_all(&mut self, froms: impl Iterator<Item = i64>) {
         if let Some(watch) = &mut self.watch {
             froms.for_each(|from| watch.watch_versions(from));
@@ -352,13 +362,17 @@ impl LocalRepository {
             url: url.clone(),
             reason: error.to_string(),
         })?;
-        let watcher = Arc::new(Watcher::new(&root));
+        let watcher = Watcher::new(&root);
+        Ok(Self::new(url, root, refresh, watcher))
+    }
+
+    fn new(url: String, root: Root, refresh: Duration, watcher: Watcher) -> Self {
         // Reads the index now rather than with the first request. Errors are logged.
         let mut index = IndexSet::default();
         index.refresh(&root);
         let shared = Arc::new(CheckShared { root, refresh, index: Mutex::new(index) });
         let (paths, rows) = (Mutex::default(), AtomicUsize::new(0));
-        Ok(Self { url, shared, watcher, paths, rows })
+        Self { url, shared, watcher: Arc::new(watcher), paths, rows }
     }
 
     pub(super) fn subscribe(&self, listener: ChangeListener) {
@@ -693,4 +707,93 @@ pub(super) fn ids(root: &Root, path: &ObjectPath) -> io::Result<HashMap<ObjectId
     let (root, index) = (root.clone(), Mutex::default());
     state.check(&CheckShared { root, refresh: Duration::ZERO, index }, None)?;
     Ok(state.table.iter().map(|row| (row.id, row.from)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::interval::ValidityInterval;
+    use crate::source::repository::{NewVersion, RepositoryWriter};
+
+    const REFRESH: Duration = Duration::from_millis(200);
+
+    fn path() -> ObjectPath {
+        ObjectPath::new("A/B").unwrap()
+    }
+
+    fn put(root: &Path, from: i64, created: i64) -> ObjectInfo {
+        let [from, until, created] = [from, from + 10, created].map(Timestamp::from_millis);
+        let version = NewVersion {
+            path: path(),
+            validity: ValidityInterval::new(from, until).unwrap(),
+            created,
+            id: None,
+            file_name: String::new(),
+            metadata: BTreeMap::new(),
+        };
+        let writer = RepositoryWriter::new(root).unwrap();
+        writer.put(&version, &mut &b"bytes"[..]).unwrap().info
+    }
+
+    async fn listed(repository: &LocalRepository) -> Vec<(i64, i64, i64)> {
+        let page = repository.list_page(&Query::all(path()), None, usize::MAX).await.unwrap();
+        let versions = page.versions.iter().map(|info| {
+            let [from, until] = [info.validity.from(), info.validity.until()];
+            (from.as_millis(), until.as_millis(), info.created.as_millis())
+        });
+        let mut all: Vec<_> = versions.collect();
+        all.sort_unstable();
+        all
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn with_few_watches_a_change_of_the_latest_folders_is_seen_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::source::repository::index(folder.path(), false, |_, _| {}).unwrap();
+        for n in 0..30 {
+            put(folder.path(), n * 100, 1);
+        }
+        let root = Root::open(folder.path()).unwrap();
+        let watcher = Watcher::limited(&root, 10);
+        let never = Duration::from_secs(3600);
+        let repository = LocalRepository::new(String::new(), root, never, watcher);
+        assert_eq!(listed(&repository).await.len(), 30);
+        put(folder.path(), 2800, 2);
+        let began = Instant::now();
+        while listed(&repository).await.len() != 31 {
+            assert!(began.elapsed() < Duration::from_secs(5), "it is not seen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// As on a network file system, on which the kernel does not see the changes of others.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn without_watches_each_kind_of_change_is_found_within_refresh() {
+        let folder = tempfile::tempdir().unwrap();
+        put(folder.path(), 0, 1);
+        let root = Root::open(folder.path()).unwrap();
+        let repository = LocalRepository::new(String::new(), root, REFRESH, Watcher::none());
+        assert_eq!(listed(&repository).await, [(0, 10, 1)]);
+        let is_found = async |expected: &[(i64, i64, i64)], what: &str| {
+            let began = Instant::now();
+            while listed(&repository).await != expected {
+                assert!(began.elapsed() < REFRESH + Duration::from_secs(1), "{what}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let other = put(folder.path(), 100, 2);
+        is_found(&[(0, 10, 1), (100, 110, 2)], "a new folder").await;
+        put(folder.path(), 0, 3);
+        is_found(&[(0, 10, 1), (0, 10, 3), (100, 110, 2)], "a version in a known folder").await;
+        let place = folder.path().join("A/B/100").join(format!("{}.properties", other.id));
+        let text = fs::read_to_string(&place).unwrap();
+        fs::write(&place, text.replace("ValidUntil=110", "ValidUntil=109")).unwrap();
+        is_found(&[(0, 10, 1), (0, 10, 3), (100, 109, 2)], "changed properties").await;
+        fs::remove_dir_all(folder.path().join("A/B/100")).unwrap();
+        is_found(&[(0, 10, 1), (0, 10, 3)], "a removed folder").await;
+        fs::rename(folder.path().join("A/B"), folder.path().join("A/C")).unwrap();
+        is_found(&[], "a path that was renamed").await;
+    }
 }

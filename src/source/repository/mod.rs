@@ -18,6 +18,7 @@ mod carry;
 mod change;
 #[cfg(feature = "clouds")]
 mod clouds;
+mod crash_point;
 mod entry;
 mod folder;
 mod index;
@@ -25,6 +26,7 @@ mod local;
 mod manifest;
 mod properties;
 mod reader;
+mod spool;
 mod store;
 mod store_listing;
 mod table;

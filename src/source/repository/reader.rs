@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use super::bucket::Bucket;
 use super::change;
 use super::local::LocalRepository;
+use super::spool;
 use super::store::StoreRepository;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
@@ -169,10 +170,7 @@ impl Source for RepositorySource {
     }
 
     fn write_target(&self, _path: &ObjectPath) -> WriteTarget {
-        match &self.place {
-            RepositoryPlace::Local(_) => WriteTarget::Source { ccdb: None },
-            RepositoryPlace::Store(_) => WriteTarget::ReadOnly,
-        }
+        WriteTarget::Source { ccdb: None }
     }
 
     async fn change(
@@ -180,10 +178,18 @@ impl Source for RepositorySource {
         change: &Change,
         bytes: Option<UploadBytes>,
     ) -> Result<Changed, SourceError> {
-        let RepositoryPlace::Local(local) = &self.place else {
-            let (url, what) = (self.url().to_owned(), change.path.to_string());
-            let reason = "a repository in an object store is changed with `iovcache put`".into();
-            return Err(SourceError::NotAllowed { url, what, reason });
+        let (local, bytes) = match (&self.place, bytes) {
+            (RepositoryPlace::Local(local), bytes) => (local, bytes),
+            (RepositoryPlace::Store(store), Some(bytes)) => {
+                let changed = spool::upload(&store.bucket(), store.url(), change, bytes).await;
+                self.forget(&change.path);
+                return changed;
+            }
+            (RepositoryPlace::Store(_), None) => {
+                let (url, what) = (self.url().to_owned(), format!("a change of {}", change.path));
+                let reason = "versions in an object store can be added, and not changed or deleted";
+                return Err(SourceError::NotAllowed { url, what, reason: reason.into() });
+            }
         };
         let root = local.folder().to_owned();
         let changed = match bytes {

@@ -78,6 +78,11 @@ impl StoreRepository {
         Ok((rows.collect(), listing.problems()))
     }
 
+    /// The place of the repository, for writing.
+    pub(super) fn bucket(&self) -> Bucket {
+        Bucket::of(self.url.clone(), Arc::clone(&self.store), self.prefix.clone())
+    }
+
     pub(super) fn url(&self) -> &str {
         &self.url
     }

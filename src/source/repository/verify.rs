@@ -104,7 +104,7 @@ impl Walk {
         if name_of(&file).starts_with('.') && name_of(&file).ends_with(".part") {
             self.half(file, "it was left half-written");
         } else {
-            let reason = "it is none of a repository: versions lie in PATH/FROM/";
+            let reason = "it does not belong to a repository: versions lie in PATH/FROM/";
             self.verified.wrong(file, reason, RepairOutcome::LeftAlone);
         }
     }

@@ -118,6 +118,19 @@ impl Watcher {
         Self { shared: shared.map(Arc::new), started: OnceLock::new() }
     }
 
+    /// A watcher without watches.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self { shared: None, started: OnceLock::new() }
+    }
+
+    /// A watcher with at most `limit` watches.
+    #[cfg(test)]
+    pub(super) fn limited(root: &Root, limit: usize) -> Self {
+        let shared = Self::try_new(root).unwrap().map(|shared| WatchShared { limit, ..shared });
+        Self { shared: shared.map(Arc::new), started: OnceLock::new() }
+    }
+
     fn try_new(root: &Root) -> io::Result<Option<WatchShared>> {
         let kind = rustix::fs::fstatfs(root.descriptor()?)?.f_type;
         if NETWORK.contains(&kind) {

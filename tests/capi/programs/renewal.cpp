@@ -220,7 +220,7 @@ std::vector<Cell> timeframe(const iovcache::Cache& cache, const std::string& con
   return cells;
 }
 
-// What an operator's `fairmq-shmmonitor` does to a segment while devices run.
+// Loses a segment as an operator's `fairmq-shmmonitor` does while devices run.
 void lose(const Registry& registry, std::uint16_t number, bool is_removed)
 {
   const auto file = "/dev/shm/fmq_" + registry.shmid + "_m_" + std::to_string(number);

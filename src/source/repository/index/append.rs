@@ -20,6 +20,7 @@ use super::file_name::{FOLDER, FileName};
 use super::set;
 use crate::object::ObjectId;
 use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};
+use crate::source::repository::crash_point::crash_point;
 use crate::source::repository::folder::is_recent;
 
 /// Maximum time to wait for another writer.
@@ -93,6 +94,7 @@ impl IndexWriter {
         }
         for name in replaced {
             self.remove(name)?;
+            crash_point("index-file-removed");
         }
         self.clean()
     }
@@ -113,12 +115,19 @@ impl IndexWriter {
         let file = openat(&self.folder, &part, flags, Mode::from_raw_mode(0o666))?;
         let name = FileName { sequence, unique, crc32c };
         // Not synced: a file damaged by a power failure is detected by its checksum.
-        let written = File::from(file).write_all(&bytes);
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        let mut file = File::from(file);
+        let written = file.write_all(first).and_then(|()| {
+            crash_point("index-half-written");
+            file.write_all(second)
+        });
+        crash_point("index-written");
         let renamed = written
             .and_then(|()| Ok(renameat(&self.folder, &part, &self.folder, name.to_string())?));
         if renamed.is_err() {
             let _ = unlinkat(&self.folder, &part, AtFlags::empty());
         }
+        crash_point("index-renamed");
         renamed.map(|()| name)
     }
 
@@ -160,6 +169,7 @@ impl IndexWriter {
         self.write(merged.into_values().collect(), sequence)?;
         for name in replaced {
             self.remove(&name.to_string())?;
+            crash_point("index-file-removed");
         }
         self.clean()
     }

@@ -47,6 +47,25 @@ pub(in crate::source::repository) struct IndexRow {
     pub(in crate::source::repository) listed: i64,
 }
 
+impl IndexRow {
+    fn check(&self) -> u64 {
+        let none = StringArray::new_null(0);
+        let row = RowRef {
+            from: self.from,
+            until: self.until,
+            created: self.created,
+            id: self.id,
+            size_bytes: self.size_bytes,
+            md5: self.md5,
+            stamp: self.stamp,
+            listed: self.listed,
+            metadata: (&none, &none, 0, 0),
+        };
+        let metadata = self.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        RowCheck::new(&self.path).of_row(&row, metadata)
+    }
+}
+
 /// A version in a file, without its path.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::source::repository) struct RowRef<'a> {
@@ -107,7 +126,62 @@ fn fields() -> Vec<Field> {
         Field::new("metadata", metadata_type(), false),
         Field::new("stamp", DataType::UInt64, false),
         Field::new("listed", DataType::Int64, false),
+        Field::new("check", DataType::UInt64, false),
     ]
+}
+
+/// Checksum of a row: FNV-1a over 64-bit words. It detects a row that was changed by a program which
+/// also renewed the checksum of the file.
+struct RowCheck(u64);
+
+impl RowCheck {
+    fn new(path: &str) -> Self {
+        let mut check = Self(0xcbf2_9ce4_8422_2325);
+        check.text(path);
+        check
+    }
+
+    fn word(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+
+    /// The length, and the bytes in little-endian words, the last one filled with zeros.
+    fn text(&mut self, text: &str) {
+        self.word(text.len() as u64);
+        for piece in text.as_bytes().chunks(8) {
+            let mut word = [0; 8];
+            word[..piece.len()].copy_from_slice(piece);
+            self.word(u64::from_le_bytes(word));
+        }
+    }
+
+    fn sixteen(&mut self, bytes: &[u8; 16]) {
+        let (words, _) = bytes.as_chunks::<8>();
+        words.iter().for_each(|word| self.word(u64::from_le_bytes(*word)));
+    }
+
+    /// The checksum of a row, all columns in their order.
+    fn of_row<'a>(
+        &self,
+        row: &RowRef<'_>,
+        metadata: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> u64 {
+        let mut check = Self(self.0);
+        for number in [row.from, row.until, row.created] {
+            check.word(number.cast_unsigned());
+        }
+        check.sixteen(row.id.as_bytes());
+        check.word(row.size_bytes);
+        check.word(u64::from(row.md5.is_some()));
+        check.sixteen(&row.md5.map_or([0; 16], |md5| md5.0));
+        for (key, value) in metadata {
+            check.text(key);
+            check.text(value);
+        }
+        check.word(row.stamp);
+        check.word(row.listed.cast_unsigned());
+        check.0
+    }
 }
 
 /// Bytes and CRC-32C of an index file with `rows`. `root_inode` is the inode of the repository's
@@ -153,7 +227,8 @@ pub(super) fn encode(mut rows: Vec<IndexRow>, root_inode: u64) -> io::Result<(Ve
 fn columns_of(rows: &[IndexRow]) -> Result<Vec<ArrayRef>, ArrowError> {
     let [mut from, mut until, mut created, mut listed] =
         std::array::from_fn(|_| Int64Builder::with_capacity(rows.len()));
-    let [mut size, mut stamp] = std::array::from_fn(|_| UInt64Builder::with_capacity(rows.len()));
+    let [mut size, mut stamp, mut check] =
+        std::array::from_fn(|_| UInt64Builder::with_capacity(rows.len()));
     let [mut id, mut md5] =
         std::array::from_fn(|_| FixedSizeBinaryBuilder::with_capacity(rows.len(), 16));
     let names = arrow_array::builder::MapFieldNames {
@@ -181,6 +256,7 @@ fn columns_of(rows: &[IndexRow]) -> Result<Vec<ArrayRef>, ArrowError> {
             metadata.values().append_value(value);
         }
         metadata.append(true)?;
+        check.append_value(row.check());
     }
     Ok(vec![
         Arc::new(from.finish()),
@@ -192,6 +268,7 @@ fn columns_of(rows: &[IndexRow]) -> Result<Vec<ArrayRef>, ArrowError> {
         Arc::new(metadata.finish()),
         Arc::new(stamp.finish()),
         Arc::new(listed.finish()),
+        Arc::new(check.finish()),
     ])
 }
 
@@ -308,6 +385,7 @@ impl IndexFile {
             let first = keys.partition_point(|key| *key < number);
             let end = first + keys[first..].partition_point(|key| *key == number);
             guarded(|| {
+                check_rows(&batch, first..end, |_| path)?;
                 for_rows(&batch, first..end, each);
                 Ok(())
             })?;
@@ -358,6 +436,8 @@ impl IndexFile {
             let mut key = keys.iter();
             let paths = &self.paths;
             guarded(|| {
+                let path = |at: usize| paths.value(keys[at] as usize);
+                check_rows(&batch, 0..batch.num_rows(), path)?;
                 for_rows(&batch, 0..batch.num_rows(), &mut |row| {
                     let number = key.next().copied().unwrap_or(0);
                     each(paths.value(number as usize), row);
@@ -441,6 +521,32 @@ fn for_rows(batch: &RecordBatch, rows: std::ops::Range<usize>, each: &mut dyn Fn
             listed: listed[at],
             metadata: (keys, values, offsets[at] as usize, offsets[at + 1] as usize),
         });
+    }
+}
+
+/// Compares rows with their checksums, before any of them is used.
+fn check_rows<'a>(
+    batch: &RecordBatch,
+    rows: std::ops::Range<usize>,
+    path: impl Fn(usize) -> &'a str,
+) -> Result<(), ArrowError> {
+    let expected = batch.column(10).as_primitive::<UInt64Type>().values();
+    let mut at = rows.start;
+    let (mut check, mut of) = (RowCheck::new(""), "");
+    let mut wrong = None;
+    for_rows(batch, rows, &mut |row| {
+        if path(at) != of {
+            of = path(at);
+            check = RowCheck::new(of);
+        }
+        if check.of_row(&row, row.metadata()) != expected[at] {
+            wrong = Some(at);
+        }
+        at += 1;
+    });
+    match wrong {
+        None => Ok(()),
+        Some(at) => Err(ArrowError::IpcError(format!("row {at} differs from its checksum"))),
     }
 }
 
@@ -552,19 +658,23 @@ mod tests {
     }
 
     #[test]
-    fn whatever_byte_is_forged_under_a_right_checksum_nothing_panics() {
-        let (bytes, _) = encode(rows(), INODE).unwrap();
+    fn whatever_byte_is_forged_under_a_right_checksum_no_other_row_is_read() {
+        let rows = rows();
+        let (bytes, _) = encode(rows.clone(), INODE).unwrap();
         std::panic::set_hook(Box::new(|_| {}));
         for at in 0..bytes.len() {
             for value in [0, 0x7f, 0xff, bytes[at] ^ 1] {
                 let mut forged = bytes.clone();
                 forged[at] = value;
-                if let Ok(mut index) = open(&forged) {
-                    let _ = index.all();
-                    let _ = index.for_path("TPC/Calib/VDrift", &mut |row| {
-                        row.metadata().for_each(|_| {});
-                    });
+                let Ok(mut index) = open(&forged) else { continue };
+                // Either an error, or rows that were written.
+                if let Ok(found) = index.all() {
+                    assert!(found.iter().all(|row| rows.contains(row)), "byte {at}: {found:?}");
                 }
+                let path: Arc<str> = "TPC/Calib/VDrift".into();
+                let mut found = Vec::new();
+                let _ = index.for_path(&path, &mut |row| found.push(row.to_row(&path)));
+                assert!(found.iter().all(|row| rows.contains(row)), "byte {at}: {found:?}");
             }
         }
         for length in 0..bytes.len() {

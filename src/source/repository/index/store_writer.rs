@@ -22,6 +22,7 @@ use super::file::{IndexRow, encode};
 use super::file_name::FileName;
 use super::store_list::{self, ListRead, NO_INODE, ReadList};
 use super::store_reader::{OpenError, open_stored};
+use crate::source::repository::crash_point::crash_point;
 
 /// Maximum number of attempts to replace the list while other writers do so, too.
 const ATTEMPTS: u32 = 40;
@@ -122,6 +123,7 @@ impl<'a> StoreIndexWriter<'a> {
                 return Ok(files);
             }
             if store_list::replace(self.store, &self.folder, &before, &files).await? {
+                crash_point("store-list-replaced");
                 return Ok(files);
             }
             // Writers that collided do not collide again.
@@ -145,6 +147,7 @@ impl<'a> StoreIndexWriter<'a> {
         let name = FileName { sequence, unique, crc32c };
         let size = bytes.len() as u64;
         self.store.put(&self.folder.clone().join(name.to_string()), bytes.into()).await?;
+        crash_point("store-index-written");
         Ok((name, size))
     }
 
