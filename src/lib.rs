@@ -73,7 +73,7 @@
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 
-// What the server alone uses of the rooms below it is compiled without a server too.
+// Items of the lower rooms that the server alone uses are compiled without a server too.
 #![cfg_attr(not(feature = "server"), allow(dead_code, unused_imports))]
 
 pub mod budget;

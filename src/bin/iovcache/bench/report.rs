@@ -262,7 +262,7 @@ fn write_phase(text: &mut String, phase: &Phase) -> fmt::Result {
     )
 }
 
-/// What failed, by kind, and which faults the run itself made.
+/// The failures by kind, and the faults that the run itself made.
 fn write_failures(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     for phase in &profile.phases {
         for (kind, failure) in &phase.tables.failures {

@@ -97,7 +97,7 @@ fn write_profile(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     write_failures(text, profile)
 }
 
-/// What each phase did per second, and what of the service it used.
+/// The rates of each phase, and its use of the service.
 fn write_rates(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     writeln!(text, "\n  {:<28}{}", "per second", header(profile, phase_name))?;
     let line = |text: &mut String, name: &str, value: &dyn Fn(&Phase) -> String| {
@@ -127,7 +127,7 @@ fn write_rates(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     })
 }
 
-/// What failed, by kind, and which faults the run itself made.
+/// The failures by kind, and the faults that the run itself made.
 fn write_failures(text: &mut String, profile: &ProfileResult) -> fmt::Result {
     for phase in &profile.phases {
         for (kind, failure) in &phase.tables.failures {
