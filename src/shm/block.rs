@@ -135,6 +135,16 @@ impl Reservation {
         unsafe { mapping.bytes_mut(payload + offset, length) }
     }
 
+    /// Maps the pages of the payload for writing, `length` bytes from `offset` on.
+    #[cfg(feature = "cache")]
+    pub(crate) fn map_pages(&self, offset: usize, length: usize) {
+        let end = offset.saturating_add(length).min(self.place.size.get());
+        if offset < end {
+            let (mapping, payload) = self.place.payload();
+            mapping.map_pages(payload + offset, end - offset);
+        }
+    }
+
     /// Discards the settled state: the payload is to be written again from its start.
     pub(crate) fn unsettle(&mut self) {
         self.digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
@@ -368,11 +378,13 @@ impl Block {
         }
     }
 
-    /// Leaves its memory allocated in the host if it lies there, also after it is dropped.
+    /// Leaves its memory allocated in the host, also after it is dropped. False if it does not lie
+    /// there, or is left already.
     #[cfg(feature = "capi")]
-    pub(crate) fn leave_in_host(&self) {
-        if let SegmentMemory::Host(host) = &self.place.segment.memory {
-            host.leave();
+    pub(crate) fn leave_in_host(&self) -> bool {
+        match &self.place.segment.memory {
+            SegmentMemory::Host(host) => host.leave(),
+            SegmentMemory::Segment(_) | SegmentMemory::Region(_) => false,
         }
     }
 

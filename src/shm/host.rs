@@ -216,9 +216,9 @@ impl HostAllocation {
         Self { header, size_bytes, payload, headers, _headers, memory, owned }
     }
 
-    /// From now on, dropping this does not release the buffer.
-    pub(super) fn leave(&self) {
-        self.owned.store(false, Ordering::Release);
+    /// From now on, dropping this does not release the buffer. False if that was so already.
+    pub(super) fn leave(&self) -> bool {
+        self.owned.swap(false, Ordering::AcqRel)
     }
 }
 

@@ -204,6 +204,26 @@ impl Mapping {
     }
 }
 
+#[cfg(feature = "cache")]
+impl Mapping {
+    /// Maps the whole pages of a range for writing, all at once instead of one by one with their
+    /// first writes. It changes no byte. Errors are ignored: the first writes then map the pages.
+    ///
+    /// # Panics
+    /// If the range is outside of the mapping.
+    pub(crate) fn map_pages(&self, offset: usize, length: usize) {
+        const PAGE_BYTES: usize = 4096;
+        let place = self.place(offset, length, 1);
+        let skipped = place.align_offset(PAGE_BYTES);
+        let whole = length.saturating_sub(skipped) / PAGE_BYTES * PAGE_BYTES;
+        if whole > 0 {
+            let first = place.wrapping_add(skipped).cast();
+            // SAFETY: the pages are inside of the mapping (checked), and keep their bytes.
+            let _ = unsafe { madvise(first, whole, Advice::LinuxPopulateWrite) };
+        }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.own {

@@ -170,9 +170,7 @@ impl CellRows {
                     start = end;
                 }
             }
-            Form::Coded(coded) => {
-                coded.each_code(|cell, first_row, rows| add(cell, first_row, rows))
-            }
+            Form::Coded(coded) => coded.each_code(add),
         }
         served
     }
@@ -334,8 +332,9 @@ impl CodedCells {
         let cell_of = |cell: u32| (cell != Self::NO_CELL).then_some(cell);
         let bits = &self.run_starts().bits;
         let mut start = rows.start;
-        for word in (rows.start + 1) / WORD_ROWS..rows.end.div_ceil(WORD_ROWS) {
-            let mut starts = bits[word];
+        let (first, end) = ((rows.start + 1) / WORD_ROWS, rows.end.div_ceil(WORD_ROWS));
+        for (word, &starts) in bits.iter().enumerate().take(end).skip(first) {
+            let mut starts = starts;
             while starts != 0 {
                 let row = word * WORD_ROWS + starts.trailing_zeros() as usize;
                 starts &= starts - 1;

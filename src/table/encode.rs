@@ -147,7 +147,7 @@ impl Batches {
         self.sizes(columns).check()
     }
 
-    /// Does what takes a pass over all rows, before the first batch is made.
+    /// Makes the passes over all rows that the first batch needs.
     pub(crate) fn prepare(&self) {
         let TableBody::Rows { columns, .. } = &self.content.body else { return };
         let is_distinct = self.layout.view == View::Distinct;

@@ -1,4 +1,4 @@
-//! What a service asks of its source while nothing changes.
+//! Requests of a service to its source while nothing changes.
 
 use std::time::{Duration, Instant};
 

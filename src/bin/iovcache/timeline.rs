@@ -61,7 +61,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     }
     if spans.is_empty() {
-        let show = |at: Option<i64>, open| at.map_or(open, |at| time::show(at));
+        let show = |at: Option<i64>, open| at.map_or(open, time::show);
         let from = show(arguments.from, "-inf".to_owned());
         let until = show(arguments.until, "inf".to_owned());
         let path = &arguments.path;

@@ -36,9 +36,11 @@ impl Cache {
     /// processes may be reading them. Returns their number.
     #[cfg(feature = "capi")]
     pub(crate) fn leave_held_objects(&self) -> usize {
-        let residents = self.0.residency.residents();
-        let held = residents.iter().filter(|resident| resident.pins() > 0);
-        held.map(|resident| resident.block().leave_in_host()).count()
+        let mut held = self.0.leases.pin_sets();
+        held.extend(self.0.timeframes.pin_sets());
+        let pins = held.iter().flat_map(|set| set.pins());
+        // Tables can share objects.
+        pins.filter(|pin| pin.resident().block().leave_in_host()).count()
     }
 
     /// # Errors

@@ -238,6 +238,13 @@ impl LoadBuffer {
         }
     }
 
+    /// Maps the pages of the payload for writing, `length` bytes from `offset` on.
+    pub(crate) fn map_pages(&self, offset: usize, length: usize) {
+        if let Some(reservation) = &self.reservation {
+            reservation.map_pages(offset, length);
+        }
+    }
+
     /// Marks the first `count` bytes as final.
     pub(crate) fn settle(&mut self, count: usize) {
         if let Some(reservation) = &mut self.reservation {

@@ -26,8 +26,8 @@ use crate::telemetry::Counters;
 
 /// From this size on, a digest is computed on a blocking thread.
 const HASH_BESIDE_FROM_BYTES: u64 = 256 << 10;
-/// Size of the range that the kernel maps at the first read of a page in it.
-const FAULT_AROUND_BYTES: usize = 64 << 10;
+/// From this size on, the pages of a payload are mapped before they are written.
+const MAPPED_FROM_BYTES: usize = 16 << 10;
 /// Size of the range that is mapped at once before it is written.
 const MAPPED_AHEAD_BYTES: usize = 512 << 10;
 
@@ -234,18 +234,15 @@ impl BlockBody {
         Ok(())
     }
 
-    /// Maps the pages that are written next. A first read maps the 16 pages around it, a first
-    /// write only one.
+    /// Maps the pages that are written next: one call costs less than a fault for each page.
     fn map_ahead(&mut self) {
-        if self.mapped >= self.written.saturating_add(MAPPED_AHEAD_BYTES / 2) {
+        let size = self.freed.size_bytes().unwrap_or(0) as usize;
+        let needed = size.min(self.written.saturating_add(MAPPED_AHEAD_BYTES / 2));
+        if size < MAPPED_FROM_BYTES || self.mapped >= needed {
             return;
         }
-        let rest = self.freed.rest_mut(self.written);
-        let ahead = rest.len().min(MAPPED_AHEAD_BYTES);
-        for page in rest[..ahead].iter().step_by(FAULT_AROUND_BYTES) {
-            std::hint::black_box(*page);
-        }
-        self.mapped = self.written + ahead;
+        self.freed.map_pages(self.written, MAPPED_AHEAD_BYTES);
+        self.mapped = self.written.saturating_add(MAPPED_AHEAD_BYTES);
     }
 
     async fn other_room(&mut self, size_bytes: u64) -> Result<LoadBuffer, BodyError> {

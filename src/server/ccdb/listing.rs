@@ -27,7 +27,7 @@ pub(super) struct Found {
     pub(super) left_out: Vec<ObjectPath>,
 }
 
-/// What a folder contains.
+/// Contents of a folder.
 #[derive(Debug, Default)]
 pub(super) struct FolderContents {
     pub(super) name: String,
