@@ -136,7 +136,7 @@ async fn new_metadata_of_an_older_version_are_seen_by_the_next_whole_listing() {
     let (server, ids) = path_of(40, Kind::Sql).await;
     let options = CcdbOptions { listing_recheck_millis: 100, ..always() };
     let source = source(&server, options);
-    assert!(version_at(&source, "A/One", 15).await.metadata.get("new").is_none());
+    assert!(!version_at(&source, "A/One", 15).await.metadata.contains_key("new"));
     server.change(ids[1], |version| version.metadata.push(("new".into(), "1".into())));
     tokio::time::sleep(std::time::Duration::from_millis(350)).await;
     assert_eq!(version_at(&source, "A/One", 15).await.metadata["new"], "1");
