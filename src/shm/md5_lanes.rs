@@ -9,8 +9,8 @@ const LANES: usize = 8;
 const BLOCK_BYTES: usize = 64;
 
 /// One word of each lane.
-type Word = [u32; LANES];
-type State = [Word; 4];
+type LaneWord = [u32; LANES];
+type LaneState = [LaneWord; 4];
 
 const START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 
@@ -49,7 +49,7 @@ fn in_lanes(inputs: &[&[u8]]) -> Vec<[u8; 16]> {
     let mut sums = vec![[0; 16]; inputs.len()];
     let mut next = inputs.iter().enumerate().map(|(number, input)| Lane::new(number, input));
     let mut lanes: [Option<Lane<'_>>; LANES] = Default::default();
-    let mut state: State = [[0; LANES]; 4];
+    let mut state: LaneState = [[0; LANES]; 4];
     loop {
         for (at, lane) in lanes.iter_mut().enumerate() {
             if lane.is_none() {
@@ -120,13 +120,19 @@ impl<'a> Lane<'a> {
 }
 
 #[inline(always)]
-fn each(of: impl Fn(usize) -> u32) -> Word {
+fn each(of: impl Fn(usize) -> u32) -> LaneWord {
     std::array::from_fn(of)
 }
 
 /// One step: `a` becomes `b + rotate(a + mixed + message + sine, turn)`.
 #[inline(always)]
-fn step<const TURN: u32>(a: &mut Word, b: &Word, mixed: Word, message: &Word, sine: u32) {
+fn step<const TURN: u32>(
+    a: &mut LaneWord,
+    b: &LaneWord,
+    mixed: LaneWord,
+    message: &LaneWord,
+    sine: u32,
+) {
     *a = each(|lane| {
         let sum = a[lane].wrapping_add(mixed[lane]).wrapping_add(message[lane]).wrapping_add(sine);
         b[lane].wrapping_add(sum.rotate_left(TURN))
@@ -169,7 +175,7 @@ macro_rules! four_steps {
 
 /// Adds one block of each lane to its state.
 #[inline(always)]
-fn compress(state: &mut State, blocks: &[&[u8; BLOCK_BYTES]; LANES]) {
+fn compress(state: &mut LaneState, blocks: &[&[u8; BLOCK_BYTES]; LANES]) {
     let mut message = [[0; LANES]; 16];
     for (lane, block) in blocks.iter().enumerate() {
         let (words, _) = block.as_chunks::<4>();
@@ -178,10 +184,11 @@ fn compress(state: &mut State, blocks: &[&[u8; BLOCK_BYTES]; LANES]) {
         }
     }
     let [mut a, mut b, mut c, mut d] = *state;
-    let choose = |x: &Word, y: &Word, z: &Word| each(|n| z[n] ^ (x[n] & (y[n] ^ z[n])));
-    let choose_last = |x: &Word, y: &Word, z: &Word| each(|n| y[n] ^ (z[n] & (x[n] ^ y[n])));
-    let parity = |x: &Word, y: &Word, z: &Word| each(|n| x[n] ^ y[n] ^ z[n]);
-    let last = |x: &Word, y: &Word, z: &Word| each(|n| y[n] ^ (x[n] | !z[n]));
+    let choose = |x: &LaneWord, y: &LaneWord, z: &LaneWord| each(|n| z[n] ^ (x[n] & (y[n] ^ z[n])));
+    let choose_last =
+        |x: &LaneWord, y: &LaneWord, z: &LaneWord| each(|n| y[n] ^ (z[n] & (x[n] ^ y[n])));
+    let parity = |x: &LaneWord, y: &LaneWord, z: &LaneWord| each(|n| x[n] ^ y[n] ^ z[n]);
+    let last = |x: &LaneWord, y: &LaneWord, z: &LaneWord| each(|n| y[n] ^ (x[n] | !z[n]));
     for at in [0, 4, 8, 12] {
         let places = [at, at + 1, at + 2, at + 3];
         four_steps!(choose, [7, 12, 17, 22], places, at, message, a, b, c, d);
