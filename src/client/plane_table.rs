@@ -289,7 +289,9 @@ impl ColumnJoin {
         timestamps: &Timestamps,
         pins: &mut TablePins,
     ) -> Result<RowRuns, AskReason> {
-        (self.spans.clear(), self.runs.clear(), self.headers.clear());
+        self.spans.clear();
+        self.runs.clear();
+        self.headers.clear();
         match timestamps.bounds() {
             None => self.runs.push((timestamps.len(), None)),
             Some((first, last)) => {

@@ -40,7 +40,7 @@ const LISTED_VERSIONS: usize = 100_000;
 #[derive(Debug)]
 enum RepositoryPlace {
     Local(LocalRepository),
-    Store(StoreRepository),
+    Store(Box<StoreRepository>),
 }
 
 /// A repository as a source.
@@ -66,7 +66,8 @@ impl RepositorySource {
 
     /// Opens the repository in an object store.
     pub fn new(bucket: Bucket, options: RepositoryOptions) -> Self {
-        Self::at(RepositoryPlace::Store(StoreRepository::new(bucket, options.refresh)), options)
+        let store = Box::new(StoreRepository::new(bucket, options.refresh));
+        Self::at(RepositoryPlace::Store(store), options)
     }
 
     fn at(place: RepositoryPlace, options: RepositoryOptions) -> Self {

@@ -220,7 +220,7 @@ pub(super) async fn open_stored(
 /// A file without a name: in the temporary folder, or in memory if that is not possible.
 fn unnamed_file() -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let opened = open(&std::env::temp_dir(), flags, Mode::from_raw_mode(0o600));
+    let opened = open(std::env::temp_dir(), flags, Mode::from_raw_mode(0o600));
     let opened = opened.or_else(|_| memfd_create("iovcache-index", MemfdFlags::CLOEXEC));
     Ok(File::from(opened?))
 }
