@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, Service, Version, http_get, iovcache, put, until};
-use iovcache::client::{Client, TableRequest};
+use iovcache::client::{Client, ClientOptions, TableRequest};
 use serde_json::Value;
 
 const DRIFT: &str = "TPC/Calib/VDrift";
@@ -55,7 +55,9 @@ async fn a_log_that_is_not_read_stops_neither_requests_nor_the_end_and_its_losse
     let mut ready = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
     let ready: Value = serde_json::from_str(&ready).unwrap();
-    let client = Client::connect(ready["flight"][1].as_str().unwrap()).await.unwrap();
+    let options = ClientOptions { always_request: true, ..ClientOptions::default() };
+    let flight = ready["flight"][1].as_str().unwrap();
+    let client = Client::connect_with(flight, options).await.unwrap();
     let http = ready["http"].as_str().unwrap().trim_start_matches("http://");
     let lost = || {
         let metrics = http_get(http, "/metrics").1;

@@ -90,7 +90,7 @@ fn every_kind_of_damage_in_a_repository_is_named_and_what_can_be_mended_is() {
         ("link".to_owned(), "a link", "left alone"),
         ("etc".to_owned(), "a link", "left alone"),
         ("fifo".to_owned(), "neither a file", "left alone"),
-        ("README".to_owned(), "none of a repository", "left alone"),
+        ("README".to_owned(), "does not belong to a repository", "left alone"),
         (linked.clone(), "a link", "left alone"),
         (format!("{linked}.properties"), "half of a put", "removed"),
     ];

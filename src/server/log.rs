@@ -168,7 +168,8 @@ mod tests {
     #[test]
     fn a_pipe_that_is_not_read_loses_lines_counts_them_and_blocks_no_caller() {
         let (reader, writer) = io::pipe().unwrap();
-        let mut log = LogWriter::start(writer, 64 << 10, |lost| format!("lost {lost}\n")).unwrap();
+        // More than a pipe takes (64 KiB), so that it cannot take all that is queued.
+        let mut log = LogWriter::start(writer, 256 << 10, |lost| format!("lost {lost}\n")).unwrap();
         let began = Instant::now();
         (0..10_000).for_each(|number| log.write_all(&line(number)).unwrap());
         assert!(began.elapsed() < LIMIT);

@@ -74,7 +74,11 @@ fn the_program_of_the_readme_in_cpp_compiles_and_attaches() {
 #[test]
 fn the_program_of_the_page_about_look_ups_compiles_and_looks_up() {
     let folder = tempfile::tempdir().unwrap();
-    let service = Service::over(&repository(folder.path()), &[]);
+    let repository = folder.path().join("repository");
+    for (from, until, created, bytes) in [(1000, 9000, 1, "drift 1"), (3000, 5000, 2, "drift 2")] {
+        put(&repository, &version("TPC/Calib/VDriftTgl", from, until, created, bytes.as_bytes()));
+    }
+    let service = Service::over(&repository, &[]);
     let found = blocks_of("docs/local.md", "C++", "cpp");
     let [program] = &found[..] else { panic!("one block") };
     let attach = service.attach().display().to_string();
