@@ -192,7 +192,8 @@ def test_ls_timeline_and_status_speak_json(server):
     lines = [json.loads(line) for line in run("ls", "--json", *server).stdout.splitlines()]
     assert lines == [{"path": NOISE, "objects": 1}, {"path": DRIFT, "objects": 3}]
     assert NOISE in run("ls", NOISE, *server).stdout.decode()
-    assert run("ls", "No/Such", *server).stdout == b""
+    nothing = run("ls", "No/Such", *server, status=3)
+    assert nothing.stdout == b"" and b"No/Such" in nothing.stderr
     told = run("timeline", DRIFT, "--json", *server).stdout
     spans = [json.loads(line) for line in told.splitlines()]
     borders = [(span["from"], span["until"]) for span in spans]

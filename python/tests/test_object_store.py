@@ -75,8 +75,11 @@ def test_a_repository_copied_into_a_bucket_answers_as_the_folder_does(
     copied = copy(store, f"file://{repository}", bucket)
     assert copied["new"] == len(VERSIONS) and copied["unchanged"] == 0 and not copied["failed"]
     assert copied["bytes"] == sum(len(version[4]) for version in VERSIONS)
-    # Two files per version, in CCDB's layout.
+    # Two files per version, in CCDB's layout; beside them the index.
     keys = store.keys("first/")
+    index = [key for key in keys if key.startswith("first/.iovcache~/")]
+    assert "first/.iovcache~/current" in index and len(index) == 2
+    keys = [key for key in keys if key not in index]
     assert len(keys) == 2 * len(VERSIONS)
     assert all(key.split("/")[-2].lstrip("-").isdigit() for key in keys)
     # A second copy has nothing to do.

@@ -115,6 +115,11 @@ class AsyncTable:
         return self.table.lease
 
     @property
+    def local(self) -> bool:
+        """As :attr:`iovcache.Table.local`."""
+        return self.table.local
+
+    @property
     def epoch(self) -> Optional[str]:
         """As :attr:`iovcache.Table.epoch`."""
         return self.table.epoch
