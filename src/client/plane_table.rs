@@ -194,8 +194,8 @@ impl PlaneTables {
         }
         if known.metadata.is_empty() {
             let value =
-                |key: &&str| Some(((*key).to_owned(), schema.metadata().get(*key)?.clone()));
-            known.metadata = OF_SERVICE.iter().filter_map(value).collect();
+                |key: &'static str| Some((key.to_owned(), schema.metadata().get(key)?.clone()));
+            known.metadata = OF_SERVICE.into_iter().filter_map(value).collect();
         }
         if known.columns.len() + wanted.columns.len() > MAX_COLUMNS {
             (known.columns, known.last) = (HashMap::new(), None);

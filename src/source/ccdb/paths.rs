@@ -263,8 +263,7 @@ mod tests {
     #[test]
     fn a_whole_comparison_is_paid_for_by_checks_that_found_nothing() {
         let memory = PathMemory::default();
-        let mut traces = Traces::default();
-        traces.newest = Some(7);
+        let traces = Traces { newest: Some(7), ..Traces::default() };
         let listed = Arc::new(ListedPath { versions: Vec::new(), entries: 10, traces });
         let now = Instant::now();
         memory.set(KnownPath::Listed(Arc::clone(&listed)), now);
@@ -283,8 +282,7 @@ mod tests {
     #[test]
     fn comparisons_and_listings_are_due_at_fixed_times_too() {
         let memory = PathMemory::default();
-        let mut traces = Traces::default();
-        traces.newest = Some(7);
+        let traces = Traces { newest: Some(7), ..Traces::default() };
         let listed = Arc::new(ListedPath { versions: Vec::new(), entries: 9_000, traces });
         let (now, recheck) = (Instant::now(), Duration::from_secs(1_000));
         for (seconds, check) in
