@@ -73,8 +73,8 @@
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 
-// Items of the lower rooms that the server alone uses are compiled without a server too.
-#![cfg_attr(not(feature = "server"), allow(dead_code, unused_imports))]
+// Items of the lower rooms that only the server or only the client uses are compiled without it too.
+#![cfg_attr(not(all(feature = "server", feature = "client")), allow(dead_code, unused_imports))]
 
 pub mod budget;
 #[cfg(feature = "cache")]

@@ -74,6 +74,7 @@ pub(crate) use heap::give_back_free_memory;
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{Epoch, MetaHeader, NotAMetaHeader};
+#[cfg(feature = "client")]
 pub(crate) use local::LOOK_AGAIN;
 pub use local::{
     AskReason, ChangeNotice, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath,

@@ -70,6 +70,7 @@ pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};
 pub(crate) use dictionaries::Dictionaries;
 pub use encode::Batches;
 pub use encode_error::EncodeError;
+#[cfg(feature = "client")]
 pub(crate) use intervals::ColumnSpans;
 #[doc(hidden)]
 pub use intervals::run_end_batch;

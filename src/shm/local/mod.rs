@@ -47,5 +47,6 @@ pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
 #[cfg(feature = "client")]
 pub(crate) use table_pins::{SpanReading, SpanSteps, TablePins};
+#[cfg(feature = "client")]
 pub(crate) use view::LOOK_AGAIN;
 pub use view::{ChangeNotice, OwnedPinnedView, PinnedView, PlanePath};

@@ -170,6 +170,7 @@ impl ConsumerPage {
     }
 
     /// Whether tables must be requested from the service.
+    #[cfg(any(feature = "client", test))]
     pub(super) fn tables_are_requested(&self) -> bool {
         self.tables_are_requested
     }
