@@ -278,6 +278,36 @@ def test_a_forked_child_uses_and_ends_nothing_of_its_parent(start):
     client.close()
 
 
+FORKS_AT_ONCE = """
+import os, sys, time, iovcache
+client = iovcache.connect(sys.argv[1], consumer="forking")
+table = client.table({"v": sys.argv[2]}, timestamps=[1000])
+child = os.fork()
+if child == 0:
+    time.sleep(600)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_session_ends_with_its_process_however_early_that_forked_a_child(start):
+    service = start()
+    # Each time the threads of the client are somewhere else when the process forks.
+    for _ in range(12):
+        command = [sys.executable, "-c", FORKS_AT_ONCE, service.unix, DRIFT]
+        parent = subprocess.Popen(command, stdout=subprocess.PIPE)
+        child = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        try:
+            with iovcache.connect(service.tcp) as client:
+                until("the end of the session", lambda: not client.status()["sessions"])
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 READS = {
     "bytes": lambda table, held: bytes(held),
     "a view": lambda table, held: memoryview(held),

@@ -228,6 +228,8 @@ impl Attachment {
         token: Option<&str>,
         local: bool,
     ) -> Result<Self, AttachError> {
+        // Each copy is registered as soon as it exists: another thread may fork at any time.
+        let guard = ForkGuard::new(&stream);
         stream.set_read_timeout(Some(WELCOME_LIMIT))?;
         stream.set_write_timeout(Some(WELCOME_LIMIT))?;
         let token = token.map(Secret::from);
@@ -247,11 +249,12 @@ impl Attachment {
         let shared = Arc::new(AttachShared::default());
         shared.take(&welcome, epoch, &mut reader)?;
         stream.set_read_timeout(None)?;
-        let guard = ForkGuard::new(&stream);
         let listener = std::thread::Builder::new().name("iovcache-attach".into()).spawn({
             let (shared, stream) = (Arc::clone(&shared), stream.try_clone()?);
+            let listener_guard = ForkGuard::new(&stream);
             move || {
-                let _guard = ForkGuard::new(&stream);
+                // Unregistered before the copy is closed.
+                let _guard = listener_guard;
                 listen(&shared, epoch, &stream, reader);
             }
         })?;
