@@ -167,10 +167,7 @@ impl Reclaimable for Publisher {
 
     fn reclaim_all(&self) {
         self.take_all_samples();
-        for (entry, series) in self.series() {
-            series.unpublish();
-            self.state().published.remove(&entry);
-        }
+        self.series().iter().for_each(|(entry, series)| self.end_publication(*entry, series));
     }
 }
 
@@ -196,10 +193,28 @@ impl Publisher {
 
     /// All published series, with their directory entries.
     fn series(&self) -> Vec<(u32, Arc<Series>)> {
-        let mut state = self.state();
-        state.published.retain(|_, (_, series)| series.strong_count() > 0);
-        let there = state.published.iter();
-        there.filter_map(|(entry, (_, series))| Some((*entry, series.upgrade()?))).collect()
+        let mut known: Vec<(u32, Arc<Series>)> = {
+            let mut state = self.state();
+            state.published.retain(|_, (_, series)| series.strong_count() > 0);
+            let there = state.published.iter();
+            there.filter_map(|(entry, (_, series))| Some((*entry, series.upgrade()?))).collect()
+        };
+        // One that was unpublished meanwhile can have another entry by now.
+        known.retain(|(entry, series)| series.with_publication(|one| one.entry()) == Some(*entry));
+        known
+    }
+
+    /// Ends the publication of a series. It is forgotten before its entry becomes free: another
+    /// thread may publish another series under the same entry at once.
+    fn end_publication(&self, entry: u32, series: &Arc<Series>) {
+        {
+            let mut state = self.state();
+            let known = state.published.get(&entry);
+            if known.is_some_and(|(_, known)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(series))) {
+                state.published.remove(&entry);
+            }
+        }
+        series.unpublish();
     }
 
     fn directory(&self) -> Option<&Arc<Directory>> {
@@ -378,8 +393,7 @@ impl Publisher {
                 break;
             }
             bytes -= series.with_publication(|one| one.charged_bytes()).unwrap_or(0).min(bytes);
-            series.unpublish();
-            self.state().published.remove(&entry);
+            self.end_publication(entry, &series);
         }
         true
     }
