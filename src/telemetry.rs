@@ -30,7 +30,7 @@ pub struct Histogram {
 /// The state of a [`Histogram`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Timing {
-    /// Number of durations up to each of [`Histogram::BOUNDS_MICROS`] and above the previous bound;
+    /// Number of durations up to each of the bounds and above the previous bound;
     /// the last entry is for durations above all bounds.
     pub counts: Vec<u64>,
     /// Sum of all durations.

@@ -214,7 +214,7 @@ impl KeyColumn {
     /// The distinct value with a number, and the first row with it.
     ///
     /// # Panics
-    /// If `id` is not less than [`KeyIds::len`].
+    /// If `id` is not less than the number of distinct values.
     pub fn distinct(&self, id: usize) -> (KeyValue<'_>, usize) {
         let run = self.ids().first_runs[id] as usize;
         let value = match &self.values {

@@ -276,7 +276,7 @@ fn check_consumer(name: &str) -> Result<(), String> {
 /// Errors of the socket; `WouldBlock` if it is full.
 ///
 /// # Panics
-/// If there are more than [`MAX_DESCRIPTORS`].
+/// If there are more than `MAX_DESCRIPTORS`.
 pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);

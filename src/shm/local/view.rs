@@ -330,7 +330,7 @@ impl PlanePath {
     /// `deadline`; whether it can. Uses no CPU time meanwhile.
     ///
     /// A path that the service does not refresh by itself, since its source answers for single times,
-    /// can have changed after [`LOOK_AGAIN`].
+    /// can have changed after a second.
     ///
     /// # Errors
     /// The session is over.
