@@ -68,16 +68,6 @@ impl Runs {
 }
 
 /// Join of one column in pieces, so that other work can run in between.
-///
-/// ```
-/// # use iovcache::index::{JoinPieces, Timeline, Timestamps};
-/// let timestamps = Timestamps::new(vec![1, 2, 3], None);
-/// let timeline = Timeline::unknown();
-/// let (mut pieces, mut runs) = (JoinPieces::new(&timeline, &timestamps), Vec::new());
-/// while pieces.next_into(&mut runs) {
-///     assert_eq!((runs[0].start, runs[0].end), (0, 3));
-/// }
-/// ```
 #[derive(Debug)]
 pub(crate) struct JoinPieces<'a> {
     timeline: &'a Timeline,
