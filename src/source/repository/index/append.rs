@@ -194,7 +194,7 @@ impl IndexWriter {
     }
 }
 
-type Key = (std::sync::Arc<str>, i64, ObjectId);
+pub(super) type Key = (std::sync::Arc<str>, i64, ObjectId);
 
 pub(super) fn key_of(row: &IndexRow) -> Key {
     (std::sync::Arc::clone(&row.path), row.from, row.id)

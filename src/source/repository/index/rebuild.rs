@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::append::{IndexWriter, key_of};
+use super::append::{IndexWriter, Key, key_of};
 use super::file::IndexRow;
 use super::set::IndexSet;
 use crate::object::{ObjectInfo, ObjectPath};
@@ -36,6 +36,22 @@ impl IndexReport {
     /// Whether the index agreed with the folders.
     pub fn is_current(&self) -> bool {
         self.missing == 0 && self.surplus == 0 && self.unusable.is_empty()
+    }
+
+    /// Counts a path with the versions `found`, and takes them out of the `known` rows of the index.
+    /// `aligned` gives a known row the fields of the found one that do not count.
+    pub(super) fn compare(
+        &mut self,
+        known: &mut BTreeMap<Key, IndexRow>,
+        found: &[IndexRow],
+        aligned: impl Fn(IndexRow, &IndexRow) -> IndexRow,
+    ) {
+        self.paths += u64::from(!found.is_empty());
+        self.versions += found.len() as u64;
+        for row in found {
+            let known = known.remove(&key_of(row)).map(|known| aligned(known, row));
+            self.missing += u64::from(known.as_ref() != Some(row));
+        }
     }
 }
 
@@ -68,13 +84,11 @@ pub fn index(
     let mut rows = Vec::new();
     for path in walk::paths(&root, "")? {
         let found = rows_of(&root, &path, &mut report.problems)?;
-        report.paths += u64::from(!found.is_empty());
-        report.versions += found.len() as u64;
-        for row in &found {
-            let same = |known: IndexRow| IndexRow { stamp: row.stamp, listed: row.listed, ..known };
-            let known = known.remove(&key_of(row)).map(same);
-            report.missing += u64::from(known.as_ref() != Some(row));
-        }
+        report.compare(&mut known, &found, |known, row| IndexRow {
+            stamp: row.stamp,
+            listed: row.listed,
+            ..known
+        });
         if !check {
             rows.extend(found);
         }

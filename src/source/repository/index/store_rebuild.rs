@@ -36,12 +36,7 @@ pub async fn index_bucket(
     for path in store.paths("").await? {
         let (found, problems) = store.rows(&path.path).await?;
         report.problems.extend(problems);
-        report.paths += u64::from(!found.is_empty());
-        report.versions += found.len() as u64;
-        for row in &found {
-            let known = known.remove(&key_of(row));
-            report.missing += u64::from(known.as_ref() != Some(row));
-        }
+        report.compare(&mut known, &found, |known, _| known);
         if !check {
             rows.extend(found);
         }
