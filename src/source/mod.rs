@@ -28,6 +28,7 @@ mod memory;
 mod open;
 mod policy;
 pub mod repository;
+mod scan;
 mod verify;
 
 pub(crate) use blocking::in_place;
@@ -51,4 +52,6 @@ pub use open::{SourceOptions, open};
 #[doc(hidden)]
 pub use open::{check_url, split_prefixes};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
+pub(crate) use scan::NewestVersions;
+pub use scan::{Scan, ScanPiece, ScannedVersion, VersionStream};
 pub use verify::{Damage, RepairOutcome, VerifyReport};

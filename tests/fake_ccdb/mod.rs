@@ -5,7 +5,7 @@
 //!  upload(…) ─▶ versions ─┐
 //!  inject(…) ─▶ faults  ──┤  one task per connection, HTTP/1.1 keep-alive
 //!  counts()  ◀─ counters ─┘  GET and HEAD of /<path>/<t>, /<path>/<from>/<uuid>,
-//!                            /download/<uuid>, /browse/<path>[/<t>][/k=v]
+//!                            /download/<uuid>, /browse/<path>[/<t>][/k=v], /latest/…
 //! ```
 //!
 //! The answers are written to the socket by hand: an HTTP library would change the spelling and

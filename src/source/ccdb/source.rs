@@ -16,8 +16,8 @@ use super::transport::Transport;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
-    UploadBytes, WriteTarget,
+    Body, Change, Changed, Details, Knowledge, PageKey, PathSummary, Scan, Source, SourceError,
+    SourceHealth, UploadBytes, VersionPage, VersionStream, WriteTarget,
 };
 
 /// Maximum number of versions in remembered listings.
@@ -186,6 +186,22 @@ impl Source for CcdbSource {
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         let listed = self.list_longest(&query.path).await?;
         Ok(listed.map(|listed| of_all_time(query, listed.versions.clone()).versions))
+    }
+
+    async fn list_page(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<VersionPage, SourceError> {
+        let listed = self.list_longest(&query.path).await?;
+        Ok(listed.map_or_else(VersionPage::default, |listed| {
+            VersionPage::of_sorted(&listed.versions, query, after, limit)
+        }))
+    }
+
+    async fn scan(&self, scan: &Scan) -> Result<Option<VersionStream>, SourceError> {
+        self.scan_listing(scan).await
     }
 
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {

@@ -26,7 +26,9 @@ use super::entry::{self, PROPERTIES, difference, names};
 use super::folder::{
     FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_properties,
 };
+use super::folders::FolderCache;
 use super::index::IndexSet;
+use super::newest;
 use super::table::{Metadata, PathTable, Row};
 use super::walk;
 use super::watch::{PathWatch, Watcher};
@@ -64,6 +66,7 @@ struct CheckShared {
     root: Root,
     refresh: Duration,
     index: Mutex<IndexSet>,
+    folders: FolderCache,
 }
 
 /// A repository in a local folder.
@@ -370,7 +373,12 @@ impl LocalRepository {
         // Reads the index now rather than with the first request. Errors are logged.
         let mut index = IndexSet::default();
         index.refresh(&root);
-        let shared = Arc::new(CheckShared { root, refresh, index: Mutex::new(index) });
+        let shared = Arc::new(CheckShared {
+            root,
+            refresh,
+            index: Mutex::new(index),
+            folders: FolderCache::default(),
+        });
         let (paths, rows) = (Mutex::default(), AtomicUsize::new(0));
         Self { url, shared, watcher: Arc::new(watcher), paths, rows }
     }
@@ -397,8 +405,8 @@ impl LocalRepository {
 
     /// The folders directly beneath `path` (`""`: the root) that can be, or contain, paths; sorted.
     pub(super) async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
-        let (root, name) = (self.shared.root.clone(), path.to_owned());
-        self.blocking(path, move || walk::subfolders(&root, &name)).await
+        let (shared, name) = (Arc::clone(&self.shared), path.to_owned());
+        self.blocking(path, move || shared.folders.subfolders(&shared.root, &name)).await
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> SourceError {
@@ -570,6 +578,21 @@ impl LocalRepository {
         Ok(VersionPage { versions, problems, more, whole: true })
     }
 
+    /// The versions created last; see [`newest::newest`].
+    pub(super) async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ObjectInfo>>, SourceError> {
+        let root = &self.shared.root;
+        let found = self.with_path(&query.path, |state| {
+            let read = |row: &Row| read_metadata(root, &query.path, row);
+            newest::newest(&state.table, query, at, limit, &read)
+        });
+        found.await?.map_err(|error| self.failed(query.path.as_str(), &error))
+    }
+
     /// The version as described by this repository.
     pub(super) async fn find(
         &self,
@@ -704,8 +727,8 @@ impl LocalRepository {
 /// If the folders cannot be read.
 pub(super) fn ids(root: &Root, path: &ObjectPath) -> io::Result<HashMap<ObjectId, i64>> {
     let mut state = ReadPath::new(path.clone());
-    let (root, index) = (root.clone(), Mutex::default());
-    state.check(&CheckShared { root, refresh: Duration::ZERO, index }, None)?;
+    let (root, index, folders) = (root.clone(), Mutex::default(), FolderCache::default());
+    state.check(&CheckShared { root, refresh: Duration::ZERO, index, folders }, None)?;
     Ok(state.table.iter().map(|row| (row.id, row.from)).collect())
 }
 
