@@ -159,7 +159,8 @@ async fn a_repository_lists_more_versions_than_are_collected_whole_and_in_order(
     assert!(xml.ends_with("</folders>\n</document>\n"));
     let html = asked(&service, "/browse/Big/Path?Accept=text/html", &[]).text();
     assert_eq!(html.matches("<td data-name=\"Created\"").count(), 1_000);
-    assert!(html.contains("more than 1000") && html.contains("created 6000"), "the last one");
+    assert!(html.contains("more than 1000"), "{html:.3000}");
+    assert!(html.contains("created 6000<"), "the chart has the versions created last");
     let json = asked(&service, "/browse/Big?Accept=application/json", &[]).json();
     assert_eq!(json["subfolders"], serde_json::json!(["Big/A", "Big/Path", "Big/Path-x"]));
 }

@@ -16,7 +16,7 @@ use crate::server::auth::Access;
 /// Longest wait of a client for the source and for memory.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Maximum number of listings at one time that are sent while they are read.
-const LONG_LISTINGS: usize = 8;
+const LONG_LISTINGS: usize = 4;
 /// Maximum number of texts of listings that are written at one time.
 const LISTING_WRITERS: usize = 2;
 

@@ -18,6 +18,7 @@ use super::front::{Front, PATIENCE};
 use super::listing_stream::{
     ListedVersion, ListingPiece, ListingRequest, ListingStream, OpenedListing,
 };
+use super::order::PAGE;
 use super::pattern::{Pattern, glob_matches};
 use crate::budget::Charge;
 use crate::cache::CacheError;
@@ -27,9 +28,9 @@ use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{NewestVersions, PathSummary};
 
 /// Maximum versions of a listing that is collected before the first byte is sent.
-pub(super) const SHORT: usize = 4096;
+const SHORT: usize = PAGE;
 /// Bytes charged for each collected version.
-const VERSION_BYTES: u64 = 512;
+const VERSION_BYTES: u64 = 1024;
 /// Bytes charged for each rank among the versions created last.
 const RANK_BYTES: u64 = 64;
 /// Versions between two charges.
@@ -38,7 +39,7 @@ const CHARGED_VERSIONS: usize = 256;
 const LONG_BYTES: u64 = 8 << 20;
 /// Above this number, only the ranks of the versions created last are collected, and the listing is
 /// read twice.
-const COLLECTED: usize = 16_384;
+const COLLECTED: usize = 8_192;
 /// Maximum versions of a path shown in the chart of a page.
 pub(super) const PICTURED: usize = 200;
 
@@ -49,6 +50,8 @@ pub(super) struct Found {
     pub(super) versions: Vec<ListedVersion>,
     /// Whether there are more versions than requested.
     pub(super) is_cut: bool,
+    /// Number of versions after which it was cut.
+    cut_after: Option<usize>,
     /// Whether the versions are sent while they are read. Then `left_out` is complete at the end
     /// only, and versions of such paths may be included.
     pub(super) is_long: bool,
@@ -103,17 +106,68 @@ impl Front {
         longest: Option<usize>,
     ) -> Result<Listing, CacheError> {
         let request = Arc::new(request);
-        let mut opened = match self.open_listing(&request).await {
-            Ok(opened) => opened,
-            Err(error) => self.older_listing(&request, error).await?,
-        };
         let mut charge = self.budget.charge(0, "listing")?;
-        if let Some(limit) = request.newest {
-            opened = self.newest_of(opened, &request, limit, &mut charge).await?;
-        } else if request.only_latest && !opened.is_reduced {
-            opened = latest_of(opened, &mut charge).await?;
+        // The ranks of so many versions take much memory.
+        let mut place = match request.newest.is_some_and(|limit| limit > COLLECTED) {
+            true => Some(self.long_place().await?),
+            false => None,
+        };
+        let OpenedListing { mut pieces, is_scan, .. } =
+            self.open_selected(&request, &mut charge).await?;
+        let mut found = collect(&mut pieces, longest.unwrap_or(SHORT), &mut charge).await?;
+        if !found.is_cut || longest.is_some() {
+            found = in_order(found).await?;
+            found.charge = Some(charge);
+            return Ok(Listing { found, long: None });
         }
-        self.collect(opened.pieces, longest, charge).await
+        let versions = std::mem::take(&mut found.versions);
+        let first = stream::iter([Ok(ListingPiece { versions, left_out: Vec::new() })]);
+        let mut pieces = first.chain(pieces).boxed();
+        if place.is_none() && !is_scan {
+            // Nothing is held while it waits: the pages are read again.
+            drop(std::mem::replace(&mut pieces, stream::empty().boxed()));
+            charge.shrink_to(0);
+            place = Some(self.long_place().await?);
+            (pieces, found) =
+                (self.open_selected(&request, &mut charge).await?.pieces, Found::default());
+        }
+        let place = match place {
+            Some(place) => place,
+            None => self.long_place().await?,
+        };
+        charge.shrink_to(0);
+        charge.grow(LONG_BYTES)?;
+        (found.is_cut, found.is_long) = (false, true);
+        Ok(Listing { found, long: Some(LongListing { pieces, charge, place }) })
+    }
+
+    /// A place among the listings that are sent while they are read.
+    async fn long_place(&self) -> Result<OwnedSemaphorePermit, CacheError> {
+        let place = Arc::clone(&self.long_listings).acquire_owned();
+        match tokio::time::timeout(PATIENCE, place).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) | Err(_) => Err(CacheError::DeadlineExceeded {
+                what: "a place among the long listings".to_owned(),
+                wait_ms: u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    /// The pieces of a listing, with the selection by creation applied.
+    async fn open_selected(
+        &self,
+        request: &Arc<ListingRequest>,
+        charge: &mut Charge,
+    ) -> Result<OpenedListing, CacheError> {
+        let opened = match self.open_listing(request).await {
+            Ok(opened) => opened,
+            Err(error) => self.older_listing(request, error).await?,
+        };
+        match request.newest {
+            Some(limit) => self.newest_of(opened, request, limit, charge).await,
+            None if request.only_latest && !opened.is_reduced => latest_of(opened, charge).await,
+            None => Ok(opened),
+        }
     }
 
     /// The listing as of an earlier request, if the source does not answer.
@@ -137,6 +191,7 @@ impl Front {
         Ok(OpenedListing {
             pieces: stream::iter([Ok(piece)]).boxed(),
             is_reduced: !request.only_latest,
+            is_scan: false,
         })
     }
 
@@ -164,7 +219,7 @@ impl Front {
             let mut versions = newest.into_versions();
             versions.sort_by_cached_key(|version| super::version::address(&version.info));
             let pieces = stream::iter([Ok(ListingPiece { versions, left_out })]).boxed();
-            return Ok(OpenedListing { pieces, is_reduced: true });
+            return Ok(OpenedListing { pieces, is_reduced: true, is_scan: opened.is_scan });
         }
         let mut newest: NewestVersions<()> = NewestVersions::new(limit);
         while let Some(piece) = opened.pieces.try_next().await? {
@@ -182,73 +237,7 @@ impl Front {
             piece.versions.retain(|version| least.is_none_or(|least| version.info.rank() >= least));
             piece
         });
-        Ok(OpenedListing { pieces: pieces.boxed(), is_reduced: true })
-    }
-
-    /// Collects the pieces, as long as there are few versions.
-    async fn collect(
-        &self,
-        mut pieces: ListingStream,
-        longest: Option<usize>,
-        mut charge: Charge,
-    ) -> Result<Listing, CacheError> {
-        let mut found = Found::default();
-        let most = longest.unwrap_or(SHORT);
-        while let Some(piece) = pieces.try_next().await? {
-            found.left_out.extend(piece.left_out);
-            found.versions.extend(piece.versions);
-            pay(&mut charge, found.versions.len(), VERSION_BYTES)?;
-            if found.versions.len() > most {
-                found.is_cut = true;
-                break;
-            }
-        }
-        found.left_out.sort_unstable();
-        found.left_out.dedup();
-        if found.is_cut && longest.is_none() {
-            return self.long(found, pieces, charge).await;
-        }
-        // None of the versions of a path that is not listed completely.
-        let left_out = std::mem::take(&mut found.left_out);
-        found.versions.retain(|version| {
-            left_out.binary_search_by(|path| path.as_str().cmp(version.info.path.as_str())).is_err()
-        });
-        found.left_out = left_out;
-        let (mut versions, is_cut) = (std::mem::take(&mut found.versions), found.is_cut);
-        let in_order = move || {
-            versions.sort_by_cached_key(|version| super::version::address(&version.info));
-            if is_cut {
-                versions.truncate(most);
-            }
-            versions
-        };
-        let sorted = tokio::task::spawn_blocking(in_order).await;
-        found.versions = sorted.map_err(|_| CacheError::Lost { what: "a listing".into() })?;
-        found.charge = Some(charge);
-        Ok(Listing { found, long: None })
-    }
-
-    /// A listing whose first versions were collected already.
-    async fn long(
-        &self,
-        mut found: Found,
-        rest: ListingStream,
-        mut charge: Charge,
-    ) -> Result<Listing, CacheError> {
-        let place = Arc::clone(&self.long_listings).acquire_owned();
-        let place = match tokio::time::timeout(PATIENCE, place).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(_)) | Err(_) => {
-                return Err(CacheError::Lost { what: "a place for a long listing".into() });
-            }
-        };
-        charge.shrink_to(0);
-        charge.grow(LONG_BYTES)?;
-        let versions = std::mem::take(&mut found.versions);
-        (found.is_cut, found.is_long) = (false, true);
-        let first = stream::iter([Ok(ListingPiece { versions, left_out: Vec::new() })]);
-        let pieces = first.chain(rest).boxed();
-        Ok(Listing { found, long: Some(LongListing { pieces, charge, place }) })
+        Ok(OpenedListing { pieces: pieces.boxed(), is_reduced: true, is_scan: again.is_scan })
     }
 
     /// The contents of folders. Sizes that the source does not list count as 0.
@@ -324,7 +313,45 @@ async fn latest_of(
     let mut versions: Vec<ListedVersion> = latest.into_values().collect();
     versions.sort_by_cached_key(|version| super::version::address(&version.info));
     let pieces = stream::iter([Ok(ListingPiece { versions, left_out })]).boxed();
-    Ok(OpenedListing { pieces, is_reduced: true })
+    Ok(OpenedListing { pieces, is_reduced: true, is_scan: opened.is_scan })
+}
+
+/// Collects the pieces, as long as there are at most `most` versions.
+async fn collect(
+    pieces: &mut ListingStream,
+    most: usize,
+    charge: &mut Charge,
+) -> Result<Found, CacheError> {
+    let mut found = Found::default();
+    while let Some(piece) = pieces.try_next().await? {
+        found.left_out.extend(piece.left_out);
+        found.versions.extend(piece.versions);
+        pay(charge, found.versions.len(), VERSION_BYTES)?;
+        if found.versions.len() > most {
+            found.cut_after = Some(most);
+            found.is_cut = true;
+            break;
+        }
+    }
+    found.left_out.sort_unstable();
+    found.left_out.dedup();
+    Ok(found)
+}
+
+/// Sorts collected versions, without those of paths that are not listed completely.
+async fn in_order(mut found: Found) -> Result<Found, CacheError> {
+    let sorted = tokio::task::spawn_blocking(move || {
+        let left_out = std::mem::take(&mut found.left_out);
+        let is_left_out = |path: &str| left_out.binary_search_by(|one| one.as_str().cmp(path));
+        found.versions.retain(|version| is_left_out(version.info.path.as_str()).is_err());
+        found.left_out = left_out;
+        found.versions.sort_by_cached_key(|version| super::version::address(&version.info));
+        if let Some(most) = found.cut_after {
+            found.versions.truncate(most);
+        }
+        found
+    });
+    sorted.await.map_err(|_| CacheError::Lost { what: "a listing".into() })
 }
 
 /// Charges for `count` versions, if that was not done before.

@@ -62,8 +62,8 @@ impl Front {
         match long {
             None if found.versions.len() <= PIECE => {
                 let writer = ListingWriter::new(self, format);
-                let found = Arc::new(found);
-                let text = writer.write(Part::Whole, found, Vec::new(), 0).await?;
+                let versions = found.versions.clone();
+                let text = writer.write(Part::Whole, Arc::new(found), versions, 0).await?;
                 Ok(reply.text(content_type, text.to_vec()))
             }
             long => {
@@ -102,15 +102,15 @@ async fn send_all(
 
 async fn try_send_all(
     writer: ListingWriter,
-    mut found: Found,
+    found: Found,
     long: Option<LongListing>,
     sender: &Sender<io::Result<Bytes>>,
 ) -> Result<(), CacheError> {
-    let versions = std::mem::take(&mut found.versions);
     let (mut pieces, kept) = match long {
         // Charge and place are kept until the end.
         Some(LongListing { pieces, charge, place }) => (pieces, Some((charge, place))),
         None => {
+            let versions = found.versions.clone();
             let piece = ListingPiece { versions, left_out: Vec::new() };
             (futures::stream::iter([Ok(piece)]).boxed(), None)
         }
@@ -181,7 +181,7 @@ impl ListingWriter {
             if matches!(part, Part::Whole | Part::First) {
                 text.push_str(&format.start(&found));
             }
-            for (number, version) in found.versions.iter().chain(&versions).enumerate() {
+            for (number, version) in versions.iter().enumerate() {
                 let known;
                 let details = match &version.details {
                     Some(details) => details,

@@ -12,7 +12,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::address::Wanted;
 use super::front::Front;
-use super::order::{OrderedPiece, OrderedVersions};
+use super::order::{OrderedPiece, OrderedVersions, PAGE};
 use super::pattern::{Pattern, glob_matches};
 use crate::cache::{Cache, CacheError};
 use crate::error::Coded as _;
@@ -20,9 +20,9 @@ use crate::object::{CreationLimits, ObjectInfo, ObjectPath, Query};
 use crate::source::{Details, Scan, ScanPiece};
 
 /// Maximum paths whose first pages are read concurrently.
-const PARALLEL_PATHS: usize = 8;
-/// Maximum versions of a path that are selected by creation or by time at once.
-pub(super) const SELECTED: usize = 4096;
+const PARALLEL_PATHS: usize = 4;
+/// Maximum versions of a path that are selected by creation at once.
+const SELECTED: usize = 4096;
 
 /// A version of a listing.
 #[derive(Debug, Clone)]
@@ -58,6 +58,14 @@ pub(super) struct OpenedListing {
     pub(super) pieces: ListingStream,
     /// Whether each path has at most one version, if only the latest are requested.
     pub(super) is_reduced: bool,
+    /// Whether the source reads it once for this request. Pages can be read again.
+    pub(super) is_scan: bool,
+}
+
+impl OpenedListing {
+    fn nothing() -> Self {
+        Self { pieces: stream::empty().boxed(), is_reduced: true, is_scan: false }
+    }
 }
 
 impl ListingRequest {
@@ -99,9 +107,7 @@ impl Front {
     ) -> Result<OpenedListing, CacheError> {
         match (Pattern::new(&request.wanted.path), ObjectPath::new(&request.wanted.path)) {
             (Pattern::Plain, Ok(path)) => self.open_path(request, path).await,
-            (Pattern::Plain, Err(_)) => {
-                Ok(OpenedListing { pieces: stream::empty().boxed(), is_reduced: true })
-            }
+            (Pattern::Plain, Err(_)) => Ok(OpenedListing::nothing()),
             (pattern @ Pattern::Wild { .. }, _) => self.open_pattern(request, pattern).await,
         }
     }
@@ -117,11 +123,13 @@ impl Front {
             return Ok(OpenedListing {
                 pieces: scanned(pieces, Arc::clone(request), prefix, None),
                 is_reduced: false,
+                is_scan: true,
             });
         }
         let mut listing = PathListing::new(self.cache.clone(), Arc::clone(request), path);
         listing.is_kept = true;
-        Ok(OpenedListing { pieces: listing.into_stream(), is_reduced: true })
+        let pieces = listing.into_stream();
+        Ok(OpenedListing { pieces, is_reduced: true, is_scan: false })
     }
 
     async fn open_pattern(
@@ -130,7 +138,7 @@ impl Front {
         pattern: Pattern,
     ) -> Result<OpenedListing, CacheError> {
         let Pattern::Wild { prefix, glob } = &pattern else {
-            return Ok(OpenedListing { pieces: stream::empty().boxed(), is_reduced: true });
+            return Ok(OpenedListing::nothing());
         };
         match self.cache.scan_versions(&request.scan(prefix, true)).await {
             Ok(Some(pieces)) => {
@@ -138,6 +146,7 @@ impl Front {
                 return Ok(OpenedListing {
                     pieces: scanned(pieces, Arc::clone(request), prefix, glob),
                     is_reduced: false,
+                    is_scan: true,
                 });
             }
             // The paths may be known without the source.
@@ -161,7 +170,7 @@ impl Front {
             }
         });
         let pieces = listings.buffered(PARALLEL_PATHS).try_flatten().boxed();
-        Ok(OpenedListing { pieces, is_reduced: true })
+        Ok(OpenedListing { pieces, is_reduced: true, is_scan: false })
     }
 }
 
@@ -256,14 +265,14 @@ impl PathListing {
         let limit = match (request.only_latest, few) {
             (true, _) => 1,
             (false, Some(limit)) => limit,
-            (false, None) if at.is_some() => SELECTED + 1,
+            (false, None) if at.is_some() => PAGE + 1,
             (false, None) => return Ok(None),
         };
         if request.wanted.id.is_some() {
             return Ok(None);
         }
         let newest = self.cache.newest_versions(&self.query, at, limit).await?;
-        let is_all = limit <= SELECTED;
+        let is_all = request.only_latest || few.is_some();
         let selected = newest.filter(|versions| is_all || versions.len() < limit);
         Ok(selected.map(|mut versions| {
             versions.sort_by_cached_key(|version| super::version::address(version));

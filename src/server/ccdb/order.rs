@@ -26,7 +26,7 @@ const LAST_ID: ObjectId = ObjectId::from_bytes([0xff; 16]);
 
 /// The versions whose `from` has one number of digits.
 #[derive(Debug)]
-struct Lane {
+struct DigitLane {
     /// The page after it is read next.
     after: Option<PageKey>,
     /// Where the lane ends; `None`: with the last version.
@@ -35,7 +35,7 @@ struct Lane {
     is_over: bool,
 }
 
-impl Lane {
+impl DigitLane {
     /// The lanes in the order of their first versions as text.
     fn all() -> VecDeque<Self> {
         let lane = |after, end| Self { after, end, read: VecDeque::new(), is_over: false };
@@ -90,7 +90,7 @@ pub(super) struct OrderedVersions {
 #[derive(Debug)]
 enum Reading {
     Begin,
-    Lanes(VecDeque<Lane>),
+    Lanes(VecDeque<DigitLane>),
     End,
 }
 
@@ -121,7 +121,7 @@ impl OrderedVersions {
                     return Ok(Some(OrderedPiece::NotListed));
                 }
                 if page.more {
-                    self.state = Reading::Lanes(Lane::all());
+                    self.state = Reading::Lanes(DigitLane::all());
                     return Box::pin(self.next()).await;
                 }
                 self.state = Reading::End;
@@ -142,7 +142,7 @@ impl OrderedVersions {
 
 /// The next versions of all lanes.
 async fn next_of(
-    lanes: &mut VecDeque<Lane>,
+    lanes: &mut VecDeque<DigitLane>,
     cache: &Cache,
     query: &Query,
 ) -> Result<Vec<Arc<ObjectInfo>>, CacheError> {

@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::entry::{Judged, ListingEntry};
 use super::listing::read_page_from;
@@ -40,6 +41,8 @@ const PIECE_VERSIONS: usize = 256;
 /// Maximum number of chunks and of pieces that wait.
 const WAITING_CHUNKS: usize = 4;
 const WAITING_PIECES: usize = 2;
+/// Maximum listings of a source that are parsed at one time.
+pub(super) const SCANS: usize = 8;
 /// Maximum bytes of one entry, and of everything after the entries.
 const ENTRY_BYTES: usize = 16 << 20;
 /// A look-up that no server has a result for.
@@ -136,10 +139,19 @@ impl CcdbSource {
         let first_byte = Duration::from_millis(options.fetch_total_millis);
         let ask = Ask { headers, first_byte: Some(first_byte), ..Ask::default() };
         let deadline = Instant::now() + first_byte;
+        let place = Arc::clone(&self.scans).acquire_owned();
+        let Ok(Ok(place)) = timeout_at(deadline, place).await else {
+            let (url, what) = (self.transport.url.clone(), what.to_owned());
+            return Err(SourceError::Down {
+                url,
+                what,
+                reason: "no place among the listings".into(),
+            });
+        };
         let (head, url) = self.transport.open(tail, &ask, what, deadline).await?;
         let (source, what) = (self.transport.url.clone(), what.to_owned());
         let pause = Duration::from_millis(options.first_byte_millis);
-        Ok(OpenListing { head, address: url.to_string(), source, what, pause })
+        Ok(OpenListing { head, address: url.to_string(), source, what, pause, place })
     }
 }
 
@@ -151,6 +163,7 @@ struct OpenListing {
     what: String,
     /// Longest pause between two chunks.
     pause: Duration,
+    place: OwnedSemaphorePermit,
 }
 
 impl OpenListing {
@@ -231,7 +244,8 @@ impl OpenListing {
     fn into_chunks(self) -> Receiver<io::Result<Bytes>> {
         let (sender, receiver) = channel(WAITING_CHUNKS);
         tokio::spawn(async move {
-            let Self { mut head, address, pause, .. } = self;
+            // The place is free when the listing was read.
+            let Self { mut head, address, pause, place: _place, .. } = self;
             loop {
                 let next = tokio::select! {
                     next = timeout(pause, head.response.chunk()) => next,

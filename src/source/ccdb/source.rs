@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::Url;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::address::Address;
 use super::listing::of_all_time;
 use super::options::CcdbOptions;
 use super::paths::PathMemory;
+use super::scan::SCANS;
 use super::transport::Transport;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
@@ -50,6 +52,8 @@ pub struct CcdbSource {
     pub(super) described: moka::sync::Cache<ObjectId, Arc<TimedVersion>>,
     /// Folders one level below a path, for the refresh time.
     folders: moka::sync::Cache<String, Arc<[String]>>,
+    /// Places for listings that are parsed while they arrive.
+    pub(super) scans: Arc<Semaphore>,
     /// Facts about uploads.
     details: moka::sync::Cache<ObjectId, Arc<Details>>,
 }
@@ -99,7 +103,8 @@ impl CcdbSource {
             .time_to_live(Duration::from_millis(options.refresh_millis))
             .build();
         let transport = Transport::new(url, options)?;
-        Ok(Self { transport, replicas, paths, described, folders, details })
+        let scans = Arc::new(Semaphore::new(SCANS));
+        Ok(Self { transport, replicas, paths, described, folders, scans, details })
     }
 
     /// Remembers the locations of the body of `id`, as written in an answer from `base`.

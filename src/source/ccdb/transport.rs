@@ -191,12 +191,9 @@ impl Transport {
             Purpose::LookUp => &host.look_ups,
             Purpose::Body => &host.bodies,
         };
-        let place = match timeout_at(deadline, Arc::clone(bulkhead).acquire_owned()).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(_)) | Err(_) => {
-                let reason = format!("no free place among the requests to {label}");
-                return Err(AttemptFailure::LeftAlone { reason });
-            }
+        let Some(place) = bulkhead.enter(deadline).await else {
+            let reason = format!("no free place among the requests to {label}");
+            return Err(AttemptFailure::LeftAlone { reason });
         };
         if let Err(left) = host.admit() {
             let reason = format!(
@@ -216,13 +213,13 @@ impl Transport {
             408 | 429 | 500 | 502 | 503 | 504 => {
                 host.count_failure();
                 if matches!(status.as_u16(), 429 | 503) {
-                    host.withhold(place);
+                    bulkhead.withhold(place);
                 }
                 let after = retry_after(response.headers());
                 Err(AttemptFailure::Transient { reason: reason(), after })
             }
             _ => {
-                host.in_order(bulkhead);
+                bulkhead.in_order();
                 let host = Arc::clone(&host);
                 Ok(Head { response, host, _place: place })
             }
