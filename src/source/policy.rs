@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
 use super::{
-    Body, Details, Knowledge, PageKey, PathSummary, Scan, Source, SourceError, SourceHealth,
-    VersionPage, VersionStream, page_key, write_all,
+    Body, Details, Knowledge, PageKey, PathParts, PathSummary, Scan, Source, SourceError,
+    SourceHealth, VersionPage, VersionStream, page_key, write_all,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -273,6 +273,10 @@ impl Source for PolicySource {
 
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
         self.inner.paths(prefix).await
+    }
+
+    async fn path_parts(&self, prefix: &str) -> Result<PathParts, SourceError> {
+        self.inner.path_parts(prefix).await
     }
 }
 

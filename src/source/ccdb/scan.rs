@@ -41,8 +41,6 @@ const PIECE_VERSIONS: usize = 256;
 /// Maximum number of chunks and of pieces that wait.
 const WAITING_CHUNKS: usize = 4;
 const WAITING_PIECES: usize = 2;
-/// Maximum listings of a source that are parsed at one time.
-pub(super) const SCANS: usize = 8;
 /// Maximum bytes of one entry, and of everything after the entries.
 const ENTRY_BYTES: usize = 16 << 20;
 /// A look-up that no server has a result for.

@@ -13,7 +13,6 @@ use super::address::Address;
 use super::listing::of_all_time;
 use super::options::CcdbOptions;
 use super::paths::PathMemory;
-use super::scan::SCANS;
 use super::transport::Transport;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
@@ -26,6 +25,8 @@ use crate::source::{
 const REMEMBERED_VERSIONS: u64 = 2_000_000;
 /// Maximum number of folders in remembered listings of folders.
 const REMEMBERED_FOLDERS: u64 = 1_000_000;
+/// Maximum number of listings that are parsed while they arrive, at one time.
+const SCANS: usize = 8;
 /// Maximum number of versions whose upload details are remembered.
 const REMEMBERED_DETAILS: u64 = 100_000;
 

@@ -13,6 +13,7 @@
 
 mod batch;
 mod beneath;
+mod blob;
 mod bucket;
 mod carry;
 mod change;
@@ -26,7 +27,9 @@ mod index;
 mod local;
 mod manifest;
 mod newest;
+mod path_list;
 mod properties;
+mod read_path;
 mod reader;
 mod spool;
 mod store;
