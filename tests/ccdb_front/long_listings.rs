@@ -161,6 +161,12 @@ async fn a_repository_lists_more_versions_than_are_collected_whole_and_in_order(
     assert_eq!(html.matches("<td data-name=\"Created\"").count(), 1_000);
     assert!(html.contains("more than 1000"), "{html:.3000}");
     assert!(html.contains("created 6000<"), "the chart has the versions created last");
+    // Also a version that others hide at all times is found at its address.
+    for plan in plans.iter().step_by(997) {
+        assert_eq!(get(&address(&service), &plan.address(), &[]).status, 200, "{plan:?}");
+        let elsewhere = format!("/Big/Path/{}/{}", plan.from + 1, Uuid::from_u128(5));
+        assert_eq!(get(&address(&service), &elsewhere, &[]).status, 404);
+    }
     let json = asked(&service, "/browse/Big?Accept=application/json", &[]).json();
     assert_eq!(json["subfolders"], serde_json::json!(["Big/A", "Big/Path", "Big/Path-x"]));
 }

@@ -7,8 +7,11 @@ use crate::budget::ClientBudget;
 use crate::cache::error::CacheError;
 use crate::clock::Moment;
 use crate::interval::Timestamp;
-use crate::object::{CreationLimits, ObjectInfo, ObjectPath, Query};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{PageKey, Scan, SourceError, VersionPage, VersionStream};
+
+/// Versions read at once that begin at the same time.
+const NEIGHBOURS: usize = 64;
 
 impl Cache {
     /// A page of the versions of a path that match `query` and the limits of the service, in order
@@ -26,6 +29,34 @@ impl Cache {
         let query = self.limited(query);
         let page = self.0.catalog.source().list_page(&query, after, limit).await;
         page.map_err(|error| failed(&query.path, error))
+    }
+
+    /// The version `id` of a path whose validity begins at `from`, also if others hide it.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub(super) async fn version_beginning_at(
+        &self,
+        path: &ObjectPath,
+        from: Timestamp,
+        id: ObjectId,
+    ) -> Result<Option<Arc<ObjectInfo>>, CacheError> {
+        let query = Query::all(path.clone());
+        let before = from.as_millis().checked_sub(1).map(Timestamp::from_millis);
+        let mut after = before.map(|before| (before, ObjectId::from_bytes([0xff; 16])));
+        loop {
+            let page = self.version_page(&query, after, NEIGHBOURS).await?;
+            let begins_there = |version: &&Arc<ObjectInfo>| version.validity.from() == from;
+            let mut there = page.versions.iter().take_while(begins_there);
+            if let Some(version) = there.find(|version| version.id == id) {
+                return Ok(Some(Arc::clone(version)));
+            }
+            let last = page.versions.last();
+            after = last.map(|version| (version.validity.from(), version.id));
+            if !page.more || !last.as_ref().is_some_and(begins_there) {
+                return Ok(None);
+            }
+        }
     }
 
     /// The versions of a path that were created last, among those that match `query` and the limits

@@ -1,7 +1,7 @@
 //! Selection of the versions for `/browse` and `/latest`.
 //!
 //! ```text
-//!  pieces ─▶ at most SHORT versions: sorted, with a length            Listing::Short
+//!  pieces ─▶ at most SHORT versions: sorted, with a length            FoundListing::Short
 //!        └─▶ more: in the order of the pieces, while they are read    Listing::Long
 //! ```
 //!
@@ -77,7 +77,7 @@ pub(super) struct LongListing {
 }
 
 /// A listing.
-pub(super) struct Listing {
+pub(super) struct FoundListing {
     /// All versions, or none if the listing is long.
     pub(super) found: Found,
     pub(super) long: Option<LongListing>,
@@ -104,7 +104,7 @@ impl Front {
         &self,
         request: ListingRequest,
         longest: Option<usize>,
-    ) -> Result<Listing, CacheError> {
+    ) -> Result<FoundListing, CacheError> {
         let request = Arc::new(request);
         let mut charge = self.budget.charge(0, "listing")?;
         // The ranks of so many versions take much memory.
@@ -114,14 +114,14 @@ impl Front {
         };
         let OpenedListing { mut pieces, is_scan, .. } =
             self.open_selected(&request, &mut charge).await?;
-        let mut found = collect(&mut pieces, longest.unwrap_or(SHORT), &mut charge).await?;
+        let mut found = collect(&mut pieces, longest, &mut charge).await?;
         if !found.is_cut || longest.is_some() {
             found = in_order(found).await?;
             found.charge = Some(charge);
-            return Ok(Listing { found, long: None });
+            return Ok(FoundListing { found, long: None });
         }
         let versions = std::mem::take(&mut found.versions);
-        let first = stream::iter([Ok(ListingPiece { versions, left_out: Vec::new() })]);
+        let first = stream::iter([Ok(ListingPiece { versions, ..ListingPiece::default() })]);
         let mut pieces = first.chain(pieces).boxed();
         if place.is_none() && !is_scan {
             // Nothing is held while it waits: the pages are read again.
@@ -138,7 +138,7 @@ impl Front {
         charge.shrink_to(0);
         charge.grow(LONG_BYTES)?;
         (found.is_cut, found.is_long) = (false, true);
-        Ok(Listing { found, long: Some(LongListing { pieces, charge, place }) })
+        Ok(FoundListing { found, long: Some(LongListing { pieces, charge, place }) })
     }
 
     /// A place among the listings that are sent while they are read.
@@ -187,7 +187,7 @@ impl Front {
         }
         let admitted = listed.versions.into_iter().filter(|version| request.admits(version));
         let versions = admitted.map(|info| ListedVersion { info, details: None }).collect();
-        let piece = ListingPiece { versions, left_out: Vec::new() };
+        let piece = ListingPiece { versions, ..ListingPiece::default() };
         Ok(OpenedListing {
             pieces: stream::iter([Ok(piece)]).boxed(),
             is_reduced: !request.only_latest,
@@ -218,7 +218,9 @@ impl Front {
             }
             let mut versions = newest.into_versions();
             versions.sort_by_cached_key(|version| super::version::address(&version.info));
-            let pieces = stream::iter([Ok(ListingPiece { versions, left_out })]).boxed();
+            let pieces =
+                stream::iter([Ok(ListingPiece { versions, left_out, ..ListingPiece::default() })])
+                    .boxed();
             return Ok(OpenedListing { pieces, is_reduced: true, is_scan: opened.is_scan });
         }
         let mut newest: NewestVersions<()> = NewestVersions::new(limit);
@@ -312,22 +314,25 @@ async fn latest_of(
     }
     let mut versions: Vec<ListedVersion> = latest.into_values().collect();
     versions.sort_by_cached_key(|version| super::version::address(&version.info));
-    let pieces = stream::iter([Ok(ListingPiece { versions, left_out })]).boxed();
+    let pieces =
+        stream::iter([Ok(ListingPiece { versions, left_out, ..ListingPiece::default() })]).boxed();
     Ok(OpenedListing { pieces, is_reduced: true, is_scan: opened.is_scan })
 }
 
-/// Collects the pieces, as long as there are at most `most` versions.
+/// Collects the pieces, as long as there are at most `longest` versions, or few.
 async fn collect(
     pieces: &mut ListingStream,
-    most: usize,
+    longest: Option<usize>,
     charge: &mut Charge,
 ) -> Result<Found, CacheError> {
     let mut found = Found::default();
+    let most = longest.unwrap_or(SHORT);
     while let Some(piece) = pieces.try_next().await? {
         found.left_out.extend(piece.left_out);
         found.versions.extend(piece.versions);
         pay(charge, found.versions.len(), VERSION_BYTES)?;
-        if found.versions.len() > most {
+        let is_long = piece.is_many && longest.is_none();
+        if is_long || found.versions.len() > most {
             found.cut_after = Some(most);
             found.is_cut = true;
             break;

@@ -15,7 +15,7 @@ use hyper::body::{Bytes, Frame};
 use tokio::sync::mpsc::{Sender, channel};
 
 use super::front::Front;
-use super::listing::{Found, Listing, LongListing};
+use super::listing::{Found, FoundListing, LongListing};
 use super::listing_format::ListingFormat;
 use super::listing_stream::{ListedVersion, ListingPiece};
 use super::reply::CcdbReply;
@@ -38,10 +38,10 @@ impl Front {
     /// [`CacheError`] if it cannot be written.
     pub(super) async fn page(
         &self,
-        listing: Listing,
+        listing: FoundListing,
         format: Format,
     ) -> Result<CcdbReply, CacheError> {
-        let Listing { found, long } = listing;
+        let FoundListing { found, long } = listing;
         let mut reply = CcdbReply::new(200);
         reply.header("Cache-Control", "no-cache");
         if !found.left_out.is_empty() {
@@ -63,7 +63,7 @@ impl Front {
             None if found.versions.len() <= PIECE => {
                 let writer = ListingWriter::new(self, format);
                 let versions = found.versions.clone();
-                let text = writer.write(Part::Whole, Arc::new(found), versions, 0).await?;
+                let text = writer.write(TextPart::Whole, Arc::new(found), versions, 0).await?;
                 Ok(reply.text(content_type, text.to_vec()))
             }
             long => {
@@ -111,11 +111,11 @@ async fn try_send_all(
         Some(LongListing { pieces, charge, place }) => (pieces, Some((charge, place))),
         None => {
             let versions = found.versions.clone();
-            let piece = ListingPiece { versions, left_out: Vec::new() };
+            let piece = ListingPiece { versions, ..ListingPiece::default() };
             (futures::stream::iter([Ok(piece)]).boxed(), None)
         }
     };
-    let (mut number, mut part) = (0, Part::First);
+    let (mut number, mut part) = (0, TextPart::First);
     let mut head = Arc::new(found);
     while let Some(piece) = pieces.try_next().await? {
         if !piece.left_out.is_empty()
@@ -134,10 +134,10 @@ async fn try_send_all(
             if sender.send(Ok(text)).await.is_err() {
                 return Ok(());
             }
-            (number, part) = (number + count, Part::Middle);
+            (number, part) = (number + count, TextPart::Middle);
         }
     }
-    let last = if part == Part::First { Part::Whole } else { Part::Last };
+    let last = if part == TextPart::First { TextPart::Whole } else { TextPart::Last };
     let text = writer.write(last, head, Vec::new(), number).await?;
     let _ = sender.send(Ok(text)).await;
     drop(kept);
@@ -146,7 +146,7 @@ async fn try_send_all(
 
 /// Part of a listing that a text contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum TextPart {
     Whole,
     First,
     Middle,
@@ -167,7 +167,7 @@ impl ListingWriter {
 
     async fn write(
         &self,
-        part: Part,
+        part: TextPart,
         found: Arc<Found>,
         versions: Vec<ListedVersion>,
         first: usize,
@@ -178,7 +178,7 @@ impl ListingWriter {
         let written = tokio::task::spawn_blocking(move || {
             let _place = place;
             let mut text = String::new();
-            if matches!(part, Part::Whole | Part::First) {
+            if matches!(part, TextPart::Whole | TextPart::First) {
                 text.push_str(&format.start(&found));
             }
             for (number, version) in versions.iter().enumerate() {
@@ -193,7 +193,7 @@ impl ListingWriter {
                 };
                 format.version(&mut text, first + number, &version.info, details);
             }
-            if matches!(part, Part::Whole | Part::Last) {
+            if matches!(part, TextPart::Whole | TextPart::Last) {
                 text.push_str(&format.end(&found));
             }
             format.encode(text)

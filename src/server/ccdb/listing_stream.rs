@@ -38,6 +38,8 @@ pub(super) struct ListingPiece {
     pub(super) versions: Vec<ListedVersion>,
     /// Paths that are not listed, or not completely.
     pub(super) left_out: Vec<String>,
+    /// A path with many versions follows.
+    pub(super) is_many: bool,
 }
 
 pub(super) type ListingStream = BoxStream<'static, Result<ListingPiece, CacheError>>;
@@ -126,7 +128,7 @@ impl Front {
                 is_scan: true,
             });
         }
-        let mut listing = PathListing::new(self.cache.clone(), Arc::clone(request), path);
+        let mut listing = PathPages::new(self.cache.clone(), Arc::clone(request), path);
         listing.is_kept = true;
         let pieces = listing.into_stream();
         Ok(OpenedListing { pieces, is_reduced: true, is_scan: false })
@@ -163,7 +165,7 @@ impl Front {
         let (cache, request) = (self.cache.clone(), Arc::clone(request));
         let listings = stream::iter(paths).map(move |path| {
             let mut pieces =
-                PathListing::new(cache.clone(), Arc::clone(&request), path).into_stream();
+                PathPages::new(cache.clone(), Arc::clone(&request), path).into_stream();
             async move {
                 let first = pieces.try_next().await?;
                 Ok::<_, CacheError>(stream::iter(first.map(Ok)).chain(pieces))
@@ -193,13 +195,14 @@ fn scanned(
                 .map(|version| ListedVersion { info: version.info, details: Some(version.details) })
                 .collect(),
             left_out: piece.in_doubt,
+            is_many: false,
         }
     };
     pieces.map_ok(filtered).map_err(failed).boxed()
 }
 
 /// The listing of one path from pages.
-struct PathListing {
+struct PathPages {
     cache: Cache,
     request: Arc<ListingRequest>,
     query: Query,
@@ -214,7 +217,7 @@ enum PathState {
     End,
 }
 
-impl PathListing {
+impl PathPages {
     fn new(cache: Cache, request: Arc<ListingRequest>, path: ObjectPath) -> Self {
         let query = request.query(path);
         Self { cache, request, query, is_kept: false, state: PathState::Begin }
@@ -242,9 +245,12 @@ impl PathListing {
             PathState::Pages(pages) => match pages.next().await? {
                 None => Ok(None),
                 Some(OrderedPiece::Versions(versions)) => Ok(Some(self.piece(versions))),
+                Some(OrderedPiece::Many) => {
+                    Ok(Some(ListingPiece { is_many: true, ..ListingPiece::default() }))
+                }
                 Some(OrderedPiece::NotListed) => {
                     let left_out = vec![self.query.path.to_string()];
-                    Ok(Some(ListingPiece { versions: Vec::new(), left_out }))
+                    Ok(Some(ListingPiece { left_out, ..ListingPiece::default() }))
                 }
             },
             PathState::End => Ok(None),
@@ -254,7 +260,7 @@ impl PathListing {
     fn piece(&self, versions: Vec<Arc<ObjectInfo>>) -> ListingPiece {
         let admitted = versions.into_iter().filter(|version| self.request.admits(version));
         let versions = admitted.map(|info| ListedVersion { info, details: None }).collect();
-        ListingPiece { versions, left_out: Vec::new() }
+        ListingPiece { versions, ..ListingPiece::default() }
     }
 
     /// The versions of the path, if there are few: those created last, or valid at a time. `None`:

@@ -18,8 +18,10 @@ use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, Query};
 use crate::source::PageKey;
 
-/// Versions per page.
+/// Maximum versions of a path that are read at once; those of longer paths come in lanes.
 pub(super) const PAGE: usize = 1024;
+/// Versions per page of a lane.
+const LANE_PAGE: usize = 256;
 /// Digits of the greatest time.
 const MAX_DIGITS: u32 = 19;
 const LAST_ID: ObjectId = ObjectId::from_bytes([0xff; 16]);
@@ -52,7 +54,7 @@ impl DigitLane {
         while self.read.is_empty() && !self.is_over {
             // Most lanes are empty.
             let is_first = self.after.is_none_or(|(_, id)| id == LAST_ID);
-            let limit = if is_first { 1 } else { PAGE };
+            let limit = if is_first { 1 } else { LANE_PAGE };
             let page = cache.version_page(query, self.after, limit).await?;
             self.is_over = !page.more;
             self.read.extend(page.versions);
@@ -98,6 +100,8 @@ enum Reading {
 #[derive(Debug)]
 pub(super) enum OrderedPiece {
     Versions(Vec<Arc<ObjectInfo>>),
+    /// The path has more than [`PAGE`] versions. They follow.
+    Many,
     /// The source cannot list the path.
     NotListed,
 }
@@ -122,7 +126,7 @@ impl OrderedVersions {
                 }
                 if page.more {
                     self.state = Reading::Lanes(DigitLane::all());
-                    return Box::pin(self.next()).await;
+                    return Ok(Some(OrderedPiece::Many));
                 }
                 self.state = Reading::End;
                 if self.is_kept && self.query == Query::all(self.query.path.clone()) {
