@@ -692,7 +692,17 @@ fn circles_of(graph: &Graph) -> Vec<String> {
 
 #[test]
 fn a_type_name_stands_for_one_type() {
-    let graph = Graph::library();
+    let twice = [
+        repeated_types(Graph::library()),
+        repeated_types(&Graph::new(program())),
+        repeated_types(&Graph::new(python())),
+    ];
+    let twice = twice.concat();
+    assert!(twice.is_empty(), "{}", twice.join("\n"));
+}
+
+/// Each type name that several files define, with the files.
+fn repeated_types(graph: &Graph) -> Vec<String> {
     let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (file, source) in graph.sources.iter().enumerate() {
         for name in &source.paths.types {
@@ -702,9 +712,7 @@ fn a_type_name_stands_for_one_type() {
     places.retain(|name, files| {
         files.len() > 1 && !SHARED_NAMES.iter().any(|(shared, _)| shared == name)
     });
-    let twice: Vec<String> =
-        places.iter().map(|(name, files)| format!("{name}: {}", files.join(", "))).collect();
-    assert!(twice.is_empty(), "{}", twice.join("\n"));
+    places.iter().map(|(name, files)| format!("{name}: {}", files.join(", "))).collect()
 }
 
 #[test]

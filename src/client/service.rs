@@ -55,6 +55,7 @@ pub struct PathEntry {
 #[derive(Debug, Clone)]
 pub struct Client(pub(super) Arc<ClientInner>);
 
+/// A connection and its session, shared by the clones of a client.
 #[derive(Debug)]
 pub(super) struct ClientInner {
     pub(super) address: ServiceAddress,
@@ -99,6 +100,7 @@ pub(super) enum PlaneUse {
     Tables,
 }
 
+/// Whether this process is attached to the shared memory of its service.
 #[derive(Debug)]
 pub(super) enum Attached {
     NotTried,

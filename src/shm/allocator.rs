@@ -31,6 +31,7 @@ impl AllocatedNode {
     }
 }
 
+/// A place in the segment, free or allocated. Start and length are in granules of 64 bytes.
 #[derive(Debug, Clone, Copy)]
 struct Node {
     start: u32,

@@ -26,6 +26,7 @@ pub(super) type SegmentListener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
 /// Called with the id of a retired segment.
 pub(super) type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
+/// A pool: its options, its counters, and its segments under one lock.
 pub(super) struct PoolInner {
     pub(super) memory_bytes: u64,
     /// The part of it that is used beside the segments.
@@ -55,6 +56,8 @@ pub(super) struct PoolInner {
     pub(super) registrar: Mutex<Option<SegmentRegistrar>>,
 }
 
+/// The segments of a pool, behind its lock.
+#[derive(Default)]
 pub(super) struct PoolState {
     pub(super) segments: BTreeMap<u16, SegmentSlot>,
     /// Bytes of all segments, including those being created.
@@ -65,6 +68,7 @@ pub(super) struct PoolState {
     pub(super) next_id: u16,
 }
 
+/// A segment with the allocator of its blocks.
 pub(super) struct SegmentSlot {
     pub(super) segment: Arc<Segment>,
     pub(super) allocator: Allocator,

@@ -102,6 +102,26 @@ fn version(from: i64, until: i64, created: i64, bytes: u64) -> VersionPlan {
     VersionPlan { from, until, created, bytes, checksum: 0 }
 }
 
+/// Versions up to `end` that are valid for `each` ms, and versions that overlap them; `bytes` draws
+/// their sizes.
+fn overlapping(end: i64, each: i64, mut bytes: impl FnMut() -> u64) -> Vec<VersionPlan> {
+    let mut versions = Vec::new();
+    for n in 0..=end / each {
+        versions.push(version(n * each, (n + 1) * each, 10 + n, bytes()));
+        match n % 6 {
+            // A later correction of the middle.
+            0 => {
+                let from = n * each + each / 3;
+                versions.push(version(from, from + each / 3, 1_000 + n, bytes()));
+            }
+            // An older version with a long interval, visible only where there is nothing newer.
+            3 => versions.push(version(n * each, (n + 4) * each, 1, bytes())),
+            _ => {}
+        }
+    }
+    versions
+}
+
 impl Profile {
     /// The profile of a part, if it has one.
     pub(super) fn of(part: Part, memory_bytes: u64) -> Option<Self> {
@@ -200,27 +220,12 @@ impl Profile {
         let large = (memory_bytes / 32).min(8 << 20);
         let mut random = Random::new(4);
         let mut path = |number: usize| {
-            let mut bytes = || match random.below(20) {
-                0 => large,
-                _ => size(100.0, 65_536.0, random.below(64), 64),
-            };
             // The first path has more versions than a server lists at once.
             let each = if number == 0 { span / 8 } else { span * 7 / 10 + number as i64 };
-            let mut versions = Vec::new();
-            for n in 0..=end / each {
-                versions.push(version(n * each, (n + 1) * each, 10 + n, bytes()));
-                match n % 6 {
-                    // A later correction of the middle.
-                    0 => {
-                        let from = n * each + each / 3;
-                        versions.push(version(from, from + each / 3, 1_000 + n, bytes()));
-                    }
-                    // An older version with a long interval, visible only where there is nothing
-                    // newer.
-                    3 => versions.push(version(n * each, (n + 4) * each, 1, bytes())),
-                    _ => {}
-                }
-            }
+            let mut versions = overlapping(end, each, || match random.below(20) {
+                0 => large,
+                _ => size(100.0, 65_536.0, random.below(64), 64),
+            });
             // The last path has gaps.
             if number + 1 == PATHS {
                 versions.retain(|one| one.created % 4 != 1);
