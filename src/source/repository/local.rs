@@ -22,7 +22,8 @@ use md5::{Digest as _, Md5};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::beneath::{Root, Stamp};
-use super::entry::{self, PROPERTIES, difference, names};
+use super::entry::{self, PROPERTIES, names};
+use super::fetch_check::FetchCheck;
 use super::folder::{
     FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_properties,
 };
@@ -33,8 +34,8 @@ use super::watch::{PathWatch, Watcher};
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, BodyError, ChangeListener, Knowledge, PageKey, PathSummary, Problem, SourceError,
-    VersionPage, in_place,
+    Body, ChangeListener, Knowledge, PageKey, PathSummary, Problem, SourceError, VersionPage,
+    in_place,
 };
 use crate::sync::Mutex;
 
@@ -194,12 +195,17 @@ impl ReadPath {
             }
         }
         self.read(&folder, again, fresh)?;
-        // Without a watch, it is listed again while a later change could have an equal time.
+        self.note_listed(&folder);
+        self.checked = Some(began);
+        Ok(())
+    }
+
+    /// Notes that the folder was listed. Without a watch, it is listed again while a later change
+    /// could have an equal time.
+    fn note_listed(&mut self, folder: &PathFolder) {
         let changed = folder.stamp.changed_nanos;
         let settled = self.watch.is_some() || !is_recent(changed, LOCAL_SLACK);
         self.listed = settled.then_some(changed);
-        self.checked = Some(began);
-        Ok(())
     }
 
     /// Takes the rows of the index. The path's folder need not be listed if its change time and its
@@ -349,6 +355,17 @@ fn read_metadata(root: &Root, path: &ObjectPath, row: &Row) -> io::Result<Metada
         read => read?,
     };
     Ok(entry::metadata(&properties))
+}
+
+/// Reads the next piece of a file into the room of a body, without marking it as written.
+fn read_piece(file: &mut File, body: &mut dyn Body, digest: Option<&mut Md5>) -> io::Result<usize> {
+    let spare = body.spare();
+    let most = spare.len().min(PIECE_BYTES);
+    let count = file.read(&mut spare[..most])?;
+    if let Some(digest) = digest {
+        digest.update(&spare[..count]);
+    }
+    Ok(count)
 }
 
 impl LocalRepository {
@@ -604,83 +621,55 @@ impl LocalRepository {
         version: &ObjectInfo,
         body: &mut dyn Body,
     ) -> Result<(), SourceError> {
-        let what = format!("{} {}", version.path, version.id);
-        let unusable =
-            |reason| SourceError::Unusable { url: self.url.clone(), what: what.clone(), reason };
-        let gone = || SourceError::NoSuchVersion {
-            url: self.url.clone(),
-            path: version.path.clone(),
-            id: version.id,
-        };
+        let fetch = FetchCheck { url: &self.url, version };
         let own = self.find(&version.path, version.validity.from(), version.id);
-        let own = own.await?.ok_or_else(gone)?;
-        if let Some(difference) = difference(&own, version) {
-            return Err(unusable(format!("the repository has another {difference} for it")));
-        }
-        let full = |error: BodyError| SourceError::Body { what: what.clone(), error };
+        let own = own.await?.ok_or_else(|| fetch.gone())?;
+        fetch.check_same(&own)?;
         let expected = own.size_bytes.unwrap_or(0);
         // Small files are opened and read in one step.
         let small = (1..=SMALL_BYTES).contains(&expected);
         if small {
-            body.reserve(expected).await.map_err(full)?;
+            body.reserve(expected).await.map_err(|error| fetch.no_body(error))?;
         }
         // The digest of a small file can be computed by the body, together with others.
-        let hashes = small && body.hashes();
-        let mut digest = Md5::new();
-        let mut read_piece = |file: &mut File, body: &mut dyn Body| {
-            let spare = body.spare();
-            let most = spare.len().min(PIECE_BYTES);
-            let count = file.read(&mut spare[..most])?;
-            if !hashes {
-                digest.update(&spare[..count]);
-            }
-            Ok::<_, io::Error>(count)
-        };
+        let mut digest = (!small || !body.hashes()).then(Md5::new);
         let opened = in_place(|| {
             let (mut file, stamp) = self.open_blob(&own)?;
             let count = match small && stamp.size_bytes == expected {
-                true => read_piece(&mut file, body)?,
+                true => read_piece(&mut file, body, digest.as_mut())?,
                 false => 0,
             };
-            Ok((file, stamp, count))
+            Ok((file, stamp.size_bytes, count))
         });
-        let (mut file, stamp, count) = opened.map_err(|error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound if self.shared.root.path().is_dir() => gone(),
-            io::ErrorKind::InvalidData => unusable(error.to_string()),
-            _ => self.failed(&what, &error),
-        })?;
-        let size = stamp.size_bytes;
+        let (mut file, size, count) = opened.map_err(|error| self.not_opened(&fetch, &error))?;
         if own.size_bytes != Some(size) {
-            return Err(unusable(format!("it has {size} bytes, expected {expected}")));
+            return Err(fetch.unusable(format!("it has {size} bytes, expected {expected}")));
         }
         if !small {
-            body.reserve(size).await.map_err(full)?;
+            body.reserve(size).await.map_err(|error| fetch.no_body(error))?;
         }
         body.advance(count);
         while !body.spare().is_empty() {
-            match in_place(|| read_piece(&mut file, body)) {
+            match in_place(|| read_piece(&mut file, body, digest.as_mut())) {
                 Ok(0) => break,
                 Ok(count) => body.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.failed(&what, &error)),
+                Err(error) => return Err(self.failed(&fetch.what(), &error)),
             }
         }
-        let written = body.written_bytes();
-        if written != size {
-            return Err(unusable(format!("{written} bytes came of {size}")));
-        }
-        let md5 = match hashes {
-            true => body.md5().await.ok_or_else(|| unusable("its digest is not known".into()))?,
-            false => Md5Sum(digest.finalize().into()),
+        fetch.check_written(body, size)?;
+        let md5 = match digest {
+            Some(digest) => Some(Md5Sum(digest.finalize().into())),
+            None => body.md5().await,
         };
-        match own.md5 {
-            Some(expected) if expected != md5 => {
-                Err(unusable(format!("its MD5 is {md5}, expected {expected}")))
-            }
-            _ => {
-                body.set_md5(md5);
-                Ok(())
-            }
+        fetch.finish(body, &own, md5)
+    }
+
+    fn not_opened(&self, fetch: &FetchCheck<'_>, error: &io::Error) -> SourceError {
+        match error.kind() {
+            io::ErrorKind::NotFound if self.shared.root.path().is_dir() => fetch.gone(),
+            io::ErrorKind::InvalidData => fetch.unusable(error.to_string()),
+            _ => self.failed(&fetch.what(), error),
         }
     }
 
