@@ -33,6 +33,7 @@ mod cells;
 mod connect;
 mod error;
 mod large;
+mod listing;
 mod local;
 mod local_join;
 mod options;
@@ -44,9 +45,10 @@ mod table;
 mod tls_files;
 
 pub use error::ClientError;
+pub use listing::{PathEntry, PathStream};
 pub use local::{Local, LocalPath, View};
 pub use options::ClientOptions;
-pub use service::{Client, PathEntry};
+pub use service::Client;
 pub use table::{Column, ObjectRun, Table};
 pub use tls_files::TlsFiles;
 

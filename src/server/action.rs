@@ -21,7 +21,7 @@ use crate::cache::{CacheError, Caller, LeaseId, Origin};
 use crate::error::Coded;
 use crate::table::{
     CheckRequest, Consumed, DropTimeframe, Invalidate, NoFields, Prefetch, Release, RequestError,
-    action_types, parse_action,
+    TimelineRequest, action_types, parse_action,
 };
 
 /// The answer of an action: its bytes, or the error.
@@ -88,13 +88,7 @@ impl Service {
                 let DropTimeframe { timeframe } = parse_action("drop_timeframe", body)?;
                 Ok(json_of(&cache.drop_timeframe_by(timeframe, &caller.origin)?))
             }
-            "release" => {
-                let Release { lease } = parse_action("release", body)?;
-                match cache.release(&LeaseId::from(lease.as_str())) {
-                    true => Ok(json_of(&json!({"released": lease}))),
-                    false => Err(CacheError::LeaseEnded.into()),
-                }
-            }
+            "release" => self.release(body),
             "segments" => {
                 let NoFields {} = parse_action("segments", body)?;
                 Ok(json_of(&cache.segments()))
@@ -102,6 +96,10 @@ impl Service {
             "status" => {
                 let NoFields {} = parse_action("status", body)?;
                 Ok(json_of(&cache.status()))
+            }
+            "timeline" => {
+                let request: TimelineRequest = parse_action("timeline", body)?;
+                Ok(json_of(&cache.timeline(&request, caller).await?))
             }
             "check" => {
                 let CheckRequest { contents } = parse_action("check", body)?;
@@ -113,6 +111,14 @@ impl Service {
                 let reason = format!("unknown action {name:?}; there are {}", known.join(", "));
                 Err(RequestError::Malformed { what: "action", reason }.into())
             }
+        }
+    }
+
+    fn release(&self, body: &[u8]) -> ActionResult {
+        let Release { lease } = parse_action("release", body)?;
+        match self.cache.release(&LeaseId::from(lease.as_str())) {
+            true => Ok(json_of(&json!({"released": lease}))),
+            false => Err(CacheError::LeaseEnded.into()),
         }
     }
 

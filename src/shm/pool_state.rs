@@ -41,7 +41,7 @@ pub(super) struct PoolInner {
     pub(super) epoch: Epoch,
     pub(super) next_generation: AtomicU64,
     pub(super) used_bytes: AtomicU64,
-    /// Held while a segment is created, which takes long; allocating and freeing blocks goes on.
+    /// Held while a segment is created or gets memory, which takes long; allocating and freeing blocks goes on.
     pub(super) growing: Mutex<()>,
     pub(super) state: Mutex<PoolState>,
     pub(super) listener: Mutex<Option<SegmentListener>>,
@@ -50,6 +50,8 @@ pub(super) struct PoolInner {
     pub(super) left: AtomicBool,
     /// The blocks that consumers pin without a call.
     pub(super) pages: PageRegistry,
+    /// Whether a thread allocates memory for segments.
+    pub(super) committing: AtomicBool,
     /// Only for segments that FairMQ knows by name.
     pub(super) creation: Option<SegmentCreation>,
     /// Registers new segments before they are used.
@@ -237,6 +239,31 @@ impl PoolInner {
         self.memory_bytes.saturating_sub(self.aside_bytes.load(Ordering::Relaxed))
     }
 
+    /// Takes the bytes of a new segment, at least `least`, from the budget. Empty segments of other
+    /// sizes are retired if it is too small; they are returned as well. `None` without enough memory.
+    pub(super) fn take_budget(
+        &self,
+        state: &mut PoolState,
+        least: u64,
+    ) -> Option<(u64, Vec<Arc<Segment>>)> {
+        let mut retired = Vec::new();
+        let wanted = self.segment_bytes.max(least);
+        if self.budget_without_empty(state) < least {
+            return None;
+        }
+        loop {
+            let bytes = wanted.min(self.budget(state) / PAGE_BYTES * PAGE_BYTES);
+            if bytes >= least {
+                state.segment_bytes_in_all += bytes;
+                return Some((bytes, retired));
+            }
+            if self.fixed_bytes.is_some() {
+                return None;
+            }
+            retired.push(state.take_out_an_empty_one()?);
+        }
+    }
+
     /// Like [`budget`](Self::budget), if all empty segments were retired.
     pub(super) fn budget_without_empty(&self, state: &PoolState) -> u64 {
         let in_flight = state.segments.values().filter(|slot| {
@@ -263,10 +290,10 @@ impl PoolInner {
 pub(super) type AllocatedBlock = (Arc<Segment>, usize, AllocatedNode);
 
 impl PoolState {
-    /// Lists a segment, all of it free; returns the bytes for blocks in it.
+    /// Lists a segment without blocks; returns the bytes for blocks in it.
     pub(super) fn insert(&mut self, segment: Arc<Segment>) -> u64 {
         let granules = segment.granules();
-        let allocator = Allocator::new(granules);
+        let allocator = Allocator::new(granules, segment.granules_with_memory());
         self.segments.insert(segment.id, SegmentSlot { segment, allocator, in_flight: 0 });
         u64::from(granules) * GRANULE_BYTES
     }

@@ -38,8 +38,8 @@ pub use change::{Change, ChangeKind, Changed, UploadBytes, WriteTarget};
 pub use claim::{ClaimError, select};
 pub(crate) use contract::page_key;
 pub use contract::{
-    ChangeListener, Knowledge, PageKey, PathSummary, Problem, Reachability, Source, SourceHealth,
-    VersionPage,
+    ChangeListener, Knowledge, PageKey, PathParts, PathSummary, Problem, Reachability, Source,
+    SourceHealth, VersionPage,
 };
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
 #[doc(hidden)]

@@ -47,6 +47,7 @@ mod table_request;
 #[cfg(test)]
 mod tests;
 mod text_runs;
+mod timeline_page;
 
 #[doc(hidden)]
 pub use action::action_types;
@@ -95,3 +96,4 @@ pub use status::{
     TimeframeStatus,
 };
 pub use table_request::TableRequest;
+pub use timeline_page::{TIMELINE_PAGE_SPANS, TimelinePage, TimelineRequest, TimelineSpan};
