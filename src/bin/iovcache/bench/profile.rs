@@ -58,7 +58,7 @@ impl PathPlan {
 
 /// The timestamps of a timeframe.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-enum Times {
+enum TimePattern {
     /// One timestamp.
     Single,
     /// Ascending.
@@ -87,7 +87,7 @@ pub(super) struct Profile {
     pub(super) memory_bytes: u64,
     /// Consumers check each byte, some are killed, and the source fails.
     pub(super) hostile: bool,
-    times: Times,
+    times: TimePattern,
     /// Milliseconds that a timeframe covers.
     span: i64,
 }
@@ -172,7 +172,7 @@ impl Profile {
             cold_every: EVERY as u64,
             memory_bytes,
             hostile: false,
-            times: Times::Single,
+            times: TimePattern::Single,
             span,
         }
     }
@@ -207,7 +207,7 @@ impl Profile {
             cold_every: 1,
             memory_bytes,
             hostile: false,
-            times: Times::Sorted,
+            times: TimePattern::Sorted,
             span,
         }
     }
@@ -249,7 +249,7 @@ impl Profile {
             cold_every: 1,
             memory_bytes: (bytes * 6 / 10).max(32 << 20),
             hostile: true,
-            times: Times::Hostile,
+            times: TimePattern::Hostile,
             span,
         }
     }
@@ -271,9 +271,9 @@ impl Profile {
         let rows = self.rows as i64;
         let row = |place: i64| place * self.span / rows;
         match self.times {
-            Times::Single => vec![Some(at(number) + self.span / 2)],
-            Times::Sorted => (0..rows).map(|n| Some(at(number) + row(n))).collect(),
-            Times::Hostile => {
+            TimePattern::Single => vec![Some(at(number) + self.span / 2)],
+            TimePattern::Sorted => (0..rows).map(|n| Some(at(number) + row(n))).collect(),
+            TimePattern::Hostile => {
                 // A stride without a common divisor visits each row once.
                 const LEAP: i64 = 7_919;
                 /// Milliseconds between two different timestamps.
