@@ -41,7 +41,8 @@ pub(super) struct PoolInner {
     pub(super) epoch: Epoch,
     pub(super) next_generation: AtomicU64,
     pub(super) used_bytes: AtomicU64,
-    /// Held while a segment is created or gets memory, which takes long; allocating and freeing blocks goes on.
+    /// Held while a segment is created or gets memory, which takes long; allocating and freeing
+    /// blocks goes on.
     pub(super) growing: Mutex<()>,
     pub(super) state: Mutex<PoolState>,
     pub(super) listener: Mutex<Option<SegmentListener>>,
