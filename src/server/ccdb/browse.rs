@@ -11,7 +11,7 @@ use hyper::body::Frame;
 use super::address::Wanted;
 use super::front::{Front, limits};
 use super::json::JsonPage;
-use super::listing::PICTURED;
+use super::listing::{Found, PICTURED};
 use super::listing_format::ListingFormat;
 use super::listing_stream::ListingRequest;
 use super::pattern::Pattern;
@@ -47,8 +47,6 @@ impl Front {
         if let Some(fields) = fields.as_mut().filter(|fields| **fields == QUALITY_CONTROL) {
             fields.extend(["Created", "Last-Modified"].map(str::to_owned));
         }
-        let wants_report =
-            request.parameter("report").is_some_and(|text| text.eq_ignore_ascii_case("true"));
         let browse_limit = request.browse_limit;
         let format: Arc<dyn ListingFormat> = if accept.contains("json") {
             if !only_latest
@@ -67,30 +65,44 @@ impl Front {
         };
         let path = wanted.path.clone();
         let is_plain = matches!(Pattern::new(&path), Pattern::Plain);
-        let request =
+        let selection =
             ListingRequest { wanted, limits: limits(request), only_latest, newest: browse_limit };
-        let mut listing = self.find(request, format.longest()).await?;
+        let mut listing = self.find(selection, format.longest()).await?;
         let found = &mut listing.found;
         if is_plain && !found.is_long && !found.left_out.is_empty() {
             let message = "the source does not list this path: request it by time";
             return Ok(page::status(501, message));
         }
         if is_plain {
-            // A request with a low limit looks for versions, or with a limit of 1 for folders.
-            let with_subfolders = browse_limit.is_none_or(|limit| limit == 1);
-            found.subfolders = Some(match with_subfolders {
-                true => self.cache.subfolders(&path).await?,
-                false => Vec::new(),
-            });
+            self.complete(found, request, &path).await?;
         }
-        if let (true, Some(folders)) = (wants_report, &found.subfolders) {
-            found.report = Some(self.contents_of(folders).await?);
+        self.page(listing, format).await
+    }
+
+    /// Adds the folders, their report, and the versions of the chart to the listing of a path.
+    async fn complete(
+        &self,
+        found: &mut Found,
+        request: &CcdbRequest,
+        path: &str,
+    ) -> Result<(), CacheError> {
+        // A request with a low limit looks for versions, or with a limit of 1 for folders.
+        let with_subfolders = request.browse_limit.is_none_or(|limit| limit == 1);
+        let folders = match with_subfolders {
+            true => self.cache.subfolders(path).await?,
+            false => Vec::new(),
+        };
+        let wants_report =
+            request.parameter("report").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+        if wants_report {
+            found.report = Some(self.contents_of(&folders).await?);
         }
-        if let (true, true, Ok(path)) = (is_plain, found.is_cut, ObjectPath::new(&path)) {
+        found.subfolders = Some(folders);
+        if let (true, Ok(path)) = (found.is_cut, ObjectPath::new(path)) {
             let newest = self.cache.newest_versions(&Query::all(path), None, PICTURED).await?;
             found.pictured = newest.unwrap_or_default();
         }
-        self.page(listing, format).await
+        Ok(())
     }
 
     /// The existing paths, one entry per version, as requested by a service that uses this one as

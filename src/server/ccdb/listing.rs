@@ -112,7 +112,7 @@ impl Front {
             true => Some(self.long_place().await?),
             false => None,
         };
-        let OpenedListing { mut pieces, is_scan, .. } =
+        let OpenedListing { mut pieces, is_costly, .. } =
             self.open_selected(&request, &mut charge).await?;
         let mut found = collect(&mut pieces, longest, &mut charge).await?;
         if !found.is_cut || longest.is_some() {
@@ -123,7 +123,7 @@ impl Front {
         let versions = std::mem::take(&mut found.versions);
         let first = stream::iter([Ok(ListingPiece { versions, ..ListingPiece::default() })]);
         let mut pieces = first.chain(pieces).boxed();
-        if place.is_none() && !is_scan {
+        if place.is_none() && !is_costly {
             // Nothing is held while it waits: the pages are read again.
             drop(std::mem::replace(&mut pieces, stream::empty().boxed()));
             charge.shrink_to(0);
@@ -191,7 +191,7 @@ impl Front {
         Ok(OpenedListing {
             pieces: stream::iter([Ok(piece)]).boxed(),
             is_reduced: !request.only_latest,
-            is_scan: false,
+            is_costly: false,
         })
     }
 
@@ -221,7 +221,7 @@ impl Front {
             let pieces =
                 stream::iter([Ok(ListingPiece { versions, left_out, ..ListingPiece::default() })])
                     .boxed();
-            return Ok(OpenedListing { pieces, is_reduced: true, is_scan: opened.is_scan });
+            return Ok(OpenedListing { pieces, is_reduced: true, is_costly: opened.is_costly });
         }
         let mut newest: NewestVersions<()> = NewestVersions::new(limit);
         while let Some(piece) = opened.pieces.try_next().await? {
@@ -239,7 +239,7 @@ impl Front {
             piece.versions.retain(|version| least.is_none_or(|least| version.info.rank() >= least));
             piece
         });
-        Ok(OpenedListing { pieces: pieces.boxed(), is_reduced: true, is_scan: again.is_scan })
+        Ok(OpenedListing { pieces: pieces.boxed(), is_reduced: true, is_costly: again.is_costly })
     }
 
     /// The contents of folders. Sizes that the source does not list count as 0.
@@ -316,7 +316,7 @@ async fn latest_of(
     versions.sort_by_cached_key(|version| super::version::address(&version.info));
     let pieces =
         stream::iter([Ok(ListingPiece { versions, left_out, ..ListingPiece::default() })]).boxed();
-    Ok(OpenedListing { pieces, is_reduced: true, is_scan: opened.is_scan })
+    Ok(OpenedListing { pieces, is_reduced: true, is_costly: opened.is_costly })
 }
 
 /// Collects the pieces, as long as there are at most `longest` versions, or few.

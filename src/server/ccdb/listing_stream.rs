@@ -44,7 +44,7 @@ pub(super) struct ListingPiece {
 
 pub(super) type ListingStream = BoxStream<'static, Result<ListingPiece, CacheError>>;
 
-/// What to list.
+/// Selection of versions for a listing.
 #[derive(Debug)]
 pub(super) struct ListingRequest {
     pub(super) wanted: Wanted,
@@ -60,13 +60,13 @@ pub(super) struct OpenedListing {
     pub(super) pieces: ListingStream,
     /// Whether each path has at most one version, if only the latest are requested.
     pub(super) is_reduced: bool,
-    /// Whether the source reads it once for this request. Pages can be read again.
-    pub(super) is_scan: bool,
+    /// Whether it is costly to begin again. Pages of one path are not.
+    pub(super) is_costly: bool,
 }
 
 impl OpenedListing {
     fn nothing() -> Self {
-        Self { pieces: stream::empty().boxed(), is_reduced: true, is_scan: false }
+        Self { pieces: stream::empty().boxed(), is_reduced: true, is_costly: false }
     }
 }
 
@@ -84,7 +84,7 @@ impl ListingRequest {
             && wanted.id.is_none_or(|id| version.id == id)
     }
 
-    /// What the source may leave out by itself. Its filters for metadata are not reliable.
+    /// The request to the source, with the versions that it may leave out. Its filters for metadata are not reliable.
     fn scan(&self, prefix: &str, below: bool) -> Scan {
         let may_select = self.wanted.metadata.is_empty() && self.wanted.id.is_none();
         Scan {
@@ -125,13 +125,13 @@ impl Front {
             return Ok(OpenedListing {
                 pieces: scanned(pieces, Arc::clone(request), prefix, None),
                 is_reduced: false,
-                is_scan: true,
+                is_costly: true,
             });
         }
         let mut listing = PathPages::new(self.cache.clone(), Arc::clone(request), path);
         listing.is_kept = true;
         let pieces = listing.into_stream();
-        Ok(OpenedListing { pieces, is_reduced: true, is_scan: false })
+        Ok(OpenedListing { pieces, is_reduced: true, is_costly: false })
     }
 
     async fn open_pattern(
@@ -148,7 +148,7 @@ impl Front {
                 return Ok(OpenedListing {
                     pieces: scanned(pieces, Arc::clone(request), prefix, glob),
                     is_reduced: false,
-                    is_scan: true,
+                    is_costly: true,
                 });
             }
             // The paths may be known without the source.
@@ -172,7 +172,7 @@ impl Front {
             }
         });
         let pieces = listings.buffered(PARALLEL_PATHS).try_flatten().boxed();
-        Ok(OpenedListing { pieces, is_reduced: true, is_scan: false })
+        Ok(OpenedListing { pieces, is_reduced: true, is_costly: true })
     }
 }
 

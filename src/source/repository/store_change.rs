@@ -1,7 +1,7 @@
 //! Changes of a repository in an object store: PUT, DELETE and truncate of CCDB.
 //!
 //! ```text
-//!  PUT:    properties read ─▶ new properties, if nobody has changed them since ─▶ acknowledged
+//!  PUT:    properties read ─▶ new properties, if no writer has changed them since ─▶ acknowledged
 //!  DELETE: properties read ─▶ a mark in their place, under the same condition
 //!                          ─▶ the bytes are removed, then the mark ─▶ acknowledged
 //!  condition not met ─▶ the path is listed again, and the change begins anew
