@@ -123,7 +123,7 @@ impl Front {
         let mut reply = CcdbReply::new(200);
         reply.header("Cache-Control", "no-cache");
         reply.date();
-        let texts = stream::iter(PathEntries {
+        let texts = stream::iter(PathTexts {
             paths: paths.into_iter(),
             current: (String::new(), 0),
             left,
@@ -138,7 +138,7 @@ impl Front {
 }
 
 /// Writes one entry per version of each path, in texts of about [`PATHS_TEXT_BYTES`].
-struct PathEntries {
+struct PathTexts {
     paths: std::vec::IntoIter<PathSummary>,
     /// The entry of the path, and how often it is still to be written.
     current: (String, u64),
@@ -147,7 +147,7 @@ struct PathEntries {
     is_first: bool,
 }
 
-impl Iterator for PathEntries {
+impl Iterator for PathTexts {
     type Item = String;
 
     fn next(&mut self) -> Option<String> {

@@ -23,8 +23,7 @@ use super::pattern::{Pattern, glob_matches};
 use crate::budget::Charge;
 use crate::cache::CacheError;
 use crate::error::Coded as _;
-use crate::interval::Timestamp;
-use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{NewestVersions, PathSummary};
 
 /// Maximum versions of a listing that is collected before the first byte is sent.
@@ -92,8 +91,6 @@ pub(super) struct FolderContents {
     /// Versions of the paths below it, and their bytes.
     pub(super) below: (u64, u64),
 }
-
-type Rank = (Timestamp, Timestamp, ObjectId);
 
 impl Front {
     /// The versions that `request` selects; with `longest` only the first ones.
@@ -228,7 +225,7 @@ impl Front {
             piece.versions.iter().for_each(|version| newest.add(version.info.rank(), ()));
             pay(charge, newest.len(), RANK_BYTES)?;
         }
-        let least: Option<Rank> = newest.least().filter(|_| newest.len() == limit);
+        let least = newest.least().filter(|_| newest.len() == limit);
         drop(newest);
         charge.shrink_to(0);
         let mut again = self.open_listing(request).await?;

@@ -86,11 +86,11 @@ pub(super) struct OrderedVersions {
     query: Query,
     /// Whether a short listing is kept, for times without an answer of the source.
     is_kept: bool,
-    state: Reading,
+    state: OrderState,
 }
 
 #[derive(Debug)]
-enum Reading {
+enum OrderState {
     Begin,
     Lanes(VecDeque<DigitLane>),
     End,
@@ -108,7 +108,7 @@ pub(super) enum OrderedPiece {
 
 impl OrderedVersions {
     pub(super) fn new(cache: Cache, query: Query, is_kept: bool) -> Self {
-        Self { cache, query, is_kept, state: Reading::Begin }
+        Self { cache, query, is_kept, state: OrderState::Begin }
     }
 
     /// The next piece of at most [`PAGE`] versions.
@@ -117,29 +117,29 @@ impl OrderedVersions {
     /// [`CacheError`].
     pub(super) async fn next(&mut self) -> Result<Option<OrderedPiece>, CacheError> {
         match &mut self.state {
-            Reading::Begin => {
+            OrderState::Begin => {
                 let asked = self.cache.now();
                 let mut page = self.cache.version_page(&self.query, None, PAGE).await?;
                 if !page.whole {
-                    self.state = Reading::End;
+                    self.state = OrderState::End;
                     return Ok(Some(OrderedPiece::NotListed));
                 }
                 if page.more {
-                    self.state = Reading::Lanes(DigitLane::all());
+                    self.state = OrderState::Lanes(DigitLane::all());
                     return Ok(Some(OrderedPiece::Many));
                 }
-                self.state = Reading::End;
+                self.state = OrderState::End;
                 if self.is_kept && self.query == Query::all(self.query.path.clone()) {
                     self.cache.keep_listing(&self.query.path, &page.versions, asked);
                 }
                 page.versions.sort_by_cached_key(|version| key(version));
                 Ok(Some(OrderedPiece::Versions(page.versions)))
             }
-            Reading::Lanes(lanes) => {
+            OrderState::Lanes(lanes) => {
                 let piece = next_of(lanes, &self.cache, &self.query).await?;
                 Ok((!piece.is_empty()).then_some(OrderedPiece::Versions(piece)))
             }
-            Reading::End => Ok(None),
+            OrderState::End => Ok(None),
         }
     }
 }
