@@ -23,6 +23,7 @@ const FOLDER: &str = "repo/.iovcache~/";
 const LIST: &str = "repo/.iovcache~/current";
 
 fn bucket(server: &S3Server) -> Bucket {
+    iovcache::source::install_crypto_provider();
     let store = AmazonS3Builder::new()
         .with_bucket_name("bucket")
         .with_region("us-east-1")

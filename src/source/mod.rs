@@ -20,6 +20,7 @@ mod change;
 mod claim;
 mod contract;
 mod copy;
+mod crypto;
 mod details;
 pub mod disk;
 mod error;
@@ -41,6 +42,8 @@ pub use contract::{
     SourceHealth, VersionPage,
 };
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
+#[doc(hidden)]
+pub use crypto::install_crypto_provider;
 pub use details::Details;
 pub use disk::DiskSource;
 pub(crate) use disk::VersionRecord;
