@@ -82,6 +82,7 @@ pub struct Attachment {
     sending: Mutex<()>,
 }
 
+/// The state of a session that its reader thread updates.
 #[derive(Debug, Default)]
 struct AttachShared {
     mappings: ArcSwap<Mappings>,
