@@ -464,6 +464,31 @@ mod tests {
         }
     }
 
+    /// Too few watches, and a comparison that is not repeated.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_version_in_a_folder_without_a_watch_is_found_by_the_index() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::source::repository::index(folder.path(), false, |_, _| {}).unwrap();
+        for n in 0..30 {
+            put(folder.path(), n * 100, 1);
+        }
+        let root = Root::open(folder.path()).unwrap();
+        let watcher = Watcher::limited(&root, 10);
+        let refresh = Duration::from_millis(400);
+        let repository = LocalRepository::new(String::new(), root, refresh, watcher);
+        assert_eq!(listed(&repository).await.len(), 30);
+        {
+            let slot = repository.slot(&path());
+            slot.state.lock().await.swept = Some((Instant::now(), Duration::MAX));
+        }
+        put(folder.path(), 0, 2);
+        let began = Instant::now();
+        while listed(&repository).await.len() != 31 {
+            assert!(began.elapsed() < Duration::from_secs(5), "it is not found");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     fn put_at(root: &Path, path: &str, from: i64) {
         let at = Timestamp::from_millis;
         let version = NewVersion {

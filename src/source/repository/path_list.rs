@@ -226,9 +226,9 @@ mod tests {
                 .enumerate()
                 .map(|(n, name)| ((*name).to_owned(), n as u64 + 1))
                 .collect();
-            changed.iter().for_each(|(name, count)| {
+            for (name, count) in changed {
                 expected.insert((*name).to_owned(), *count);
-            });
+            }
             expected.retain(|_, count| *count > 0);
             let all: Vec<_> = expected.clone().into_iter().collect();
             assert_eq!(listed(root, ""), all);
