@@ -531,6 +531,14 @@ impl Pool {
         }
     }
 
+    /// Drops what retired blocks keep beside their memory, once no consumer pins them any more.
+    #[cfg(feature = "cache")]
+    pub(crate) fn release_kept(&self) {
+        if self.0.pages.keeps_any() {
+            self.0.reclaim();
+        }
+    }
+
     /// Bytes of blocks that were given up and that a consumer still pins.
     #[cfg(feature = "cache")]
     pub(crate) fn quarantined_bytes(&self) -> u64 {

@@ -14,9 +14,10 @@ use crate::cache::holders::lease::Leases;
 use crate::cache::holders::limits::ConsumerLimits;
 use crate::cache::holders::quota::ConsumerQuotas;
 use crate::cache::holders::timeframe::Timeframes;
+use crate::cache::holders::timeframe_publisher::TimeframePublisher;
 use crate::cache::memory::in_use::InUse;
 use crate::cache::memory::publish::{Description, Verified};
-use crate::cache::memory::residency::Residency;
+use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::cache::restart::{
     DescriptorStore, Inheritance, InheritedObjects, LogRecord, RestartState, segment_name,
 };
@@ -273,6 +274,9 @@ impl CacheBuilder {
         // Only processes of the host may map its memory.
         let publisher = (self.local_plane && !pool.is_of_host())
             .then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
+        if let Some(publisher) = &publisher {
+            publish_timeframes(publisher, &quotas.timeframes, &residency);
+        }
         let background = Background {
             kept: kept.as_ref(),
             publisher: publisher.as_ref(),
@@ -330,6 +334,18 @@ impl CacheBuilder {
             runs: std::mem::take(&mut self.runs),
         }
     }
+}
+
+/// Publishes timeframes for consumers that read the directory.
+fn publish_timeframes(
+    publisher: &Arc<Publisher>,
+    timeframes: &Arc<Timeframes>,
+    residency: &Arc<Residency>,
+) {
+    let of_timeframes = TimeframePublisher::new(Arc::clone(publisher), Arc::clone(residency));
+    timeframes.set_publisher(of_timeframes);
+    let reclaimable: Arc<dyn Reclaimable> = Arc::clone(timeframes) as _;
+    residency.add_reclaimable(Arc::downgrade(&reclaimable));
 }
 
 /// The state that a later process takes over; `None` without a store.

@@ -10,6 +10,7 @@
 //! The slots are not looked at for each block: one pass serves all places that wait. A block that no
 //! snapshot has named cannot be pinned, and does not wait.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
@@ -26,8 +27,11 @@ pub(in crate::shm) struct QuarantinedPlace {
     /// Offset of the block in its segment.
     pub(in crate::shm) block: usize,
     pub(in crate::shm) segment: Arc<Segment>,
-    pub(in crate::shm) place: AllocatedNode,
+    /// `None`: the place is not used again anyway.
+    pub(in crate::shm) place: Option<AllocatedNode>,
     pub(in crate::shm) bytes: u64,
+    /// Dropped once no slot pins the block.
+    pub(in crate::shm) kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// The blocks that consumers of this service pin through their pages.
@@ -122,9 +126,16 @@ impl PageRegistry {
     /// Keeps a place until no slot names its block. Whether the slots are to be looked at now.
     pub(in crate::shm) fn keep(&self, place: QuarantinedPlace) -> bool {
         let mut quarantine = self.quarantine();
+        let is_urgent = place.kept.is_some();
         quarantine.places.push(place);
         quarantine.unseen += 1;
-        quarantine.unseen >= SCAN_BATCH
+        is_urgent || quarantine.unseen >= SCAN_BATCH
+    }
+
+    /// Whether a place in quarantine keeps anything beside its memory.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "the service's side"))]
+    pub(in crate::shm) fn keeps_any(&self) -> bool {
+        self.quarantine().places.iter().any(|one| one.kept.is_some())
     }
 
     /// Places whose blocks no slot names any more. Looks at each slot once.
