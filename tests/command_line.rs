@@ -10,7 +10,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use common::{Service, Version, http_get, iovcache, put, run, run_well, until};
+use common::{Service, Version, http_get, iovcache, new_version, put, run, run_well, until};
+use iovcache::source::repository::{Durability, RepositoryWriter};
 use serde_json::Value;
 
 const DRIFT: &str = "TPC/Calib/VDrift";
@@ -127,6 +128,56 @@ fn what_is_not_found_is_told_with_what_is_near() {
     let nobody = run(&["status", "--server", &format!("grpc://{}", service.http())]);
     assert_eq!(nobody.status.code(), Some(4));
     assert!(said(&nobody).contains(&service.http()), "{}", said(&nobody));
+}
+
+/// Puts versions that follow each other, 10 ms each.
+fn put_many(repository: &Path, path: &str, count: i64) {
+    let writer = RepositoryWriter::new(repository).unwrap().with_durability(Durability::Batch);
+    let mut batch = writer.batch();
+    for n in 0..count {
+        let version = new_version(path, 10 * n, 10 * n + 10, n);
+        batch.put(&version, &mut format!("{n}").as_bytes()).unwrap();
+    }
+    batch.commit().unwrap();
+}
+
+#[test]
+fn a_long_timeline_is_listed_in_parts_and_loads_nothing() {
+    const COUNT: usize = 2_500;
+    let repository = tempfile::tempdir().unwrap();
+    put_many(repository.path(), "A/Long", COUNT as i64);
+    let service = Service::over(repository.path(), &[]);
+    let listed = |more: &[&str]| {
+        let output = run(&[&["timeline", "--server", &service.unix(), "A/Long"], more].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        let text = String::from_utf8(output.stdout.clone()).unwrap();
+        (text.lines().map(str::to_owned).collect::<Vec<_>>(), said(&output))
+    };
+    let (chart, note) = listed(&[]);
+    assert_eq!(chart.len(), 1_000);
+    assert!(note.contains("more with --from=10000 or --limit=0"), "{note}");
+    let (chart, note) = listed(&["--limit", "0"]);
+    assert_eq!((chart.len(), note.as_str()), (COUNT, ""));
+    let (chart, note) = listed(&["--from", "10000", "--limit=1500"]);
+    assert_eq!((chart.len(), note.as_str()), (1_500, ""));
+    let spans = |lines: &[String]| -> Vec<(i64, i64)> {
+        let span = |line: &String| {
+            let json: Value = serde_json::from_str(line).unwrap();
+            (json["from"].as_i64().unwrap(), json["until"].as_i64().unwrap())
+        };
+        lines.iter().map(span).collect()
+    };
+    let expected: Vec<(i64, i64)> = (0..COUNT as i64).map(|n| (10 * n, 10 * n + 10)).collect();
+    assert_eq!(spans(&listed(&["--json"]).0), expected);
+    let (some, note) = listed(&["--json", "--limit", "3", "--from=15", "--until=1000"]);
+    assert_eq!(spans(&some), [(15, 20), (20, 30), (30, 40)]);
+    assert!(note.contains("--from=40"), "{note}");
+    // A hint at the nearest intervals reads these alone.
+    let missing = run(&["cat", "--server", &service.unix(), "A/Long", "--at", "99999999"]);
+    assert!(said(&missing).contains("its last interval is ["), "{}", said(&missing));
+    let status = run_well(&["status", "--server", &service.unix(), "--json"]);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((&status["loads"], &status["objects"]), (&0.into(), &0.into()), "{status}");
 }
 
 #[test]

@@ -545,83 +545,158 @@ async fn error(cache: &Cache, request: &Value) -> (ErrorKind, u16, String) {
     (error.kind(), error.code().0, error.message())
 }
 
-#[tokio::test]
-async fn what_is_wrong_with_keys_is_told_with_column_key_and_row() {
+/// A cache with one version of the path `A/A`, valid from 0 until 100.
+fn cache_of_one_version() -> Cache {
     let source = Arc::new(MemorySource::new());
     let all = Made { path: 0, from: 0, until: 100, run: None };
     source.put(all.info(0), Made::bytes(0));
-    let cache = Cache::builder().source(source).memory(memory()).max_key_values(2).build().unwrap();
-    let uniform = json!({"path": "A/A", "key": "run", "uniform": true});
-    let by_range = json!({"path": [{"from": 1, "until": 5, "path": "A/A"}], "key": "run"});
-    let at_key = json!({"path": "A/A", "key": "run", "as": "timestamp"});
-    let times = json!([1, 2, 3]);
-    for (column, keys, code, said) in [
-        (&uniform, json!({}), 1040, "\"run\""),
-        (&uniform, json!({"fill": [1, 1, 1]}), 1040, "given are: fill"),
-        (&uniform, json!({"run": [1, 1, 1], "fill": [1, 1, 1]}), 1041, "\"fill\""),
-        (&uniform, json!({"run": [1, 1]}), 1042, "2 values for 3 timestamps"),
-        (&uniform, json!({"run": [1, "a", 1]}), 1044, "row 1"),
-        (&uniform, json!({"run": [1, 1, 1.5]}), 1044, "row 2"),
-        (&by_range, json!({"run": ["a", "b", "c"]}), 1045, "\"grp\""),
-        (&at_key, json!({"run": ["a", "b", "c"]}), 1045, "\"grp\""),
-        (&uniform, json!({"run": [1, 1, u64::MAX]}), 1046, "row 2"),
-        (&uniform, json!({"run": [1, 2, 3]}), 1047, "at most 2"),
-    ] {
-        let request = one_column(column.clone(), keys, times.clone());
-        let (kind, got, message) = error(&cache, &request).await;
-        assert_eq!((kind, got), (ErrorKind::InvalidArgument, code), "{message}");
-        assert!(message.contains(said), "{message}");
-        let parsed = Request::parse(request.to_string().as_bytes());
-        if code != 1047 {
-            // GetSchema reports errors that are known before loading, too.
-            assert!(parsed.map_or(true, |request| cache.describe(&request).is_err()));
-        }
-    }
-    // No look-up per value, so the number of values is not limited.
-    let many = one_column(at_key.clone(), json!({"run": [1, 2, 3]}), times.clone());
-    assert!(ask(&cache, &many).await.is_ok());
-    let outside = one_column(by_range.clone(), json!({"run": [1, 6, 7]}), times.clone());
+    cache(source)
+}
+
+fn uniform() -> Value {
+    json!({"path": "A/A", "key": "run", "uniform": true})
+}
+
+/// One range without a fallback.
+fn by_range() -> Value {
+    json!({"path": [{"from": 1, "until": 5, "path": "A/A"}], "key": "run"})
+}
+
+fn at_key() -> Value {
+    json!({"path": "A/A", "key": "run", "as": "timestamp"})
+}
+
+/// The column `grp` at the timestamps 1, 2 and 3 with these keys is refused by the request's check, so
+/// by GetSchema too, which loads nothing.
+async fn refused(column: Value, keys: Value, expected_code: u16, said: &str) {
+    let cache = cache_of_one_version();
+    let request = one_column(column, keys, json!([1, 2, 3]));
+    let (kind, code, message) = error(&cache, &request).await;
+    assert_eq!((kind, code), (ErrorKind::InvalidArgument, expected_code), "{message}");
+    assert!(message.contains(said), "{message}");
+    let parsed = Request::parse(request.to_string().as_bytes());
+    assert!(parsed.map_or(true, |request| cache.describe(&request).is_err()), "{message}");
+}
+
+#[tokio::test]
+async fn a_key_that_the_request_does_not_give_is_named_beside_those_that_it_gives() {
+    refused(uniform(), json!({}), 1040, "\"run\"").await;
+    refused(uniform(), json!({"fill": [1, 1, 1]}), 1040, "given are: fill").await;
+}
+
+#[tokio::test]
+async fn a_key_that_no_column_uses_is_named() {
+    let keys = json!({"run": [1, 1, 1], "fill": [1, 1, 1]});
+    refused(uniform(), keys, 1041, "\"fill\"").await;
+}
+
+#[tokio::test]
+async fn a_key_of_another_length_than_the_timestamps_is_told_with_both_lengths() {
+    refused(uniform(), json!({"run": [1, 1]}), 1042, "2 values for 3 timestamps").await;
+    refused(uniform(), json!({"run": [1, 1, 1, 1]}), 1042, "4 values for 3 timestamps").await;
+}
+
+#[tokio::test]
+async fn a_value_of_another_type_than_the_key_is_told_with_its_row() {
+    refused(uniform(), json!({"run": [1, "a", 1]}), 1044, "row 1").await;
+    refused(uniform(), json!({"run": ["a", "b", 1]}), 1044, "row 2").await;
+    refused(uniform(), json!({"run": [1, 1, 1.5]}), 1044, "row 2").await;
+    refused(uniform(), json!({"run": [1, 1, [1]]}), 1044, "row 2").await;
+}
+
+#[tokio::test]
+async fn a_key_of_strings_where_integers_are_needed_is_told_with_its_column() {
+    refused(by_range(), json!({"run": ["a", "b", "c"]}), 1045, "\"grp\"").await;
+    refused(at_key(), json!({"run": ["a", "b", "c"]}), 1045, "\"grp\"").await;
+}
+
+#[tokio::test]
+async fn a_key_that_overflows_an_i64_is_told_with_its_row() {
+    refused(uniform(), json!({"run": [1, 1, u64::MAX]}), 1046, "row 2").await;
+    refused(at_key(), json!({"run": [i64::MAX as u64 + 1, 1, 1]}), 1046, "row 0").await;
+}
+
+#[tokio::test]
+async fn a_value_that_no_range_holds_is_told_with_its_row_or_is_null_where_asked() {
+    let cache = cache_of_one_version();
+    let outside = one_column(by_range(), json!({"run": [1, 6, 7]}), json!([1, 2, 3]));
     let (kind, code, message) = error(&cache, &outside).await;
     assert_eq!((kind, code), (ErrorKind::NotFound, 2016), "{message}");
     assert!(message.contains("\"grp\": 2 rows, first row 1 with run=6"), "{message}");
-    let mut null = outside.clone();
+    let mut null = outside;
     null["missing"] = "null".into();
-    assert!(ask(&cache, &null).await.is_ok());
-    let gone = one_column(uniform.clone(), json!({"run": [8, 8, 9]}), json!([500, 1, 2]));
+    let batches = ask(&cache, &null).await.unwrap();
+    assert_eq!(batches[0].column(0).logical_null_count(), 2);
+}
+
+#[tokio::test]
+async fn a_uniform_value_whose_first_row_has_no_object_is_told_with_time_and_value() {
+    let cache = cache_of_one_version();
+    let gone = one_column(uniform(), json!({"run": [8, 8, 9]}), json!([500, 1, 2]));
     let (kind, code, message) = error(&cache, &gone).await;
     assert_eq!((kind, code), (ErrorKind::NotFound, 2010), "{message}");
-    assert!(
-        message.contains("(A/A): 2 rows, first at 500") && message.contains("run=8"),
-        "{message}"
-    );
-    // A null key gives a null cell, whatever `missing` says.
-    let null = one_column(by_range.clone(), json!({"run": [1, null, 5]}), times.clone());
-    let batches = ask(&cache, &null).await.unwrap();
-    assert_eq!(batches[0].column(0).logical_null_count(), 1);
-    // The contract's rule for ranges that overlap: the first that holds the value wins. A range that
-    // no value can reach is an error of the request.
+    for part in ["(A/A): 2 rows, first at 500", "run=8"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_null_key_is_a_null_cell_whatever_missing_says() {
+    let cache = cache_of_one_version();
+    for column in [uniform(), by_range(), at_key()] {
+        let request = one_column(column, json!({"run": [1, null, 5]}), json!([1, 2, 3]));
+        let batches = ask(&cache, &request).await.unwrap();
+        assert_eq!(batches[0].column(0).logical_null_count(), 1);
+    }
+}
+
+/// The contract's rule for ranges that overlap: the first that holds the value wins.
+#[tokio::test]
+async fn a_range_that_no_value_can_reach_is_refused() {
     let covered = json!({
         "path": [{"from": 1, "until": 5, "path": "A/A"}, {"from": 2, "until": 3, "path": "B/B"}],
         "key": "run",
     });
-    let request = one_column(covered, json!({"run": [1, 2, 3]}), times.clone());
-    let (kind, _, message) = error(&cache, &request).await;
+    let request = one_column(covered, json!({"run": [1, 2, 3]}), json!([1, 2, 3]));
+    let (kind, _, message) = error(&cache_of_one_version(), &request).await;
     assert_eq!(kind, ErrorKind::InvalidArgument, "{message}");
     assert!(message.contains("\"grp\"") && message.contains("2-3=B/B can never"), "{message}");
-    // Each i64 is a timestamp: the ends are looked up, and have no object.
-    let ends = one_column(at_key.clone(), json!({"run": [1, i64::MAX, i64::MIN]}), times.clone());
-    let (kind, code, message) = error(&cache, &ends).await;
+}
+
+#[tokio::test]
+async fn a_key_at_either_end_of_time_is_looked_up_as_a_timestamp() {
+    let keys = json!({"run": [1, i64::MAX, i64::MIN]});
+    let request = one_column(at_key(), keys, json!([1, 2, 3]));
+    let (kind, code, message) = error(&cache_of_one_version(), &request).await;
     assert_eq!((kind, code), (ErrorKind::NotFound, 2010), "{message}");
     assert!(message.contains("(A/A): 2 rows"), "{message}");
-    // A key cannot be combined with a range or a timeframe.
-    let range = json!({"from": 0, "until": 9, "step": 1});
-    let request = json!({"columns": {"grp": uniform}, "range": range});
+}
+
+#[tokio::test]
+async fn keys_go_with_timestamps_alone() {
+    let cache = cache_of_one_version();
+    let steps = json!({"from": 0, "until": 9, "step": 1});
+    let request = json!({"columns": {"grp": uniform()}, "range": steps});
     assert_eq!(error(&cache, &request).await.1, 1040);
-    let request = json!({"columns": {"grp": uniform}, "range": range, "keys": {"run": [1]}});
+    let request = json!({"columns": {"grp": uniform()}, "range": steps, "keys": {"run": [1]}});
     assert_eq!(error(&cache, &request).await.1, 1002);
-    let range = json!({"from": 0, "until": 9});
-    let request = json!({"columns": {"grp": by_range}, "range": range, "view": "intervals"});
+    let spans = json!({"from": 0, "until": 9});
+    let request = json!({"columns": {"grp": by_range()}, "range": spans, "view": "intervals"});
     assert_eq!(error(&cache, &request).await.1, 1048);
+}
+
+#[tokio::test]
+async fn the_number_of_distinct_values_is_limited_only_where_each_has_a_look_up() {
+    let source = Arc::new(MemorySource::new());
+    let all = Made { path: 0, from: 0, until: 100, run: None };
+    source.put(all.info(0), Made::bytes(0));
+    let cache = Cache::builder().source(source).memory(memory()).max_key_values(2).build().unwrap();
+    let (keys, times) = (json!({"run": [1, 2, 3]}), json!([1, 2, 3]));
+    let (kind, code, message) =
+        error(&cache, &one_column(uniform(), keys.clone(), times.clone())).await;
+    assert_eq!((kind, code), (ErrorKind::InvalidArgument, 1047), "{message}");
+    assert!(message.contains("at most 2"), "{message}");
+    assert!(ask(&cache, &one_column(at_key(), keys, times)).await.is_ok());
 }
 
 #[tokio::test]

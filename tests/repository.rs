@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,31 +9,20 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use common::new_version;
 use iovcache::source::repository::verify;
 use iovcache::source::repository::{
     Durability, NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter, index,
 };
 use iovcache::source::{Source, VecBody};
-use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
+use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp};
 
 const PATH: &str = "TPC/Calib/VDrift";
-
-fn version(path: &str, from: i64, until: i64, created: i64) -> NewVersion {
-    let at = Timestamp::from_millis;
-    NewVersion {
-        path: ObjectPath::new(path).unwrap(),
-        validity: ValidityInterval::new(at(from), at(until)).unwrap(),
-        created: at(created),
-        id: None,
-        file_name: "file".to_owned(),
-        metadata: BTreeMap::from([("by".to_owned(), "test".to_owned())]),
-    }
-}
 
 fn put(repository: &Path, from: i64, created: i64) -> ObjectInfo {
     let writer = RepositoryWriter::new(repository).unwrap();
     let bytes = format!("{from} {created}").into_bytes();
-    writer.put(&version(PATH, from, from + 100, created), &mut &bytes[..]).unwrap().info
+    writer.put(&new_version(PATH, from, from + 100, created), &mut &bytes[..]).unwrap().info
 }
 
 /// Indexes the existing versions: versions that are put singly extend an existing index.
@@ -145,15 +133,17 @@ async fn a_batch_is_seen_when_it_is_committed_and_leaves_nothing_when_it_is_not(
     let mut batch = writer.batch();
     for n in 0..10 {
         let bytes = format!("{n}").into_bytes();
-        assert!(batch.put(&version(PATH, n * 10, n * 10 + 5, n), &mut &bytes[..]).unwrap().new);
+        assert!(batch.put(&new_version(PATH, n * 10, n * 10 + 5, n), &mut &bytes[..]).unwrap().new);
         // An identical put adds no second version.
-        assert!(!batch.put(&version(PATH, n * 10, n * 10 + 5, n), &mut &bytes[..]).unwrap().new);
+        assert!(
+            !batch.put(&new_version(PATH, n * 10, n * 10 + 5, n), &mut &bytes[..]).unwrap().new
+        );
     }
     assert_eq!(listed(&source).await, []);
     batch.commit().unwrap();
     assert_eq!(listed(&source).await.len(), 10);
     let mut dropped = writer.batch();
-    dropped.put(&version(PATH, 5000, 5001, 1), &mut &b"gone"[..]).unwrap();
+    dropped.put(&new_version(PATH, 5000, 5001, 1), &mut &b"gone"[..]).unwrap();
     drop(dropped);
     assert_eq!(listed(&source).await.len(), 10);
     assert_eq!(verify(root, false).unwrap().damaged, []);
@@ -164,11 +154,11 @@ fn a_given_id_is_found_wherever_its_interval_begins() {
     let folder = tempfile::tempdir().unwrap();
     let writer = RepositoryWriter::new(folder.path()).unwrap();
     let id = Some("f73a6a3f-4b8e-4d1c-9d5f-0a2b3c4d5e6f".to_owned());
-    let first = NewVersion { id, ..version(PATH, 0, 10, 1) };
+    let first = NewVersion { id, ..new_version(PATH, 0, 10, 1) };
     assert!(writer.put(&first, &mut &b"bytes"[..]).unwrap().new);
     for writer in [writer, RepositoryWriter::new(folder.path()).unwrap()] {
         assert!(!writer.put(&first, &mut &b"bytes"[..]).unwrap().new);
-        let moved = NewVersion { validity: version(PATH, 5, 10, 1).validity, ..first.clone() };
+        let moved = NewVersion { validity: new_version(PATH, 5, 10, 1).validity, ..first.clone() };
         let error = writer.put(&moved, &mut &b"bytes"[..]).unwrap_err().to_string();
         assert!(error.contains("another interval"), "{error}");
     }
@@ -283,8 +273,8 @@ async fn a_path_of_many_versions_is_right_at_every_border_and_in_its_listing() {
     let writer = writer.with_durability(Durability::Batch);
     iovcache::source::repository::import(&manifest, &writer, |_| {}).unwrap();
     // One that is valid everywhere and always loses; one that wins in the middle.
-    writer.put(&version(PATH, -5, 100_000, -1), &mut &b"below"[..]).unwrap();
-    writer.put(&version(PATH, 15_001, 15_003, 1 << 40), &mut &b"above"[..]).unwrap();
+    writer.put(&new_version(PATH, -5, 100_000, -1), &mut &b"below"[..]).unwrap();
+    writer.put(&new_version(PATH, 15_001, 15_003, 1 << 40), &mut &b"above"[..]).unwrap();
     let source = open(folder.path(), NEVER);
     let query = Query::all(ObjectPath::new(PATH).unwrap());
     for (at, created) in [

@@ -1,34 +1,26 @@
 //! Changes of a served folder that are hard to see: lost events, roots and folders that are moved,
 //! removed and replaced, forged index files.
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use iovcache::source::repository::{
-    NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter, index,
-};
+use common::{Random, new_version};
+use iovcache::source::repository::{RepositoryOptions, RepositorySource, RepositoryWriter, index};
 use iovcache::source::{Source, SourceError};
-use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
+use iovcache::{ObjectInfo, ObjectPath, Query};
 
 const PATH: &str = "TPC/Calib/VDrift";
 const NEVER: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_millis(100);
 
 fn put(repository: &Path, from: i64, created: i64) -> ObjectInfo {
-    let at = Timestamp::from_millis;
-    let version = NewVersion {
-        path: ObjectPath::new(PATH).unwrap(),
-        validity: ValidityInterval::new(at(from), at(from + 100)).unwrap(),
-        created: at(created),
-        id: None,
-        file_name: "file".to_owned(),
-        metadata: BTreeMap::from([("by".to_owned(), "test".to_owned())]),
-    };
     let writer = RepositoryWriter::new(repository).unwrap();
+    let version = new_version(PATH, from, from + 100, created);
     writer.put(&version, &mut format!("{from} {created}").as_bytes()).unwrap().info
 }
 
@@ -167,18 +159,6 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, step)
 }
 
-/// Random numbers (xorshift), from a seed that is printed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn no_forged_index_changes_an_answer() {
     let folder = tempfile::tempdir().unwrap();
@@ -198,7 +178,7 @@ async fn no_forged_index_changes_an_answer() {
     let seed = std::env::var("IOVCACHE_FORGE_SEED").ok().and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or(0x9e37_79b9_7f4a_7c15);
     eprintln!("seed {seed}");
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     fs::remove_file(file).unwrap();
     for n in 0..600 {
         let mut forged = bytes.clone();

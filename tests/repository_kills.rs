@@ -10,18 +10,18 @@
 mod common;
 mod s3_server;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::new_version;
 use iovcache::source::repository::{
-    NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter, index, verify,
+    RepositoryOptions, RepositorySource, RepositoryWriter, index, verify,
 };
 use iovcache::source::{Source, VecBody};
-use iovcache::{ObjectPath, Query, Timestamp, ValidityInterval};
+use iovcache::{ObjectPath, Query};
 use s3_server::S3Server;
 
 const PATHS: [&str; 2] = ["TPC/Calib/VDrift", "ITS/Noise"];
@@ -34,18 +34,6 @@ fn bytes(path: &str, from: i64) -> Vec<u8> {
     format!("{path} {from}").into_bytes()
 }
 
-fn version(path: &str, from: i64) -> NewVersion {
-    let at = Timestamp::from_millis;
-    NewVersion {
-        path: ObjectPath::new(path).unwrap(),
-        validity: ValidityInterval::new(at(from), at(from + 100)).unwrap(),
-        created: at(1),
-        id: None,
-        file_name: "file".to_owned(),
-        metadata: BTreeMap::new(),
-    }
-}
-
 /// A repository with an index of one file per version.
 fn repository() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -55,7 +43,9 @@ fn repository() -> tempfile::TempDir {
     for path in PATHS {
         for n in 0..BEFORE {
             let from = n * 100;
-            writer.put(&version(path, from), &mut &bytes(path, from)[..]).unwrap();
+            writer
+                .put(&new_version(path, from, from + 100, 1), &mut &bytes(path, from)[..])
+                .unwrap();
         }
     }
     folder
@@ -188,7 +178,9 @@ async fn a_copy_killed_at_any_point_leaves_whole_versions_and_is_completed_by_th
     for path in PATHS {
         for n in BEFORE..BEFORE + ADDED {
             let from = n * 100;
-            writer.put(&version(path, from), &mut &bytes(path, from)[..]).unwrap();
+            writer
+                .put(&new_version(path, from, from + 100, 1), &mut &bytes(path, from)[..])
+                .unwrap();
         }
     }
     import_or_copy(|folder| {

@@ -13,7 +13,7 @@ use iovcache::server::FLIGHT_DESCRIPTOR;
 use iovcache::shm::attach::{parse_hello, parse_line};
 use iovcache::table::{
     CheckRequest, ColumnRequest, Consumed, DropTimeframe, Invalidate, Prefetch, Register, Release,
-    Request, parse_action,
+    Request, TimelineRequest, parse_action,
 };
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ fn every_schema_holds_for_its_own_examples() {
 #[test]
 fn the_service_reads_commands_as_their_schemas_say() {
     type Parse = fn(&[u8]) -> bool;
-    let parsers: [(&str, Parse); 9] = [
+    let parsers: [(&str, Parse); 10] = [
         ("request", |json| Request::parse(json).is_ok()),
         ("register-timeframe", |json| Register::parse(json).is_ok()),
         ("consumed", |json| Consumed::parse(json).is_ok()),
@@ -64,6 +64,7 @@ fn the_service_reads_commands_as_their_schemas_say() {
         ("invalidate", |json| parse_action::<Invalidate>("x", json).is_ok()),
         ("drop-timeframe", |json| parse_action::<DropTimeframe>("x", json).is_ok()),
         ("release", |json| parse_action::<Release>("x", json).is_ok()),
+        ("timeline", |json| parse_action::<TimelineRequest>("x", json).is_ok()),
         ("attach-hello", |json| parse_hello(json).is_ok()),
         ("attach-need", |json| parse_line(json).is_ok()),
     ];
@@ -133,6 +134,9 @@ async fn real_answers_are_as_their_schemas_say() {
     check("segments", &segments);
     let consumed = client.consumed(1, "x").await.unwrap();
     check("consumed-result", &json!(consumed));
+    let spans: Value = client.act("timeline", &json!({"path": "A/B", "limit": 1})).await.unwrap();
+    assert_eq!(spans["spans"][0]["until"], 10);
+    check("timeline-result", &spans);
 
     let mut stream = UnixStream::connect(service.attach()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

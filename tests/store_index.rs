@@ -3,15 +3,14 @@
 mod common;
 mod s3_server;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::new_version;
 use iovcache::source::repository::{
-    Bucket, Durability, NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter,
-    index_bucket,
+    Bucket, Durability, RepositoryOptions, RepositorySource, RepositoryWriter, index_bucket,
 };
 use iovcache::source::{Destination, Selection, Source, VecBody, copy};
 use iovcache::{CreationLimits, ObjectPath, Query, Timestamp, ValidityInterval};
@@ -24,6 +23,7 @@ const FOLDER: &str = "repo/.iovcache~/";
 const LIST: &str = "repo/.iovcache~/current";
 
 fn bucket(server: &S3Server) -> Bucket {
+    iovcache::source::install_crypto_provider();
     let store = AmazonS3Builder::new()
         .with_bucket_name("bucket")
         .with_region("us-east-1")
@@ -37,18 +37,6 @@ fn bucket(server: &S3Server) -> Bucket {
     Bucket::of("s3://bucket/repo".to_owned(), store, "repo".into())
 }
 
-fn version(from: i64, created: i64) -> NewVersion {
-    let at = Timestamp::from_millis;
-    NewVersion {
-        path: ObjectPath::new(PATH).unwrap(),
-        validity: ValidityInterval::new(at(from), at(from + 100)).unwrap(),
-        created: at(created),
-        id: None,
-        file_name: "file".to_owned(),
-        metadata: BTreeMap::from([("by".to_owned(), "test".to_owned())]),
-    }
-}
-
 /// Copies versions with these `from` and a creation time into the bucket, through a folder.
 async fn copied(server: &S3Server, froms: impl Iterator<Item = i64>, created: i64) {
     let folder = tempfile::tempdir().unwrap();
@@ -57,7 +45,7 @@ async fn copied(server: &S3Server, froms: impl Iterator<Item = i64>, created: i6
     let mut batch = writer.batch();
     for from in froms {
         let bytes = format!("{from} {created}").into_bytes();
-        batch.put(&version(from, created), &mut &bytes[..]).unwrap();
+        batch.put(&new_version(PATH, from, from + 100, created), &mut &bytes[..]).unwrap();
     }
     batch.commit().unwrap();
     let options = RepositoryOptions::default();
@@ -206,7 +194,8 @@ async fn writers_at_once_lose_none_of_each_others_versions() {
         for n in 0..12 {
             let file = folder.path().join("bytes");
             fs::write(&file, format!("{writer} {n}")).unwrap();
-            let version = version(1000 + n * 100, 10 + writer);
+            let from = 1000 + n * 100;
+            let version = new_version(PATH, from, from + 100, 10 + writer);
             assert!(bucket.put_file(&version, &file).await.unwrap().new);
         }
     };
@@ -289,7 +278,8 @@ async fn the_program_copies_indexes_and_serves_a_bucket() {
     let folder = tempfile::tempdir().unwrap();
     let writer = RepositoryWriter::new(folder.path()).unwrap();
     for from in [0, 100] {
-        writer.put(&version(from, 1), &mut format!("{from}").as_bytes()).unwrap();
+        let version = new_version(PATH, from, from + 100, 1);
+        writer.put(&version, &mut format!("{from}").as_bytes()).unwrap();
     }
     let run = |arguments: &[&str]| {
         let mut command = common::iovcache();

@@ -35,6 +35,7 @@ mod consumption;
 mod error;
 mod known_timeframes;
 mod large;
+mod listing;
 mod local;
 mod local_join;
 mod options;
@@ -51,9 +52,10 @@ mod tls_files;
 
 pub use consumption::Consumption;
 pub use error::ClientError;
+pub use listing::{PathEntry, PathStream};
 pub use local::{Local, LocalPath, View};
 pub use options::ClientOptions;
-pub use service::{Client, PathEntry};
+pub use service::Client;
 pub use table::{Column, ObjectRun, Table};
 pub use tls_files::TlsFiles;
 

@@ -11,10 +11,9 @@ use arrow_array::types::{Int64Type, UInt64Type};
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::error::FlightError;
-use arrow_flight::{Action, Criteria, FlightData, FlightDescriptor, Ticket};
+use arrow_flight::{Action, FlightData, FlightDescriptor, Ticket};
 use arrow_schema::Schema;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
@@ -44,15 +43,6 @@ const SHORT_WAIT: Duration = Duration::from_millis(100);
 
 /// Extra time for an answer after the time limit.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// A path that a service knows.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct PathEntry {
-    /// The object path.
-    pub path: String,
-    /// Number of its versions.
-    pub objects: u64,
-}
 
 /// A connection to a service. Clones share it.
 #[derive(Debug, Clone)]
@@ -214,7 +204,7 @@ impl Client {
     }
 
     /// Flight client for the next request.
-    fn flight(&self) -> FlightClient {
+    pub(super) fn flight(&self) -> FlightClient {
         let near = self.0.near.load();
         let is_there = |near: &&Arc<Near>| {
             near.attachment.upgrade().is_some_and(|attachment| attachment.over().is_none())
@@ -294,7 +284,7 @@ impl Client {
     }
 
     /// Repeats `call` for at most `limit` while a service that has answered before does not answer.
-    async fn until_answered<T, F>(
+    pub(super) async fn until_answered<T, F>(
         &self,
         limit: Duration,
         call: impl FnMut(Option<Duration>) -> F,
@@ -691,26 +681,6 @@ impl Client {
         let mut results = self.flight().do_action(action).await?.into_inner();
         let result = results.message().await?.ok_or_else(|| answer("no result came"))?;
         serde_json::from_slice(&result.body).map_err(|error| answer(&error.to_string()))
-    }
-
-    /// The known paths at `prefix` and below.
-    ///
-    /// # Errors
-    /// [`ClientError`] if the service does not answer.
-    pub async fn paths(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
-        self.until_answered(self.patience(), |_| self.list(prefix)).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Vec<PathEntry>, ClientError> {
-        let criteria = Criteria { expression: prefix.to_owned().into() };
-        let mut flights = self.flight().list_flights(criteria).await?.into_inner();
-        let mut paths = Vec::new();
-        while let Some(flight) = flights.message().await? {
-            if let Ok(path) = serde_json::from_slice(&flight.app_metadata) {
-                paths.push(path);
-            }
-        }
-        Ok(paths)
     }
 }
 

@@ -27,7 +27,7 @@ enum Codes {
 /// Calls a function that is generic over the width with the slice of codes.
 macro_rules! with_codes {
     ($codes:expr, |$slice:ident| $body:expr) => {
-        match &$codes {
+        match $codes {
             Codes::Bytes($slice) => $body,
             Codes::Shorts($slice) => $body,
             Codes::Words($slice) => $body,
@@ -76,7 +76,7 @@ impl RowCodes {
 
     /// Number of rows.
     pub(crate) fn len(&self) -> usize {
-        with_codes!(self.codes, |codes| codes.len())
+        with_codes!(&self.codes, |codes| codes.len())
     }
 
     /// Appends the value in `table` of the code of each of `rows`.
@@ -85,7 +85,31 @@ impl RowCodes {
     /// If `table` is shorter than [`table_len`](Self::table_len), or there are no such rows.
     pub(crate) fn gather(&self, rows: Range<usize>, table: &[u32], into: &mut Vec<u32>) {
         let table = &table[..self.table_len()];
-        with_codes!(self.codes, |codes| gather(&codes[rows], table, into));
+        with_codes!(&self.codes, |codes| gather(&codes[rows], table, into));
+    }
+
+    /// Appends the value in `table` of the code of each of `rows`, as four bytes in the order of a
+    /// little-endian machine. `pairs` is a buffer.
+    ///
+    /// # Panics
+    /// As for [`gather`](Self::gather).
+    pub(crate) fn gather_bytes(
+        &self,
+        rows: Range<usize>,
+        table: &[u32],
+        pairs: &mut Vec<u64>,
+        into: &mut Vec<u8>,
+    ) {
+        let table = &table[..self.table_len()];
+        let start = into.len();
+        into.resize(start + rows.len() * size_of::<u32>(), 0);
+        let into = &mut into[start..];
+        match &self.codes {
+            Codes::Bytes(codes) if pays_for_pairs(rows.len(), table.len()) => {
+                gather_pairs(&codes[rows], table, pairs, into);
+            }
+            codes => with_codes!(codes, |codes| gather_words(&codes[rows], table, into)),
+        }
     }
 
     /// Calls `found` with the first of `rows` with each code that occurs in them, in ascending order
@@ -100,7 +124,7 @@ impl RowCodes {
         seen.clear();
         seen.resize(self.table_len(), false);
         let mut open = self.values + usize::from(self.has_nulls);
-        with_codes!(self.codes, |codes| {
+        with_codes!(&self.codes, |codes| {
             let (start, count) = (rows.start, rows.len());
             for (row, &code) in codes[rows].iter().enumerate() {
                 let code = code as usize;
@@ -120,7 +144,7 @@ impl RowCodes {
     /// For each code the number of `rows` with it, and the last one of them.
     pub(crate) fn counts(&self, rows: Range<usize>) -> Vec<(usize, usize)> {
         let mut counts = vec![(0, 0); self.table_len()];
-        with_codes!(self.codes, |codes| {
+        with_codes!(&self.codes, |codes| {
             let start = rows.start;
             for (row, &code) in codes[rows].iter().enumerate() {
                 let (count, last) = &mut counts[code as usize];
@@ -146,6 +170,40 @@ fn expanded<T: Copy>(ends: &[i32], numbers: &[u32], code: impl Fn(u32) -> T) -> 
 
 fn gather<T: Copy + Into<u32>>(codes: &[T], table: &[u32], into: &mut Vec<u32>) {
     into.extend(codes.iter().map(|&code| table[code.into() as usize]));
+}
+
+/// The same in bytes: as many words as codes.
+fn gather_words<T: Copy + Into<u32>>(codes: &[T], table: &[u32], into: &mut [u8]) {
+    let (words, _) = into.as_chunks_mut();
+    for (word, &code) in words.iter_mut().zip(codes) {
+        *word = table[code.into() as usize].to_le_bytes();
+    }
+}
+
+/// Whether a table of pairs of codes takes less time to make than it saves.
+fn pays_for_pairs(rows: usize, codes: usize) -> bool {
+    codes <= MAX_PAIRED_CODES && rows >= 8 * codes * codes
+}
+
+/// The pairs of so many codes fit into the first cache of the processor.
+const MAX_PAIRED_CODES: usize = 16;
+
+/// Two rows per look-up, in a table of all pairs of codes: a look-up per row would take most of the
+/// time of a table.
+fn gather_pairs(codes: &[u8], table: &[u32], pairs: &mut Vec<u64>, into: &mut [u8]) {
+    let place = |pair: [u8; 2]| usize::from(u16::from_le_bytes(pair));
+    pairs.resize(table.len() << u8::BITS, 0);
+    for (second, &high) in (0..).zip(table) {
+        for (first, &low) in (0..).zip(table) {
+            pairs[place([first, second])] = u64::from(high) << u32::BITS | u64::from(low);
+        }
+    }
+    let (words, last) = into.as_chunks_mut();
+    let (two, one) = codes.as_chunks();
+    for (word, &pair) in words.iter_mut().zip(two) {
+        *word = pairs[place(pair)].to_le_bytes();
+    }
+    gather_words(one, table, last);
 }
 
 #[cfg(test)]
@@ -174,10 +232,33 @@ mod tests {
             let table: Vec<u32> = (0..codes.table_len() as u32).map(|code| code * 3).collect();
             let mut gathered = Vec::new();
             codes.gather(5..rows.len(), &table, &mut gathered);
+            let (mut bytes, mut pairs) = (vec![7], Vec::new());
+            codes.gather_bytes(5..rows.len(), &table, &mut pairs, &mut bytes);
+            let words: Vec<u8> = gathered.iter().flat_map(|word| word.to_le_bytes()).collect();
+            assert_eq!((bytes[0], &bytes[1..]), (7, &words[..]));
             for (row, found) in (5..).zip(gathered) {
                 let value = (found as usize / 3 != codes.null())
                     .then(|| key.distinct(found as usize / 3).0);
                 assert_eq!(value, key.value(row), "row {row} of {values} values");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_looked_up_by_pairs_have_the_values_of_the_table() {
+        let mut pairs = Vec::new();
+        for values in [1_i64, 2, 10, 15, 16, 40] {
+            let rows: Vec<i64> = (0..20_001).map(|row: i64| row * row / 3 % values).collect();
+            let key: KeyColumn = rows.iter().map(|&value| Some(value)).collect();
+            let codes = key.codes();
+            let table: Vec<u32> =
+                (0..codes.table_len() as u32).map(|code| code.wrapping_mul(0x9E37_79B9)).collect();
+            for range in [0..rows.len(), 1..rows.len(), 3..10, 5..5, 7..rows.len() - 1] {
+                let (mut words, mut bytes) = (Vec::new(), Vec::new());
+                codes.gather(range.clone(), &table, &mut words);
+                codes.gather_bytes(range, &table, &mut pairs, &mut bytes);
+                let expected: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                assert_eq!(bytes, expected, "{values} values");
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::cache::{CacheError, Caller, LeaseId, Origin};
 use crate::error::Coded;
 use crate::table::{
     CheckRequest, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
-    action_types, parse_action,
+    TimelineRequest, action_types, parse_action,
 };
 
 /// The answer of an action: its bytes, or the error.
@@ -102,6 +102,10 @@ impl Service {
             "status" => {
                 let Nothing {} = parse_action("status", body)?;
                 Ok(json_of(&cache.status()))
+            }
+            "timeline" => {
+                let request: TimelineRequest = parse_action("timeline", body)?;
+                Ok(json_of(&cache.timeline(&request, asker).await?))
             }
             "check" => {
                 let CheckRequest { contents } = parse_action("check", body)?;

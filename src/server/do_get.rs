@@ -9,6 +9,7 @@ use arrow_flight::{
 };
 use arrow_ipc::writer::IpcWriteOptions;
 use arrow_schema::Schema;
+use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tonic::{Response, Status};
 
@@ -24,6 +25,8 @@ use crate::table::{EncodeError, Request, RequestError, View};
 
 /// First element of the flight path of a timeframe.
 pub(super) const TIMEFRAME: &str = "timeframe";
+/// Memory of a listing of paths in progress: a part of the paths, and the state of the source.
+const LISTING_BYTES: u64 = 4 << 20;
 
 impl Service {
     /// DoGet.
@@ -186,45 +189,57 @@ impl Service {
     pub(super) async fn list(
         &self,
         prefix: &[u8],
+        budget: &ClientBudget,
     ) -> Result<Response<ResponseStream<FlightInfo>>, Status> {
         let prefix = std::str::from_utf8(prefix).map_err(|_| {
             let reason = "it is not UTF-8".to_owned();
             status(&RequestError::Malformed { what: "prefix of paths", reason })
         })?;
-        let mut paths = Vec::new();
-        if prefix != TIMEFRAME {
-            paths = self.cache.paths(prefix).await.map_err(|error| status(&error))?;
-        }
-        // A message is made when it is sent: there may be hundreds of thousands.
-        let paths = paths.into_iter().map(|path| {
-            let about = json!({"path": path.path, "objects": path.versions});
-            let records = i64::try_from(path.versions).unwrap_or(-1);
-            flight(vec![path.path.to_string()], records, &about)
-        });
-        let mut flights = Vec::new();
+        let empty = with_schema(FlightInfo::new(), &Schema::empty())?;
+        let mut flights: Vec<Result<FlightInfo, Status>> = Vec::new();
         if prefix.is_empty() || prefix == TIMEFRAME {
             for timeframe in self.cache.timeframes() {
                 let about = json!(timeframe);
                 let path = vec![TIMEFRAME.to_owned(), timeframe.timeframe.to_string()];
                 let records = i64::try_from(timeframe.rows).unwrap_or(-1);
-                flights.push(flight(path, records, &about));
+                flights.push(Ok(flight(&empty, path, records, &about)));
             }
         }
-        Ok(Response::new(Box::pin(futures::stream::iter(paths.chain(flights)))))
+        let flights = stream::iter(flights);
+        if prefix == TIMEFRAME {
+            return Ok(Response::new(Box::pin(flights)));
+        }
+        let charge = budget.charge(LISTING_BYTES, "a listing of paths");
+        let charge = charge.map_err(|error| status(&error))?;
+        let parts = self.cache.path_parts(prefix).await.map_err(|error| status(&error))?;
+        // A part is read, and a message is made, when it is sent.
+        let paths = parts.flat_map(move |part| {
+            let _ = &charge;
+            let empty = empty.clone();
+            let (paths, error) = match part {
+                Ok(paths) => (paths, None),
+                Err(error) => (Vec::new(), Some(Err(status(&error)))),
+            };
+            let listed = paths.into_iter().map(move |path| {
+                let about = json!({"path": path.path, "objects": path.versions});
+                let records = i64::try_from(path.versions).unwrap_or(-1);
+                Ok(flight(&empty, vec![path.path.to_string()], records, &about))
+            });
+            stream::iter(listed.chain(error))
+        });
+        Ok(Response::new(Box::pin(paths.chain(flights))))
     }
 }
 
+/// A listed flight. `empty` has the schema without fields.
 fn flight(
+    empty: &FlightInfo,
     path: Vec<String>,
     records: i64,
     about: &serde_json::Value,
-) -> Result<FlightInfo, Status> {
-    let info = with_schema(FlightInfo::new(), &Schema::empty())?
-        .with_descriptor(FlightDescriptor::new_path(path))
-        .with_total_records(records)
-        .with_total_bytes(-1)
-        .with_app_metadata(about.to_string());
-    Ok(info)
+) -> FlightInfo {
+    let flight = empty.clone().with_descriptor(FlightDescriptor::new_path(path));
+    flight.with_total_records(records).with_total_bytes(-1).with_app_metadata(about.to_string())
 }
 
 fn with_schema(info: FlightInfo, schema: &Schema) -> Result<FlightInfo, Status> {

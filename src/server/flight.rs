@@ -131,7 +131,8 @@ impl FlightService for Service {
         &self,
         request: Request<Criteria>,
     ) -> Result<Response<Self::ListFlightsStream>, Status> {
-        self.list(&request.into_inner().expression).await
+        let budget = PeerInfo::budget(&request);
+        self.list(&request.into_inner().expression, &budget).await
     }
 
     async fn get_flight_info(

@@ -5,6 +5,9 @@
 //! of two, with a bit for each non-empty class, so allocation and release cost O(1). A place knows
 //! its neighbours, so adjacent free places are always merged.
 //!
+//! The end of a segment can be without memory yet: this *tail* is neither free nor allocated, and
+//! becomes free from its start on.
+//!
 //! M. Masmano et al., *TLSF: a new dynamic memory allocator for real-time systems*, ECRTS 2004.
 
 use std::num::NonZeroU32;
@@ -61,6 +64,8 @@ pub(crate) struct Allocator {
     /// A bit for each level with a free place.
     levels: u32,
     taken: u32,
+    /// The node of the tail, which is in no list.
+    tail: u32,
 }
 
 /// The class of a free place of `length`.
@@ -83,8 +88,9 @@ fn class_that_fits(length: u32) -> Option<(usize, usize)> {
 }
 
 impl Allocator {
-    /// An allocator in which all `length` granules are free.
-    pub(crate) fn new(length: u32) -> Self {
+    /// An allocator in which the first `free` of `length` granules are free. The rest is the tail.
+    pub(crate) fn new(length: u32, free: u32) -> Self {
+        let free = free.min(length);
         let mut allocator = Self {
             nodes: Vec::new(),
             unused: NONE,
@@ -92,19 +98,67 @@ impl Allocator {
             classes: [0; LEVELS],
             levels: 0,
             taken: 0,
+            tail: NONE,
         };
-        if length > 0 {
-            let all = allocator.node(Node {
-                start: 0,
-                length,
-                left: NONE,
-                right: NONE,
-                previous: TAKEN,
-                next: NONE,
-            });
-            allocator.link(all);
+        let place = |start, length| Node {
+            start,
+            length,
+            left: NONE,
+            right: NONE,
+            previous: TAKEN,
+            next: NONE,
+        };
+        if free < length {
+            allocator.tail = allocator.node(place(free, length - free));
+        }
+        if free > 0 {
+            let first = allocator.node(Node { right: allocator.tail, ..place(0, free) });
+            if allocator.tail != NONE {
+                allocator.nodes[allocator.tail as usize].left = first;
+            }
+            allocator.link(first);
         }
         allocator
+    }
+
+    /// Start and length of the tail; its length is 0 if there is none.
+    pub(crate) fn tail(&self) -> (u32, u32) {
+        self.nodes.get(self.tail as usize).map_or((0, 0), |tail| (tail.start, tail.length))
+    }
+
+    /// Length of the free place directly before the tail.
+    pub(crate) fn free_before_tail(&self) -> u32 {
+        let left = self.nodes.get(self.tail as usize).map_or(NONE, |tail| tail.left);
+        let left = self.nodes.get(left as usize).filter(|left| left.is_free());
+        left.map_or(0, |left| left.length)
+    }
+
+    /// Frees the first `length` granules of the tail.
+    pub(crate) fn free_tail(&mut self, length: u32) {
+        let (start, whole) = self.tail();
+        let length = length.min(whole);
+        if length == 0 {
+            return;
+        }
+        let (tail, left) = (self.tail, self.nodes[self.tail as usize].left);
+        // A new place before the tail, or the tail itself.
+        let freed = if length == whole {
+            self.tail = NONE;
+            tail
+        } else {
+            let freed =
+                self.node(Node { start, length, left, right: tail, previous: TAKEN, next: NONE });
+            let rest = &mut self.nodes[tail as usize];
+            (rest.start, rest.length, rest.left) = (start + length, whole - length, freed);
+            if left != NONE {
+                self.nodes[left as usize].right = freed;
+            }
+            freed
+        };
+        if let Some(place) = AllocatedNode::of(freed) {
+            self.taken += 1;
+            self.give(place);
+        }
     }
 
     /// Allocates a place of `length` granules (at least 1). Returns its start and the node to
@@ -166,14 +220,17 @@ impl Allocator {
             .filter_map(|(start, length, free)| (!free).then_some((start, length)))
     }
 
-    /// Length of the longest place that could be allocated now. Walks one list.
+    /// Length of the longest place that could be allocated now, or after the tail is freed. Walks
+    /// one list.
     pub(crate) fn largest_free(&self) -> u32 {
+        let with_tail = self.free_before_tail() + self.tail().1;
         if self.levels == 0 {
-            return 0;
+            return with_tail;
         }
         let level = self.levels.ilog2() as usize;
         let class = self.classes[level].ilog2() as usize;
-        self.linked(level, class).map(|node| self.nodes[node as usize].length).max().unwrap_or(0)
+        let lengths = self.linked(level, class).map(|node| self.nodes[node as usize].length);
+        lengths.max().unwrap_or(0).max(with_tail)
     }
 
     fn find(&self, length: u32) -> Option<u32> {
@@ -258,9 +315,12 @@ impl Allocator {
         }
     }
 
-    /// Every place in order: start, length, and whether it is free.
+    /// Every place but the tail in order: start, length, and whether it is free.
     fn places(&self) -> Vec<(u32, u32, bool)> {
         let mut unused = vec![false; self.nodes.len()];
+        if let Some(tail) = unused.get_mut(self.tail as usize) {
+            *tail = true;
+        }
         let mut node = self.unused;
         while node != NONE {
             unused[node as usize] = true;
@@ -289,7 +349,15 @@ impl Allocator {
                 faults.push(format!("free places at {start} and {next} are not one"));
             }
         }
-        let taken = self.places().iter().filter(|(.., free)| !free).count();
+        let places = self.places();
+        let end = places.last().map_or(0, |(start, length, _)| start + length);
+        if self.tail != NONE && self.tail().0 != end {
+            faults.push(format!(
+                "the tail begins at {}, the last place ends at {end}",
+                self.tail().0
+            ));
+        }
+        let taken = places.iter().filter(|(.., free)| !free).count();
         if taken != self.taken as usize {
             faults.push(format!("{taken} places are taken, {} are counted", self.taken));
         }
@@ -321,7 +389,7 @@ mod tests {
     #[test]
     fn what_exactly_fills_the_segment_is_found() {
         for length in [1, 15, 16, 17, 33, 1000, 1_000_003] {
-            let mut allocator = Allocator::new(length);
+            let mut allocator = Allocator::new(length, length);
             let (start, place) = allocator.take(length).unwrap();
             assert_eq!(start, 0);
             assert_eq!(allocator.largest_free(), 0);
@@ -335,6 +403,7 @@ mod tests {
     enum Step {
         Take(u32),
         Give(prop::sample::Index),
+        FreeTail(u32),
     }
 
     fn any_step() -> impl Strategy<Value = Step> {
@@ -342,6 +411,7 @@ mod tests {
             (1..200_u32).prop_map(Step::Take),
             (1..20_u32).prop_map(Step::Take),
             any::<prop::sample::Index>().prop_map(Step::Give),
+            (0..300_u32).prop_map(Step::FreeTail),
         ]
     }
 
@@ -349,9 +419,11 @@ mod tests {
         #[test]
         fn places_never_overlap_and_all_come_back(
             whole in 1..3000_u32,
+            free in 0..3000_u32,
             steps in proptest::collection::vec(any_step(), 0..300),
         ) {
-            let mut allocator = Allocator::new(whole);
+            let mut free = free.min(whole);
+            let mut allocator = Allocator::new(whole, free);
             // The naive model: one flag per granule.
             let mut taken = vec![false; whole as usize];
             let mut held: Vec<(u32, u32, AllocatedNode)> = Vec::new();
@@ -364,15 +436,23 @@ mod tests {
                             .max()
                             .unwrap_or(0) as u32;
                         prop_assert_eq!(allocator.largest_free(), longest);
+                        prop_assert_eq!(allocator.tail().1, whole - free);
+                        let now = taken[..free as usize].split(|taken| *taken);
+                        let longest = now.map(<[bool]>::len).max().unwrap_or(0) as u32;
                         match allocator.take(length) {
                             Some((start, place)) => {
                                 let range = start as usize..(start + length) as usize;
+                                prop_assert!(start + length <= free);
                                 prop_assert!(taken[range.clone()].iter().all(|taken| !taken));
                                 taken[range].fill(true);
                                 held.push((start, length, place));
                             }
                             None => prop_assert!(longest < length),
                         }
+                    }
+                    Step::FreeTail(length) => {
+                        allocator.free_tail(length);
+                        free = whole.min(free + length);
                     }
                     Step::Give(_) if held.is_empty() => {}
                     Step::Give(index) => {

@@ -1,7 +1,7 @@
 //! The backing of segments: creates their files, maps them and seals them.
 //!
 //! ```text
-//!  Memfd   memfd_create ─▶ fallocate ─▶ map ─▶ head ─▶ seal               consumers get this file
+//!  Memfd   memfd_create ─▶ fallocate of a part ─▶ map ─▶ head ─▶ seal     consumers get this file
 //!  Folder  create 0640  ─▶ fallocate ─▶ map ─▶ head ─▶ name ─▶ open again, read-only, for consumers
 //!  FairMq  like Folder, with a name that FairMQ's shmem opens
 //! ```
@@ -80,6 +80,8 @@ pub(crate) struct Made {
     /// The file for consumers: sealed, or open for reading only.
     pub(crate) file: OwnedFd,
     pub(crate) mapping: Arc<Mapping>,
+    /// The first bytes of the file that have memory; the rest gets it by [`allocate`].
+    pub(crate) allocated_bytes: u64,
     /// The name is removed before the lock is released, since the next service may reuse it.
     name: Option<(PathBuf, Arc<NameLock>)>,
 }
@@ -154,21 +156,33 @@ impl Maker {
         first.map_or(0, |first| u32::from(first) + 1)
     }
 
-    /// Creates and maps a file of `bytes` that begins with `head`, with all its pages allocated. A
-    /// name appears only with the complete head, so a file without one is never a leftover of a
-    /// killed service.
+    /// Creates and maps a file of `bytes` that begins with `head`. At least its `first_bytes` have
+    /// memory; a file with a name, or of huge pages, has all of it. A name appears only with the
+    /// complete head, so a file without one is never a leftover of a killed service.
     ///
     /// # Errors
     /// Of kind `StorageFull` if there is no memory for it, never a later SIGBUS; `AlreadyExists` if
     /// the name exists.
-    pub(crate) fn make(&self, segment_id: u16, bytes: u64, head: &[u8]) -> io::Result<Made> {
+    pub(crate) fn make(
+        &self,
+        segment_id: u16,
+        bytes: u64,
+        first_bytes: u64,
+        head: &[u8],
+    ) -> io::Result<Made> {
         let Some(names) = &self.0 else {
             let name = CString::new(format!("iovcache-{segment_id}"))?;
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let file = File::from(memfd_create(&name, flags)?);
-            let mapping = Arc::new(allocated(&file, bytes, huge_pages::memfds_on_advice())?);
+            let on_advice = huge_pages::memfds_on_advice();
+            let first_bytes = if on_advice { bytes } else { first_bytes.min(bytes) };
+            let mapping = Arc::new(match first_bytes < bytes {
+                true => begun(&file, bytes, first_bytes)?,
+                false => allocated(&file, bytes, on_advice)?,
+            });
             file.write_all_at(head, 0)?;
-            return Ok(Made { file: file.into(), mapping, name: None });
+            let file = file.into();
+            return Ok(Made { file, mapping, allocated_bytes: first_bytes, name: None });
         };
         let path = names.path(segment_id);
         let (file, is_named) = create(&path, head).map_err(|error| named_error(&path, &error))?;
@@ -186,7 +200,10 @@ impl Maker {
             Ok((mapping, read_only(&path, &file)?))
         };
         match made() {
-            Ok((mapping, file)) => Ok(Made { file, mapping, name: Some((path, names.lock())) }),
+            Ok((mapping, file)) => {
+                let name = Some((path, names.lock()));
+                Ok(Made { file, mapping, allocated_bytes: bytes, name })
+            }
             Err(error) => {
                 if is_ours {
                     let _ = fs::remove_file(&path);
@@ -239,6 +256,35 @@ fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping
     map()
 }
 
+/// Gives an empty file the size `bytes`, of which the first ones have memory, and maps it.
+fn begun(file: impl AsFd, bytes: u64, first_bytes: u64) -> io::Result<Mapping> {
+    let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    ftruncate(&file, bytes)?;
+    allocate_part(&file, 0, first_bytes)?;
+    let mapping = Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite)?;
+    #[cfg(feature = "cache")]
+    mapping.map_pages(0, first_bytes as usize);
+    Ok(mapping)
+}
+
+/// Allocates the pages of a part of a file, if the process may use that much memory.
+pub(super) fn allocate_part(file: impl AsFd, start: u64, bytes: u64) -> io::Result<()> {
+    cgroup::check_room(bytes)?;
+    allocate_pieces(file, start, start.saturating_add(bytes))
+}
+
+/// Allocates the pages from `start` to `end`. A signal makes the kernel undo the work of one call,
+/// so pieces are allocated, each retried.
+fn allocate_pieces(file: impl AsFd, mut start: u64, end: u64) -> io::Result<()> {
+    const PIECE_BYTES: u64 = 32 << 20;
+    while start < end {
+        let length = PIECE_BYTES.min(end - start);
+        rustix::io::retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), start, length))?;
+        start += length;
+    }
+    Ok(())
+}
+
 /// Free bytes of the file system, if it has a limit: that of memfds has none.
 fn free_bytes(file: impl AsFd) -> io::Result<u64> {
     let facts = fstatvfs(file)?;
@@ -248,21 +294,11 @@ fn free_bytes(file: impl AsFd) -> io::Result<u64> {
 /// Allocates the pages of the first `bytes` of a file. Unlike ftruncate, this reports a tmpfs that
 /// is short of memory here, instead of a later SIGBUS.
 pub(super) fn allocate(file: impl AsFd, bytes: u64) -> io::Result<()> {
-    const PIECE_BYTES: u64 = 32 << 20;
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-        Ok(()) => return Ok(()),
-        // A signal makes the kernel undo the work of one call, so pieces are allocated, each
-        // retried.
-        Err(rustix::io::Errno::INTR) => {}
-        Err(error) => return Err(error.into()),
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::INTR) => allocate_pieces(file, 0, bytes),
+        Err(error) => Err(error.into()),
     }
-    let mut start = 0;
-    while start < bytes {
-        let length = PIECE_BYTES.min(bytes - start);
-        rustix::io::retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), start, length))?;
-        start += length;
-    }
-    Ok(())
 }
 
 /// Opens the file again for reading only: a writable descriptor would give a consumer more access
@@ -317,7 +353,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
         // The folder stays locked until the last segment is gone.
-        let segment = first.make(0, 8192, &[]).unwrap();
+        let segment = first.make(0, 8192, 8192, &[]).unwrap();
         drop(first);
         assert!(made_in(&folder).is_err());
         drop(segment);
@@ -358,7 +394,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("segments");
         let maker = made_in(&folder).unwrap();
-        let made = maker.make(7, 8192, &[]).unwrap();
+        let made = maker.make(7, 8192, 8192, &[]).unwrap();
         let path = folder.join("segment-7");
         let facts = fs::metadata(&path).unwrap();
         assert_eq!(facts.len(), 8192);
@@ -385,7 +421,7 @@ mod tests {
         assert!(name(0).exists() && !name(6).exists());
         // 6 was used and may still be mapped, so the next one is 7.
         assert_eq!(maker.take_number().unwrap(), Some(7));
-        let made = maker.make(7, 8192, &[]).unwrap();
+        let made = maker.make(7, 8192, 8192, &[]).unwrap();
         assert!(name(7).exists());
         drop((made, maker));
         assert!(!name(7).exists());
@@ -478,11 +514,11 @@ mod tests {
         let folder = folder.path().join("segments");
         let maker = made_in(&folder).unwrap();
         fs::write(folder.join("segment-4"), "of another program").unwrap();
-        let error = maker.make(4, 8192, b"head").unwrap_err();
+        let error = maker.make(4, 8192, 8192, b"head").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert!(error.to_string().contains("segment-4"), "{error}");
         assert_eq!(fs::read(folder.join("segment-4")).unwrap(), b"of another program");
-        let made = maker.make(5, 8192, b"head").unwrap();
+        let made = maker.make(5, 8192, 8192, b"head").unwrap();
         assert!(fs::read(folder.join("segment-5")).unwrap().starts_with(b"head\0"));
         assert_eq!(fs::metadata(folder.join("segment-5")).unwrap().nlink(), 1);
         drop(made);
@@ -496,7 +532,8 @@ mod tests {
         let folder = tempfile::tempdir_in(SHM_FOLDER).unwrap();
         let maker = made_in(&folder.path().join("segments")).unwrap();
         let facts = rustix::fs::statvfs(SHM_FOLDER).unwrap();
-        let error = maker.make(0, (facts.f_blocks + 1) * facts.f_frsize, &[]).unwrap_err();
+        let bytes = (facts.f_blocks + 1) * facts.f_frsize;
+        let error = maker.make(0, bytes, 4096, &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert!(!folder.path().join("segments/segment-0").exists());
     }

@@ -139,7 +139,7 @@ impl Reservation {
     #[cfg(feature = "cache")]
     pub(crate) fn map_pages(&self, offset: usize, length: usize) {
         let end = offset.saturating_add(length).min(self.place.size.get());
-        if offset < end {
+        if offset < end && !self.place.segment.is_mapped_ahead() {
             let (mapping, payload) = self.place.payload();
             mapping.map_pages(payload + offset, end - offset);
         }

@@ -28,6 +28,7 @@ mod backing;
 mod block;
 mod block_location;
 mod cgroup;
+mod commit;
 #[cfg(test)]
 mod conformance;
 #[cfg(feature = "cache")]

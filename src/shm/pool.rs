@@ -37,6 +37,9 @@ use super::sync;
 use crate::error::coded;
 use crate::sync::Mutex;
 
+/// Memory that a new segment has at least.
+const FIRST_BYTES: u64 = 4 << 20;
+
 /// The options of a pool.
 #[derive(Debug)]
 pub struct PoolOptions {
@@ -247,6 +250,7 @@ impl Pool {
             retired_hook: Mutex::default(),
             left: AtomicBool::new(false),
             pages: PageRegistry::default(),
+            committing: AtomicBool::new(false),
             creation,
             registrar: Mutex::default(),
         }));
@@ -287,8 +291,8 @@ impl Pool {
 
     /// Reserves memory for a payload.
     ///
-    /// Takes well below a microsecond, unless a segment has to be created: then as long as the
-    /// kernel needs to clear that much memory.
+    /// Takes well below a microsecond, unless a segment needs memory: then as long as the kernel
+    /// needs to clear that much.
     ///
     /// # Errors
     /// [`PoolError`].
@@ -303,9 +307,9 @@ impl Pool {
             _ => return Err(PoolError::NeverFits { needed_bytes, limit_bytes }),
         };
         let left = self.0.is_frozen();
-        let mut taken = if left { None } else { self.0.state.lock().take(granules) };
+        let mut taken = if left { None } else { self.0.take(granules) };
         if taken.is_none() && !left && self.0.reclaim() {
-            taken = self.0.state.lock().take(granules);
+            taken = self.0.take(granules);
         }
         if taken.is_none() && !left && self.0.can_grow() {
             taken = self.grow(granules)?;
@@ -355,14 +359,14 @@ impl Pool {
         }
     }
 
-    /// Like [`reserve`](Self::reserve), but only in existing segments, which takes no time. Never
-    /// in a host's memory, whose allocator may block.
+    /// Like [`reserve`](Self::reserve), but only in segments that have the memory, which takes no
+    /// time. Never in a host's memory, whose allocator may block.
     pub(crate) fn reserve_now(&self, size_bytes: u64) -> Option<Reservation> {
         let granules = u32::try_from(Self::charge(size_bytes) / GRANULE_BYTES).ok()?;
         if self.0.is_frozen() {
             return None;
         }
-        let taken = self.0.state.lock().take(granules)?;
+        let taken = self.0.take(granules)?;
         Some(self.reservation(taken, size_bytes))
     }
 
@@ -380,14 +384,24 @@ impl Pool {
         })
     }
 
-    /// Creates a segment with room for `granules`, if the memory allows it, and allocates them.
+    /// Gives a segment memory for `granules`, or creates one if the memory allows it, and allocates
+    /// them.
     fn grow(&self, granules: u32) -> Result<Option<AllocatedBlock>, PoolError> {
         let inner = &*self.0;
         let growing = inner.growing.lock();
+        loop {
+            // Another task may have allocated memory during the wait.
+            if let Some(taken) = self.0.take(granules) {
+                return Ok(Some(taken));
+            }
+            if !inner.commit(granules)? {
+                break;
+            }
+        }
         let least = segment_bytes_for(u64::from(granules) * GRANULE_BYTES);
         let (bytes, retired) = {
             let mut state = inner.state.lock();
-            // Another task may have created or emptied one during the wait.
+            // Another task may have emptied one meanwhile.
             if let Some(taken) = state.take(granules) {
                 return Ok(Some(taken));
             }
@@ -415,7 +429,7 @@ impl Pool {
         drop(retired);
         let give_back = || inner.state.lock().segment_bytes_in_all -= bytes;
         let Some(segment) = inner
-            .make(bytes, &|id, bytes| inner.register(id, bytes))
+            .make(bytes, least, &|id, bytes| inner.register(id, bytes))
             .inspect_err(|_| give_back())?
         else {
             give_back();
@@ -429,6 +443,7 @@ impl Pool {
         };
         drop(growing);
         inner.announce(&shared);
+        self.0.commit_ahead();
         Ok(taken)
     }
 
@@ -710,16 +725,18 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Creates a segment with its head, and seals it if its backing allows it.
+/// Creates a segment with its head, and seals it if its backing allows it. At least its
+/// `least_bytes` have memory.
 pub(super) fn segment(
     maker: &Maker,
     epoch: Epoch,
     id: u16,
     bytes: u64,
+    least_bytes: u64,
 ) -> Result<Arc<Segment>, PoolError> {
     let make = || {
         let head = SegmentHeader::new(epoch, id, maker.range(), bytes).to_bytes();
-        let made = maker.make(id, bytes, &head)?;
+        let made = maker.make(id, bytes, least_bytes.max(FIRST_BYTES), &head)?;
         maker.seal(&made)?;
         let memory = SegmentMemory::Segment(made);
         Ok(Arc::new(Segment::new(Kind::Segment, id, memory)))

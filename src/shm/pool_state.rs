@@ -40,7 +40,8 @@ pub(super) struct PoolInner {
     pub(super) epoch: Epoch,
     pub(super) next_generation: AtomicU64,
     pub(super) used_bytes: AtomicU64,
-    /// Held while a segment is created, which takes long; allocating and freeing blocks goes on.
+    /// Held while a segment is created or gets memory, which takes long; allocating and freeing
+    /// blocks goes on.
     pub(super) growing: Mutex<()>,
     pub(super) state: Mutex<PoolState>,
     pub(super) listener: Mutex<Option<SegmentListener>>,
@@ -49,6 +50,8 @@ pub(super) struct PoolInner {
     pub(super) left: AtomicBool,
     /// The blocks that consumers pin without a call.
     pub(super) pages: PageRegistry,
+    /// Whether a thread allocates memory for segments.
+    pub(super) committing: AtomicBool,
     /// Only for segments that FairMQ knows by name.
     pub(super) creation: Option<SegmentCreation>,
     /// Registers new segments before they are used.
@@ -263,10 +266,10 @@ impl PoolInner {
 pub(super) type AllocatedBlock = (Arc<Segment>, usize, AllocatedNode);
 
 impl PoolState {
-    /// Lists a segment, all of it free; returns the bytes for blocks in it.
+    /// Lists a segment without blocks; returns the bytes for blocks in it.
     pub(super) fn insert(&mut self, segment: Arc<Segment>) -> u64 {
         let granules = segment.granules();
-        let allocator = Allocator::new(granules);
+        let allocator = Allocator::new(granules, segment.granules_with_memory());
         self.segments.insert(segment.id, SegmentSlot { segment, allocator, in_flight: 0 });
         u64::from(granules) * GRANULE_BYTES
     }

@@ -31,15 +31,17 @@ impl PoolInner {
         Ok(taken.or_else(|| self.state.lock().unused_id(|id| self.maker.is_free(id))))
     }
 
-    /// Creates and registers a segment; it is not listed yet. `None` if no number is left.
+    /// Creates and registers a segment, of which at least `least_bytes` have memory; it is not
+    /// listed yet. `None` if no number is left.
     pub(super) fn make(
         &self,
         bytes: u64,
+        least_bytes: u64,
         register: RegisterSegment<'_>,
     ) -> Result<Option<Arc<Segment>>, PoolError> {
         loop {
             let Some(id) = self.new_id()? else { return Ok(None) };
-            match segment(&self.maker, self.epoch, id, bytes) {
+            match segment(&self.maker, self.epoch, id, bytes, least_bytes) {
                 // Another program was faster; the number is skipped.
                 Err(PoolError::Segment { error, .. })
                     if error.kind() == io::ErrorKind::AlreadyExists && self.creation.is_some() => {}
@@ -80,7 +82,7 @@ impl PoolInner {
                 state.segment_bytes_in_all += bytes;
                 bytes
             };
-            let segment = match self.make(bytes, register) {
+            let segment = match self.make(bytes, bytes, register) {
                 Ok(Some(segment)) => segment,
                 none => {
                     self.state.lock().segment_bytes_in_all -= bytes;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::backing::Made;
+use super::backing::{Made, allocate_part};
 use super::host::HostAllocation;
 use super::layout::{
     BLOCK_OVERHEAD_BYTES, Epoch, GRANULE_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, usable_bytes,
@@ -206,6 +207,39 @@ impl Segment {
             Kind::Region => length,
         };
         u32::try_from(bytes / GRANULE_BYTES).unwrap_or(u32::MAX - 1)
+    }
+
+    /// Number of granules, from the first one on, that have memory from the start.
+    pub(super) fn granules_with_memory(&self) -> u32 {
+        let whole = self.granules();
+        let bytes = match &self.memory {
+            SegmentMemory::Segment(made) => made.allocated_bytes,
+            SegmentMemory::Region(_) | SegmentMemory::Host(_) => return whole,
+        };
+        let granules = bytes.saturating_sub(self.first_block()) / GRANULE_BYTES;
+        u32::try_from(granules).map_or(whole, |granules| granules.min(whole))
+    }
+
+    /// Allocates and maps memory for granules.
+    ///
+    /// # Errors
+    /// If the system has none.
+    pub(super) fn commit(&self, start: u32, granules: u32) -> io::Result<()> {
+        let SegmentMemory::Segment(made) = &self.memory else { return Ok(()) };
+        let (begin, end) = (self.block_at(start), self.block_at(start + granules));
+        allocate_part(&made.file, begin as u64, (end - begin) as u64)?;
+        #[cfg(feature = "cache")]
+        made.mapping.map_pages(begin, end - begin);
+        Ok(())
+    }
+
+    /// Whether pages of blocks are mapped when they get memory.
+    #[cfg(feature = "cache")]
+    pub(super) fn is_mapped_ahead(&self) -> bool {
+        match &self.memory {
+            SegmentMemory::Segment(made) => made.allocated_bytes < self.length(),
+            SegmentMemory::Region(_) | SegmentMemory::Host(_) => false,
+        }
     }
 
     /// Checks its name and its head, if it has a name.

@@ -17,10 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
 
 use super::{
-    Body, Change, ChangeListener, Changed, Details, Knowledge, PathSummary, Source, SourceError,
-    SourceHealth, UploadBytes, WriteTarget,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PathParts, PathSummary, Source,
+    SourceError, SourceHealth, UploadBytes, WriteTarget,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
@@ -472,6 +473,17 @@ impl Source for ChainSource {
             counts.into_iter().map(|(path, versions)| PathSummary { path, versions }).collect();
         paths.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(paths)
+    }
+
+    async fn path_parts(&self, prefix: &str) -> Result<PathParts, SourceError> {
+        match &self.links[..] {
+            [one] if one.prefixes.is_empty() => one.source.path_parts(prefix).await,
+            // A path can be in several sources.
+            _ => {
+                let paths = self.paths(prefix).await?;
+                Ok(stream::once(async { Ok(paths) }).boxed())
+            }
+        }
     }
 }
 

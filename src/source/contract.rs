@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 
 use super::body::Body;
 use super::change::{Change, Changed, UploadBytes, WriteTarget};
@@ -283,7 +285,21 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`] if the source gives no usable answer.
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError>;
+
+    /// Like [`paths`](Self::paths), in parts of ascending order. The default has all paths in one
+    /// part. A wrapper does not forward it unless its own [`paths`](Self::paths) are those of the
+    /// wrapped source.
+    ///
+    /// # Errors
+    /// [`SourceError`] if the source gives no usable answer; also within the parts.
+    async fn path_parts(&self, prefix: &str) -> Result<PathParts, SourceError> {
+        let paths = self.paths(prefix).await?;
+        Ok(stream::once(async { Ok(paths) }).boxed())
+    }
 }
+
+/// Paths in parts.
+pub type PathParts = BoxStream<'static, Result<Vec<PathSummary>, SourceError>>;
 
 /// Whether a source answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -22,8 +22,8 @@ use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
 use super::{
-    Body, BodyError, Details, Knowledge, PageKey, PathSummary, Source, SourceError, SourceHealth,
-    VersionPage, in_place, write_all,
+    Body, BodyError, Details, Knowledge, PageKey, PathParts, PathSummary, Source, SourceError,
+    SourceHealth, VersionPage, in_place, write_all,
 };
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -265,6 +265,10 @@ impl Source for HeaderSource {
 
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
         self.inner.paths(prefix).await
+    }
+
+    async fn path_parts(&self, prefix: &str) -> Result<PathParts, SourceError> {
+        self.inner.path_parts(prefix).await
     }
 }
 

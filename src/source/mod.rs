@@ -20,6 +20,7 @@ mod change;
 mod claim;
 mod contract;
 mod copy;
+mod crypto;
 mod details;
 pub mod disk;
 mod error;
@@ -37,10 +38,12 @@ pub use change::{Change, ChangeKind, Changed, UploadBytes, WriteTarget};
 pub use claim::{ClaimError, select};
 pub(crate) use contract::page_key;
 pub use contract::{
-    ChangeListener, Knowledge, PageKey, PathSummary, Problem, Reachability, Source, SourceHealth,
-    VersionPage,
+    ChangeListener, Knowledge, PageKey, PathParts, PathSummary, Problem, Reachability, Source,
+    SourceHealth, VersionPage,
 };
 pub use copy::{Copied, CopyError, Destination, Selection, copy};
+#[doc(hidden)]
+pub use crypto::install_crypto_provider;
 pub use details::Details;
 pub use disk::DiskSource;
 pub(crate) use disk::VersionRecord;

@@ -11,7 +11,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
-use super::{Body, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all};
+use super::{
+    Body, Details, Knowledge, PathParts, PathSummary, Source, SourceError, SourceHealth, write_all,
+};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 
@@ -222,6 +224,10 @@ impl Source for PolicySource {
 
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
         self.inner.paths(prefix).await
+    }
+
+    async fn path_parts(&self, prefix: &str) -> Result<PathParts, SourceError> {
+        self.inner.path_parts(prefix).await
     }
 }
 

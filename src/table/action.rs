@@ -256,6 +256,7 @@ pub const fn action_types() -> &'static [(&'static str, &'static str)] {
         ("release", "end a lease"),
         ("segments", "the segments of shared memory"),
         ("status", "memory, timeframes, sessions, sources"),
+        ("timeline", "the effective spans of a path, page by page; loads nothing"),
         ("check", "whether pins, places and bytes add up"),
         ("CancelFlightInfo", "end the lease of a ticket"),
         ("RenewFlightEndpoint", "give the lease of a ticket its time anew"),

@@ -243,6 +243,24 @@ impl CodedCells {
         }
     }
 
+    /// Whether the tables for `rows` hold no null, so that no row is null. A null of a code that
+    /// occurs only in other rows of a segment makes this false, too.
+    pub(super) fn is_whole(&self, rows: Range<usize>) -> bool {
+        self.parts(rows).all(|(_, table)| !table.contains(&Self::NO_CELL))
+    }
+
+    /// Appends the cell of each of `rows` as a little-endian u32. `pairs` is a buffer.
+    pub(super) fn gather_bytes(
+        &self,
+        rows: Range<usize>,
+        pairs: &mut Vec<u64>,
+        into: &mut Vec<u8>,
+    ) {
+        for (part, table) in self.parts(rows) {
+            self.codes.gather_bytes(part, table, pairs, into);
+        }
+    }
+
     /// Calls `each` with a cell, the first of its rows, and the number of its rows, for each code of
     /// each segment that occurs there. The first rows of one call after the other are ascending
     /// within a segment.

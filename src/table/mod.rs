@@ -49,6 +49,7 @@ mod table_request;
 #[cfg(test)]
 mod tests;
 mod text_runs;
+mod timeline_page;
 
 #[doc(hidden)]
 pub use action::action_types;
@@ -99,3 +100,4 @@ pub use status::{
     TimeframeStatus,
 };
 pub use table_request::TableRequest;
+pub use timeline_page::{TIMELINE_PAGE_SPANS, TimelinePage, TimelineRequest, TimelineSpan};

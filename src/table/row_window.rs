@@ -82,10 +82,16 @@ impl RowWindow<'_> {
         let mut buffers =
             BatchBuffers::with_capacity(self.columns.len() * room, self.columns.len() * 2);
         self.timestamps(&mut buffers);
-        let mut cells = Vec::new();
+        let (mut cells, mut pairs) = (Vec::new(), Vec::new());
         for column in self.columns {
             if let Some(coded) = column.rows.coded() {
-                coded.gather(self.from..self.until, &mut cells);
+                let rows = self.from..self.until;
+                if coded.is_whole(rows.clone()) {
+                    buffers.validity(self.rows(), std::iter::once((self.rows(), true)));
+                    buffers.buffer(|bytes| coded.gather_bytes(rows, &mut pairs, bytes));
+                    continue;
+                }
+                coded.gather(rows, &mut cells);
                 self.coded_keys(&mut buffers, &cells);
                 continue;
             }

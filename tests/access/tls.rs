@@ -131,7 +131,7 @@ async fn a_clients_certificate_has_the_role_of_its_name() {
 
 /// A client's first message: its ClientHello.
 fn client_hello() -> Vec<u8> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()

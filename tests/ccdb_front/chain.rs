@@ -2,23 +2,11 @@
 
 use iovcache::client::{Client, TableRequest};
 
-use super::common::Service;
+use super::common::{Random, Service};
 use super::fake_ccdb::{FakeCcdb, Kind, Upload};
 use super::{address, before};
 
 const PATHS: [&str; 3] = ["A/One", "A/Two", "B"];
-
-/// A generator; a failure prints its seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: i64) -> i64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as i64
-    }
-}
 
 /// Per path and timestamp: the id and the bytes.
 async fn rows(service: &Service, times: &[i64]) -> Vec<Option<(String, Vec<u8>)>> {
@@ -41,12 +29,12 @@ async fn rows(service: &Service, times: &[i64]) -> Vec<Option<(String, Vec<u8>)>
 async fn a_service_over_another_gives_equal_tables_for_random_timestamps() {
     let seed = std::process::id() as u64 * 7919 + 1;
     println!("seed {seed}");
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let server = FakeCcdb::start(Kind::Local).await;
     for n in 0..40 {
         let path = PATHS[random.below(3) as usize];
-        let from = 1 + random.below(1000);
-        let upload = Upload::new(path, from, from + 1 + random.below(300)).created(1 + n);
+        let from = 1 + random.below(1000) as i64;
+        let upload = Upload::new(path, from, from + 1 + random.below(300) as i64).created(1 + n);
         server.upload(upload.metadata("RunNumber", &n.to_string()));
     }
     let first = before(&server, &[]);
@@ -66,7 +54,7 @@ async fn a_service_over_another_gives_equal_tables_for_random_timestamps() {
         ("redirected", over(&first, &["--config", by_time])),
         ("at once", over(&first_with_body, &["--config", by_time])),
     ];
-    let times: Vec<i64> = (0..60).map(|_| random.below(1400)).collect();
+    let times: Vec<i64> = (0..60).map(|_| random.below(1400) as i64).collect();
     let expected = rows(&first, &times).await;
     assert!(expected.iter().any(Option::is_some) && expected.iter().any(Option::is_none));
     for (how, second) in &seconds {

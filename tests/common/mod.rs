@@ -10,6 +10,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use iovcache::source::repository::NewVersion;
+use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde_json::Value;
 
 /// Longer than any step takes on a slow and busy machine.
@@ -18,6 +20,44 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The program under test.
 pub fn iovcache() -> Command {
     Command::new(env!("CARGO_BIN_EXE_iovcache"))
+}
+
+/// Random numbers (xorshift), equal for equal seeds. A test prints its seed.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        // From 0 only zeros would follow.
+        Self(seed.max(1))
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit.max(1)
+    }
+
+    pub fn chance(&mut self, one_in: u64) -> bool {
+        self.below(one_in) == 0
+    }
+}
+
+/// A version to be put into a repository.
+pub fn new_version(path: &str, from: i64, until: i64, created: i64) -> NewVersion {
+    let at = Timestamp::from_millis;
+    NewVersion {
+        path: ObjectPath::new(path).unwrap(),
+        validity: ValidityInterval::new(at(from), at(until)).unwrap(),
+        created: at(created),
+        id: None,
+        file_name: "file".to_owned(),
+        metadata: [("by".to_owned(), "test".to_owned())].into(),
+    }
 }
 
 /// Runs the program to its end.

@@ -22,6 +22,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use common::{Service, Version, put};
+use futures::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -154,13 +155,26 @@ fn replay(calls: Vec<Call>) -> String {
     let calls = Arc::new(Mutex::new(calls));
     wire::serve(move |path, request| {
         let mut calls = calls.lock().unwrap();
+        let action = path.ends_with("/DoAction").then(|| wire::action(&request).to_vec());
+        let is_known = action.as_ref().is_none_or(|name| {
+            calls.iter().any(|call| call.path == path && wire::action(&call.request) == name)
+        });
+        if !is_known {
+            // As the service before answers to an action of a later version.
+            return futures::future::ready(Answer::unknown_action()).left_future();
+        }
         let same = |exact: bool| {
-            move |call: &Call| call.path == path && (!exact || call.request == request)
+            let (path, request, action) = (path.clone(), request.clone(), action.clone());
+            move |call: &Call| {
+                call.path == path
+                    && (!exact || call.request == request)
+                    && action.as_ref().is_none_or(|name| wire::action(&call.request) == name)
+            }
         };
         let found = calls.iter().position(same.clone()(true));
         let found = found.or_else(|| calls.iter().position(same(false)));
         let answer = found.map_or_else(Answer::unimplemented, |at| calls.remove(at).answer);
-        async move { answer }
+        futures::future::ready(answer).right_future()
     })
 }
 

@@ -34,6 +34,13 @@ impl Answer {
         Self { headers: vec![status], body: Vec::new(), trailers: Vec::new() }
     }
 
+    pub(crate) fn unknown_action() -> Self {
+        let message = "[IOV-1001] action is malformed: unknown action";
+        let headers = [("grpc-status", "3"), ("grpc-message", message)];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self { headers: headers.into(), body: Vec::new(), trailers: Vec::new() }
+    }
+
     /// The gRPC status: in the trailers, or in the headers of an answer without a body.
     pub(crate) fn status(&self) -> &str {
         let all = self.trailers.iter().chain(&self.headers);
@@ -52,6 +59,12 @@ impl Answer {
         }
         messages
     }
+}
+
+/// The name of the action of a DoAction: the first field of its message.
+pub(crate) fn action(request: &[u8]) -> &[u8] {
+    let length = usize::from(request[6]);
+    &request[7..7 + length]
 }
 
 /// Bytes as hexadecimal digits.

@@ -14,23 +14,11 @@ use serde_json::json;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::common::PATIENCE;
+use crate::common::{PATIENCE, Random};
 use crate::setup::{DRIFT, Limited};
 
-/// Small and fast, and reproducible by its seed (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
+fn index_below(random: &mut Random, length: usize) -> usize {
+    random.below(length as u64) as usize
 }
 
 fn columns() -> Vec<ArrayRef> {
@@ -64,10 +52,10 @@ fn damage(bytes: &mut bytes::Bytes, random: &mut Random) {
     let mut damaged = bytes.to_vec();
     for _ in 0..=random.below(4) {
         if damaged.is_empty() {
-            damaged = vec![random.next() as u8; random.below(64)];
+            damaged = vec![random.next() as u8; index_below(random, 64)];
             continue;
         }
-        let at = random.below(damaged.len());
+        let at = index_below(random, damaged.len());
         match random.below(6) {
             0 => damaged[at] ^= 1 << random.below(8),
             1 => damaged[at] = random.next() as u8,
@@ -75,13 +63,13 @@ fn damage(bytes: &mut bytes::Bytes, random: &mut Random) {
             3 => {
                 // Most likely a length or an offset.
                 let extreme = [0, 1, -1, i64::MAX, i64::MIN, i64::from(i32::MAX), 1 << 40];
-                let value = extreme[random.below(extreme.len())].to_le_bytes();
+                let value = extreme[index_below(random, extreme.len())].to_le_bytes();
                 let end = (at + 8).min(damaged.len());
                 damaged[at..end].copy_from_slice(&value[..end - at]);
             }
             4 => {
                 let piece = damaged[at..(at + 16).min(damaged.len())].to_vec();
-                let to = random.below(damaged.len());
+                let to = index_below(random, damaged.len());
                 damaged.splice(to..to, piece);
             }
             _ => damaged.extend_from_slice(&random.next().to_le_bytes()),
@@ -93,7 +81,7 @@ fn damage(bytes: &mut bytes::Bytes, random: &mut Random) {
 /// Damages some of the messages, or their order.
 fn mutate(messages: &mut Vec<FlightData>, random: &mut Random) {
     for _ in 0..=random.below(2) {
-        let at = random.below(messages.len());
+        let at = index_below(random, messages.len());
         match random.below(8) {
             0 => {
                 let twice = messages[at].clone();
@@ -101,7 +89,7 @@ fn mutate(messages: &mut Vec<FlightData>, random: &mut Random) {
             }
             1 if messages.len() > 1 => drop(messages.remove(at)),
             2 => {
-                let other = random.below(messages.len());
+                let other = index_below(random, messages.len());
                 messages.swap(at, other);
             }
             3 | 4 => damage(&mut messages[at].data_body, random),
@@ -207,7 +195,7 @@ async fn damaged_streams_are_the_clients_fault_and_never_the_services() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
     let seed = std::env::var("IOVCACHE_SEED").map_or(now, |seed| seed.parse().unwrap());
     println!("seed {seed}");
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed);
     let limited = Limited::start("");
     let mut client = limited.bare().await;
     for (case, column) in columns().into_iter().enumerate() {
@@ -219,7 +207,7 @@ async fn damaged_streams_are_the_clients_fault_and_never_the_services() {
     let (mut taken, mut refused) = (0, 0);
     for case in 0..cases {
         let all = columns();
-        let mut damaged = messages(Arc::clone(&all[random.below(all.len())]));
+        let mut damaged = messages(Arc::clone(&all[index_below(&mut random, all.len())]));
         mutate(&mut damaged, &mut random);
         let done = async {
             match case % 2 {

@@ -7,24 +7,8 @@ use std::time::{Duration, Instant};
 use iovcache::client::{Table, TableRequest};
 use iovcache::index::Timestamps;
 
-use crate::common::{PATIENCE, Service, Version, http_get, put, until};
+use crate::common::{PATIENCE, Random, Service, Version, http_get, put, until};
 use crate::setup::{Consumer, REFRESH, service, version};
-
-/// Random numbers, the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    fn chance(&mut self, one_in: u64) -> bool {
-        self.below(one_in) == 0
-    }
-}
 
 fn table(consumer: &Consumer, request: &TableRequest) -> Table {
     consumer.runtime.block_on(consumer.client.table(request.clone())).unwrap()
@@ -105,7 +89,7 @@ fn random_times(random: &mut Random, borders: &[i64]) -> Vec<Option<i64>> {
 #[test]
 fn random_tables_are_cell_by_cell_those_of_the_service() {
     const PATHS: u64 = 5;
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     let versions = random_versions(&mut random, PATHS);
     let borrowed: Vec<_> =
         versions.iter().map(|(path, span, created)| (path.as_str(), *span, *created)).collect();
@@ -410,7 +394,7 @@ fn tables_under_constant_eviction_have_no_wrong_byte() {
                 let (url, expected, all_local) = (service.unix(), &expected, &all_local);
                 scope.spawn(move || {
                     let consumer = Consumer::with_local_tables(&url, &format!("reads-{reader}"));
-                    let mut random = Random(17 + reader);
+                    let mut random = Random::new(17 + reader);
                     let mut held = Vec::new();
                     // On a busy machine it takes a while until the first one is found.
                     let goes_on = || match all_local.load(Ordering::Relaxed) {

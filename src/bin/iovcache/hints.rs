@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use arrow_array::cast::AsArray as _;
-use arrow_array::types::Int64Type;
-use iovcache::client::{Client, ClientError, TableRequest};
+use iovcache::client::{Client, ClientError};
 use iovcache::error::ErrorKind;
+use iovcache::table::TimelineRequest;
 use iovcache::{Coded as _, ObjectPath};
 
 use crate::failure::Failure;
@@ -58,11 +57,15 @@ async fn all_hints(client: &Client, paths: &[impl AsRef<str>], times: &[i64]) ->
             lines.push(similar(path, &known));
             continue;
         }
-        let spans = spans(client, path).await.unwrap_or_default();
-        let missing =
-            times.iter().find(|at| !spans.iter().any(|(from, until)| (from..until).contains(at)));
-        if let Some(at) = missing {
-            lines.push(nearest(path, *at, &spans));
+        for at in times {
+            match around(client, path, *at).await {
+                Ok(Around::Version) => {}
+                Ok(Around::Nothing { before, after }) => {
+                    lines.push(nearest(path, *at, before, after));
+                    break;
+                }
+                Err(_) => break,
+            }
         }
     }
     lines
@@ -109,32 +112,66 @@ pub(crate) fn similar(path: &str, known: &[&str]) -> String {
 }
 
 /// The hint at a path with empty elements, such as one with a slash at its begin or end.
-fn corrected(path: &str) -> Option<String> {
+pub(crate) fn corrected(path: &str) -> Option<String> {
     let elements: Vec<&str> = path.split('/').filter(|element| !element.is_empty()).collect();
     let meant = elements.join("/");
     let is_other = meant != path && ObjectPath::new(&meant).is_ok();
     is_other.then(|| format!("did you mean {meant}?"))
 }
 
-/// The effective spans of a path in ascending order: begin and end in ms.
-async fn spans(client: &Client, path: &str) -> Result<Vec<(i64, i64)>, ClientError> {
-    let request = TableRequest::new().column("object", path).intervals(i64::MIN, i64::MAX);
-    let mut spans = Vec::new();
-    for batch in client.batches(&request).await? {
-        let column = |name: &str| {
-            batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>())
-        };
-        if let (Some(from), Some(until)) = (column("from"), column("until")) {
-            spans.extend(from.values().iter().copied().zip(until.values().iter().copied()));
-        }
-    }
-    Ok(spans)
+/// Begin and end of an effective span (ms).
+type Times = (i64, i64);
+
+/// The version of a path at a time, or its neighbours.
+#[derive(Debug)]
+enum Around {
+    Version,
+    /// No version, but these are the nearest ones.
+    Nothing {
+        before: Option<Times>,
+        after: Option<Times>,
+    },
 }
 
-fn nearest(path: &str, at: i64, spans: &[(i64, i64)]) -> String {
-    let show = |span: &(i64, i64)| format!("[{}, {})", time::show(span.0), time::show(span.1));
-    let before = spans.iter().filter(|(_, until)| *until <= at).max_by_key(|(_, until)| *until);
-    let after = spans.iter().filter(|(from, _)| *from > at).min_by_key(|(from, _)| *from);
+async fn around(client: &Client, path: &str, at: i64) -> Result<Around, ClientError> {
+    let Ok(path) = ObjectPath::new(path) else {
+        return Ok(Around::Nothing { before: None, after: None });
+    };
+    let one = TimelineRequest { limit: Some(1), ..TimelineRequest::new(path) };
+    let after = first_span(client, TimelineRequest { from: Some(at), ..one.clone() }).await?;
+    if after.is_some_and(|(from, _)| from == at) {
+        return Ok(Around::Version);
+    }
+    // Nothing is before the earliest time.
+    let before = match at {
+        i64::MIN => None,
+        at => {
+            let before = TimelineRequest { until: Some(at), latest: true, ..one };
+            first_span(client, before).await?
+        }
+    };
+    Ok(Around::Nothing { before, after })
+}
+
+/// The first span of the pages that `request` begins.
+async fn first_span(
+    client: &Client,
+    request: TimelineRequest,
+) -> Result<Option<Times>, ClientError> {
+    let mut next = Some(request);
+    while let Some(request) = next {
+        let page = client.timeline(&request).await?;
+        let found = if request.latest { page.spans.last() } else { page.spans.first() };
+        if let Some(span) = found {
+            return Ok(Some((span.from, span.until)));
+        }
+        next = request.after(&page);
+    }
+    Ok(None)
+}
+
+fn nearest(path: &str, at: i64, before: Option<Times>, after: Option<Times>) -> String {
+    let show = |span: Times| format!("[{}, {})", time::show(span.0), time::show(span.1));
     let at = time::show(at);
     match (before, after) {
         (Some(before), Some(after)) => format!(
@@ -176,11 +213,12 @@ mod tests {
 
     #[test]
     fn the_intervals_before_and_after_a_time_are_named() {
-        let spans = [(0, 10_000), (20_000, i64::MAX)];
-        let told = nearest("A/B", 15_000, &spans);
+        let (first, second) = ((0, 10_000), (20_000, i64::MAX));
+        let told = nearest("A/B", 15_000, Some(first), Some(second));
         assert!(told.contains("at 1970-01-01T00:00:15Z"), "{told}");
         assert!(told.contains("[1970-01-01T00:00:00Z, 1970-01-01T00:00:10Z) and"), "{told}");
         assert!(told.ends_with("[1970-01-01T00:00:20Z, inf)"), "{told}");
-        assert!(nearest("A/B", -5, &spans).contains("its first interval is"));
+        assert!(nearest("A/B", -5, None, Some(first)).contains("its first interval is"));
+        assert!(nearest("A/B", 99, Some(first), None).contains("its last interval is"));
     }
 }

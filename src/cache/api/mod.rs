@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  builder ─▶ handle (Cache)
-//!  register, answer, exchange, progress, prefetch, objects   requests of clients
+//!  register, answer, exchange, progress, prefetch, objects,
+//!  timeline                                                  requests of clients
 //!  attach                                                    processes on the node
 //!  leases, status, lifecycle, invariants, snapshot           operation
 //! ```
@@ -26,6 +27,7 @@ mod status;
 mod table;
 #[cfg(test)]
 mod tests;
+mod timeline;
 
 pub use self::answer::Answer;
 pub(crate) use self::attach::AttachGate;

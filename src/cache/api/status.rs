@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use futures::Stream;
 use tokio::net::UnixListener;
 
 use super::handle::Cache;
@@ -33,6 +34,18 @@ impl Cache {
     /// The error of the source.
     pub async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
         self.0.catalog.paths(prefix).await
+    }
+
+    /// Like [`paths`](Self::paths), in parts: there may be hundreds of thousands.
+    ///
+    /// # Errors
+    /// The error of the source, also within the parts.
+    pub async fn path_parts(
+        &self,
+        prefix: &str,
+    ) -> Result<impl Stream<Item = Result<Vec<PathSummary>, CacheError>> + Send + use<>, CacheError>
+    {
+        self.0.catalog.path_parts(prefix).await
     }
 
     /// Unreadable entries of the source, each with the reason.

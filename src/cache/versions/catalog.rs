@@ -17,6 +17,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use futures::{Stream, TryStreamExt as _};
 use tracing::Instrument as _;
 
 use crate::budget::Charge;
@@ -35,7 +36,7 @@ use crate::index::{
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::shm::DirectoryEntry;
-use crate::source::{PathSummary, Problem, Source, SourceError, VersionRecord};
+use crate::source::{Knowledge, PathSummary, Problem, Source, SourceError, VersionRecord};
 use crate::sync::{Mutex, RwLock};
 use crate::telemetry::Counters;
 
@@ -400,29 +401,52 @@ impl Catalog {
         }
     }
 
+    /// Asks the source, and counts the look-up. Its answer is not added to the timeline.
+    ///
+    /// # Errors
+    /// The error of the source.
+    pub(crate) async fn ask_source(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        self.counters.look_ups.add(1);
+        let began = std::time::Instant::now();
+        let span = tracing::info_span!("look_up", path = %query.path, %at);
+        let answer = self.source.look_up(query, at, held).instrument(span).await;
+        self.counters.timings.look_up.observe(began.elapsed());
+        match answer {
+            Ok(mut knowledge) => {
+                self.tell(std::mem::take(&mut knowledge.problems));
+                Ok(knowledge)
+            }
+            Err(error) => {
+                self.counters.look_up_failures.add(1);
+                Err(error)
+            }
+        }
+    }
+
+    /// The timeline of `query` as far as it is known, and the moment before which its answers are
+    /// too old.
+    pub(crate) fn known_timeline(&self, query: &Query) -> Option<(Arc<LinkedTimeline>, Moment)> {
+        let series = self.series.read().get(query).map(Arc::clone)?;
+        let oldest = self.oldest_fresh(&query.path, self.clock.now()).max(series.changed());
+        Some((series.timeline.load_full(), oldest))
+    }
+
     async fn ask(
         &self,
         query: &Query,
         series: &Arc<Series>,
         at: Timestamp,
     ) -> Result<LookUpResult, SourceError> {
-        self.counters.look_ups.add(1);
         series.asked.store(at.as_millis(), Ordering::Relaxed);
         // As of before the look-up: a change during it may or may not be in the answer.
         let asked = self.clock.now().max(FIRST_MOMENT);
         let held = series.timeline.load().version_at(at).cloned();
-        let began = std::time::Instant::now();
-        let span = tracing::info_span!("look_up", path = %query.path, %at);
-        let answer = self.source.look_up(query, at, held.as_ref()).instrument(span).await;
-        self.counters.timings.look_up.observe(began.elapsed());
-        let knowledge = match answer {
-            Ok(knowledge) => knowledge,
-            Err(error) => {
-                self.counters.look_up_failures.add(1);
-                return Err(error);
-            }
-        };
-        self.tell(knowledge.problems);
+        let knowledge = self.ask_source(query, at, held.as_ref()).await?;
         let (span, versions) = (knowledge.span, knowledge.versions);
         if knowledge.stale {
             // A stale answer fills gaps only; parts confirmed since then stay.
@@ -634,6 +658,20 @@ impl Catalog {
     pub(crate) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, CacheError> {
         let found = self.source.paths(prefix).await;
         found.map_err(|error| CacheError::Paths { prefix: prefix.to_owned(), error })
+    }
+
+    /// The paths at and below `prefix`, sorted, in parts.
+    ///
+    /// # Errors
+    /// The error of the source, also within the parts.
+    pub(crate) async fn path_parts(
+        &self,
+        prefix: &str,
+    ) -> Result<impl Stream<Item = Result<Vec<PathSummary>, CacheError>> + use<>, CacheError> {
+        let named = prefix.to_owned();
+        let failed = move |error| CacheError::Paths { prefix: named.clone(), error };
+        let parts = self.source.path_parts(prefix).await.map_err(&failed)?;
+        Ok(parts.map_err(failed))
     }
 
     /// Removes links to objects that are gone.

@@ -9,3 +9,4 @@ pub(crate) mod pace;
 mod publication;
 pub(crate) mod publisher;
 mod series;
+pub(crate) mod span_pages;

@@ -57,8 +57,15 @@ pub(in crate::server) fn needed_for_call(path: &str) -> Option<Role> {
 }
 
 /// Actions that only read, or that concern the client's own leases and sessions.
-const READING: [&str; 6] =
-    ["consumed", "release", "segments", "status", "CancelFlightInfo", "RenewFlightEndpoint"];
+const READING: [&str; 7] = [
+    "consumed",
+    "release",
+    "segments",
+    "status",
+    "timeline",
+    "CancelFlightInfo",
+    "RenewFlightEndpoint",
+];
 
 /// The role needed for an action of DoAction. Unknown actions need the highest role.
 pub(in crate::server) fn needed_for_action(name: &str) -> Role {

@@ -25,7 +25,7 @@ use super::address::{Address, AllowedPlaces, strip_credentials};
 use super::host::CcdbHost;
 use super::options::CcdbOptions;
 use super::proxy::Proxies;
-use crate::source::{BodyError, SourceError};
+use crate::source::{BodyError, SourceError, install_crypto_provider};
 
 /// Why an attempt failed.
 #[derive(Debug)]
@@ -127,6 +127,7 @@ impl Transport {
         }
         let allowed = AllowedPlaces::parse(&options.allowed_redirects).map_err(wrong)?;
         let proxies = Proxies::from_environment();
+        install_crypto_provider();
         let client = proxies
             .apply(Client::builder())
             .redirect(reqwest::redirect::Policy::none())

@@ -354,7 +354,7 @@ impl RepositoryWriter {
         let io = |error| failed(&folder_of_path)(error);
         let mut ids = self.ids.lock();
         if !ids.contains_key(&wanted.path) {
-            let known = super::local::ids(&self.root, &wanted.path).map_err(io)?;
+            let known = super::read_path::ids(&self.root, &wanted.path).map_err(io)?;
             ids.insert(wanted.path.clone(), known);
         }
         let from = ids.get(&wanted.path).and_then(|known| known.get(&wanted.id)).copied();

@@ -8,6 +8,8 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
+use crate::source::install_crypto_provider;
+
 /// Time limit for connecting.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Maximum time between two pieces of an answer.
@@ -17,6 +19,7 @@ const RETRY_TIME: Duration = Duration::from_secs(20);
 const RETRIES: usize = 3;
 /// Opens the store for a scheme and a bucket, with credentials from the environment.
 pub(super) fn open_store(scheme: &str, bucket: &str) -> Result<Arc<dyn ObjectStore>, String> {
+    install_crypto_provider();
     // The whole body has no time limit, only the time between its pieces.
     let client = ClientOptions::new()
         .with_connect_timeout(CONNECT_TIME)

@@ -4,67 +4,57 @@
 //!  look_up ─▶ path in memory? ──fresh──▶ one window of its table
 //!                 │ check due
 //!                 ▼
-//!      folder of the path changed? ─▶ new and removed folders ─┐
-//!      folders of versions changed? ───────────────────────────┴▶ only these are read again
+//!             read_path: what changed is read again
+//!  fetch ───▶ blob: bytes and their digest
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::fd::AsFd as _;
+use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use md5::{Digest as _, Md5};
+use futures::{StreamExt as _, stream};
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::beneath::{Root, Stamp};
-use super::entry::{self, PROPERTIES, difference, names};
-use super::folder::{
-    FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_properties,
-};
+use super::beneath::Root;
+use super::blob::{BlobError, read_blob};
+use super::entry::difference;
 use super::index::IndexSet;
-use super::table::{Metadata, PathTable, Row};
+use super::path_list::PathList;
+use super::read_path::{CheckShared, ReadPath, read_metadata};
+use super::table::Row;
 use super::walk;
-use super::watch::{PathWatch, Watcher};
+use super::watch::Watcher;
 use crate::interval::Timestamp;
-use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, BodyError, ChangeListener, Knowledge, PageKey, PathSummary, Problem, SourceError,
-    VersionPage, in_place,
+    Body, ChangeListener, Knowledge, PageKey, PathParts, Problem, SourceError, VersionPage,
+    in_place,
 };
 use crate::sync::Mutex;
 
-/// Maximum number of versions in memory. Beyond it, paths are dropped, least recently used first.
-const MAX_ROWS: usize = 4 << 20;
-/// Maximum number of paths in memory.
-const MAX_PATHS: usize = 100_000;
+/// Bounds of what is kept in memory. Dropped paths are read again when they are requested: the
+/// index and the folders have them.
+#[derive(Debug, Clone, Copy)]
+struct KeptLimits {
+    /// Maximum number of versions. Beyond it, paths are dropped, least recently used first.
+    rows: usize,
+    /// Maximum number of paths.
+    paths: usize,
+    /// A path without a request for this long is dropped, and its watches with it.
+    unused: Duration,
+}
+
+impl KeptLimits {
+    const DEFAULT: Self =
+        Self { rows: 4 << 20, paths: 100_000, unused: Duration::from_secs(15 * 60) };
+}
+
 /// Tables with more rows are searched with `block_in_place`.
 const FEW_ROWS: usize = 4096;
-/// Maximum size of a read from a file.
-const PIECE_BYTES: usize = 1 << 20;
-/// Files up to this size are opened and read in one step.
-const SMALL_BYTES: u64 = 256 << 10;
-/// Maximum number of versions of a path whose files are checked while a request waits. Larger paths
-/// are checked in the background.
-const SWEPT_AT_ONCE: usize = 20_000;
-/// Number of folders of a path that are watched first, the latest ones.
-const NEWEST_WATCHED: usize = 4096;
-/// Number of versions per step of a background check; between steps the path is unlocked.
-const SWEEP_SLICE: usize = 2_000;
-/// Pause after a check of all folders of a path, as a multiple of its duration.
-const SWEEP_PAUSES: u32 = 10;
-
-/// State shared by the checks of all paths.
-#[derive(Debug)]
-struct CheckShared {
-    root: Root,
-    refresh: Duration,
-    index: Mutex<IndexSet>,
-}
 
 /// A repository in a local folder.
 #[derive(Debug)]
@@ -75,6 +65,9 @@ pub(super) struct LocalRepository {
     paths: Mutex<HashMap<ObjectPath, Arc<PathSlot>>>,
     /// Number of rows of all paths in memory.
     rows: AtomicUsize,
+    limits: KeptLimits,
+    /// Time of the latest search for unused paths.
+    searched: Mutex<Instant>,
 }
 
 /// One path in memory.
@@ -83,272 +76,6 @@ struct PathSlot {
     used: Mutex<Instant>,
     rows: AtomicUsize,
     state: Arc<AsyncMutex<ReadPath>>,
-}
-
-/// Data read for a path.
-#[derive(Debug)]
-struct ReadPath {
-    path: ObjectPath,
-    table: PathTable,
-    problems: BTreeMap<i64, Vec<Problem>>,
-    /// Change time (ns) of the path's folder when it was listed; `None`: it must be listed again.
-    listed: Option<i64>,
-    /// Folders in which a put is in progress.
-    pending: BTreeSet<i64>,
-    checked: Option<Instant>,
-    /// Time of the last check of the folders of versions, and its duration.
-    swept: Option<(Instant, Duration)>,
-    /// The folders of versions must be checked in the background, because there are many.
-    to_sweep: bool,
-    watch: Option<PathWatch>,
-    /// Inode of the watched folder.
-    watched_inode: u64,
-}
-
-impl ReadPath {
-    fn new(path: ObjectPath) -> Self {
-        Self {
-            table: PathTable::new(path.clone()),
-            path,
-            problems: BTreeMap::new(),
-            listed: None,
-            pending: BTreeSet::new(),
-            checked: None,
-            swept: None,
-            to_sweep: false,
-            watch: None,
-            watched_inode: 0,
-        }
-    }
-
-    fn clear(&mut self) {
-        *self = Self::new(self.path.clone());
-    }
-
-    /// Takes the contents of the folder of one `from`.
-    fn take(&mut self, from: i64, found: FolderVersions) {
-        let FolderVersions { read, kept, problems, pending } = found;
-        let mut rows = kept;
-        for (info, stamp) in read {
-            rows.push(self.table.row(info, stamp));
-        }
-        self.table.replace_folder(from, rows);
-        self.note(from, problems, pending);
-    }
-
-    fn note(&mut self, from: i64, problems: Vec<Problem>, pending: bool) {
-        match problems.is_empty() {
-            true => self.problems.remove(&from),
-            false => self.problems.insert(from, problems),
-        };
-        match pending {
-            true => self.pending.insert(from),
-            false => self.pending.remove(&from),
-        };
-    }
-
-    /// Reads all changes since the last check.
-    fn check(&mut self, shared: &CheckShared, watcher: Option<&Watcher>) -> io::Result<()> {
-        let began = Instant::now();
-        let root = &shared.root;
-        let first = self.checked.is_none();
-        let Some(mut folder) = PathFolder::open(root, &self.path)? else {
-            self.clear();
-            self.checked = Some(began);
-            return Ok(());
-        };
-        let mut changes = self.watch.as_ref().map(PathWatch::take).unwrap_or_default();
-        let is_watched = self.watch.as_ref().is_some_and(PathWatch::is_alive);
-        let watched = is_watched && self.watched_inode == folder.stamp.inode;
-        if !watched || changes.all {
-            self.watch = watcher.and_then(|watcher| watcher.watch(root, &self.path));
-            // Changes between opening and watching are not reported: the folder is opened again.
-            let Some(opened) = PathFolder::open(root, &self.path)? else {
-                return self.check(shared, watcher);
-            };
-            folder = opened;
-            self.watched_inode = folder.stamp.inode;
-            changes.all |= !first && (is_watched || self.watch.is_some());
-        }
-        let mut again: BTreeSet<i64> = self.pending.clone();
-        again.extend(changes.froms);
-        if first {
-            self.load(root, &shared.index, &folder);
-            self.watch_newest();
-        }
-        let fresh = first && self.table.len() == 0;
-        // While a folder is watched, it is listed only once.
-        let listed = match self.watch {
-            Some(_) => self.listed.is_some(),
-            None => self.listed == Some(folder.stamp.changed_nanos),
-        };
-        if !listed || changes.all {
-            self.list(&folder, &mut again)?;
-        }
-        let complete = self.watch.as_ref().is_some_and(PathWatch::is_complete);
-        let unseen = first || changes.all || !complete;
-        if !fresh && unseen && (changes.all || self.is_sweep_due(shared.refresh)) {
-            match self.table.len() <= SWEPT_AT_ONCE {
-                true => self.sweep(&folder, &mut again),
-                false => self.to_sweep = true,
-            }
-        }
-        self.read(&folder, again, fresh)?;
-        // Without a watch, it is listed again while a later change could have an equal time.
-        let changed = folder.stamp.changed_nanos;
-        let settled = self.watch.is_some() || !is_recent(changed, LOCAL_SLACK);
-        self.listed = settled.then_some(changed);
-        self.checked = Some(began);
-        Ok(())
-    }
-
-    /// Takes the rows of the index. The path's folder need not be listed if its change time and its
-    /// number of subfolders are those of the rows.
-    fn load(&mut self, root: &Root, index: &Mutex<IndexSet>, folder: &PathFolder) {
-        let mut index = index.lock();
-        index.refresh(root);
-        if index.is_empty() {
-            return;
-        }
-        let mut rows = Vec::new();
-        let mut listed = 0;
-        let table = &mut self.table;
-        index.for_path(self.path.as_str(), |row| {
-            listed = listed.max(row.listed);
-            rows.extend(table.indexed(&row));
-        });
-        self.table.fill(rows);
-        let folders = self.table.froms().count() as u64;
-        // The links of a folder are its name, its `.`, and the `..` of each subfolder.
-        let complete = listed == folder.stamp.changed_nanos && folder.links == folders + 2;
-        self.listed = complete.then_some(listed);
-    }
-
-    /// Compares the folders on the disk with those in memory.
-    fn list(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) -> io::Result<()> {
-        let (there, odd) = folder.froms(&self.path)?;
-        let known: Vec<i64> = self.table.froms().collect();
-        let is_there = |from: &i64| there.binary_search(from).is_ok();
-        for gone in known.iter().filter(|from| !is_there(from)) {
-            self.table.replace_folder(*gone, Vec::new());
-            if let Some(watch) = &mut self.watch {
-                watch.forget(*gone);
-            }
-        }
-        self.problems.retain(|from, _| is_there(from));
-        self.pending.retain(is_there);
-        again.retain(is_there);
-        again.extend(there.iter().filter(|from| known.binary_search(from).is_err()));
-        for (from, problem) in odd {
-            self.problems.insert(from, vec![problem]);
-        }
-        Ok(())
-    }
-
-    /// Whether the path's folder must be checked again.
-    fn is_check_due(&self, refresh: Duration) -> bool {
-        let Some(checked) = self.checked else { return true };
-        match &self.watch {
-            Some(watch) => watch.has_changes() || checked.elapsed() >= refresh / 2,
-            None => checked.elapsed() >= refresh / 5,
-        }
-    }
-
-    fn is_sweep_due(&self, refresh: Duration) -> bool {
-        let due = |(at, took): (Instant, Duration)| {
-            at.elapsed() >= refresh.max(took.saturating_mul(SWEEP_PAUSES))
-        };
-        self.swept.is_none_or(due)
-    }
-
-    /// Checks the versions after `after`, up to a limit. Returns the key of the last one if more
-    /// follow.
-    fn sweep_slice(&mut self, root: &Root, after: Option<PageKey>) -> io::Result<Option<PageKey>> {
-        let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(None) };
-        let after = after.map(|(from, id)| (from.as_millis(), id));
-        let rows = self.table.rows_after(after, SWEEP_SLICE);
-        self.watch_all(rows.iter().map(|row| row.from));
-        let again = rows.iter().filter(|row| !folder.is_unchanged(row)).map(|row| row.from);
-        let again: BTreeSet<i64> = again.collect();
-        if !again.is_empty() {
-            // A folder that lost a version may have another that the index did not know.
-            self.listed = None;
-            self.read(&folder, again, false)?;
-        }
-        let last = rows.last().filter(|_| rows.len() == SWEEP_SLICE);
-        Ok(last.map(|row| (Timestamp::from_millis(row.from), row.id)))
-    }
-
-    /// Finds the folders whose files changed.
-    fn sweep(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) {
-        let began = Instant::now();
-        if self.watch.is_some() {
-            self.watch_all(self.table.froms().collect::<Vec<_>>().into_iter());
-        }
-        let changed = self.table.iter().filter(|row| !folder.is_unchanged(row));
-        again.extend(changed.map(|row| row.from));
-        again.extend(self.problems.keys());
-        self.swept = Some((began, began.elapsed()));
-    }
-
-    /// Watches the folders with the latest `from` before all others: most versions are put there,
-    /// and the number of watches is limited.
-    fn watch_newest(&mut self) {
-        let froms: Vec<i64> = self.table.froms().collect();
-        self.watch_all(froms.into_iter().rev().take(NEWEST_WATCHED));
-    }
-
-    fn watch_all(&mut self, froms: impl Iterator<Item = i64>) {
-        if let Some(watch) = &mut self.watch {
-            froms.for_each(|from| watch.watch_versions(from));
-        }
-    }
-
-    /// Reads folders of versions.
-    fn read(&mut self, folder: &PathFolder, again: BTreeSet<i64>, fresh: bool) -> io::Result<()> {
-        let froms: Vec<i64> = again.into_iter().collect();
-        self.watch_all(froms.iter().copied());
-        let table = &self.table;
-        let known = |from| table.folder(from);
-        let read = read_all(folder, &self.path, &froms, known, LOCAL_SLACK)?;
-        if !fresh {
-            read.into_iter().for_each(|(from, found)| self.take(from, found));
-            return Ok(());
-        }
-        let mut rows = Vec::with_capacity(read.len());
-        for (from, FolderVersions { read, kept, problems, pending }) in read {
-            rows.extend(kept);
-            for (info, stamp) in read {
-                rows.push(self.table.row(info, stamp));
-            }
-            self.note(from, problems, pending);
-        }
-        self.table.fill(rows);
-        self.swept = Some((Instant::now(), Duration::ZERO));
-        Ok(())
-    }
-}
-
-/// The metadata of a version, read from its properties.
-fn read_metadata(root: &Root, path: &ObjectPath, row: &Row) -> io::Result<Metadata> {
-    let folder = root.folder(&format!("{path}/{}", row.from))?;
-    let name = row.id.to_string();
-    let read = read_properties(folder.as_fd(), &format!("{name}{PROPERTIES}"));
-    let properties = match read {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // The file has another name: the whole folder is read.
-            let path_folder = PathFolder::open(root, path)?;
-            let found = path_folder.map(|open| open.versions(path, row.from, &[], LOCAL_SLACK));
-            let found = found.transpose()?.unwrap_or_default();
-            let mut read = found.read.into_iter();
-            return match read.find(|(info, _)| info.id == row.id) {
-                Some((info, _)) => Ok(info.metadata),
-                None => Err(error),
-            };
-        }
-        read => read?,
-    };
-    Ok(entry::metadata(&properties))
 }
 
 impl LocalRepository {
@@ -371,8 +98,10 @@ impl LocalRepository {
         let mut index = IndexSet::default();
         index.refresh(&root);
         let shared = Arc::new(CheckShared { root, refresh, index: Mutex::new(index) });
-        let (paths, rows) = (Mutex::default(), AtomicUsize::new(0));
-        Self { url, shared, watcher: Arc::new(watcher), paths, rows }
+        let (paths, rows) = Default::default();
+        let (watcher, limits) = (Arc::new(watcher), KeptLimits::DEFAULT);
+        let searched = Mutex::new(Instant::now());
+        Self { url, shared, watcher, paths, rows, limits, searched }
     }
 
     pub(super) fn subscribe(&self, listener: ChangeListener) {
@@ -402,14 +131,7 @@ impl LocalRepository {
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> SourceError {
-        let (url, what, mut reason) = (self.url.clone(), what.to_owned(), error.to_string());
-        if error.kind() == io::ErrorKind::PermissionDenied {
-            return SourceError::NotAllowed { url, what, reason };
-        }
-        if !self.shared.root.path().is_dir() {
-            reason = format!("the folder {} is not there", self.shared.root.path().display());
-        }
-        SourceError::Down { url, what, reason }
+        failed(&self.url, &self.shared.root, what, error)
     }
 
     /// Runs blocking work on a blocking thread.
@@ -437,8 +159,7 @@ impl LocalRepository {
         Arc::clone(slot)
     }
 
-    /// Records the number of rows of a path, and drops the least recently used paths if there are
-    /// too many. A path without any version is not kept, because clients can ask for arbitrary
+    /// Records the number of rows of a path, and drops paths that are not kept any more. A path without any version is not kept, because clients can ask for arbitrary
     /// paths.
     fn settle(&self, path: &ObjectPath, slot: &PathSlot, rows: usize) {
         let mut paths = self.paths.lock();
@@ -453,20 +174,48 @@ impl LocalRepository {
             paths.remove(path);
             return;
         }
-        if paths.len() <= MAX_PATHS && self.rows.load(Relaxed) <= MAX_ROWS {
-            return;
+        let dropped = self.surplus(&mut paths, path);
+        drop(paths);
+        // Closing their watches takes time.
+        drop(dropped);
+    }
+
+    /// Takes out the paths that are not kept any more; `path` is kept.
+    fn surplus(
+        &self,
+        paths: &mut HashMap<ObjectPath, Arc<PathSlot>>,
+        path: &ObjectPath,
+    ) -> Vec<Arc<PathSlot>> {
+        let KeptLimits { rows: most_rows, paths: most_paths, unused } = self.limits;
+        let is_full = paths.len() > most_paths || self.rows.load(Relaxed) > most_rows;
+        let is_search_due = {
+            let mut searched = self.searched.lock();
+            let is_due = searched.elapsed() >= unused / 4;
+            if is_due {
+                *searched = Instant::now();
+            }
+            is_due
+        };
+        if !is_full && !is_search_due {
+            return Vec::new();
         }
-        let used = |slot: &PathSlot| *slot.used.lock();
+        let by_use = paths.iter().map(|(path, slot)| (*slot.used.lock(), path));
+        let by_use = by_use.filter(|(used, _)| is_full || used.elapsed() >= unused);
         let mut by_use: Vec<(Instant, ObjectPath)> =
-            paths.iter().map(|(path, slot)| (used(slot), path.clone())).collect();
+            by_use.map(|(used, path)| (used, path.clone())).collect();
         by_use.sort_unstable();
-        for (_, oldest) in by_use.into_iter().filter(|(_, other)| other != path) {
-            if paths.len() <= MAX_PATHS * 3 / 4 && self.rows.load(Relaxed) <= MAX_ROWS * 3 / 4 {
+        let mut dropped = Vec::new();
+        for (used, oldest) in by_use.into_iter().filter(|(_, other)| other != path) {
+            let fits =
+                paths.len() <= most_paths * 3 / 4 && self.rows.load(Relaxed) <= most_rows * 3 / 4;
+            if used.elapsed() < unused && (!is_full || fits) {
                 break;
             }
-            let gone = paths.remove(&oldest);
-            self.rows.fetch_sub(gone.map_or(0, |slot| slot.rows.load(Relaxed)), Relaxed);
+            let Some(gone) = paths.remove(&oldest) else { continue };
+            self.rows.fetch_sub(gone.rows.load(Relaxed), Relaxed);
+            dropped.push(gone);
         }
+        dropped
     }
 
     /// Calls `use_it` with the path's state, checked again if that is due.
@@ -586,19 +335,6 @@ impl LocalRepository {
         found.await?.transpose().map_err(|error| self.failed(path.as_str(), &error))
     }
 
-    /// Opens the bytes of a version.
-    fn open_blob(&self, own: &ObjectInfo) -> io::Result<(File, Stamp)> {
-        let folder = format!("{}/{}", own.path, own.validity.from());
-        let mut opened = Err(io::Error::from(io::ErrorKind::NotFound));
-        for name in names(own.id, &own.metadata) {
-            opened = self.shared.root.file(&format!("{folder}/{name}"));
-            if !matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
-                break;
-            }
-        }
-        opened
-    }
-
     pub(super) async fn fetch(
         &self,
         version: &ObjectInfo,
@@ -617,100 +353,51 @@ impl LocalRepository {
         if let Some(difference) = difference(&own, version) {
             return Err(unusable(format!("the repository has another {difference} for it")));
         }
-        let full = |error: BodyError| SourceError::Body { what: what.clone(), error };
-        let expected = own.size_bytes.unwrap_or(0);
-        // Small files are opened and read in one step.
-        let small = (1..=SMALL_BYTES).contains(&expected);
-        if small {
-            body.reserve(expected).await.map_err(full)?;
-        }
-        // The digest of a small file can be computed by the body, together with others.
-        let hashes = small && body.hashes();
-        let mut digest = Md5::new();
-        let mut read_piece = |file: &mut File, body: &mut dyn Body| {
-            let spare = body.spare();
-            let most = spare.len().min(PIECE_BYTES);
-            let count = file.read(&mut spare[..most])?;
-            if !hashes {
-                digest.update(&spare[..count]);
-            }
-            Ok::<_, io::Error>(count)
-        };
-        let opened = in_place(|| {
-            let (mut file, stamp) = self.open_blob(&own)?;
-            let count = match small && stamp.size_bytes == expected {
-                true => read_piece(&mut file, body)?,
-                false => 0,
-            };
-            Ok((file, stamp, count))
-        });
-        let (mut file, stamp, count) = opened.map_err(|error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound if self.shared.root.path().is_dir() => gone(),
-            io::ErrorKind::InvalidData => unusable(error.to_string()),
-            _ => self.failed(&what, &error),
-        })?;
-        let size = stamp.size_bytes;
-        if own.size_bytes != Some(size) {
-            return Err(unusable(format!("it has {size} bytes, expected {expected}")));
-        }
-        if !small {
-            body.reserve(size).await.map_err(full)?;
-        }
-        body.advance(count);
-        while !body.spare().is_empty() {
-            match in_place(|| read_piece(&mut file, body)) {
-                Ok(0) => break,
-                Ok(count) => body.advance(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.failed(&what, &error)),
-            }
-        }
-        let written = body.written_bytes();
-        if written != size {
-            return Err(unusable(format!("{written} bytes came of {size}")));
-        }
-        let md5 = match hashes {
-            true => body.md5().await.ok_or_else(|| unusable("its digest is not known".into()))?,
-            false => Md5Sum(digest.finalize().into()),
-        };
-        match own.md5 {
-            Some(expected) if expected != md5 => {
-                Err(unusable(format!("its MD5 is {md5}, expected {expected}")))
-            }
-            _ => {
-                body.set_md5(md5);
-                Ok(())
-            }
-        }
+        let read = read_blob(&self.shared.root, &own, body).await;
+        read.map_err(|error| match error {
+            BlobError::Io(error) => match error.kind() {
+                io::ErrorKind::NotFound if self.shared.root.path().is_dir() => gone(),
+                io::ErrorKind::InvalidData => unusable(error.to_string()),
+                _ => self.failed(&what, &error),
+            },
+            BlobError::Unusable(reason) => unusable(reason),
+            BlobError::Body(error) => SourceError::Body { what: what.clone(), error },
+        })
     }
 
-    pub(super) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        let (shared, start) = (Arc::clone(&self.shared), prefix.to_owned());
-        let counted = self.blocking(prefix, move || {
-            let counts = {
-                let mut index = shared.index.lock();
-                index.refresh(&shared.root);
-                index.counts(&start)
-            };
-            walk::summaries(&shared.root, &start, &counts)
+    pub(super) async fn path_parts(&self, prefix: &str) -> Result<PathParts, SourceError> {
+        let (root, start) = (self.shared.root.clone(), prefix.to_owned());
+        let list = self.blocking(prefix, move || PathList::open(&root, &start)).await?;
+        let (url, what, root) = (self.url.clone(), prefix.to_owned(), self.shared.root.clone());
+        let parts = stream::try_unfold(list, move |mut list| {
+            let read =
+                tokio::task::spawn_blocking(move || list.next_part().map(|part| (part, list)));
+            let (url, what, root) = (url.clone(), what.clone(), root.clone());
+            async move {
+                let read = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+                let (part, list) = read.map_err(|error| failed(&url, &root, &what, &error))?;
+                Ok((!part.is_empty()).then_some((part, list)))
+            }
         });
-        counted.await
+        Ok(parts.boxed())
     }
 }
 
-/// The ids of all versions of a path, each with its `from` (ms).
-///
-/// # Errors
-/// If the folders cannot be read.
-pub(super) fn ids(root: &Root, path: &ObjectPath) -> io::Result<HashMap<ObjectId, i64>> {
-    let mut state = ReadPath::new(path.clone());
-    let (root, index) = (root.clone(), Mutex::default());
-    state.check(&CheckShared { root, refresh: Duration::ZERO, index }, None)?;
-    Ok(state.table.iter().map(|row| (row.id, row.from)).collect())
+/// The error of the source for an error of the file system.
+fn failed(url: &str, root: &Root, what: &str, error: &io::Error) -> SourceError {
+    let (url, what, mut reason) = (url.to_owned(), what.to_owned(), error.to_string());
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return SourceError::NotAllowed { url, what, reason };
+    }
+    if !root.path().is_dir() {
+        reason = format!("the folder {} is not there", root.path().display());
+    }
+    SourceError::Down { url, what, reason }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
 
     use super::*;
@@ -766,6 +453,79 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(5), "it is not seen");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    fn put_at(root: &Path, path: &str, from: i64) {
+        let at = Timestamp::from_millis;
+        let version = NewVersion {
+            path: ObjectPath::new(path).unwrap(),
+            validity: ValidityInterval::new(at(from), at(from + 10)).unwrap(),
+            created: at(1),
+            id: None,
+            file_name: String::new(),
+            metadata: BTreeMap::new(),
+        };
+        RepositoryWriter::new(root).unwrap().put(&version, &mut &b"bytes"[..]).unwrap();
+    }
+
+    async fn versions_of(repository: &LocalRepository, path: &str) -> usize {
+        let query = Query::all(ObjectPath::new(path).unwrap());
+        repository.list_page(&query, None, usize::MAX).await.unwrap().versions.len()
+    }
+
+    fn kept(repository: &LocalRepository) -> Vec<String> {
+        let paths = repository.paths.lock();
+        let mut kept: Vec<String> = paths.keys().map(ToString::to_string).collect();
+        kept.sort_unstable();
+        let rows: usize = paths.values().map(|slot| slot.rows.load(Relaxed)).sum();
+        assert_eq!(repository.rows.load(Relaxed), rows, "the count is that of the kept paths");
+        kept
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn paths_beyond_the_limits_are_dropped_least_recently_used_first_and_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in ["A/P1", "A/P2", "A/P3", "A/P4", "A/P5"] {
+            put_at(folder.path(), path, 0);
+            put_at(folder.path(), path, 100);
+        }
+        let unused = Duration::from_secs(3600);
+        let limited = |limits: KeptLimits| {
+            let root = Root::open(folder.path()).unwrap();
+            let watcher = Watcher::new(&root);
+            let repository = LocalRepository::new(String::new(), root, REFRESH, watcher);
+            LocalRepository { limits, ..repository }
+        };
+        let by_paths = limited(KeptLimits { rows: 100, paths: 4, unused });
+        let by_rows = limited(KeptLimits { rows: 8, paths: 100, unused });
+        for repository in [by_paths, by_rows] {
+            for path in ["A/P1", "A/P2", "A/P3", "A/P4", "A/P1", "A/P5"] {
+                assert_eq!(versions_of(&repository, path).await, 2);
+            }
+            assert_eq!(kept(&repository), ["A/P1", "A/P4", "A/P5"]);
+            put_at(folder.path(), "A/P2", 200);
+            assert_eq!(versions_of(&repository, "A/P2").await, 3, "a dropped path is read again");
+            fs::remove_dir_all(folder.path().join("A/P2/200")).unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_path_that_nobody_requests_any_more_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        put_at(folder.path(), "A/P1", 0);
+        put_at(folder.path(), "A/P2", 0);
+        let root = Root::open(folder.path()).unwrap();
+        let repository = LocalRepository::new(String::new(), root, REFRESH, Watcher::none());
+        let limits = KeptLimits { unused: Duration::from_millis(200), ..KeptLimits::DEFAULT };
+        let repository = LocalRepository { limits, ..repository };
+        assert_eq!(versions_of(&repository, "A/P1").await, 1);
+        let began = Instant::now();
+        while kept(&repository) != ["A/P2"] {
+            assert_eq!(versions_of(&repository, "A/P2").await, 1);
+            assert!(began.elapsed() < Duration::from_secs(10), "A/P1 is kept");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(versions_of(&repository, "A/P1").await, 1);
     }
 
     /// As on a network file system, on which the kernel does not see the changes of others.

@@ -13,6 +13,7 @@
 
 mod batch;
 mod beneath;
+mod blob;
 mod bucket;
 mod carry;
 mod change;
@@ -24,7 +25,9 @@ mod folder;
 mod index;
 mod local;
 mod manifest;
+mod path_list;
 mod properties;
+mod read_path;
 mod reader;
 mod spool;
 mod store;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::bucket::Bucket;
 use super::change;
@@ -15,8 +16,9 @@ use super::store::StoreRepository;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, Change, ChangeListener, Changed, Details, Knowledge, PageKey, PathSummary, Reachability,
-    Source, SourceError, SourceHealth, UploadBytes, VersionPage, WriteTarget, in_place,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, PageKey, PathParts, PathSummary,
+    Reachability, Source, SourceError, SourceHealth, UploadBytes, VersionPage, WriteTarget,
+    in_place,
 };
 use crate::telemetry::Histogram;
 
@@ -249,14 +251,21 @@ impl Source for RepositorySource {
     }
 
     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        self.path_parts(prefix).await?.try_concat().await
+    }
+
+    async fn path_parts(&self, prefix: &str) -> Result<PathParts, SourceError> {
         let prefix = prefix.trim_matches('/');
         if !prefix.is_empty() && ObjectPath::new(prefix).is_err() {
-            return Ok(Vec::new());
+            return Ok(stream::empty().boxed());
         }
         let began = Instant::now();
         let found = match &self.place {
-            RepositoryPlace::Local(local) => local.paths(prefix).await,
-            RepositoryPlace::Store(store) => store.paths(prefix).await,
+            RepositoryPlace::Local(local) => local.path_parts(prefix).await,
+            RepositoryPlace::Store(store) => {
+                let paths = store.paths(prefix).await;
+                paths.map(|paths| stream::once(async { Ok(paths) }).boxed())
+            }
         };
         self.note(began, found)
     }

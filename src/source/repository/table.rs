@@ -27,6 +27,9 @@ const MAX_FILTERS: usize = 4;
 const METADATA_ROW_BYTES: usize = 16;
 const METADATA_BYTES: usize = 4 << 10;
 
+/// Maximum number of descriptions of versions that a table keeps for look-ups.
+const MAX_DESCRIBED: usize = 8 * CHUNK_ROWS;
+
 /// Number of rows assumed for the limit of metadata while the index is read.
 const INDEX_ROWS: usize = 4096;
 
@@ -156,6 +159,8 @@ pub(super) struct PathTable {
     chunks: Vec<Chunk>,
     metadata: Interned,
     rows: usize,
+    /// Upper bound of the number of descriptions that the chunks keep.
+    kept_descriptions: usize,
     /// Carries of queries with conditions, by chunk. Any change of the table drops them.
     filters: Vec<(Filter, Vec<Carry>)>,
 }
@@ -173,7 +178,7 @@ pub(super) type ReadMetadata<'a> = &'a dyn Fn(&Row) -> io::Result<Metadata>;
 impl PathTable {
     pub(super) fn new(path: ObjectPath) -> Self {
         let (chunks, filters) = (Vec::new(), Vec::new());
-        Self { path, chunks, metadata: Interned::default(), rows: 0, filters }
+        Self { path, chunks, metadata: Interned::default(), rows: 0, kept_descriptions: 0, filters }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -455,12 +460,23 @@ impl PathTable {
             }
             let carry = self.carry_of(place);
             let versions = self.described(place, &carry, query, read)?;
-            self.chunks[place].versions = Some(versions.clone().into());
+            self.keep(place, &versions);
             return Ok(DecidingWindow { span, versions });
         }
         let carry = self.filtered_carry(place, query, read)?;
         let versions = self.described(place, &carry, query, read)?;
         Ok(DecidingWindow { span, versions })
+    }
+
+    /// Keeps the descriptions of a chunk. A description takes several times the memory of a row, so
+    /// those of other chunks are dropped when there are many.
+    fn keep(&mut self, place: usize, versions: &[Arc<ObjectInfo>]) {
+        if self.kept_descriptions + versions.len() > MAX_DESCRIBED {
+            self.chunks.iter_mut().for_each(|chunk| chunk.versions = None);
+            self.kept_descriptions = 0;
+        }
+        self.kept_descriptions += versions.len();
+        self.chunks[place].versions = Some(versions.into());
     }
 
     /// The versions of a chunk and of its carry that match `query`.
@@ -729,6 +745,17 @@ mod tests {
         let table = steady(100_000);
         let bytes = table.bytes();
         assert!(bytes < 100 * 100_000, "{bytes}");
+    }
+
+    #[test]
+    fn a_look_up_of_every_time_keeps_the_descriptions_of_a_few_chunks() {
+        let mut table = steady(50_000);
+        for at in (0..500_000).step_by(1_000) {
+            table.window(&Query::all(path()), at, &never).unwrap();
+        }
+        let kept = table.chunks.iter().filter_map(|chunk| chunk.versions.as_ref());
+        let kept: usize = kept.map(|versions| versions.len()).sum();
+        assert!((1..=MAX_DESCRIBED).contains(&kept), "{kept}");
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl Gateway {
         let no_socket = |error| Failure::io("cannot open the socket of the failing source", error);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(no_socket)?;
         let url = format!("http://{}", listener.local_addr().map_err(no_socket)?);
+        iovcache::source::install_crypto_provider();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()

@@ -12,7 +12,11 @@ use arrow_array::builder::{
 };
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Int32Type, Int64Type, UInt64Type};
-use arrow_array::{Array as _, ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray};
+use arrow_array::{
+    Array as _, ArrayRef, DictionaryArray, FixedSizeBinaryArray, Int32Array, RecordBatch,
+    StringArray,
+};
+use arrow_buffer::ScalarBuffer;
 use arrow_ipc::reader::FileReader;
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
@@ -102,6 +106,35 @@ impl RowRef<'_> {
             stamp: self.stamp,
             listed: self.listed,
         }
+    }
+}
+
+/// The keys of the rows of a batch.
+#[derive(Debug)]
+pub(super) struct RowKeys {
+    paths: ScalarBuffer<i32>,
+    from: ScalarBuffer<i64>,
+    listed: ScalarBuffer<i64>,
+    ids: FixedSizeBinaryArray,
+}
+
+impl RowKeys {
+    pub(super) fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// Number of the path of a row.
+    pub(super) fn path(&self, row: usize) -> i32 {
+        self.paths[row]
+    }
+
+    /// `from` and id of a row.
+    pub(super) fn key(&self, row: usize) -> (i64, [u8; 16]) {
+        (self.from[row], self.ids.value(row).try_into().unwrap_or_default())
+    }
+
+    pub(super) fn listed(&self, row: usize) -> i64 {
+        self.listed[row]
     }
 }
 
@@ -394,16 +427,57 @@ impl IndexFile {
     }
 
     fn number_of(&self, path: &str) -> Option<i32> {
+        let number = self.lower_bound(path);
+        let is_it = number < self.paths.len() && self.paths.value(number) == path;
+        is_it.then(|| i32::try_from(number).ok()).flatten()
+    }
+
+    /// Number of paths less than `path`.
+    fn lower_bound(&self, path: &str) -> usize {
         let (mut low, mut high) = (0, self.paths.len());
         while low < high {
             let middle = usize::midpoint(low, high);
-            match self.paths.value(middle).cmp(path) {
-                std::cmp::Ordering::Equal => return i32::try_from(middle).ok(),
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
+            match self.paths.value(middle) < path {
+                true => low = middle + 1,
+                false => high = middle,
             }
         }
-        None
+        low
+    }
+
+    /// Number of the first batch with a path not less than `path`.
+    pub(super) fn batch_from(&self, path: &str) -> usize {
+        let number = self.lower_bound(path) as i32;
+        self.batches.partition_point(|[_, last]| *last < number)
+    }
+
+    /// The path with this number in the dictionary.
+    pub(super) fn path(&self, number: i32) -> &str {
+        self.paths.value(number as usize)
+    }
+
+    /// The keys of the rows of a batch; `None` after the last one.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` if the file is malformed.
+    pub(super) fn keys(&mut self, batch: usize) -> io::Result<Option<RowKeys>> {
+        if batch >= self.batches.len() {
+            return Ok(None);
+        }
+        let batch = read_batch(&mut self.reader, batch)?;
+        let paths = dictionary(&batch)?.keys().values().clone();
+        let in_range = |number: &i32| usize::try_from(*number).is_ok_and(|n| n < self.paths.len());
+        if !paths.iter().all(in_range) {
+            return Err(wrong("a row has a path that is not in the dictionary"));
+        }
+        let names = &self.paths;
+        let keys = guarded(|| {
+            check_rows(&batch, 0..batch.num_rows(), |at| names.value(paths[at] as usize))?;
+            let numbers = |at: usize| batch.column(at).as_primitive::<Int64Type>().values().clone();
+            let ids = batch.column(4).as_fixed_size_binary().clone();
+            Ok(RowKeys { paths: paths.clone(), from: numbers(1), listed: numbers(9), ids })
+        });
+        keys.map(Some)
     }
 
     /// All rows.

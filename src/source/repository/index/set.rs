@@ -1,6 +1,6 @@
 //! All files of an index, as seen by a reader.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd as _;
 
@@ -20,16 +20,6 @@ pub(in crate::source::repository) struct IndexSet {
     unusable: BTreeSet<FileName>,
     /// Change time (ns) of the folder when it was listed.
     listed: Option<i64>,
-}
-
-/// Contents of an index for one path.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::source::repository) struct VersionCount {
-    pub(in crate::source::repository) versions: u64,
-    /// Number of folders of versions.
-    pub(in crate::source::repository) folders: u64,
-    /// Change time (ns) of the path's folder when its latest row was written.
-    pub(in crate::source::repository) listed: i64,
 }
 
 /// Maximum number of listings, repeated if files are merged and removed while they are opened.
@@ -100,43 +90,9 @@ impl IndexSet {
         self.files.iter_mut()
     }
 
-    /// Numbers of versions of each path at or below `prefix`. Takes 16 bytes of memory per row
-    /// while it counts.
-    pub(in crate::source::repository) fn counts(
-        &mut self,
-        prefix: &str,
-    ) -> HashMap<String, VersionCount> {
-        let mut paths: HashMap<String, (i64, Vec<(i64, u64)>)> = HashMap::new();
-        let below = |path: &str| {
-            let rest = path.strip_prefix(prefix);
-            rest.is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
-        };
-        for (name, file) in &mut self.files {
-            let mut each = |path: &str, row: RowRef<'_>| {
-                if !below(path) {
-                    return;
-                }
-                if !paths.contains_key(path) {
-                    paths.insert(path.to_owned(), Default::default());
-                }
-                if let Some((listed, keys)) = paths.get_mut(path) {
-                    *listed = (*listed).max(row.listed);
-                    let half = row.id.as_bytes().first_chunk().copied().unwrap_or_default();
-                    keys.push((row.from, u64::from_le_bytes(half)));
-                }
-            };
-            if let Err(error) = file.for_each(&mut each) {
-                tracing::warn!(file = %format!("{FOLDER}/{name}"), %error, "an index file is passed over");
-            }
-        }
-        let count = |(path, (listed, mut keys)): (String, (i64, Vec<(i64, u64)>))| {
-            keys.sort_unstable();
-            keys.dedup();
-            let versions = keys.len() as u64;
-            keys.dedup_by_key(|(from, _)| *from);
-            (path, VersionCount { versions, folders: keys.len() as u64, listed })
-        };
-        paths.into_iter().map(count).collect()
+    /// The files in the order in which they were written.
+    pub(super) fn into_files(self) -> impl Iterator<Item = IndexFile> {
+        self.files.into_values()
     }
 
     /// Calls `each` for the rows of a path, in the order in which they were written. If a version
