@@ -396,11 +396,12 @@ impl Block {
 
 impl Block {
     /// Gives it up, like dropping it. `kept` is dropped as soon as no consumer pins the block.
-    pub(crate) fn retire_keeping(mut self, kept: Arc<dyn Any + Send + Sync>) {
-        self.give_up(Some(kept));
+    /// A consumer counts `pinned_bytes` for a pin of it.
+    pub(crate) fn retire_keeping(mut self, kept: Arc<dyn Any + Send + Sync>, pinned_bytes: u64) {
+        self.give_up(Some((kept, pinned_bytes)));
     }
 
-    fn give_up(&mut self, kept: Option<Arc<dyn Any + Send + Sync>>) {
+    fn give_up(&mut self, kept: Option<(Arc<dyn Any + Send + Sync>, u64)>) {
         // No published block has generation 0.
         let generation = std::mem::take(&mut self.generation);
         if generation == 0 || self.place.pool.is_frozen() {
@@ -424,8 +425,19 @@ impl Block {
             let bytes = charge(self.place.size.get() as u64);
             let place = if is_condemned { None } else { self.place.place.take() };
             let (block, bytes) = (self.place.block, if place.is_some() { bytes } else { 0 });
-            let retired =
-                local::QuarantinedPlace { generation, block, segment, place, bytes, kept };
+            let (kept, pinned_bytes) = match kept {
+                Some((kept, bytes)) => (Some(kept), bytes),
+                None => (None, self.place.size.get() as u64),
+            };
+            let retired = local::QuarantinedPlace {
+                generation,
+                block,
+                segment,
+                place,
+                bytes,
+                pinned_bytes,
+                kept,
+            };
             self.place.pool.quarantine(retired);
         }
     }

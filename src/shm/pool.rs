@@ -530,10 +530,9 @@ impl Pool {
         self.0.pages.pages()
     }
 
-    /// The generations that consumers had in the slots of their pages a moment ago, sorted. They may
-    /// be any.
+    /// The blocks that the slots of consumers named a moment ago, each session within its quota.
     #[cfg(feature = "cache")]
-    pub(crate) fn recently_used_slots(&self) -> Arc<[u64]> {
+    pub(crate) fn recently_used_slots(&self) -> Arc<super::local::SlotsInUse> {
         self.0.pages.recently_used_slots()
     }
 

@@ -223,11 +223,13 @@ impl Residency {
     /// Evicts at least `wanted_bytes`, or everything that is not pinned. Returns the evicted bytes.
     fn evict_bytes(&self, wanted_bytes: u64) -> u64 {
         let in_use = self.pool.recently_used_slots();
+        let mut left = in_use.left();
         let (mut bytes, mut used) = (0, Vec::new());
         while bytes < wanted_bytes
             && let Some(resident) = self.eviction_queues.evict()
         {
-            if in_use.binary_search(&resident.block().generation()).is_ok() {
+            let block = resident.block();
+            if in_use.keep(block.generation(), block.size_bytes(), &mut left) {
                 used.push(resident);
                 continue;
             }

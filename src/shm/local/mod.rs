@@ -51,6 +51,7 @@ pub(crate) use pinned_timeframe::{LineNumber, PinnedTimeframe, TimeframeLook, Ti
 pub(crate) use pins_page::{PageLimits, ServicePage, UseSample};
 pub use plane::{LocalPlane, LookUpCounts};
 pub(super) use protocol::retire;
+pub(crate) use registry::SlotsInUse;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
 #[cfg(feature = "client")]

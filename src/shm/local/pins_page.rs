@@ -143,11 +143,13 @@ impl ByteQuota {
     /// Adds bytes; returns `false` if they exceed the limit.
     fn take(&self, bytes: u64) -> bool {
         let add = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
-        self.used.try_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+        // SYNC(quota): the slots of bytes that were given back are clear.
+        self.used.try_update(Ordering::Acquire, Ordering::Relaxed, add).is_ok()
     }
 
     fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        // SYNC(quota): pairs with the Acquire in `take`.
+        self.used.fetch_sub(bytes, Ordering::Release);
     }
 }
 
@@ -286,11 +288,12 @@ impl ConsumerPage {
     /// Ends the pin of a slot.
     #[inline]
     pub(super) fn unpin(&self, index: u32) {
-        if let Some(quota) = &self.quota {
-            // Before the slot is free for another holder.
-            quota.give_back(quota.of_slots[index as usize].swap(0, Ordering::Relaxed));
-        }
+        let Some(quota) = &self.quota else { return protocol::unpin(self.slot(index)) };
+        // Read before the slot is free for another holder, and given back after that: the slots never
+        // name more than the quota, or the service would ignore some.
+        let bytes = quota.of_slots[index as usize].swap(0, Ordering::Relaxed);
         protocol::unpin(self.slot(index));
+        quota.give_back(bytes);
     }
 
     /// Whether no block is pinned.
@@ -358,6 +361,8 @@ fn counts(mapping: &Mapping) -> (u64, [u64; REASONS]) {
 pub(crate) struct ServicePage {
     file: OwnedFd,
     mapping: Mapping,
+    /// The consumer can change the copy in the page.
+    quota_bytes: Option<u64>,
 }
 
 impl ServicePage {
@@ -382,7 +387,20 @@ impl ServicePage {
         let flags = flag(limits.tables_are_requested, TABLES_ARE_REQUESTED)
             | flag(limits.timeframes_are_requested, TIMEFRAMES_ARE_REQUESTED);
         put(offset_of!(PageHeader, flags), flags);
-        Ok(Self { file, mapping })
+        Ok(Self { file, mapping, quota_bytes: limits.quota_bytes })
+    }
+
+    /// Maximum number of bytes that the slots may pin; `None`: no limit.
+    pub(in crate::shm) fn quota_bytes(&self) -> Option<u64> {
+        self.quota_bytes
+    }
+
+    /// Writes a slot as a consumer can that ignores its quota.
+    #[cfg(test)]
+    pub(super) fn write_slot_for_test(&self, index: u32, generation: u64) {
+        let high_water = self.mapping.atomic_u64(offset_of!(PageHeader, high_water));
+        high_water.fetch_max(u64::from(index) + 1, Ordering::SeqCst);
+        slot(&self.mapping, index).store(generation, Ordering::SeqCst);
     }
 
     /// Descriptor of the file, for its consumer.

@@ -209,6 +209,8 @@ pub(crate) struct PublishedTimeframe {
     consumers: u32,
     /// The pins of its objects.
     objects: Arc<dyn Any + Send + Sync>,
+    /// As in the header.
+    pinned_bytes: u64,
 }
 
 impl PublishedTimeframe {
@@ -237,7 +239,9 @@ impl PublishedTimeframe {
         let block = room.publish(ObjectId::from_bytes([0; 16]));
         block.enter_snapshot();
         let consumers = parts.consumers.len() as u32;
-        Self { block: Some(block), consumers_at: places.consumers, consumers, objects }
+        let pinned_bytes = pinned_bytes(parts, &places);
+        let consumers_at = places.consumers;
+        Self { block: Some(block), consumers_at, consumers, objects, pinned_bytes }
     }
 
     fn block(&self) -> &Block {
@@ -281,9 +285,14 @@ impl PublishedTimeframe {
 impl Drop for PublishedTimeframe {
     fn drop(&mut self) {
         if let Some(block) = self.block.take() {
-            block.retire_keeping(Arc::clone(&self.objects));
+            block.retire_keeping(Arc::clone(&self.objects), self.pinned_bytes);
         }
     }
+}
+
+/// Memory that a pin of the table keeps: its own, and that of its objects.
+fn pinned_bytes(parts: &TimeframeParts<'_>, places: &PartPlaces) -> u64 {
+    parts.objects_bytes.saturating_add(places.size as u64)
 }
 
 fn write(bytes: &mut [u8], parts: &TimeframeParts<'_>, places: &PartPlaces) {
@@ -294,7 +303,7 @@ fn write(bytes: &mut [u8], parts: &TimeframeParts<'_>, places: &PartPlaces) {
     for word in [parts.timeframe, parts.registration, parts.schema, parts.rows] {
         to.u64(word);
     }
-    to.u64(parts.objects_bytes.saturating_add(places.size as u64));
+    to.u64(pinned_bytes(parts, places));
     to.u32(parts.columns.len() as u32);
     to.u32(parts.consumers.len() as u32);
     to.u32(parts.segments.len() as u32);
