@@ -107,6 +107,7 @@ impl LimitAccount {
     }
 }
 
+/// The account of all clients, and the accounts of single clients by name.
 #[derive(Debug)]
 struct BudgetShared {
     total: LimitAccount,
@@ -115,6 +116,7 @@ struct BudgetShared {
     clients: Mutex<HashMap<Arc<str>, Weak<ClientAccount>>>,
 }
 
+/// The account of one client. It lasts as long as a handle or a charge of the client exists.
 #[derive(Debug)]
 struct ClientAccount {
     name: Arc<str>,

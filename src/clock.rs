@@ -32,12 +32,14 @@ impl Moment {
 #[derive(Debug, Clone)]
 pub struct Clock(ClockKind);
 
+/// The clock of the system, or one that a test sets.
 #[derive(Debug, Clone)]
 enum ClockKind {
     System(Instant),
     Manual(Arc<ManualHands>),
 }
 
+/// The two times of a clock that a test sets: monotonic, and since the Unix epoch.
 #[derive(Debug)]
 struct ManualHands {
     monotonic_millis: AtomicU64,

@@ -313,18 +313,18 @@ fn the_package_packs_files_of_the_repository_and_files_that_its_script_writes() 
     let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let manifest: toml::Table = toml::from_str(&manifest).unwrap();
     let package = &manifest["package"]["metadata"]["deb"];
-    let papers = tempfile::tempdir().unwrap();
-    script("papers", &[env!("CARGO_BIN_EXE_iovcache"), papers.path().to_str().unwrap()], &[]);
+    let generated = tempfile::tempdir().unwrap();
+    script("generate", &[env!("CARGO_BIN_EXE_iovcache"), generated.path().to_str().unwrap()], &[]);
     let mut packed = BTreeSet::new();
     for asset in package["assets"].as_array().unwrap() {
         let source = asset[0].as_str().unwrap();
         packed.insert(asset[1].as_str().unwrap());
-        match source.strip_prefix("target/papers/") {
+        match source.strip_prefix("target/generated/") {
             // The program itself.
             Some("iovcache") => {}
-            Some(paper) => {
-                let paper = papers.path().join(paper.trim_end_matches('*'));
-                assert!(paper.exists(), "{source}");
+            Some(file) => {
+                let file = generated.path().join(file.trim_end_matches('*'));
+                assert!(file.exists(), "{source}");
             }
             None => assert!(root.join(source).exists(), "{source}"),
         }
@@ -333,24 +333,24 @@ fn the_package_packs_files_of_the_repository_and_files_that_its_script_writes() 
         let folder = conffile.as_str().unwrap().trim_start_matches('/');
         assert!(packed.iter().any(|place| folder.starts_with(place)), "{conffile}");
     }
-    assert!(deployed("debian/build").contains("deploy/papers "));
+    assert!(deployed("debian/build").contains("deploy/generate "));
     // The unit's user is created before the unit can start.
     assert!(deployed("debian/postinst").contains("adduser --system --group"));
     for name in ["postinst", "postrm"] {
         assert!(deployed(&format!("debian/{name}")).contains("#DEBHELPER#"));
     }
     // Each command has its page.
-    let page = |name: &str| fs::read_to_string(papers.path().join("man1").join(name)).unwrap();
+    let page = |name: &str| fs::read_to_string(generated.path().join("man1").join(name)).unwrap();
     assert!(page("iovcache.1").contains(".TH iovcache"));
     assert!(page("iovcache-serve.1").contains("max\\-timeframes"), "{}", page("iovcache-serve.1"));
-    let configuration = fs::read_to_string(papers.path().join("iovcache.toml")).unwrap();
+    let configuration = fs::read_to_string(generated.path().join("iovcache.toml")).unwrap();
     assert_eq!(Config::parse(&configuration).unwrap(), Config::default());
-    let completions = fs::read_to_string(papers.path().join("iovcache.bash")).unwrap();
+    let completions = fs::read_to_string(generated.path().join("iovcache.bash")).unwrap();
     assert!(completions.contains("--max-timeframes"));
 }
 
 #[test]
-fn the_tarball_has_the_program_its_papers_and_the_rules_of_its_monitoring() {
+fn the_tarball_has_the_program_its_generated_files_and_the_rules_of_its_monitoring() {
     let folder = tempfile::tempdir().unwrap();
     // A short program that runs the one of this build.
     let program = folder.path().join("iovcache");

@@ -445,7 +445,7 @@ def test_asyncio_has_the_same_calls(service):
 def test_asyncio_has_every_member_of_client_and_table():
     from iovcache import aio
 
-    public = lambda kind: {name for name in vars(kind) if not name.startswith("_")}  # noqa: E731
+    public = lambda kind: {name for name in dir(kind) if not name.startswith("_")}  # noqa: E731
     assert public(iovcache.Client) <= public(aio.AsyncClient)
     assert public(iovcache.Table) <= public(aio.AsyncTable)
 

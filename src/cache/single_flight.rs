@@ -50,6 +50,7 @@ struct Board<K, R, T> {
     under_way: HashMap<K, Call<R, T>>,
 }
 
+/// A call in progress under one key, and the number of those that wait for its result.
 #[derive(Debug)]
 struct Call<R, T> {
     /// Distinguishes a call from its successor under the same key.

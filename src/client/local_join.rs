@@ -20,8 +20,8 @@ use super::cells::Cells;
 use super::error::ClientError;
 use crate::index::Timestamps;
 use crate::table::{
-    CellKind, ColumnPath, ColumnRequest, ColumnSpans, Encoding, Meta, Missing, SHORT_SPAN,
-    TableLayout, TableRequest, Times, View,
+    CellKind, ColumnPath, ColumnRequest, ColumnSpans, Encoding, Missing, SHORT_SPAN, TableLayout,
+    TableMetadata, TableRequest, Times, View,
 };
 
 /// Smaller numbers of timestamps are sent: they are smaller than spans, which are larger than
@@ -114,7 +114,7 @@ impl LocalJoin {
             optional: Vec::new(),
             columns: self.columns,
             keyed: false,
-            meta: Meta::default(),
+            meta: TableMetadata::default(),
         };
         let fields = shape.schema().fields().clone();
         let schema = Arc::new(Schema::new_with_metadata(fields, schema.metadata.clone()));

@@ -48,6 +48,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Client(pub(super) Arc<ClientInner>);
 
+/// A connection and its session, shared by the clones of a client.
 #[derive(Debug)]
 pub(super) struct ClientInner {
     pub(super) address: ServiceAddress,
@@ -94,6 +95,7 @@ pub(super) enum PlaneUse {
     Tables,
 }
 
+/// Whether this process is attached to the shared memory of its service.
 #[derive(Debug)]
 pub(super) enum Attached {
     NotTried,

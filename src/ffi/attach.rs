@@ -26,6 +26,7 @@ pub struct Attach {
     newest: AtomicPtr<Mappings>,
 }
 
+/// The shared memory behind a handle.
 enum Memory {
     /// The memory of a service on this node.
     Service(Arc<Attachment>),

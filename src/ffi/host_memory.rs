@@ -59,6 +59,7 @@ impl HostMemoryFunctions {
     }
 }
 
+/// The allocator of a host program, as it passed it over the C ABI.
 struct Functions {
     context: *mut c_void,
     allocate: AllocateFunction,

@@ -86,6 +86,15 @@ pub extern "C" fn iovc_cache_options() -> CacheOptions {
     }
 }
 
+/// Checks that at most one of these options is given.
+fn check_one_place(options: &[(&str, bool)]) -> Result<(), CallFailure> {
+    let mut given = options.iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name);
+    let (Some(one), Some(other)) = (given.next(), given.next()) else { return Ok(()) };
+    let message =
+        format!("[IOV-7113] {other} and {one} exclude each other: objects have one place");
+    Err(CallFailure::new(ErrorKind::InvalidArgument, message))
+}
+
 impl CacheOptions {
     /// # Errors
     /// If no source is given, or one cannot be opened.
@@ -126,19 +135,12 @@ impl CacheOptions {
         let session = unsafe { optional_text(self.fairmq_session, "fairmq_session") }?;
         // SAFETY: as the caller says.
         let functions = unsafe { self.host_memory.as_ref() };
-        let given = [
+        check_one_place(&[
             ("region_path", region.is_some()),
             ("fairmq_shmid", shmid.is_some()),
             ("fairmq_session", session.is_some()),
             ("host_memory", functions.is_some()),
-        ];
-        let given: Vec<&str> =
-            given.iter().filter_map(|(name, is_given)| is_given.then_some(*name)).collect();
-        if let [one, other, ..] = given[..] {
-            let message =
-                format!("[IOV-7113] {other} and {one} exclude each other: objects have one place");
-            return Err(CallFailure::new(ErrorKind::InvalidArgument, message));
-        }
+        ])?;
         // SAFETY: as the caller says.
         let host = functions.map(|functions| unsafe { functions.memory() }).transpose()?;
         let shmid = match (session, shmid) {

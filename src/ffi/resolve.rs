@@ -104,42 +104,55 @@ pub unsafe extern "C" fn iovc_resolve_many(
         let data = unsafe { places(data, count, "data") }?;
         // SAFETY: as the caller says.
         let sizes = unsafe { places(sizes, count, "sizes") }?;
-        let mut first = None;
-        // The mappings are looked up once; headers in segments that are not mapped yet follow in a
-        // second round.
-        let mut later = Vec::new();
-        attach.with(|mappings| {
-            let rows = headers.iter().zip(data.iter_mut()).zip(sizes.iter_mut()).enumerate();
-            for (row, ((header, data), size)) in rows {
-                (*data, *size) = (std::ptr::null(), 0);
-                if *header == [0; MetaHeader::BYTES] {
-                    continue;
-                }
-                match mappings.locate(&MetaHeader::from_array(header)) {
-                    Ok(found) => (*data, *size) = (found.address.cast(), found.size),
-                    Err(
-                        ResolveError::UnknownSegment { .. } | ResolveError::UnknownRegion { .. },
-                    ) => later.push(row),
-                    Err(error) => {
-                        first.get_or_insert((row, error));
-                    }
-                }
-            }
-        });
-        for row in later {
-            match find(attach, &MetaHeader::from_array(&headers[row])) {
-                Ok(found) => (data[row], sizes[row]) = found,
-                Err(error) if first.is_none_or(|(earlier, _)| row < earlier) => {
-                    first = Some((row, error));
-                }
-                Err(_) => {}
-            }
-        }
-        match first {
-            None => Ok(()),
-            Some((row, error)) => Err(failed(row)(error)),
-        }
+        resolve_cells(attach, headers, data, sizes)
     })
+}
+
+/// Resolves one cell per row. All three slices have the same length.
+///
+/// # Errors
+/// That of the first row that cannot be resolved.
+fn resolve_cells(
+    attach: &Attach,
+    headers: &[HeaderBytes],
+    data: &mut [*const c_void],
+    sizes: &mut [usize],
+) -> Result<(), CallFailure> {
+    let mut first = None;
+    // The mappings are looked up once; headers in segments that are not mapped yet follow in a
+    // second round.
+    let mut later = Vec::new();
+    attach.with(|mappings| {
+        let rows = headers.iter().zip(data.iter_mut()).zip(sizes.iter_mut()).enumerate();
+        for (row, ((header, data), size)) in rows {
+            (*data, *size) = (std::ptr::null(), 0);
+            if *header == [0; MetaHeader::BYTES] {
+                continue;
+            }
+            match mappings.locate(&MetaHeader::from_array(header)) {
+                Ok(found) => (*data, *size) = (found.address.cast(), found.size),
+                Err(ResolveError::UnknownSegment { .. } | ResolveError::UnknownRegion { .. }) => {
+                    later.push(row);
+                }
+                Err(error) => {
+                    first.get_or_insert((row, error));
+                }
+            }
+        }
+    });
+    for row in later {
+        match find(attach, &MetaHeader::from_array(&headers[row])) {
+            Ok(found) => (data[row], sizes[row]) = found,
+            Err(error) if first.is_none_or(|(earlier, _)| row < earlier) => {
+                first = Some((row, error));
+            }
+            Err(_) => {}
+        }
+    }
+    match first {
+        None => Ok(()),
+        Some((row, error)) => Err(failed(row)(error)),
+    }
 }
 
 /// Resolves a run-end encoded column row by row. Each run is resolved once.
@@ -178,42 +191,64 @@ pub unsafe extern "C" fn iovc_resolve_runs(
         let data = unsafe { places(data, rows, "data") }?;
         // SAFETY: as the caller says.
         let sizes = unsafe { places(sizes, rows, "sizes") }?;
-        let wrong = |reason: String| CallFailure::new(ErrorKind::InvalidArgument, reason);
-        let end = offset.checked_add(rows);
-        let reached = run_ends.last().map_or(0, |end| usize::try_from(*end).unwrap_or(0));
-        if end.is_none_or(|end| end > reached) {
-            let reason = format!(
-                "[IOV-7105] the runs end at row {reached}, and {rows} rows from {offset} on are \
-                 requested"
-            );
-            return Err(wrong(reason));
-        }
-        let rising = run_ends.iter().try_fold(0, |before, &end| (end > before).then_some(end));
-        if rising.is_none() {
-            return Err(wrong("[IOV-7106] run_ends are not strictly ascending".to_owned()));
-        }
-        let mut first = None;
-        let (mut row, mut run) = (0, run_ends.partition_point(|&end| end as usize <= offset));
-        while row < rows {
-            let until = (run_ends[run] as usize - offset).min(rows);
-            let found = if headers[run] == [0; MetaHeader::BYTES] {
-                Ok((std::ptr::null(), 0))
-            } else {
-                find(attach, &MetaHeader::from_array(&headers[run]))
-            };
-            let (pointer, size) = found.unwrap_or_else(|error| {
-                first.get_or_insert((run, error));
-                (std::ptr::null(), 0)
-            });
-            data[row..until].fill(pointer);
-            sizes[row..until].fill(size);
-            (row, run) = (until, run + 1);
-        }
-        match first {
-            None => Ok(()),
-            Some((run, error)) => Err(failed(run)(error)),
-        }
+        check_run_ends(run_ends, offset, rows)?;
+        resolve_runs(attach, headers, run_ends, offset, data, sizes)
     })
+}
+
+/// # Errors
+/// If the run ends do not ascend, or do not cover `rows` rows from `offset` on.
+fn check_run_ends(run_ends: &[i32], offset: usize, rows: usize) -> Result<(), CallFailure> {
+    let wrong = |reason: String| CallFailure::new(ErrorKind::InvalidArgument, reason);
+    let end = offset.checked_add(rows);
+    let reached = run_ends.last().map_or(0, |end| usize::try_from(*end).unwrap_or(0));
+    if end.is_none_or(|end| end > reached) {
+        let reason = format!(
+            "[IOV-7105] the runs end at row {reached}, and {rows} rows from {offset} on are \
+             requested"
+        );
+        return Err(wrong(reason));
+    }
+    let rising = run_ends.iter().try_fold(0, |before, &end| (end > before).then_some(end));
+    match rising {
+        Some(_) => Ok(()),
+        None => Err(wrong("[IOV-7106] run_ends are not strictly ascending".to_owned())),
+    }
+}
+
+/// Resolves the rows from `offset` on, one per place in `data` and `sizes`; `run_ends` are checked.
+///
+/// # Errors
+/// That of the first run that cannot be resolved.
+fn resolve_runs(
+    attach: &Attach,
+    headers: &[HeaderBytes],
+    run_ends: &[i32],
+    offset: usize,
+    data: &mut [*const c_void],
+    sizes: &mut [usize],
+) -> Result<(), CallFailure> {
+    let (rows, mut first) = (data.len(), None);
+    let (mut row, mut run) = (0, run_ends.partition_point(|&end| end as usize <= offset));
+    while row < rows {
+        let until = (run_ends[run] as usize - offset).min(rows);
+        let found = if headers[run] == [0; MetaHeader::BYTES] {
+            Ok((std::ptr::null(), 0))
+        } else {
+            find(attach, &MetaHeader::from_array(&headers[run]))
+        };
+        let (pointer, size) = found.unwrap_or_else(|error| {
+            first.get_or_insert((run, error));
+            (std::ptr::null(), 0)
+        });
+        data[row..until].fill(pointer);
+        sizes[row..until].fill(size);
+        (row, run) = (until, run + 1);
+    }
+    match first {
+        None => Ok(()),
+        Some((run, error)) => Err(failed(run)(error)),
+    }
 }
 
 /// Checks that bytes read through the pointer of a header were those of the object. Returns

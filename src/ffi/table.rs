@@ -13,7 +13,7 @@ use arrow_schema::{ArrowError, DataType};
 use super::arguments::{borrowed, guarded, optional_text, place, places, text};
 use super::host::EmbeddedCache;
 use super::status::{CallFailure, StatusCode};
-use crate::cache::{CacheError, Caller};
+use crate::cache::{Answer, CacheError, Caller, LeaseId};
 use crate::error::ErrorKind;
 use crate::table::{Register, Request, TableRows, rows_from_batches, timestamps_from_array};
 
@@ -113,6 +113,27 @@ pub unsafe extern "C" fn iovc_cache_register(
     })
 }
 
+/// Writes the name of a lease, which ends with a 0.
+fn write_lease(lease: &LeaseId, place: &mut [u8]) {
+    let name = lease.as_str().as_bytes();
+    let length = name.len().min(place.len() - 1);
+    place.fill(0);
+    place[..length].copy_from_slice(&name[..length]);
+}
+
+/// A table as one struct array, with its schema.
+fn exported(answer: &Answer) -> Result<(FFI_ArrowArray, FFI_ArrowSchema), CallFailure> {
+    let batches = answer.to_batches()?;
+    let whole = match &batches[..] {
+        [only] => only.clone(),
+        _ => arrow_select::concat::concat_batches(&answer.schema(), &batches)
+            .map_err(|error| arrow(&error))?,
+    };
+    let schema = FFI_ArrowSchema::try_from(whole.schema().as_ref());
+    let schema = schema.map_err(|error| arrow(&error))?;
+    Ok((FFI_ArrowArray::new(&StructArray::from(whole).to_data()), schema))
+}
+
 /// Gets a table: waits until all of its objects are in shared memory, and pins them.
 ///
 /// @param request  JSON, as a Flight command: `{"timeframe": 42, "consumer": "tracker"}`, or
@@ -150,28 +171,16 @@ pub unsafe extern "C" fn iovc_cache_table(
         let request = unsafe { optional_text(request, "request") }?;
         let request = request.ok_or_else(|| super::arguments::null("request"))?;
         let request = Request::parse(request.as_bytes())?;
+        let place = match lease.is_null() {
+            true => None,
+            // SAFETY: as the caller says, there is memory for that many bytes.
+            false => Some(unsafe { places(lease.cast::<u8>(), LEASE_BYTES, "lease") }?),
+        };
         let answer = host.runtime.block_on(host.cache.answer(&request, &Caller::default()))?;
-        let exported = (|| {
-            let name = answer.lease().as_str().as_bytes();
-            if !lease.is_null() {
-                // SAFETY: as the caller says, there is memory for that many bytes.
-                let place = unsafe { places(lease.cast::<u8>(), LEASE_BYTES, "lease") }?;
-                place.fill(0);
-                let length = name.len().min(LEASE_BYTES - 1);
-                place[..length].copy_from_slice(&name[..length]);
-            }
-            let batches = answer.to_batches()?;
-            let whole = match &batches[..] {
-                [only] => only.clone(),
-                _ => arrow_select::concat::concat_batches(&answer.schema(), &batches)
-                    .map_err(|error| arrow(&error))?,
-            };
-            let described = FFI_ArrowSchema::try_from(whole.schema().as_ref());
-            let described = described.map_err(|error| arrow(&error))?;
-            let array = FFI_ArrowArray::new(&StructArray::from(whole).to_data());
-            Ok::<_, CallFailure>((array, described))
-        })();
-        match exported {
+        if let Some(place) = place {
+            write_lease(answer.lease(), place);
+        }
+        match exported(&answer) {
             Ok((array, described)) => {
                 // SAFETY: as the caller says; the structure there is empty and needs no drop.
                 unsafe { table.write(array) };

@@ -590,7 +590,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Moment;
-    use crate::index::State;
+    use crate::index::{KeyBuilder, KeyType, KeyValue, State};
     use crate::interval::ValidityInterval;
     use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 
@@ -642,6 +642,70 @@ mod tests {
         })
     }
 
+    /// The key of `rows` rows, with these values and their numbers of rows in turn.
+    fn key_of_runs(runs: &[(Option<i64>, usize)], rows: usize) -> KeyColumn {
+        let mut builder = KeyBuilder::new(KeyType::Integers);
+        for (value, length) in runs.iter().cycle() {
+            let length = (*length).min(rows - builder.len());
+            builder.push(length, value.map(KeyValue::Integer));
+            if builder.len() == rows {
+                break;
+            }
+        }
+        builder.finish()
+    }
+
+    /// The look-up of a value: 0 to 4 have their own, 5 shares that of 0, higher ones have none.
+    fn choice_of(value: Option<KeyValue<'_>>) -> u32 {
+        match value {
+            None => RowChoices::NULL,
+            Some(KeyValue::Integer(value)) if value > 5 => RowChoices::NONE,
+            Some(KeyValue::Integer(value)) => (value % 5) as u32,
+            Some(KeyValue::Text(_)) => unreachable!(),
+        }
+    }
+
+    fn distinct(mut times: Vec<Timestamp>) -> Vec<Timestamp> {
+        times.sort_unstable();
+        times.dedup();
+        times
+    }
+
+    /// Look-up and version of each row, from the runs of the join.
+    fn joined_rows(
+        choices: &RowChoices,
+        sources: &[ChoiceSource<'_>],
+        timestamps: &Timestamps,
+    ) -> Result<Vec<(u32, Slot)>, TestCaseError> {
+        let mut joined = Vec::new();
+        let (mut join, mut runs) = (ChoicePieces::new(choices, sources, timestamps), vec![]);
+        while join.next_into(&mut runs) {
+            for run in &runs {
+                prop_assert_eq!(run.start, joined.len());
+                prop_assert!(run.end > run.start);
+                joined.resize(run.end, (run.choice, run.slot));
+            }
+        }
+        Ok(joined)
+    }
+
+    /// Checks that the open times within `ranges` are those of `times` that the timeline does not
+    /// know.
+    fn check_open_times(
+        timeline: &Timeline,
+        timestamps: &Timestamps,
+        ranges: &[Range<u32>],
+        mut times: Vec<Timestamp>,
+    ) -> Result<(), TestCaseError> {
+        let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
+        let found = open_times_within(timeline, timestamps, ranges, 1000, unknown);
+        let found = found.into_iter().map(|(at, ())| at).collect();
+        times.retain(|at| timeline.at(*at).state == State::Unknown);
+        // Neighbouring ranges may repeat a time within one piece only.
+        prop_assert_eq!(distinct(found), distinct(times));
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn each_row_gets_what_its_own_look_up_says(
@@ -653,15 +717,7 @@ mod tests {
             known in proptest::option::of((-50_i64..0, 1_i64..50)),
             fixed in 0..5_usize,
         ) {
-            let mut builder = super::super::KeyBuilder::new(super::super::KeyType::Integers);
-            for (value, rows) in key.iter().cycle() {
-                let rows = (*rows).min(timestamps.len() - builder.len());
-                builder.push(rows, value.map(super::super::KeyValue::Integer));
-                if builder.len() == timestamps.len() {
-                    break;
-                }
-            }
-            let key = builder.finish();
+            let key = key_of_runs(&key, timestamps.len());
             // Values 0..5 have look-ups of their own, 5 shares that of 0, and 6 and 7 have none.
             let values = key.to_timestamps().unwrap();
             let starts = [i64::MIN, 0, 1, 2, 3, 4, 5, 6];
@@ -677,52 +733,25 @@ mod tests {
                     false => ChoiceSource::Timeline(one),
                 })
                 .collect();
-            let mut joined: Vec<(u32, Slot)> = Vec::new();
-            let (mut join, mut runs) = (ChoicePieces::new(&choices, &sources, &timestamps), vec![]);
-            while join.next_into(&mut runs) {
-                for run in &runs {
-                    prop_assert_eq!(run.start, joined.len());
-                    prop_assert!(run.end > run.start);
-                    joined.resize(run.end, (run.choice, run.slot));
-                }
-            }
+            let joined = joined_rows(&choices, &sources, &timestamps)?;
             prop_assert_eq!(joined.len(), timestamps.len());
-            for (row, (choice, slot)) in joined.into_iter().enumerate() {
-                let expected = match key.value(row) {
-                    None => (RowChoices::NULL, Slot::Null),
-                    Some(super::super::KeyValue::Integer(value)) if value > 5 => {
-                        (RowChoices::NONE, Slot::Absent)
-                    }
-                    Some(super::super::KeyValue::Integer(value)) => {
-                        let choice = (value % 5) as usize;
-                        let slot = match (choice == fixed, timestamps.value(row)) {
-                            (true, _) => Slot::Version(99),
-                            (false, None) => Slot::Null,
-                            (false, Some(at)) => timelines[choice].at(at).state.into(),
-                        };
-                        (choice as u32, slot)
-                    }
-                    Some(super::super::KeyValue::Text(_)) => unreachable!(),
+            for (row, cell) in joined.into_iter().enumerate() {
+                let (choice, at) = (choice_of(key.value(row)), timestamps.value(row));
+                let slot = match (choice, at) {
+                    (RowChoices::NULL, _) => Slot::Null,
+                    (RowChoices::NONE, _) => Slot::Absent,
+                    (choice, _) if choice as usize == fixed => Slot::Version(99),
+                    (_, None) => Slot::Null,
+                    (choice, Some(at)) => timelines[choice as usize].at(at).state.into(),
                 };
-                prop_assert_eq!((choice, slot), expected, "row {}", row);
+                prop_assert_eq!(cell, (choice, slot), "row {}", row);
             }
-            // The open times of each look-up are those of its own unknown rows.
             let ranges = choices.ranges(5, |choice| Some(choice as usize));
             for (choice, timeline) in timelines.iter().enumerate() {
-                let unknown = |step: &Step| (step.state == State::Unknown).then_some(());
-                let found =
-                    open_times_within(timeline, &timestamps, ranges.of_group(choice), 1000, unknown);
-                let mut found: Vec<_> = found.into_iter().map(|(at, ())| at).collect();
                 let rows = choices.runs().filter(|(.., one)| *one == choice as u32);
                 let rows = rows.flat_map(|(start, end, _)| start..end);
-                let mut expected: Vec<_> = rows.filter_map(|row| timestamps.value(row)).collect();
-                expected.retain(|at| timeline.at(*at).state == State::Unknown);
-                expected.sort_unstable();
-                expected.dedup();
-                found.sort_unstable();
-                // Neighbouring ranges may repeat a time within one piece only.
-                found.dedup();
-                prop_assert_eq!(found, expected);
+                let times = rows.filter_map(|row| timestamps.value(row)).collect();
+                check_open_times(timeline, &timestamps, ranges.of_group(choice), times)?;
             }
         }
 

@@ -206,11 +206,7 @@ pub(super) fn join_timeline(
                 }
                 Order::Blocks(_) => {
                     // Consecutive values are mostly in one segment.
-                    let inside = |at: &Millis| {
-                        firsts[segment] <= millis(at)
-                            && border.is_none_or(|border| millis(at) < border)
-                    };
-                    let count = rest.iter().take_while(|at| inside(at)).count();
+                    let count = inside(rest, firsts[segment], border);
                     each(starts, &rest[..count], |at, place| emit(entry + at + 1, place));
                     entry += count;
                 }
@@ -218,6 +214,13 @@ pub(super) fn join_timeline(
         }
         entry
     })
+}
+
+/// Length of the prefix of `values` that is at or after `from`, and before `border`.
+#[inline]
+fn inside(values: &[Millis], from: i64, border: Option<i64>) -> usize {
+    let is_inside = |at: i64| from <= at && border.is_none_or(|border| at < border);
+    values.iter().take_while(|at| is_inside(millis(at))).count()
 }
 
 /// Joins stepped timestamps with the segments of a timeline. Returns the entry after the last one

@@ -62,6 +62,7 @@ pub struct KeyColumn {
     ids: Arc<OnceLock<KeyIds>>,
 }
 
+/// The value of each run: an integer, or the index of a text.
 #[derive(Debug, Clone)]
 enum KeyValues {
     /// By run.

@@ -32,6 +32,7 @@ pub struct Timestamps {
     gap: OnceLock<u64>,
 }
 
+/// The timestamp of each entry in milliseconds.
 #[derive(Debug, Clone)]
 enum Values {
     /// An array of [`Millis`].

@@ -20,7 +20,7 @@ use super::ticket;
 use crate::cache::{CacheError, Caller, LeaseId, Origin};
 use crate::error::Coded;
 use crate::table::{
-    CheckRequest, Consumed, DropTimeframe, Invalidate, Nothing, Prefetch, Release, RequestError,
+    CheckRequest, Consumed, DropTimeframe, Invalidate, NoFields, Prefetch, Release, RequestError,
     TimelineRequest, action_types, parse_action,
 };
 
@@ -57,26 +57,26 @@ impl Service {
         let done = match &*r#type {
             "CancelFlightInfo" => self.cancel(&body, &origin, connection),
             _ => {
-                let asker = Caller { patience, origin, budget, ..Caller::default() };
-                self.done(&r#type, &body, &asker).await
+                let caller = Caller { patience, origin, budget, ..Caller::default() };
+                self.done(&r#type, &body, &caller).await
             }
         };
         let body = done.map_err(|error| status(&*error))?;
         Ok(all(vec![arrow_flight::Result { body: body.into() }]))
     }
 
-    async fn done(&self, name: &str, body: &[u8], asker: &Caller) -> ActionResult {
+    async fn done(&self, name: &str, body: &[u8], caller: &Caller) -> ActionResult {
         let cache = &self.cache;
         // A missing body counts as an empty object.
         let body = if body.is_empty() { b"{}" } else { body };
         match name {
             "consumed" => Ok(json_of(&cache.consumed_by(
                 &Consumed::parse(body)?,
-                &asker.origin,
-                &asker.budget,
+                &caller.origin,
+                &caller.budget,
             )?)),
             "prefetch" => {
-                let objects = cache.prefetch(&Prefetch::parse(body)?, asker).await?;
+                let objects = cache.prefetch(&Prefetch::parse(body)?, caller).await?;
                 Ok(json_of(&json!({"objects": objects})))
             }
             "invalidate" => {
@@ -86,26 +86,20 @@ impl Service {
             }
             "drop_timeframe" => {
                 let DropTimeframe { timeframe } = parse_action("drop_timeframe", body)?;
-                Ok(json_of(&cache.drop_timeframe_by(timeframe, &asker.origin)?))
+                Ok(json_of(&cache.drop_timeframe_by(timeframe, &caller.origin)?))
             }
-            "release" => {
-                let Release { lease } = parse_action("release", body)?;
-                match cache.release(&LeaseId::from(lease.as_str())) {
-                    true => Ok(json_of(&json!({"released": lease}))),
-                    false => Err(CacheError::LeaseEnded.into()),
-                }
-            }
+            "release" => self.release(body),
             "segments" => {
-                let Nothing {} = parse_action("segments", body)?;
+                let NoFields {} = parse_action("segments", body)?;
                 Ok(json_of(&cache.segments()))
             }
             "status" => {
-                let Nothing {} = parse_action("status", body)?;
+                let NoFields {} = parse_action("status", body)?;
                 Ok(json_of(&cache.status()))
             }
             "timeline" => {
                 let request: TimelineRequest = parse_action("timeline", body)?;
-                Ok(json_of(&cache.timeline(&request, asker).await?))
+                Ok(json_of(&cache.timeline(&request, caller).await?))
             }
             "check" => {
                 let CheckRequest { contents } = parse_action("check", body)?;
@@ -117,6 +111,14 @@ impl Service {
                 let reason = format!("unknown action {name:?}; there are {}", known.join(", "));
                 Err(RequestError::Malformed { what: "action", reason }.into())
             }
+        }
+    }
+
+    fn release(&self, body: &[u8]) -> ActionResult {
+        let Release { lease } = parse_action("release", body)?;
+        match self.cache.release(&LeaseId::from(lease.as_str())) {
+            true => Ok(json_of(&json!({"released": lease}))),
+            false => Err(CacheError::LeaseEnded.into()),
         }
     }
 

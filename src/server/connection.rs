@@ -127,6 +127,7 @@ impl Handshake {
     }
 }
 
+/// A connection that is accepted and not yet admitted.
 enum RawStream {
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -187,6 +188,7 @@ struct PeerSlots {
     per_peer: usize,
 }
 
+/// Number of connections in total and by peer.
 #[derive(Debug, Default)]
 struct SlotCounts {
     all: usize,
@@ -254,6 +256,7 @@ impl Drop for SlotGuard {
     }
 }
 
+/// The stream of an admitted connection.
 #[derive(Debug)]
 enum Socket {
     Unix(UnixStream),

@@ -47,9 +47,9 @@ impl Service {
         };
         let ticket = Some(ticket::key(&ticket));
         drop(request);
-        let asker =
+        let caller =
             Caller { origin, connection, ticket, lease, patience, budget, ..Caller::default() };
-        let answer = self.cache.answer(&table, &asker).await.map_err(|error| {
+        let answer = self.cache.answer(&table, &caller).await.map_err(|error| {
             self.note_consumer(&table);
             status(&error)
         })?;
@@ -60,7 +60,7 @@ impl Service {
                 let messages = messages.inspect(move |_| {
                     let _held = &charge;
                 });
-                Ok(Outgoing::into_response(outgoing::of_table(messages, asker.budget)))
+                Ok(Outgoing::into_response(outgoing::of_table(messages, caller.budget)))
             }
             Err(error) => {
                 self.cache.release(answer.lease());
@@ -158,8 +158,8 @@ impl Service {
                 (lease, ticket.map_err(|error| status(&error))?)
             }
         };
-        let asker = Caller { origin, budget, ..Caller::default() };
-        let progress = match self.cache.poll(&request, &lease, &asker).await {
+        let caller = Caller { origin, budget, ..Caller::default() };
+        let progress = match self.cache.poll(&request, &lease, &caller).await {
             Ok(progress) => progress,
             Err(error) => {
                 self.cache.release(&lease);

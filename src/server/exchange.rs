@@ -96,37 +96,44 @@ impl Service {
         self.requests.check(&template).map_err(|error| status(&error))?;
         ticket::charge_schema(&mut charge, &template).map_err(|error| status(&error))?;
         let exchange = self.cache.exchange_of(template, origin, budget.clone());
-        let exchange = exchange.map_err(|error| status(&error))?;
-        let exchange = Arc::new(exchange);
-        let queue = Arc::new(RequestQueue::default());
-        let (out, answers) = mpsc::channel(MAX_UNSENT);
-        let queued = Arc::new(Semaphore::new(MAX_QUEUED_BYTES));
-        let exchange_of_reader = Arc::clone(&exchange);
+        let exchange = Arc::new(exchange.map_err(|error| status(&error))?);
         let reader = MessageReader {
             stream,
-            exchange: exchange_of_reader,
-            queue: Arc::clone(&queue),
-            queued,
-            budget: budget.clone(),
+            exchange: Arc::clone(&exchange),
+            queue: Arc::default(),
+            queued: Arc::new(Semaphore::new(MAX_QUEUED_BYTES)),
+            budget,
         };
+        let (out, answers) = mpsc::channel(MAX_UNSENT);
         tokio::spawn(async move {
-            let read = reader.read(first);
-            let answered = answer_all(&exchange, &queue, &out, &budget);
-            // Ends when both have finished, at the first failure, or when the client is gone.
-            let done = async { tokio::try_join!(biased; read, answered).map(|_| ()) };
-            tokio::select! {
-                done = done => {
-                    if let Err(failure) = done {
-                        let _ = out.send(Err(failure)).await;
-                    }
-                }
-                () = out.closed() => {}
-            }
+            serve(reader, first, &exchange, &out).await;
             // Everything the stream held is released before the client sees its end.
             drop((exchange, charge));
         });
         let answers = tokio_stream::wrappers::ReceiverStream::new(answers);
         Ok(Outgoing::into_response(Box::pin(answers)))
+    }
+}
+
+/// Reads requests and answers them until both have finished, at the first failure, or until the
+/// client is gone.
+async fn serve(
+    reader: MessageReader,
+    first: FlightData,
+    exchange: &Exchange,
+    out: &mpsc::Sender<Result<Outgoing, Status>>,
+) {
+    let (queue, budget) = (Arc::clone(&reader.queue), reader.budget.clone());
+    let read = reader.read(first);
+    let answered = answer_all(exchange, &queue, out, &budget);
+    let done = async { tokio::try_join!(biased; read, answered).map(|_| ()) };
+    tokio::select! {
+        done = done => {
+            if let Err(failure) = done {
+                let _ = out.send(Err(failure)).await;
+            }
+        }
+        () = out.closed() => {}
     }
 }
 
@@ -195,6 +202,7 @@ impl MessageReader {
 #[derive(Default)]
 struct RequestQueue(Mutex<QueuedRequests>);
 
+/// Requested timeframes in order, and whether the client has ended its side.
 #[derive(Default)]
 struct QueuedRequests {
     asked: VecDeque<RequestedTimeframe>,

@@ -18,7 +18,7 @@ use super::call_origin::CallOrigin;
 use super::connection::PeerInfo;
 use super::meter::Metered;
 use super::outgoing::Outgoing;
-use super::reset_limit::{Torn, UnderWay};
+use super::reset_limit::{BodyBroken, RunningCall};
 use super::status::status;
 use crate::cache::Cache;
 use crate::secret::Secret;
@@ -129,9 +129,9 @@ where
                 request.extensions_mut().insert(identity);
                 let entered = request.extensions().get::<PeerInfo>();
                 let budget = entered.map(|entered| entered.budget.clone()).unwrap_or_default();
-                let torn = Torn::default();
+                let torn = BodyBroken::default();
                 let line = entered.map(|entered| Arc::clone(&entered.line));
-                let mut call = UnderWay::new(line, torn.clone());
+                let mut call = RunningCall::new(line, torn.clone());
                 let request = request.map(|body| {
                     let body = body.map_err(move |error| {
                         torn.set();

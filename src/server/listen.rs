@@ -154,7 +154,7 @@ impl Listeners {
         options: &ListenOptions,
         given: Vec<(String, OwnedFd)>,
     ) -> Result<Self, ListenError> {
-        let mut given = Given::sort(given)?;
+        let mut given = PassedSockets::sort(given)?;
         let wanted = given.folder.as_deref().or(options.socket_folder.as_deref());
         let mut folder = SocketFolder::take(wanted)?;
         let flight_unix = folder.socket_of(&mut given, FLIGHT_SOCKET, options.socket_mode)?;
@@ -226,14 +226,14 @@ const ATTACH_SOCKET: &str = "attach.sock";
 
 /// Sockets passed to the service that already listen.
 #[derive(Debug, Default)]
-struct Given {
+struct PassedSockets {
     tcp: HashMap<String, TcpListener>,
     unix: HashMap<String, UnixListener>,
     /// The folder of the Unix sockets.
     folder: Option<PathBuf>,
 }
 
-impl Given {
+impl PassedSockets {
     fn sort(given: Vec<(String, OwnedFd)>) -> Result<Self, ListenError> {
         let mut sorted = Self::default();
         for (name, file) in given {
@@ -342,7 +342,7 @@ impl SocketFolder {
     /// The given socket, or a new one.
     fn socket_of(
         &mut self,
-        given: &mut Given,
+        given: &mut PassedSockets,
         name: &'static str,
         mode: u32,
     ) -> Result<UnixListener, ListenError> {

@@ -15,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::log::LogWriter;
 use crate::cache::{Cache, LocalFigures, LookUpSums};
 use crate::source::SourceHealth;
-use crate::table::SourceState;
+use crate::table::{MemoryStatus, SourceState, Status};
 use crate::telemetry::{Histogram, Timing};
 
 /// Maximum sources with metrics of their own.
@@ -62,51 +62,8 @@ impl Collector for Figures {
             counter.encode(place)?;
         }
         let status = self.0.status();
-        let memory = &status.memory;
-        let gauges = [
-            ("memory_total", "Total shared memory of the cache.", memory.total_bytes),
-            ("memory_used", "Memory used by objects, pinned or not.", memory.used_bytes),
-            ("memory_pinned", "Memory used by pinned objects.", memory.pinned_bytes),
-            ("memory_free", "Memory not used by any object.", memory.free_bytes),
-            (
-                "memory_largest_free",
-                "The largest object that fits without an eviction.",
-                memory.largest_free_bytes,
-            ),
-            (
-                "request_memory",
-                "Memory outside the segments that requests hold.",
-                self.0.budget().used_bytes(),
-            ),
-        ];
-        let figure = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(figure(value));
-            let place =
-                encoder.encode_descriptor(name, help, Some(&Unit::Bytes), gauge.metric_type())?;
-            gauge.encode(place)?;
-        }
-        let gauges = [
-            ("objects", "Objects in shared memory.", status.objects),
-            ("timeframes", "Timeframes in flight.", status.timeframes.len() as u64),
-            ("sessions", "Processes that are attached.", status.sessions.len() as u64),
-            (
-                "segments_lost",
-                "Segments with names that another program removed or overwrote.",
-                status.lost_segments.len() as u64,
-            ),
-            (
-                "sources_up",
-                "Sources that answer.",
-                status.sources.iter().filter(|source| source.state == SourceState::Up).count()
-                    as u64,
-            ),
-        ];
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(figure(value));
-            let place = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            gauge.encode(place)?;
-        }
+        encode_memory(&status.memory, self.0.budget().used_bytes(), &mut encoder)?;
+        encode_state(&status, &mut encoder)?;
         for (name, help, timing) in self.0.counters().timings.all() {
             let unit = Some(&Unit::Seconds);
             let place = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
@@ -117,6 +74,59 @@ impl Collector for Figures {
         }
         encode_sources(&by_url(self.0.sources()), &mut encoder)
     }
+}
+
+/// Name, help text and value of a gauge.
+type Gauge = (&'static str, &'static str, u64);
+
+fn encode_gauges(
+    gauges: &[Gauge],
+    unit: Option<&Unit>,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), fmt::Error> {
+    for (name, help, value) in gauges {
+        let gauge = ConstGauge::new(i64::try_from(*value).unwrap_or(i64::MAX));
+        gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
+    }
+    Ok(())
+}
+
+fn encode_memory(
+    memory: &MemoryStatus,
+    request_bytes: u64,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), fmt::Error> {
+    let gauges = [
+        ("memory_total", "Total shared memory of the cache.", memory.total_bytes),
+        ("memory_used", "Memory used by objects, pinned or not.", memory.used_bytes),
+        ("memory_pinned", "Memory used by pinned objects.", memory.pinned_bytes),
+        ("memory_free", "Memory not used by any object.", memory.free_bytes),
+        (
+            "memory_largest_free",
+            "The largest object that fits without an eviction.",
+            memory.largest_free_bytes,
+        ),
+        ("request_memory", "Memory outside the segments that requests hold.", request_bytes),
+    ];
+    encode_gauges(&gauges, Some(&Unit::Bytes), encoder)
+}
+
+/// Objects, timeframes, sessions, segments and sources.
+fn encode_state(status: &Status, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let up = status.sources.iter().filter(|source| source.state == SourceState::Up).count();
+    let lost = status.lost_segments.len();
+    let gauges = [
+        ("objects", "Objects in shared memory.", status.objects),
+        ("timeframes", "Timeframes in flight.", status.timeframes.len() as u64),
+        ("sessions", "Processes that are attached.", status.sessions.len() as u64),
+        (
+            "segments_lost",
+            "Segments with names that another program removed or overwrote.",
+            lost as u64,
+        ),
+        ("sources_up", "Sources that answer.", up as u64),
+    ];
+    encode_gauges(&gauges, None, encoder)
 }
 
 /// Look-ups, pins and paths of consumers that look up by themselves.
@@ -132,24 +142,21 @@ fn encode_local(
     for (reason, count) in LookUpSums::REASONS.into_iter().zip(figures.look_ups.asks) {
         ConstCounter::new(count).encode(asks.encode_family(&[("reason", reason)])?)?;
     }
-    let bytes = Some(&Unit::Bytes);
-    let gauges = [
-        ("local_sessions", "Sessions that can look up by themselves.", None, figures.sessions),
-        ("local_pins", "Objects that consumers pin by themselves.", None, figures.slots),
-        ("local_paths", "Paths that are published for look-ups.", None, figures.paths),
-        ("local_snapshots", "Memory used by published timelines.", bytes, figures.snapshot_bytes),
+    let counts = [
+        ("local_sessions", "Sessions that can look up by themselves.", figures.sessions),
+        ("local_pins", "Objects that consumers pin by themselves.", figures.slots),
+        ("local_paths", "Paths that are published for look-ups.", figures.paths),
+    ];
+    encode_gauges(&counts, None, encoder)?;
+    let memory = [
+        ("local_snapshots", "Memory used by published timelines.", figures.snapshot_bytes),
         (
             "local_quarantined",
             "Memory of freed objects that a consumer still pins.",
-            bytes,
             figures.quarantined_bytes,
         ),
     ];
-    for (name, help, unit, value) in gauges {
-        let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-        gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
-    }
-    Ok(())
+    encode_gauges(&memory, Some(&Unit::Bytes), encoder)
 }
 
 /// Merges the metrics of sources with the same URL, which may be configured for several paths.

@@ -65,24 +65,24 @@ impl ConnectionWatch {
 
 /// A running call. Dropped before [`done`](Self::done), it counts as cancelled.
 #[derive(Debug)]
-pub(super) struct UnderWay {
+pub(super) struct RunningCall {
     line: Option<Arc<ConnectionWatch>>,
-    torn: Torn,
+    torn: BodyBroken,
 }
 
 /// Whether the request body ended in an error: then the client cancelled, whatever the result of
 /// the call.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Torn(Arc<AtomicBool>);
+pub(super) struct BodyBroken(Arc<AtomicBool>);
 
-impl Torn {
+impl BodyBroken {
     pub(super) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-impl UnderWay {
-    pub(super) const fn new(line: Option<Arc<ConnectionWatch>>, torn: Torn) -> Self {
+impl RunningCall {
+    pub(super) const fn new(line: Option<Arc<ConnectionWatch>>, torn: BodyBroken) -> Self {
         Self { line, torn }
     }
 
@@ -93,7 +93,7 @@ impl UnderWay {
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         let Some(line) = &self.line else { return };
         if !line.over.load(Ordering::Relaxed) {
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn only_what_a_client_breaks_off_while_it_is_there_counts() {
         let line = Arc::new(ConnectionWatch::new(1, None));
-        let call = || UnderWay::new(Some(Arc::clone(&line)), Torn::default());
+        let call = || RunningCall::new(Some(Arc::clone(&line)), BodyBroken::default());
         (0..5).for_each(|_| call().done());
         drop(call());
         assert!(!line.is_cut());
@@ -135,7 +135,8 @@ mod tests {
         assert!(line.is_cut());
         let other = Arc::new(ConnectionWatch::new(1, None));
         other.set_over();
-        (0..5).for_each(|_| drop(UnderWay::new(Some(Arc::clone(&other)), Torn::default())));
+        (0..5)
+            .for_each(|_| drop(RunningCall::new(Some(Arc::clone(&other)), BodyBroken::default())));
         assert!(!other.is_cut());
     }
 }

@@ -103,18 +103,12 @@ pub async fn run(
     let (stop_accepting, end_sessions) = (CancellationToken::new(), CancellationToken::new());
     let readiness = Readiness::default();
     let (health, router) = router(&cache, &options)?;
-
-    let mut servers = JoinSet::new();
     let acceptors = [
         Some(Acceptor::Unix(flight_unix)),
         flight.map(|listener| Acceptor::Tcp(listener, options.tls.clone())),
     ];
-    for acceptor in acceptors.into_iter().flatten() {
-        let stop = stop_accepting.clone();
-        let incoming = connection::accept(acceptor, &options.limits, &cache, stop.clone());
-        let stopped = stop.cancelled_owned();
-        servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
-    }
+    let acceptors = acceptors.into_iter().flatten();
+    let mut servers = serve_flight(acceptors, &router, &cache, &options.limits, &stop_accepting);
     if let Some(listener) = ccdb {
         servers.spawn(serve_ccdb(listener, &cache, &options, stop_accepting.clone()));
     }
@@ -146,6 +140,23 @@ pub async fn run(
     cache.close();
     drop(folder);
     outcome
+}
+
+/// Serves Flight on each listener until `stop`.
+fn serve_flight(
+    acceptors: impl Iterator<Item = Acceptor>,
+    router: &GuardedRouter,
+    cache: &Cache,
+    limits: &Limits,
+    stop: &CancellationToken,
+) -> JoinSet<Result<(), tonic::transport::Error>> {
+    let mut servers = JoinSet::new();
+    for acceptor in acceptors {
+        let incoming = connection::accept(acceptor, limits, cache, stop.clone());
+        let stopped = stop.clone().cancelled_owned();
+        servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
+    }
+    servers
 }
 
 /// Waits for `shutdown`, or for the end of one of the servers, which is an error of the transport.

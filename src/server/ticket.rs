@@ -11,6 +11,7 @@ use crate::budget::{Charge, ClientBudget, OverBudget};
 use crate::cache::LeaseId;
 use crate::table::{CellKind, Columns, Request, RequestError};
 
+/// A ticket as JSON: the request, and the lease of the table if it is pinned already.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Ticket<'a> {

@@ -170,17 +170,14 @@ impl Decoding {
         {
             return Ok(Some((MessageTimestamps::Read(timestamps), charge)));
         }
-        let decoded_bytes =
-            match (parsed.header_as_record_batch(), parsed.header_as_dictionary_batch()) {
-                (Some(batch), _) => {
-                    decoded_bytes(batch, &message.data_body, self.schema.as_deref())
-                }
-                (None, Some(dictionary)) => {
-                    let data = dictionary.data();
-                    data.map_or(0, |batch| decoded_bytes(batch, &message.data_body, None))
-                }
-                (None, None) => 0,
-            };
+        let decoded_bytes = match parsed.header_as_record_batch() {
+            Some(batch) => decoded_bytes(batch, &message.data_body, self.schema.as_deref()),
+            None => {
+                let dictionary = parsed.header_as_dictionary_batch();
+                let data = dictionary.and_then(|dictionary| dictionary.data());
+                data.map_or(0, |batch| decoded_bytes(batch, &message.data_body, None))
+            }
+        };
         charge.grow(decoded_bytes).map_err(|error| status(&error))?;
         if let Some(dictionary) = parsed.header_as_dictionary_batch() {
             let charges = self.dictionaries.entry(dictionary.id()).or_default();
@@ -198,15 +195,18 @@ impl Decoding {
             MessageHeader::Schema | MessageHeader::RecordBatch => self.fed = false,
             other => return Err(malformed(self.what, format!("a message of type {other:?}"))),
         }
+        Ok(self.decode_fed()?.map(|batch| (MessageTimestamps::Batch(batch), charge)))
+    }
+
+    /// Decodes the message that the decoder was fed: the batch, or nothing for a schema.
+    fn decode_fed(&mut self) -> Result<Option<RecordBatch>, Status> {
         // The decoder needs no further message here: a message that it skips is as malformed as one
         // that it refuses.
         let decoded = isolated(|| self.decoder.next().now_or_never()).flatten().flatten();
         let decoded = decoded.ok_or_else(|| malformed(self.what, CONTRADICTION))?;
         let decoded = decoded.map_err(|error| malformed(self.what, error.to_string()))?;
         match decoded.payload {
-            DecodedPayload::RecordBatch(batch) => {
-                Ok(Some((MessageTimestamps::Batch(batch), charge)))
-            }
+            DecodedPayload::RecordBatch(batch) => Ok(Some(batch)),
             DecodedPayload::Schema(_) if self.schema.is_some() => {
                 Err(malformed(self.what, "a second schema in one stream"))
             }

@@ -34,6 +34,7 @@ impl AllocatedNode {
     }
 }
 
+/// A place in the segment, free or allocated. Start and length are in granules of 64 bytes.
 #[derive(Debug, Clone, Copy)]
 struct Node {
     start: u32,
@@ -415,6 +416,11 @@ mod tests {
         ]
     }
 
+    /// Number of granules of the longest range that is not taken.
+    fn longest_free(taken: &[bool]) -> u32 {
+        taken.split(|taken| *taken).map(<[bool]>::len).max().unwrap_or(0) as u32
+    }
+
     proptest! {
         #[test]
         fn places_never_overlap_and_all_come_back(
@@ -430,15 +436,9 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Take(length) => {
-                        let longest = taken
-                            .split(|taken| *taken)
-                            .map(<[bool]>::len)
-                            .max()
-                            .unwrap_or(0) as u32;
-                        prop_assert_eq!(allocator.largest_free(), longest);
+                        prop_assert_eq!(allocator.largest_free(), longest_free(&taken));
                         prop_assert_eq!(allocator.tail().1, whole - free);
-                        let now = taken[..free as usize].split(|taken| *taken);
-                        let longest = now.map(<[bool]>::len).max().unwrap_or(0) as u32;
+                        let longest = longest_free(&taken[..free as usize]);
                         match allocator.take(length) {
                             Some((start, place)) => {
                                 let range = start as usize..(start + length) as usize;

@@ -8,6 +8,7 @@ use std::os::fd::AsFd as _;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -643,71 +644,82 @@ fn a_system_without_memory_says_so_and_the_pool_goes_on() {
     assert_eq!(pool.check().unwrap().used_bytes, 0);
 }
 
-/// Threads create and free objects while others read them with and without a lease.
-#[test]
-fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
-    use std::sync::Mutex;
-    use std::time::{Duration, Instant};
+/// The newest objects of threads that create and free them, each with the byte that fills it.
+type NewObjects = std::sync::Mutex<Vec<(MetaHeader, u8)>>;
 
-    /// Reads without a lease, like a consumer in another process: byte by byte.
+/// Creates and frees objects of one byte each, and reads each while it is held.
+fn write_objects(
+    pool: &Pool,
+    mappings: &Mappings,
+    objects: &NewObjects,
+    thread: u8,
+    until: Instant,
+) {
+    let mut n = 0_u64;
+    while Instant::now() < until {
+        n += 1;
+        let size = (n * 7919) % 3000 + 1;
+        let byte = (n as u8).wrapping_mul(2).wrapping_add(thread);
+        let block = filled(pool, &vec![byte; size as usize]).publish(id(byte));
+        let header = block.meta_header();
+        let mut list = objects.lock().unwrap();
+        list.push((header, byte));
+        if list.len() > 4 {
+            list.remove(0);
+        }
+        drop(list);
+        // With a lease: as long as the block is held, all bytes are valid.
+        if let Ok(bytes) = mappings.resolved(&header) {
+            assert!(bytes.len() == size as usize);
+            assert!(bytes.iter().all(|&found| found == byte));
+        }
+    }
+}
+
+/// Reads objects without a lease, like a consumer in another process. Returns how many were read
+/// whole, and how many were stale before they could be read.
+fn read_objects(mappings: &Mappings, objects: &NewObjects, until: Instant) -> (u64, u64) {
+    /// Reads byte by byte.
     fn copied(bytes: &[u8]) -> Vec<u8> {
         // SAFETY: each is a byte of the slice; volatile, since its writer may be writing it.
         bytes.iter().map(|byte| unsafe { std::ptr::from_ref(byte).read_volatile() }).collect()
     }
 
+    let (mut read, mut stale) = (0, 0);
+    while Instant::now() < until {
+        let Some((header, byte)) = objects.lock().unwrap().first().copied() else { continue };
+        let Ok(bytes) = mappings.resolved(&header) else {
+            stale += 1;
+            continue;
+        };
+        let bytes = copied(bytes);
+        if mappings.still_valid(&header) {
+            assert!(bytes.iter().all(|&found| found == byte), "{header:?}");
+            read += 1;
+        }
+    }
+    (read, stale)
+}
+
+/// Threads create and free objects while others read them with and without a lease.
+#[test]
+fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
     for_each_backing(|pool| {
         // So that consumers need no new segment meanwhile.
         let keeps: Vec<Block> =
             (0..7).map_while(|_| Some(filled(&pool, &[0; 100_000]).publish(id(0)))).collect();
         let mappings = mappings_of(&pool);
         drop(keeps);
-        let shown: Mutex<Vec<(MetaHeader, u8)>> = Mutex::default();
-        let (read, stale) = (AtomicU64::new(0), AtomicU64::new(0));
+        let objects = NewObjects::default();
         let until = Instant::now() + Duration::from_millis(150);
-        std::thread::scope(|scope| {
+        let (read, stale) = std::thread::scope(|scope| {
             for thread in 1..3_u8 {
-                let (pool, shown, mappings) = (&pool, &shown, &mappings);
-                scope.spawn(move || {
-                    let mut n = 0_u64;
-                    while Instant::now() < until {
-                        n += 1;
-                        let size = (n * 7919) % 3000 + 1;
-                        let byte = (n as u8).wrapping_mul(2).wrapping_add(thread);
-                        let block = filled(pool, &vec![byte; size as usize]).publish(id(byte));
-                        let header = block.meta_header();
-                        let mut list = shown.lock().unwrap();
-                        list.push((header, byte));
-                        if list.len() > 4 {
-                            list.remove(0);
-                        }
-                        drop(list);
-                        // With a lease: as long as the block is held, all bytes are valid.
-                        if let Ok(bytes) = mappings.resolved(&header) {
-                            assert!(bytes.len() == size as usize);
-                            assert!(bytes.iter().all(|&found| found == byte));
-                        }
-                    }
-                });
+                let (pool, mappings, objects) = (&pool, &mappings, &objects);
+                scope.spawn(move || write_objects(pool, mappings, objects, thread, until));
             }
-            let (shown, mappings, read, stale) = (&shown, &mappings, &read, &stale);
-            scope.spawn(move || {
-                while Instant::now() < until {
-                    let Some((header, byte)) = shown.lock().unwrap().first().copied() else {
-                        continue;
-                    };
-                    let Ok(bytes) = mappings.resolved(&header) else {
-                        stale.fetch_add(1, Ordering::Relaxed);
-                        continue;
-                    };
-                    let bytes = copied(bytes);
-                    if mappings.still_valid(&header) {
-                        assert!(bytes.iter().all(|&found| found == byte), "{header:?}");
-                        read.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
+            scope.spawn(|| read_objects(&mappings, &objects, until)).join().unwrap()
         });
-        assert!(read.into_inner() + stale.into_inner() > 0);
+        assert!(read + stale > 0);
         assert_eq!(pool.check().unwrap().used_bytes, 0);
     });
 }

@@ -55,6 +55,7 @@ pub struct HostBuffer {
 #[derive(Clone)]
 pub struct HostMemory(Arc<HostState>);
 
+/// The allocator of a host program, and the buffers that it gave out.
 struct HostState {
     allocator: Box<dyn HostAllocator>,
     /// Whether the allocator may be called. Locked for reading during each call.

@@ -10,7 +10,6 @@
 //!              NoRoom
 //! ```
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -33,6 +32,7 @@ use super::pool_state::{
 use super::region::Region;
 use super::resolver::Mappings;
 use super::segment::{Kind, LostSegment, Segment, SegmentMemory, SharedSegment};
+use super::segment_creation::SegmentCreation;
 use super::sync;
 use crate::error::coded;
 use crate::sync::Mutex;
@@ -61,6 +61,37 @@ impl PoolOptions {
     #[cfg(feature = "cache")]
     pub(crate) fn can_be_kept(&self) -> bool {
         self.backing == Backing::Memfd && self.region.is_none()
+    }
+}
+
+impl Backing {
+    fn host_blocks(&self) -> Option<Arc<HostBlocks>> {
+        match self {
+            Self::Host(memory) => Some(Arc::new(HostBlocks::new(memory.clone()))),
+            Self::Memfd | Self::Folder(_) | Self::FairMq { .. } => None,
+        }
+    }
+}
+
+impl PoolOptions {
+    /// The size of the region, or else the configured size.
+    fn total_bytes(&self) -> Result<u64, PoolError> {
+        let (needed_bytes, limit_bytes) = (LEAST_SEGMENT_BYTES, self.memory_bytes);
+        match &self.region {
+            Some(region) => Ok(region.mapping.length() as u64),
+            None if limit_bytes < needed_bytes && !matches!(self.backing, Backing::Host(_)) => {
+                Err(PoolError::NeverFits { needed_bytes, limit_bytes })
+            }
+            None => Ok(limit_bytes),
+        }
+    }
+
+    /// When segments of a FairMQ session are made; `None` for other memory.
+    fn fairmq_creation(&self) -> Option<SegmentCreation> {
+        match &self.backing {
+            Backing::FairMq { creation, .. } if self.region.is_none() => Some(*creation),
+            Backing::FairMq { .. } | Backing::Memfd | Backing::Folder(_) | Backing::Host(_) => None,
+        }
     }
 }
 
@@ -193,33 +224,15 @@ impl Pool {
     /// [`PoolError::NeverFits`] if nothing can fit, [`PoolError::Backing`] if the folder of the
     /// backing cannot be used, [`PoolError::Segment`] if the system does not provide a segment.
     pub fn new(options: PoolOptions) -> Result<Self, PoolError> {
-        let PoolOptions { memory_bytes, segment_bytes, backing, region, first_generation } =
-            options;
-        let least = LEAST_SEGMENT_BYTES;
-        let memory_bytes = match &region {
-            Some(region) => region.mapping.length() as u64,
-            None if memory_bytes < least && !matches!(backing, Backing::Host(_)) => {
-                return Err(PoolError::NeverFits {
-                    needed_bytes: least,
-                    limit_bytes: memory_bytes,
-                });
-            }
-            None => memory_bytes,
-        };
-        let creation = match &backing {
-            Backing::FairMq { creation, .. } if region.is_none() => Some(*creation),
-            Backing::FairMq { .. } | Backing::Memfd | Backing::Folder(_) | Backing::Host(_) => None,
-        };
-        let host = match &backing {
-            Backing::Host(memory) => Some(Arc::new(HostBlocks::new(memory.clone()))),
-            Backing::Memfd | Backing::Folder(_) | Backing::FairMq { .. } => None,
-        };
-        let segment_bytes =
-            segment_bytes.clamp(least, MAX_SEGMENT_BYTES).next_multiple_of(PAGE_BYTES);
+        let memory_bytes = options.total_bytes()?;
+        let creation = options.fairmq_creation();
+        let PoolOptions { segment_bytes, backing, region, first_generation, .. } = options;
+        let host = backing.host_blocks();
+        let segment_bytes = segment_bytes
+            .clamp(LEAST_SEGMENT_BYTES, MAX_SEGMENT_BYTES)
+            .next_multiple_of(PAGE_BYTES);
         let maker = Maker::new(&backing).map_err(PoolError::Backing)?;
-        let segments = BTreeMap::new();
-        let unread = Vec::new();
-        let mut state = PoolState { segments, segment_bytes_in_all: 0, unread, next_id: 0 };
+        let mut state = PoolState::default();
         let epoch = Epoch(random().map_err(PoolError::Backing)?);
         let mut fixed_bytes = None;
         if let Some(region) = region {
@@ -405,25 +418,8 @@ impl Pool {
             if let Some(taken) = state.take(granules) {
                 return Ok(Some(taken));
             }
-            let mut retired = Vec::new();
-            let wanted = inner.segment_bytes.max(least);
-            if inner.budget_without_empty(&state) < least {
-                return Ok(None);
-            }
-            loop {
-                let budget = inner.budget(&state);
-                let bytes = wanted.min(budget / PAGE_BYTES * PAGE_BYTES);
-                if bytes >= least {
-                    state.segment_bytes_in_all += bytes;
-                    break (bytes, retired);
-                }
-                if inner.fixed_bytes.is_some() {
-                    return Ok(None);
-                }
-                // Retiring an empty segment of another size may free enough budget.
-                let Some(empty) = state.take_out_an_empty_one() else { return Ok(None) };
-                retired.push(empty);
-            }
+            let Some(budget) = inner.take_budget(&mut state, least) else { return Ok(None) };
+            budget
         };
         retired.iter().for_each(|segment| inner.notify_retired(segment));
         drop(retired);

@@ -26,6 +26,7 @@ pub(super) type SegmentListener = Arc<dyn Fn(&SharedSegment) + Send + Sync>;
 /// Called with the id of a retired segment.
 pub(super) type RetiredHook = Arc<dyn Fn(u16) + Send + Sync>;
 
+/// A pool: its options, its counters, and its segments under one lock.
 pub(super) struct PoolInner {
     pub(super) memory_bytes: u64,
     /// The part of it that is used beside the segments.
@@ -58,6 +59,8 @@ pub(super) struct PoolInner {
     pub(super) registrar: Mutex<Option<SegmentRegistrar>>,
 }
 
+/// The segments of a pool, behind its lock.
+#[derive(Default)]
 pub(super) struct PoolState {
     pub(super) segments: BTreeMap<u16, SegmentSlot>,
     /// Bytes of all segments, including those being created.
@@ -68,6 +71,7 @@ pub(super) struct PoolState {
     pub(super) next_id: u16,
 }
 
+/// A segment with the allocator of its blocks.
 pub(super) struct SegmentSlot {
     pub(super) segment: Arc<Segment>,
     pub(super) allocator: Allocator,
@@ -238,6 +242,31 @@ impl PoolInner {
     /// Bytes that segments can take in all.
     pub(super) fn segments_limit(&self) -> u64 {
         self.memory_bytes.saturating_sub(self.aside_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Takes the bytes of a new segment, at least `least`, from the budget. Empty segments of other
+    /// sizes are retired if it is too small; they are returned as well. `None` without enough memory.
+    pub(super) fn take_budget(
+        &self,
+        state: &mut PoolState,
+        least: u64,
+    ) -> Option<(u64, Vec<Arc<Segment>>)> {
+        let mut retired = Vec::new();
+        let wanted = self.segment_bytes.max(least);
+        if self.budget_without_empty(state) < least {
+            return None;
+        }
+        loop {
+            let bytes = wanted.min(self.budget(state) / PAGE_BYTES * PAGE_BYTES);
+            if bytes >= least {
+                state.segment_bytes_in_all += bytes;
+                return Some((bytes, retired));
+            }
+            if self.fixed_bytes.is_some() {
+                return None;
+            }
+            retired.push(state.take_out_an_empty_one()?);
+        }
     }
 
     /// Like [`budget`](Self::budget), if all empty segments were retired.

@@ -34,6 +34,7 @@ pub struct Region {
     pub(super) file: Option<RegionFile>,
 }
 
+/// The descriptors of a region that lies in a file.
 #[derive(Debug)]
 pub(super) struct RegionFile {
     /// Open for reading only, for consumers.

@@ -119,6 +119,7 @@ pub(super) struct Segment {
     overwritten: AtomicBool,
 }
 
+/// The memory of a segment, by its owner.
 pub(super) enum SegmentMemory {
     Segment(Made),
     Region(Region),

@@ -25,6 +25,7 @@ pub struct MemorySource {
     requests: AtomicU64,
 }
 
+/// A version with its bytes.
 #[derive(Debug, Clone)]
 struct StoredObject {
     info: Arc<ObjectInfo>,

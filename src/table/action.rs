@@ -124,7 +124,7 @@ pub struct Release {
 /// Body of `segments` and `status`: `{}`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Nothing {}
+pub struct NoFields {}
 
 /// Answer of `segments`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

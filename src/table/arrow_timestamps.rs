@@ -8,7 +8,7 @@ use arrow_array::types::{
     ArrowPrimitiveType, Int64Type, RunEndIndexType, TimestampMicrosecondType,
     TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt64Type,
 };
-use arrow_array::{Array, RecordBatch, RunArray};
+use arrow_array::{AnyDictionaryArray, Array, RecordBatch, RunArray};
 use arrow_buffer::{ArrowNativeType as _, NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, SchemaRef, TimeUnit};
 #[cfg(feature = "server")]
@@ -288,19 +288,7 @@ pub fn timestamps_from_array(
             converted::<TimestampNanosecondType>(column, array, |at| Some(at.div_euclid(1_000_000)))
         }
         DataType::Dictionary(..) => {
-            let dictionary = array.as_any_dictionary_opt().ok_or_else(wrong_type)?;
-            let values = timestamps_from_array(column, dictionary.values())?;
-            if values.is_empty() {
-                // Without values, every key is null.
-                let nothing = ScalarBuffer::from(vec![0; array.len()]);
-                return Ok(Timestamps::new(nothing, Some(NullBuffer::new_null(array.len()))));
-            }
-            let keys = dictionary.normalized_keys();
-            let rows = keys.into_iter().enumerate().map(|(row, key)| {
-                let there = dictionary.keys().is_valid(row);
-                if there { values.value(key).map(|at| at.as_millis()) } else { None }
-            });
-            Ok(rows.collect())
+            from_dictionary(column, array.as_any_dictionary_opt().ok_or_else(wrong_type)?)
         }
         DataType::RunEndEncoded(ends, _) => match ends.data_type() {
             DataType::Int16 => runs::<arrow_array::types::Int16Type>(column, array),
@@ -310,6 +298,25 @@ pub fn timestamps_from_array(
         },
         _ => Err(wrong_type()),
     }
+}
+
+fn from_dictionary(
+    column: &str,
+    dictionary: &dyn AnyDictionaryArray,
+) -> Result<Timestamps, TimestampsError> {
+    let values = timestamps_from_array(column, dictionary.values())?;
+    let rows = dictionary.len();
+    if values.is_empty() {
+        // Without values, every key is null.
+        let nothing = ScalarBuffer::from(vec![0; rows]);
+        return Ok(Timestamps::new(nothing, Some(NullBuffer::new_null(rows))));
+    }
+    let keys = dictionary.normalized_keys();
+    let rows = keys.into_iter().enumerate().map(|(row, key)| {
+        let there = dictionary.keys().is_valid(row);
+        if there { values.value(key).map(|at| at.as_millis()) } else { None }
+    });
+    Ok(rows.collect())
 }
 
 fn converted<T: ArrowPrimitiveType>(

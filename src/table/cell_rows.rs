@@ -29,6 +29,7 @@ pub(crate) struct CellRun {
 #[derive(Debug, Clone)]
 pub struct CellRows(Form);
 
+/// Cells as runs of rows, or as codes where runs would be short.
 #[derive(Debug, Clone)]
 enum Form {
     /// Runs that cover all rows without gaps. Neighbouring runs have different cells.

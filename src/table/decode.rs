@@ -176,59 +176,67 @@ impl ColumnRuns {
     /// # Errors
     /// [`DecodeError`] if the array is no column of a table.
     pub fn extend(&mut self, column: &dyn Array) -> Result<(), DecodeError> {
-        let (before, array) = (self.rows(), self.arrays.len());
         match column.data_type() {
-            DataType::RunEndEncoded(..) => {
-                let runs = column
-                    .as_any()
-                    .downcast_ref::<RunArray<Int32Type>>()
-                    .ok_or_else(|| wrong(column, "its run ends are not Int32"))?;
-                self.arrays.push(CellArray::of(runs.values())?);
-                if runs.is_empty() {
-                    return Ok(());
-                }
-                let ends = runs.run_ends();
-                let places = ends.get_start_physical_index()..=ends.get_end_physical_index();
-                self.ends.reserve(places.clone().count());
-                self.places.reserve(places.clone().count());
-                let first = *places.start();
-                for at in places {
-                    let end = usize::try_from(ends.values()[at])
-                        .map_err(|_| wrong(column, "a run end is negative"))?;
-                    let end = before + end.saturating_sub(ends.offset()).min(runs.len());
-                    // A run that was cut at the end of a batch becomes one run again.
-                    if at == first {
-                        self.push(end, array, at);
-                    } else {
-                        self.ends.push(end);
-                        self.places.push(CellPosition { array: array as u32, at: at as u32 });
-                    }
-                }
-            }
-            DataType::Dictionary(..) => {
-                let dictionary = column
-                    .as_dictionary_opt::<Int32Type>()
-                    .ok_or_else(|| wrong(column, "its keys are not Int32"))?;
-                self.arrays.push(CellArray::of(dictionary.values())?);
-                let keys = dictionary.keys();
-                let same = |row, other| {
-                    keys.is_null(row) == keys.is_null(other) && keys.value(row) == keys.value(other)
-                };
-                for (row, end) in merged(column.len(), same) {
-                    if keys.is_null(row) {
-                        self.push_null(before + end);
-                        continue;
-                    }
-                    let key = usize::try_from(keys.value(row)).ok();
-                    let key = key.filter(|&key| key < dictionary.values().len());
-                    let key = key.ok_or_else(|| wrong(column, "a key has no value"))?;
-                    self.push(before + end, array, key);
-                }
-            }
+            DataType::RunEndEncoded(..) => self.extend_run_ends(column),
+            DataType::Dictionary(..) => self.extend_dictionary(column),
             _ => {
+                let (before, array) = (self.rows(), self.arrays.len());
                 self.arrays.push(CellArray::of(column)?);
                 (0..column.len()).for_each(|row| self.push(before + row + 1, array, row));
+                Ok(())
             }
+        }
+    }
+
+    fn extend_run_ends(&mut self, column: &dyn Array) -> Result<(), DecodeError> {
+        let (before, array) = (self.rows(), self.arrays.len());
+        let runs = column
+            .as_any()
+            .downcast_ref::<RunArray<Int32Type>>()
+            .ok_or_else(|| wrong(column, "its run ends are not Int32"))?;
+        self.arrays.push(CellArray::of(runs.values())?);
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let ends = runs.run_ends();
+        let places = ends.get_start_physical_index()..=ends.get_end_physical_index();
+        self.ends.reserve(places.clone().count());
+        self.places.reserve(places.clone().count());
+        let first = *places.start();
+        for at in places {
+            let end = usize::try_from(ends.values()[at])
+                .map_err(|_| wrong(column, "a run end is negative"))?;
+            let end = before + end.saturating_sub(ends.offset()).min(runs.len());
+            // A run that was cut at the end of a batch becomes one run again.
+            if at == first {
+                self.push(end, array, at);
+            } else {
+                self.ends.push(end);
+                self.places.push(CellPosition { array: array as u32, at: at as u32 });
+            }
+        }
+        Ok(())
+    }
+
+    fn extend_dictionary(&mut self, column: &dyn Array) -> Result<(), DecodeError> {
+        let (before, array) = (self.rows(), self.arrays.len());
+        let dictionary = column
+            .as_dictionary_opt::<Int32Type>()
+            .ok_or_else(|| wrong(column, "its keys are not Int32"))?;
+        self.arrays.push(CellArray::of(dictionary.values())?);
+        let keys = dictionary.keys();
+        let same = |row, other| {
+            keys.is_null(row) == keys.is_null(other) && keys.value(row) == keys.value(other)
+        };
+        for (row, end) in merged(column.len(), same) {
+            if keys.is_null(row) {
+                self.push_null(before + end);
+                continue;
+            }
+            let key = usize::try_from(keys.value(row)).ok();
+            let key = key.filter(|&key| key < dictionary.values().len());
+            let key = key.ok_or_else(|| wrong(column, "a key has no value"))?;
+            self.push(before + end, array, key);
         }
         Ok(())
     }

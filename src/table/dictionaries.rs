@@ -17,6 +17,7 @@ use crate::sync::{Mutex, MutexGuard};
 #[derive(Debug, Default)]
 pub struct Dictionaries(Mutex<Arc<SentDictionaries>>);
 
+/// The latest dictionaries, and the cells from which they were made.
 #[derive(Debug, Default)]
 struct SentDictionaries {
     /// By column: the cells of its dictionary.

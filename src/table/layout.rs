@@ -21,7 +21,7 @@ pub(super) const LEASE: &str = "iovcache.lease";
 
 /// Metadata of a table's schema.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Meta {
+pub struct TableMetadata {
     /// Epoch of the service instance.
     pub epoch: String,
     /// Path of the attach socket.
@@ -56,10 +56,10 @@ pub struct TableLayout {
     /// Whether a column depends on a key; the view objects then has a column with its value.
     pub keyed: bool,
     /// Other metadata of the schema.
-    pub meta: Meta,
+    pub meta: TableMetadata,
 }
 
-impl Meta {
+impl TableMetadata {
     fn entries(&self) -> HashMap<String, String> {
         let entries = [
             ("iovcache.version", Some(env!("CARGO_PKG_VERSION").to_owned())),
@@ -100,7 +100,7 @@ impl TableLayout {
         lease: Option<&str>,
     ) -> SchemaRef {
         let lease = lease.map(str::to_owned);
-        let meta = Meta { timeframe, lease, ..self.meta.clone() };
+        let meta = TableMetadata { timeframe, lease, ..self.meta.clone() };
         Arc::new(Schema::new_with_metadata(like.fields.clone(), meta.entries()))
     }
 

@@ -54,7 +54,7 @@ mod timeline_page;
 #[doc(hidden)]
 pub use action::action_types;
 pub use action::{
-    Consumed, ConsumedAnswer, DropTimeframe, Invalidate, Nothing, Prefetch, PutAnswer, Register,
+    Consumed, ConsumedAnswer, DropTimeframe, Invalidate, NoFields, Prefetch, PutAnswer, Register,
     Release, SegmentsAnswer, parse_action,
 };
 pub use arrow_keys::key_from_batches;
@@ -82,8 +82,8 @@ pub use intervals::run_end_batch;
 pub(crate) use ipc::BatchMessages;
 pub use ipc::{Message, MessageWriter};
 pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
-pub use layout::Meta;
 pub(crate) use layout::TableLayout;
+pub use layout::TableMetadata;
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
 pub use part::Part;

@@ -105,6 +105,7 @@ impl RequestedRange {
     }
 }
 
+/// A range as it stands in JSON, before its fields are checked against each other.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRange {

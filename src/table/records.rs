@@ -148,6 +148,51 @@ impl ObjectRecords {
     }
 }
 
+/// Builders of the columns of the distinct view.
+#[derive(Default)]
+struct DistinctRecords<'a> {
+    /// Column, path.
+    names: [TextRuns<'a>; 2],
+    ids: StringBuilder,
+    cells: Vec<&'a Cell>,
+    /// First row, number of rows.
+    numbers: [Int64Builder; 2],
+}
+
+impl<'a> DistinctRecords<'a> {
+    /// Adds the record of a cell, and returns the size of its texts in bytes.
+    #[inline]
+    fn push(
+        &mut self,
+        column: &'a Column,
+        cell: &'a Cell,
+        objects: &'a dyn Objects,
+        served: (i64, i64),
+    ) -> usize {
+        let path = path_of(column, objects.version(cell.object)).as_str();
+        self.names[0].push(&column.name);
+        self.names[1].push(path);
+        self.ids.append_value(objects.id(cell.object).text(&mut [0; ObjectId::TEXT_BYTES]));
+        self.numbers[0].append_value(served.0);
+        self.numbers[1].append_value(served.1);
+        self.cells.push(cell);
+        column.name.len() + path.len()
+    }
+
+    fn finish(
+        self,
+        objects: &dyn Objects,
+        layout: &TableLayout,
+    ) -> Result<Vec<ArrayRef>, EncodeError> {
+        let Self { names, mut ids, cells, numbers } = self;
+        let [column, path] = names.map(|runs| runs.finish(layout.encoding, cells.len()));
+        let [first_row, count] =
+            numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
+        let cells = cell_array(layout.cell, cells.iter().copied(), objects)?;
+        Ok(vec![column?, path?, Arc::new(ids.finish()), cells, first_row, count])
+    }
+}
+
 impl RecordCursor {
     /// Whether all records were made.
     pub(super) fn is_over(&self) -> bool {
@@ -203,14 +248,11 @@ impl RecordCursor {
         objects: &dyn Objects,
         layout: &TableLayout,
     ) -> Result<(Vec<ArrayRef>, usize), EncodeError> {
-        let mut names: [TextRuns<'_>; 2] = Default::default();
-        let mut ids = StringBuilder::new();
-        let mut numbers = [0, 1].map(|_| Int64Builder::new());
-        let mut cells: Vec<&Cell> = Vec::new();
+        let mut records = DistinctRecords::default();
         let (mut bytes, mut payload_bytes) = (0, 0);
         let (mut place, mut next_cell) = (self.column, self.cell);
         let mut served = std::mem::take(&mut self.served);
-        while cells.len() < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
+        while records.cells.len() < RECORD_ROWS && bytes < RECORD_BYTES && place < columns.len() {
             let column = &columns[place];
             if next_cell == 0 {
                 served = column.rows.rows_of_cells(column.cells.len());
@@ -222,18 +264,11 @@ impl RecordCursor {
             if layout.cell == CellKind::Payload {
                 payload_bytes += payload_of(column, cell, objects)?;
             }
-            let (first_row, rows) = served[next_cell];
+            let text_bytes = records.push(column, cell, objects, served[next_cell]);
             next_cell += 1;
-            let path = path_of(column, objects.version(cell.object)).as_str();
-            names[0].push(&column.name);
-            names[1].push(path);
-            ids.append_value(objects.id(cell.object).text(&mut [0; ObjectId::TEXT_BYTES]));
-            numbers[0].append_value(first_row);
-            numbers[1].append_value(rows);
-            cells.push(cell);
             bytes += RECORD_FIXED_BYTES;
             if layout.encoding != Encoding::RunEnd {
-                bytes += column.name.len() + path.len();
+                bytes += text_bytes;
             }
             if payload_bytes >= PAYLOAD_BATCH_BYTES {
                 break;
@@ -245,12 +280,8 @@ impl RecordCursor {
         self.is_over = place == columns.len();
         self.served = served;
         (self.column, self.cell) = (place, next_cell);
-        let rows = cells.len();
-        let [column, path] = names.map(|runs| runs.finish(layout.encoding, rows));
-        let [first_row, count] =
-            numbers.map(|mut builder| -> ArrayRef { Arc::new(builder.finish()) });
-        let cells = cell_array(layout.cell, cells.iter().copied(), objects)?;
-        Ok((vec![column?, path?, Arc::new(ids.finish()), cells, first_row, count], rows))
+        let rows = records.cells.len();
+        Ok((records.finish(objects, layout)?, rows))
     }
 }
 

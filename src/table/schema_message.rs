@@ -14,7 +14,7 @@ use arrow_ipc::root_as_message;
 use bytes::Bytes;
 
 use super::ipc::{Message, MessageWriter};
-use super::layout::{LEASE, Meta, TIMEFRAME, TableLayout};
+use super::layout::{LEASE, TIMEFRAME, TableLayout, TableMetadata};
 
 /// Length of the name of a lease.
 const LEASE_ROOM: usize = 32;
@@ -35,7 +35,7 @@ impl SchemaMessage {
     /// For tables with the layout `layout`: with a timeframe if `layout` has one, with a lease if it
     /// has one. The values of both are ignored.
     pub(crate) fn new(layout: &TableLayout) -> Self {
-        let meta = Meta {
+        let meta = TableMetadata {
             lease: layout.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
             timeframe: layout.meta.timeframe.map(|_| u64::MAX),
             ..layout.meta.clone()
@@ -113,7 +113,7 @@ mod tests {
             optional: Vec::new(),
             columns: vec![("vdrift".into(), path.clone()), ("other".into(), path)],
             keyed: false,
-            meta: Meta {
+            meta: TableMetadata {
                 epoch: "0123456789abcdef".to_owned(),
                 attach: Some("/run/attach.sock".to_owned()),
                 timeframe,

@@ -108,7 +108,7 @@ fn layout(
             .map(|name| ((*name).into(), ColumnPath::One(ObjectPath::new("A/B").unwrap())))
             .collect(),
         keyed: false,
-        meta: Meta {
+        meta: TableMetadata {
             epoch: "0123456789abcdef".to_owned(),
             attach: Some("/run/iovcache/attach.sock".to_owned()),
             timeframe: Some(42),

@@ -306,7 +306,7 @@ fn listeners_are_bounded_and_where_nobody_listens_nothing_is_drawn() {
     for _ in 0..2 {
         let (name, event) = first.next().unwrap();
         assert_eq!(
-            (name.as_str(), &event["picture"]["memory"]["used_bytes"]),
+            (name.as_str(), &event["snapshot"]["memory"]["used_bytes"]),
             ("", &Value::from(0))
         );
     }

@@ -20,14 +20,11 @@ if TYPE_CHECKING:
 _warned = threading.Event()
 
 
-class Table:
-    """A table. Its objects are pinned until the table is closed, and longer while they are in use:
-    the lease ends with the last one.
-    """
+class TableContents:
+    """The contents of a table: what :class:`Table` and :class:`iovcache.aio.AsyncTable` share."""
 
-    def __init__(self, native: NativeTable, consumed: Optional[Callable[[], object]] = None) -> None:
+    def __init__(self, native: NativeTable) -> None:
         self._native = native
-        self._consumed = consumed
         self._columns: Dict[str, Column] = dict(native.columns())
         self._arrow: Optional[pa.Table] = None
         self._objects: Optional[pa.Table] = None
@@ -105,6 +102,31 @@ class Table:
             known = ", ".join(self._columns)
             raise KeyError(f"the table has no column {name!r}; it has {known}") from None
 
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"<iovcache.Table of {len(self)} rows, columns {', '.join(self._columns)}{state}>"
+
+    def _repr_html_(self) -> str:
+        columns = self._columns.values()
+        lines = "".join(f"<tr><td>{c.name}</td><td>{c.path}</td></tr>" for c in columns)
+        return f"<table><tr><th>{len(self)} rows</th><th>path</th></tr>{lines}</table>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a table cannot be pickled: its objects are pinned for this process; send bytes(object), "
+            "or ask for the table in the other process"
+        )
+
+
+class Table(TableContents):
+    """A table. Its objects are pinned until the table is closed, and longer while they are in use:
+    the lease ends with the last one.
+    """
+
+    def __init__(self, native: NativeTable, consumed: Optional[Callable[[], object]] = None) -> None:
+        super().__init__(native)
+        self._consumed = consumed
+
     def close(self) -> None:
         """Releases the objects: those in use once they are no longer used, the others at once."""
         if self._native.close() and not _warned.is_set():
@@ -129,21 +151,6 @@ class Table:
         # A consumer that failed can request the table again.
         if self._consumed is not None and kind is None:
             self._consumed()
-
-    def __repr__(self) -> str:
-        state = ", closed" if self.closed else ""
-        return f"<iovcache.Table of {len(self)} rows, columns {', '.join(self._columns)}{state}>"
-
-    def _repr_html_(self) -> str:
-        columns = self._columns.values()
-        lines = "".join(f"<tr><td>{c.name}</td><td>{c.path}</td></tr>" for c in columns)
-        return f"<table><tr><th>{len(self)} rows</th><th>path</th></tr>{lines}</table>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "a table cannot be pickled: its objects are pinned for this process; send bytes(object), "
-            "or ask for the table in the other process"
-        )
 
 
 def _read(stream: Any) -> pa.Table:

@@ -11,162 +11,73 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, List, Optional, Type, TypeVar
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Optional, Type, TypeVar
 
 from . import _client
-from ._native import Column
-from ._table import Table
+from ._table import Table, TableContents
 
 if TYPE_CHECKING:  # for type checkers alone: Python 3.9 does not have them
-    import pandas
-    import polars
     from typing_extensions import Concatenate, ParamSpec
 
     _P = ParamSpec("_P")
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 __all__ = ["AsyncClient", "AsyncTable", "connect"]
 
 
-async def _run(call: Callable[_P, _T], *args: _P.args, **options: _P.kwargs) -> _T:
-    # A cancelled call runs to its end in its thread. Its result is then released.
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(None, functools.partial(call, *args, **options))
+def _in_thread(
+    call: Callable[_P, _T], answer: Callable[[_T], _R]
+) -> Callable[[Callable[..., None]], Callable[_P, Coroutine[Any, Any, _R]]]:
+    """Makes the decorated function a coroutine that runs `call` in a thread; `answer` converts the
+    result.
+    """
 
+    def make(_: Callable[..., None]) -> Callable[_P, Coroutine[Any, Any, _R]]:
+        @functools.wraps(call)
+        async def run(*args: _P.args, **options: _P.kwargs) -> _R:
+            # A cancelled call runs to its end in its thread. Its result is then released.
+            return answer(await asyncio.to_thread(call, *args, **options))
 
-def _client_of(
-    connect: Callable[_P, _client.Client],
-) -> Callable[[Callable[..., None]], Callable[_P, Coroutine[Any, Any, AsyncClient]]]:
-    """Makes the decorated function a coroutine that connects, with the arguments of `connect`."""
-
-    def make(_: Callable[..., None]) -> Callable[_P, Coroutine[Any, Any, AsyncClient]]:
-        @functools.wraps(connect)
-        async def call(*args: _P.args, **options: _P.kwargs) -> AsyncClient:
-            return AsyncClient(await _run(connect, *args, **options))
-
-        return call
+        return run
 
     return make
 
 
-def _call(
-    method: Callable[Concatenate[_client.Client, _P], _T],
+def _of_client(
+    method: Callable[Concatenate[_client.Client, _P], _T], answer: Callable[[_T], _R]
 ) -> Callable[
-    [Callable[..., None]], Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, _T]]
+    [Callable[..., None]], Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, _R]]
 ]:
-    """Makes the decorated method a coroutine with the arguments and the result of `method`."""
+    """As `_in_thread`, for a method of the client."""
 
-    def make(
-        _: Callable[..., None],
-    ) -> Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, _T]]:
-        @functools.wraps(method)
-        async def call(self: AsyncClient, *args: _P.args, **options: _P.kwargs) -> _T:
-            return await _run(method, self.client, *args, **options)
+    @functools.wraps(method)
+    def call(self: AsyncClient, *args: _P.args, **options: _P.kwargs) -> _T:
+        return method(self.client, *args, **options)
 
-        return call
-
-    return make
+    return _in_thread(call, answer)
 
 
-def _table(
-    method: Callable[Concatenate[_client.Client, _P], Table],
-) -> Callable[
-    [Callable[..., None]], Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, AsyncTable]]
-]:
-    """Like `_call`, for methods that return a table."""
-
-    def make(
-        _: Callable[..., None],
-    ) -> Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, AsyncTable]]:
-        @functools.wraps(method)
-        async def call(self: AsyncClient, *args: _P.args, **options: _P.kwargs) -> AsyncTable:
-            return AsyncTable(await _run(method, self.client, *args, **options))
-
-        return call
-
-    return make
+def _same(result: _T) -> _T:
+    return result
 
 
-class AsyncTable:
-    """A table for ``async with``, with the members of :class:`iovcache.Table`."""
+class AsyncTable(TableContents):
+    """A table for ``async with``, with the members of :class:`iovcache.Table`. The first access to
+    :attr:`objects` calls the service.
+    """
 
     def __init__(self, table: Table) -> None:
+        super().__init__(table._native)
         #: The table.
         self.table = table
 
-    @property
-    def arrow(self) -> pa.Table:
-        """As :attr:`iovcache.Table.arrow`."""
-        return self.table.arrow
-
-    @property
-    def objects(self) -> pa.Table:
-        """As :attr:`iovcache.Table.objects`. The first access calls the service."""
-        return self.table.objects
-
-    @property
-    def lease(self) -> Optional[str]:
-        """As :attr:`iovcache.Table.lease`."""
-        return self.table.lease
-
-    @property
-    def local(self) -> bool:
-        """As :attr:`iovcache.Table.local`."""
-        return self.table.local
-
-    @property
-    def epoch(self) -> Optional[str]:
-        """As :attr:`iovcache.Table.epoch`."""
-        return self.table.epoch
-
-    @property
-    def column_names(self) -> List[str]:
-        """As :attr:`iovcache.Table.column_names`."""
-        return self.table.column_names
-
-    @property
-    def closed(self) -> bool:
-        """As :attr:`iovcache.Table.closed`."""
-        return self.table.closed
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """As :meth:`iovcache.Table.to_pandas`."""
-        return self.table.to_pandas()
-
-    def to_polars(self) -> polars.DataFrame:
-        """As :meth:`iovcache.Table.to_polars`."""
-        return self.table.to_polars()
-
-    def __arrow_c_stream__(self, requested_schema: Optional[object] = None) -> object:
-        """As :meth:`iovcache.Table.__arrow_c_stream__`."""
-        return self.table.__arrow_c_stream__(requested_schema)
-
-    def __getitem__(self, name: str) -> Column:
-        return self.table[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.table
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.table)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __repr__(self) -> str:
-        return repr(self.table)
-
-    def _repr_html_(self) -> str:
-        return self.table._repr_html_()
-
     async def close(self) -> None:
         """As :meth:`iovcache.Table.close`."""
-        await _run(self.table.close)
+        await asyncio.to_thread(self.table.close)
 
     async def __aenter__(self) -> AsyncTable:
         return self
@@ -177,7 +88,7 @@ class AsyncTable:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        await _run(self.table.__exit__, kind, error, trace)
+        await asyncio.to_thread(self.table.__exit__, kind, error, trace)
 
 
 class AsyncClient:
@@ -197,49 +108,49 @@ class AsyncClient:
         """Whether it is closed."""
         return self.client.closed
 
-    @_table(_client.Client.table)
+    @_of_client(_client.Client.table, AsyncTable)
     def table(self) -> None: ...
 
-    @_table(_client.Client.timeframe)
+    @_of_client(_client.Client.timeframe, AsyncTable)
     def timeframe(self) -> None: ...
 
-    @_call(_client.Client.get)
+    @_of_client(_client.Client.get, _same)
     def get(self) -> None: ...
 
-    @_call(_client.Client.get_many)
+    @_of_client(_client.Client.get_many, _same)
     def get_many(self) -> None: ...
 
-    @_call(_client.Client.path)
+    @_of_client(_client.Client.path, _same)
     def path(self) -> None: ...
 
-    @_call(_client.Client.put_timeframe)
+    @_of_client(_client.Client.put_timeframe, _same)
     def put_timeframe(self) -> None: ...
 
-    @_call(_client.Client.consumed)
+    @_of_client(_client.Client.consumed, _same)
     def consumed(self) -> None: ...
 
-    @_call(_client.Client.oldest_possible)
+    @_of_client(_client.Client.oldest_possible, _same)
     def oldest_possible(self) -> None: ...
 
-    @_call(_client.Client.prefetch)
+    @_of_client(_client.Client.prefetch, _same)
     def prefetch(self) -> None: ...
 
-    @_call(_client.Client.invalidate)
+    @_of_client(_client.Client.invalidate, _same)
     def invalidate(self) -> None: ...
 
-    @_call(_client.Client.drop_timeframe)
+    @_of_client(_client.Client.drop_timeframe, _same)
     def drop_timeframe(self) -> None: ...
 
-    @_call(_client.Client.status)
+    @_of_client(_client.Client.status, _same)
     def status(self) -> None: ...
 
-    @_call(_client.Client.segments)
+    @_of_client(_client.Client.segments, _same)
     def segments(self) -> None: ...
 
-    @_call(_client.Client.paths)
+    @_of_client(_client.Client.paths, _same)
     def paths(self) -> None: ...
 
-    @_call(_client.Client.close)
+    @_of_client(_client.Client.close, _same)
     def close(self) -> None: ...
 
     async def __aenter__(self) -> AsyncClient:
@@ -254,5 +165,5 @@ class AsyncClient:
         await self.close()
 
 
-@_client_of(_client.connect)
+@_in_thread(_client.connect, AsyncClient)
 def connect() -> None: ...

@@ -149,15 +149,8 @@ async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
         "2. {timeframes} timeframes of {ROWS} rows, and three consumers of different speed, each a \
          process of its own."
     ));
-    let started = Instant::now();
-    let consumers = start_consumers(&service.flight, timeframes)?;
-    let halfway = register(&client, timeframes).await?;
-    let mut reports = Vec::new();
-    for mut consumer in consumers {
-        let read = tokio::task::spawn_blocking(move || report_of(&mut consumer));
-        reports.push(read.await.map_err(Failure::failed)??);
-    }
-    let took = started.elapsed();
+    let Consumption { reports, took, halfway } =
+        run_timeframes(&client, &service.flight, timeframes).await?;
     if let Some(status) = halfway {
         say("   Halfway. Timeframes in flight are those that a consumer still reads:");
         println!("{}", indented(&wrap(&show(&status), columns)));
@@ -185,6 +178,31 @@ async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
     }
     say(NEXT);
     Ok(())
+}
+
+/// The result of step 2.
+struct Consumption {
+    reports: Vec<Report>,
+    took: Duration,
+    /// The status of the service after half of the timeframes.
+    halfway: Option<Status>,
+}
+
+/// Registers the timeframes, and waits for the reports of all consumers.
+async fn run_timeframes(
+    client: &Client,
+    flight: &str,
+    timeframes: u64,
+) -> Result<Consumption, Failure> {
+    let started = Instant::now();
+    let consumers = start_consumers(flight, timeframes)?;
+    let halfway = register(client, timeframes).await?;
+    let mut reports = Vec::new();
+    for mut consumer in consumers {
+        let read = tokio::task::spawn_blocking(move || report_of(&mut consumer));
+        reports.push(read.await.map_err(Failure::failed)??);
+    }
+    Ok(Consumption { reports, took: started.elapsed(), halfway })
 }
 
 /// The timeline of each path, as a chart.

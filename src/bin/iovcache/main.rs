@@ -34,7 +34,7 @@ mod verify;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use iovcache::escape::{escape, must_escape};
 
 use crate::failure::Failure;
@@ -139,6 +139,32 @@ fn refuse(error: &clap::Error) -> ! {
     error.exit()
 }
 
+async fn run(
+    command: Command,
+    log: &serve::LogArguments,
+    matches: &ArgMatches,
+) -> Result<(), Failure> {
+    match command {
+        Command::Serve(arguments) => serve::run(&CommandLine::new(&arguments, log, matches)?).await,
+        Command::Put(arguments) => put::run(arguments).await,
+        Command::Import(arguments) => import::run(arguments).await,
+        Command::Index(arguments) => index::run(arguments).await,
+        Command::Copy(arguments) => copy::run(*arguments).await,
+        Command::Table(arguments) => table::run(*arguments).await,
+        Command::Cat(arguments) => cat::run(arguments).await,
+        Command::Ls(arguments) => ls::run(arguments).await,
+        Command::Timeline(arguments) => timeline::run(arguments).await,
+        Command::Status(arguments) => status::run(arguments).await,
+        Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Bench(arguments) => bench::run(*arguments).await,
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
+        Command::Config(arguments) => config::run(arguments, log, matches),
+        Command::Completions(arguments) => generate::completions(&arguments),
+        Command::Man(arguments) => generate::man(&arguments),
+    }
+}
+
 fn main() -> ExitCode {
     let matches = program().try_get_matches().unwrap_or_else(|error| refuse(&error));
     let program = Program::from_arg_matches(&matches).unwrap_or_else(|error| refuse(&error));
@@ -161,27 +187,7 @@ fn main() -> ExitCode {
     };
     let done = runtime.block_on(async {
         threads::outlive_file_limits();
-        match command {
-            Command::Serve(arguments) => {
-                serve::run(&CommandLine::new(&arguments, &to_log, matches)?).await
-            }
-            Command::Put(arguments) => put::run(arguments).await,
-            Command::Import(arguments) => import::run(arguments).await,
-            Command::Index(arguments) => index::run(arguments).await,
-            Command::Copy(arguments) => copy::run(*arguments).await,
-            Command::Table(arguments) => table::run(*arguments).await,
-            Command::Cat(arguments) => cat::run(arguments).await,
-            Command::Ls(arguments) => ls::run(arguments).await,
-            Command::Timeline(arguments) => timeline::run(arguments).await,
-            Command::Status(arguments) => status::run(arguments).await,
-            Command::Demo(arguments) => demo::run(arguments).await,
-            Command::Bench(arguments) => bench::run(*arguments).await,
-            Command::Verify(arguments) => verify::run(&arguments),
-            Command::Token(arguments) => token::run(&arguments),
-            Command::Config(arguments) => config::run(arguments, &to_log, matches),
-            Command::Completions(arguments) => generate::completions(&arguments),
-            Command::Man(arguments) => generate::man(&arguments),
-        }
+        run(command, &to_log, matches).await
     });
     let status = match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -45,29 +45,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let path = ObjectPath::new(&arguments.path)?;
-    let from = Timestamp::from_millis(arguments.from);
-    let until = arguments.until.map_or(Timestamp::MAX, Timestamp::from_millis);
-    let validity = ValidityInterval::new(from, until)?;
-    let created = arguments.created.map_or_else(now, Timestamp::from_millis);
-    let mut metadata = BTreeMap::new();
-    for entry in &arguments.metadata {
-        let (key, value) = entry
-            .split_once('=')
-            .ok_or_else(|| Failure::usage(format!("--meta {entry:?}: expected KEY=VALUE")))?;
-        metadata.insert(key.to_owned(), value.to_owned());
-    }
-    let named = Some(&arguments.file).filter(|file| file.as_os_str() != "-");
-    let file_name =
-        named.and_then(|file| file.file_name()).map(|name| name.to_string_lossy().into_owned());
-    let version = NewVersion {
-        path,
-        validity,
-        created,
-        id: arguments.id,
-        file_name: file_name.unwrap_or_default(),
-        metadata,
-    };
+    let version = new_version(&arguments)?;
     let writer = RepositoryWriter::new(&arguments.repository)?;
     let writer = writer.with_durability(arguments.durable.into());
     let stored = match arguments.file.as_os_str() == "-" {
@@ -95,4 +73,31 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         out_line(info.id)?;
     }
     Ok(())
+}
+
+/// The version that the options describe.
+fn new_version(arguments: &Arguments) -> Result<NewVersion, Failure> {
+    let path = ObjectPath::new(&arguments.path)?;
+    let from = Timestamp::from_millis(arguments.from);
+    let until = arguments.until.map_or(Timestamp::MAX, Timestamp::from_millis);
+    let validity = ValidityInterval::new(from, until)?;
+    let created = arguments.created.map_or_else(now, Timestamp::from_millis);
+    let mut metadata = BTreeMap::new();
+    for entry in &arguments.metadata {
+        let (key, value) = entry
+            .split_once('=')
+            .ok_or_else(|| Failure::usage(format!("--meta {entry:?}: expected KEY=VALUE")))?;
+        metadata.insert(key.to_owned(), value.to_owned());
+    }
+    let named = Some(&arguments.file).filter(|file| file.as_os_str() != "-");
+    let file_name =
+        named.and_then(|file| file.file_name()).map(|name| name.to_string_lossy().into_owned());
+    Ok(NewVersion {
+        path,
+        validity,
+        created,
+        id: arguments.id.clone(),
+        file_name: file_name.unwrap_or_default(),
+        metadata,
+    })
 }

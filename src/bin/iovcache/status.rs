@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use iovcache::client::Client;
 use iovcache::escape::escape;
-use iovcache::table::{SourceState, Status};
+use iovcache::table::{SessionStatus, SourceState, SourceStatus, Status, TimeframeStatus};
 
 use crate::common::{Server, out, show_bytes};
 use crate::failure::Failure;
@@ -95,6 +95,24 @@ pub(crate) fn show(status: &Status) -> String {
 }
 
 fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
+    write_memory(text, status)?;
+    for source in &status.sources {
+        write_source(text, source)?;
+    }
+    for session in &status.sessions {
+        write_session(text, session)?;
+    }
+    for timeframe in status.timeframes.iter().take(MAX_TIMEFRAMES) {
+        write_timeframe(text, timeframe)?;
+    }
+    match status.timeframes.len().saturating_sub(MAX_TIMEFRAMES) {
+        0 => Ok(()),
+        more => writeln!(text, "          and {more} more timeframes"),
+    }
+}
+
+/// Writes the service, the use of its memory, and the counters of its objects.
+fn write_memory(text: &mut String, status: &Status) -> std::fmt::Result {
     let Status { pid, memory, .. } = status;
     let (version, epoch) = (escape(&status.version), escape(&status.epoch));
     let uptime = Duration::from_millis(status.uptime_ms).as_secs();
@@ -113,48 +131,47 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
         text,
         "objects  {objects} in memory: {hits} hits, {loads} loads, {evictions} evictions, {waits} \
          waits, {stale} stale"
-    )?;
-    for source in &status.sources {
-        let state = match source.state {
-            SourceState::Up => "up",
-            SourceState::Down => "down",
-        };
-        let (requests, failures) = (source.requests, source.failures);
-        writeln!(
-            text,
-            "source   {state:<5} {} ({requests} requests, {failures} failed)",
-            escape(&source.url)
-        )?;
+    )
+}
+
+fn write_source(text: &mut String, source: &SourceStatus) -> std::fmt::Result {
+    let state = match source.state {
+        SourceState::Up => "up",
+        SourceState::Down => "down",
+    };
+    let (requests, failures) = (source.requests, source.failures);
+    writeln!(
+        text,
+        "source   {state:<5} {} ({requests} requests, {failures} failed)",
+        escape(&source.url)
+    )
+}
+
+fn write_session(text: &mut String, session: &SessionStatus) -> std::fmt::Result {
+    let (number, pid) = (session.number, session.pid);
+    let consumer = escape(&session.consumer);
+    let pinned = show_bytes(session.pinned_bytes);
+    write!(text, "session {number:<3} {consumer:<16} pid {pid:<8} {pinned} pinned")?;
+    match session.slots {
+        0 => writeln!(text),
+        slots => writeln!(text, ", {slots} by itself"),
     }
-    for session in &status.sessions {
-        let (number, pid) = (session.number, session.pid);
-        let consumer = escape(&session.consumer);
-        let pinned = show_bytes(session.pinned_bytes);
-        write!(text, "session {number:<3} {consumer:<16} pid {pid:<8} {pinned} pinned")?;
-        match session.slots {
-            0 => writeln!(text)?,
-            slots => writeln!(text, ", {slots} by itself")?,
-        }
-    }
-    for timeframe in status.timeframes.iter().take(MAX_TIMEFRAMES) {
-        let consumers: Vec<String> = timeframe
-            .consumers
-            .iter()
-            .map(|(consumer, state)| format!("{} {}", escape(consumer), state.name()))
-            .collect();
-        writeln!(
-            text,
-            "timeframe {:<8} {:<9} {} rows, {} objects, {}; {}",
-            timeframe.timeframe,
-            timeframe.state.name(),
-            timeframe.rows,
-            timeframe.objects,
-            show_bytes(timeframe.bytes),
-            consumers.join(", ")
-        )?;
-    }
-    match status.timeframes.len().saturating_sub(MAX_TIMEFRAMES) {
-        0 => Ok(()),
-        more => writeln!(text, "          and {more} more timeframes"),
-    }
+}
+
+fn write_timeframe(text: &mut String, timeframe: &TimeframeStatus) -> std::fmt::Result {
+    let consumers: Vec<String> = timeframe
+        .consumers
+        .iter()
+        .map(|(consumer, state)| format!("{} {}", escape(consumer), state.name()))
+        .collect();
+    writeln!(
+        text,
+        "timeframe {:<8} {:<9} {} rows, {} objects, {}; {}",
+        timeframe.timeframe,
+        timeframe.state.name(),
+        timeframe.rows,
+        timeframe.objects,
+        show_bytes(timeframe.bytes),
+        consumers.join(", ")
+    )
 }

@@ -184,53 +184,68 @@ struct Requested {
 const MAX_HINT_TIMES: usize = 10_000;
 
 fn request(arguments: &Arguments) -> Result<Requested, Failure> {
-    let mut request = TableRequest::new();
-    let mut hint_times = Vec::new();
+    let request = with_columns(TableRequest::new(), arguments)?;
+    let Requested { request, times } = with_times(request, arguments)?;
+    Ok(Requested { request: with_options(request, arguments)?, times })
+}
+
+/// Adds the columns, or the name of a set of columns.
+fn with_columns(mut request: TableRequest, arguments: &Arguments) -> Result<TableRequest, Failure> {
     for column in &arguments.columns {
-        let (name, path) = column
-            .split_once('=')
-            .ok_or_else(|| Failure::usage(format!("--column {column:?}: expected NAME=PATH")))?;
+        let wrong = |reason: String| Failure::usage(format!("--column {column:?}: {reason}"));
+        let (name, path) =
+            column.split_once('=').ok_or_else(|| wrong("expected NAME=PATH".to_owned()))?;
         request = match path.starts_with('{') {
             true => {
-                ColumnRequest::from_json(name, path)
-                    .map_err(|error| Failure::usage(format!("--column {column:?}: {error}")))?;
+                ColumnRequest::from_json(name, path).map_err(|error| wrong(error.to_string()))?;
                 request.column_json(name, path)
             }
             false => request.column(name, path),
         };
     }
-    if let Some(table) = &arguments.table {
-        request = request.table(table);
-    }
-    if let Some(at) = &arguments.at {
-        request = request.timestamps(at.iter().copied());
-        hint_times.clone_from(at);
-        request = keys::with_keys(request, &arguments.keys, at.len(), &[])?;
-    } else if let Some(file) = &arguments.timestamps {
-        let (times, batches) = timestamps(file, arguments)?;
-        let rows = times.len();
-        hint_times.extend(times.iter().flatten());
-        request = keys::with_keys(request.timestamps(times), &arguments.keys, rows, &batches)?;
-    } else if !arguments.keys.is_empty() {
+    Ok(match &arguments.table {
+        Some(table) => request.table(table),
+        None => request,
+    })
+}
+
+/// Adds the times, which exactly one option gives, and the keys, which need a list of times.
+fn with_times(request: TableRequest, arguments: &Arguments) -> Result<Requested, Failure> {
+    let keys = &arguments.keys;
+    let has_list = arguments.at.is_some() || arguments.timestamps.is_some();
+    if !keys.is_empty() && !has_list {
         return Err(Failure::usage(
             "--key goes with --at or --timestamps: one value for each time",
         ));
     }
-    if let Some(range) = &arguments.range {
-        (request, hint_times) = with_range(request, range, arguments.view)?;
+    let without_hints = |request| Ok(Requested { request, times: Vec::new() });
+    if let Some(at) = &arguments.at {
+        let request = request.timestamps(at.iter().copied());
+        let request = keys::with_keys(request, keys, at.len(), &[])?;
+        Ok(Requested { request, times: at.clone() })
+    } else if let Some(file) = &arguments.timestamps {
+        let (rows, batches) = timestamps(file, arguments)?;
+        let times = rows.iter().flatten().copied().collect();
+        let count = rows.len();
+        let request = keys::with_keys(request.timestamps(rows), keys, count, &batches)?;
+        Ok(Requested { request, times })
+    } else if let Some(range) = &arguments.range {
+        with_range(request, range, arguments.view)
     } else if let Some(run) = &arguments.run {
-        request = with_run(request, run, arguments.view)?;
+        without_hints(with_run(request, run, arguments.view)?)
     } else if let Some(timeframe) = arguments.timeframe {
-        request = request.timeframe(timeframe);
-    } else if arguments.at.is_none() && arguments.timestamps.is_none() {
-        return Err(Failure::usage(
-            "no times given: use --at, --timestamps, --range, --run or --timeframe",
-        ));
+        without_hints(request.timeframe(timeframe))
+    } else {
+        Err(Failure::usage("no times given: use --at, --timestamps, --range, --run or --timeframe"))
     }
+}
+
+/// Adds the options that select versions and the form of the table.
+fn with_options(request: TableRequest, arguments: &Arguments) -> Result<TableRequest, Failure> {
+    let mut request = request.view(arguments.view);
     if let Some(consumer) = &arguments.consumer {
         request = request.consumer(consumer);
     }
-    request = request.view(arguments.view);
     if let Some(encoding) = arguments.encoding {
         request = request.encoding(encoding);
     }
@@ -260,7 +275,7 @@ fn request(arguments: &Arguments) -> Result<Requested, Failure> {
     if let Some(wait) = arguments.wait {
         request = request.wait(wait.duration());
     }
-    Ok(Requested { request, times: hint_times })
+    Ok(request)
 }
 
 fn schema_metadata(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
@@ -277,21 +292,19 @@ fn schema_metadata(given: &[String]) -> Result<BTreeMap<String, String>, Failure
 
 const WITHOUT_STEP: &str = "append one, such as :30s, or use --view intervals";
 
-/// Adds a range, and gives the first of its times.
-fn with_range(
-    request: TableRequest,
-    range: &str,
-    view: View,
-) -> Result<(TableRequest, Vec<i64>), Failure> {
+/// Adds a range. Its first times are for hints.
+fn with_range(request: TableRequest, range: &str, view: View) -> Result<Requested, Failure> {
     let wrong = |reason: String| Failure::usage(format!("--range: {reason}"));
     let (from, until, step) = time::parse_range(range).map_err(wrong)?;
     if step.is_none() && view != View::Intervals {
         return Err(wrong(format!("{range:?} has no step; {WITHOUT_STEP}")));
     }
-    let Some(step) = step else { return Ok((request.intervals(from, until), vec![from])) };
+    let Some(step) = step else {
+        return Ok(Requested { request: request.intervals(from, until), times: vec![from] });
+    };
     let apart = usize::try_from(step).unwrap_or(1).max(1);
     let times = (from..until).step_by(apart).take(MAX_HINT_TIMES).collect();
-    Ok((request.range(from, until, step), times))
+    Ok(Requested { request: request.range(from, until, step), times })
 }
 
 fn with_run(request: TableRequest, given: &str, view: View) -> Result<TableRequest, Failure> {

@@ -199,6 +199,15 @@ impl Drop for AttachSlot {
     }
 }
 
+/// A process that may attach.
+struct Admitted {
+    origin: Origin,
+    /// Its name as a consumer.
+    consumer: String,
+    /// Whether it wants to look up by itself.
+    local: bool,
+}
+
 /// Ends a session when its connection ends in any way.
 struct Ending<'a> {
     cache: &'a Cache,
@@ -281,13 +290,9 @@ impl Cache {
             let descriptors = Arc::clone(&descriptors);
             connections.spawn(async move {
                 let _place = place;
-                let ended = tokio::select! {
-                    ended = cache.attend(&stream, peer, &*gate, descriptors) => ended,
-                    () = stop.cancelled() => Ok(()),
-                };
-                match ended {
-                    Ok(()) | Err(WireError::HungUp) => {}
-                    Err(error) => tracing::info!("attach: {}", error.message()),
+                tokio::select! {
+                    () = cache.attend(&stream, peer, &*gate, descriptors) => {}
+                    () = stop.cancelled() => {}
                 }
             });
         }
@@ -301,14 +306,34 @@ impl Cache {
         peer: PeerCredentials,
         gate: &dyn AttachGate,
         descriptors: Arc<DescriptorsInFlight>,
-    ) -> Result<(), WireError> {
+    ) {
         let mut reader = LineReader::default();
-        let line = timeout(HELLO_LIMIT, next_line(stream, &mut reader));
+        let ended = match self.admitted(stream, &mut reader, &peer, gate).await {
+            Ok(Some(admitted)) => {
+                self.serve_session(stream, reader, &peer, admitted, descriptors).await
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match ended {
+            Ok(()) | Err(WireError::HungUp) => {}
+            Err(error) => tracing::info!("attach: {}", error.message()),
+        }
+    }
+
+    /// Reads the hello of a process and admits it; `None` if it was refused.
+    async fn admitted(
+        &self,
+        stream: &UnixStream,
+        reader: &mut LineReader,
+        peer: &PeerCredentials,
+        gate: &dyn AttachGate,
+    ) -> Result<Option<Admitted>, WireError> {
+        let line = timeout(HELLO_LIMIT, next_line(stream, reader));
         let line = line.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let hello = parse_hello(&line);
-        let admitted =
-            gate.admit(&peer, hello.as_ref().ok().and_then(|hello| hello.token.as_ref()));
-        let origin = match admitted {
+        let token = hello.as_ref().ok().and_then(|hello| hello.token.as_ref());
+        let origin = match gate.admit(peer, token) {
             Ok(origin) => origin,
             Err(denied) => {
                 self.0.counters.attach_refused.add(1);
@@ -321,21 +346,35 @@ impl Cache {
                 );
                 // Nothing was sent before, so the refusal fits into the socket.
                 let _ = send(stream.as_fd(), &refusal(&*denied), &[]);
-                return Ok(());
+                return Ok(None);
             }
         };
-        let (consumer, local) = match hello {
-            Ok(hello) => (hello.consumer, hello.local),
+        match hello {
+            Ok(hello) => {
+                Ok(Some(Admitted { origin, consumer: hello.consumer, local: hello.local }))
+            }
             Err(error) => {
                 let _ = send(stream.as_fd(), &refusal(&error), &[]);
-                return Err(error);
+                Err(error)
             }
-        };
+        }
+    }
+
+    /// Sends segments to a process and takes its reports until it hangs up.
+    async fn serve_session(
+        &self,
+        stream: &UnixStream,
+        mut reader: LineReader,
+        peer: &PeerCredentials,
+        admitted: Admitted,
+        descriptors: Arc<DescriptorsInFlight>,
+    ) -> Result<(), WireError> {
+        let Admitted { origin, consumer, local } = admitted;
         // Subscribed before the segments are listed, so that none is missed in between.
         let mut grown = self.0.grown.subscribe();
         let session = self.0.leases.open_session(consumer, peer.pid, peer.uid, origin);
         let _ending = Ending { cache: self, session: &session.id };
-        let local = if local { self.local_page(&session, &peer) } else { None };
+        let local = if local { self.local_page(&session, peer) } else { None };
         let page = local.as_ref().map(|local| &local.page);
         let mut announcer = Announcer::new(stream, &self.0.pool, &session.id, page, descriptors);
         let (mut taken, mut refused) = (0_u32, 0_u32);

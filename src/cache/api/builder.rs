@@ -1,7 +1,7 @@
 //! The builder of a cache: options, defaults, and background tasks.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -15,11 +15,11 @@ use crate::cache::holders::limits::ConsumerLimits;
 use crate::cache::holders::quota::ConsumerQuotas;
 use crate::cache::holders::timeframe::Timeframes;
 use crate::cache::holders::timeframe_publisher::TimeframePublisher;
-use crate::cache::memory::in_use::InUse;
 use crate::cache::memory::publish::{Description, Verified};
 use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::cache::restart::{
-    DescriptorStore, Inheritance, InheritedObjects, LogRecord, RestartState, segment_name,
+    DescriptorStore, Inheritance, InheritedObjects, LogRecord, RestartState, SavedTimelines,
+    segment_name,
 };
 use crate::cache::tables::columns::ColumnLookUp;
 use crate::cache::tables::loader::Loader;
@@ -243,40 +243,15 @@ impl CacheBuilder {
     /// [`BuildError`].
     pub fn build(mut self) -> Result<Cache, BuildError> {
         let source = self.source.take().ok_or(BuildError::NoSource)?;
-        let kept_memory = self.memory.can_be_kept();
-        let descriptor_store = self.descriptor_store.take().filter(|_| kept_memory);
-        let pool = Pool::new(std::mem::take(&mut self.memory))?;
-        let kept = restart_state(descriptor_store.as_deref(), &pool)?;
-        let grown = watch::Sender::new(());
-        report_segments(&pool, &grown, descriptor_store.as_ref());
         let counters = Arc::new(Counters::default());
-        let object_log = kept.as_ref().map(|kept| Arc::clone(&kept.object_log));
-        let residency = Residency::new(pool.clone(), Arc::clone(&counters), object_log);
-        let catalog =
-            Arc::new(Catalog::new(Arc::clone(&source), self.clock.clone(), Arc::clone(&counters)));
-        catalog.listen();
-        if let Some(saved_timelines) = self.inheritance.saved_timelines() {
-            catalog.remember(saved_timelines);
-        }
+        let CacheMemory { pool, residency, kept, grown, inherited_objects, saved_timelines } =
+            self.cache_memory(&counters)?;
+        let catalog = self.catalog(&source, saved_timelines, &counters);
         let columns = self.column_look_up(&catalog);
-        let quotas = consumer_quotas(
-            self.clock.clone(),
-            self.lease_limit,
-            self.consumer_limits,
-            Arc::clone(&counters),
-        );
-        let in_use: Arc<InUse> = Arc::default();
-        let inherited_objects = Arc::new(self.inheritance.inherited_objects(descriptor_store));
-        if !inherited_objects.is_empty() {
-            let (residency, counters) = (Arc::clone(&residency), Arc::clone(&counters));
-            take_over(Arc::clone(&inherited_objects), residency, counters);
-        }
+        let quotas = self.consumer_quotas(&counters);
         // Only processes of the host may map its memory.
         let publisher = (self.local_plane && !pool.is_of_host())
-            .then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
-        if let Some(publisher) = &publisher {
-            publish_timeframes(publisher, &quotas.timeframes, &residency);
-        }
+            .then(|| publisher_of(&catalog, &residency, &quotas.timeframes));
         let background = Background {
             kept: kept.as_ref(),
             publisher: publisher.as_ref(),
@@ -290,34 +265,95 @@ impl CacheBuilder {
         Ok(Cache(Arc::new(CacheInner {
             publisher,
             started: self.clock.now(),
-            clock: self.clock.clone(),
+            clock: self.clock,
             loader: Arc::new(loader),
             timeframes: Arc::clone(&quotas.timeframes),
             leases: Arc::clone(&quotas.leases),
             quotas,
             max_timeframes: self.max_timeframes,
             budget: self.budget,
-            registering: tokio::sync::Mutex::default(),
             counters,
             pool,
             residency,
             catalog,
-            prefetcher: Default::default(),
-            column_sets: Default::default(),
             objects: Arc::clone(&columns.objects),
             columns,
-            in_use,
             kept,
-            polls: Arc::default(),
-            attach_path: OnceLock::new(),
             grown,
             draining: CancellationToken::new(),
             tasks: Mutex::new(tasks),
+            registering: Default::default(),
+            prefetcher: Default::default(),
+            column_sets: Default::default(),
+            in_use: Default::default(),
+            polls: Default::default(),
+            attach_path: Default::default(),
         })))
     }
 }
 
+/// The shared memory of a cache, its objects, and the state that a later process takes over.
+struct CacheMemory {
+    pool: Pool,
+    residency: Arc<Residency>,
+    /// `None` without a store of descriptors.
+    kept: Option<Arc<RestartState>>,
+    /// Notified of each new segment.
+    grown: watch::Sender<()>,
+    /// Objects of the previous process. Their take-over has begun.
+    inherited_objects: Arc<InheritedObjects>,
+    /// Timelines of the previous process.
+    saved_timelines: Option<SavedTimelines>,
+}
+
 impl CacheBuilder {
+    /// Makes the segments, and begins to take over the objects of the previous process.
+    fn cache_memory(&mut self, counters: &Arc<Counters>) -> Result<CacheMemory, BuildError> {
+        let kept_memory = self.memory.can_be_kept();
+        let descriptor_store = self.descriptor_store.take().filter(|_| kept_memory);
+        let pool = Pool::new(std::mem::take(&mut self.memory))?;
+        let kept = restart_state(descriptor_store.as_deref(), &pool)?;
+        let grown = watch::Sender::new(());
+        report_segments(&pool, &grown, descriptor_store.as_ref());
+        let object_log = kept.as_ref().map(|kept| Arc::clone(&kept.object_log));
+        let residency = Residency::new(pool.clone(), Arc::clone(counters), object_log);
+        let inheritance = std::mem::take(&mut self.inheritance);
+        let saved_timelines = inheritance.saved_timelines();
+        let inherited_objects = Arc::new(inheritance.inherited_objects(descriptor_store));
+        if !inherited_objects.is_empty() {
+            let (residency, counters) = (Arc::clone(&residency), Arc::clone(counters));
+            take_over(Arc::clone(&inherited_objects), residency, counters);
+        }
+        Ok(CacheMemory { pool, residency, kept, grown, inherited_objects, saved_timelines })
+    }
+
+    /// The timelines of `source`, and those of the previous process until their first refresh.
+    fn catalog(
+        &self,
+        source: &Arc<dyn Source>,
+        saved_timelines: Option<SavedTimelines>,
+        counters: &Arc<Counters>,
+    ) -> Arc<Catalog> {
+        let (source, clock) = (Arc::clone(source), self.clock.clone());
+        let catalog = Arc::new(Catalog::new(source, clock, Arc::clone(counters)));
+        catalog.listen();
+        if let Some(saved_timelines) = saved_timelines {
+            catalog.remember(saved_timelines);
+        }
+        catalog
+    }
+
+    /// The leases, the timeframes, and the quotas over both.
+    fn consumer_quotas(&mut self, counters: &Arc<Counters>) -> Arc<ConsumerQuotas> {
+        let (clock, counters) = (self.clock.clone(), Arc::clone(counters));
+        let limits = std::mem::take(&mut self.consumer_limits);
+        let counts = Arc::clone(&counters);
+        let leases = Leases::new(clock.clone(), self.lease_limit, limits.clone(), counts);
+        let timeframes = Arc::new(Timeframes::new(clock.clone(), Arc::clone(&counters)));
+        let (leases, permits) = (Arc::new(leases), Arc::default());
+        Arc::new(ConsumerQuotas { limits, clock, leases, timeframes, counters, permits })
+    }
+
     /// Finds the columns of requests over the timelines of `catalog`. Takes the options that only
     /// this needs.
     fn column_look_up(&mut self, catalog: &Arc<Catalog>) -> ColumnLookUp {
@@ -336,16 +372,18 @@ impl CacheBuilder {
     }
 }
 
-/// Publishes timeframes for consumers that read the directory.
-fn publish_timeframes(
-    publisher: &Arc<Publisher>,
-    timeframes: &Arc<Timeframes>,
+/// Publishes timelines and timeframes for consumers that read the directory.
+fn publisher_of(
+    catalog: &Arc<Catalog>,
     residency: &Arc<Residency>,
-) {
-    let of_timeframes = TimeframePublisher::new(Arc::clone(publisher), Arc::clone(residency));
+    timeframes: &Arc<Timeframes>,
+) -> Arc<Publisher> {
+    let publisher = Publisher::new(Arc::clone(catalog), Arc::clone(residency));
+    let of_timeframes = TimeframePublisher::new(Arc::clone(&publisher), Arc::clone(residency));
     timeframes.set_publisher(of_timeframes);
     let reclaimable: Arc<dyn Reclaimable> = Arc::clone(timeframes) as _;
     residency.add_reclaimable(Arc::downgrade(&reclaimable));
+    publisher
 }
 
 /// The state that a later process takes over; `None` without a store.
@@ -408,20 +446,6 @@ fn report_segments(
     if let Some(descriptor_store) = descriptor_store.cloned() {
         pool.on_retired_segment(move |id| descriptor_store.forget(&segment_name(epoch, id)));
     }
-}
-
-/// The leases, the timeframes, and the quotas over both.
-fn consumer_quotas(
-    clock: Clock,
-    lease_limit: Duration,
-    limits: ConsumerLimits,
-    counters: Arc<Counters>,
-) -> Arc<ConsumerQuotas> {
-    let counts = Arc::clone(&counters);
-    let leases = Arc::new(Leases::new(clock.clone(), lease_limit, limits.clone(), counts));
-    let timeframes = Arc::new(Timeframes::new(clock.clone(), Arc::clone(&counters)));
-    let permits = Arc::default();
-    Arc::new(ConsumerQuotas { limits, clock, leases, timeframes, counters, permits })
 }
 
 /// Removes links to objects that are gone, and returns free memory to the system after large

@@ -38,6 +38,7 @@ pub struct Exchange {
     state: Mutex<ExchangeState>,
 }
 
+/// The leases, watermark and queued tables of one exchange.
 #[derive(Debug, Default)]
 struct ExchangeState {
     /// Leases by timeframe; a timeframe requested twice has two.

@@ -34,6 +34,8 @@ use crate::telemetry::Counters;
 #[derive(Clone)]
 pub struct Cache(pub(super) Arc<CacheInner>);
 
+/// The rooms of one cache, as its calls use them. Each field guards itself: there is no lock over
+/// all of them.
 pub(super) struct CacheInner {
     pub(super) clock: Clock,
     pub(super) started: Moment,

@@ -109,12 +109,7 @@ impl Cache {
         let missing = |missing: &bool| !(busy && *missing);
         let pins = pins.into_iter().filter(|(_, unowned, _)| missing(unowned));
         faults.extend(pins.map(|(id, _, fault)| (format!("pins of {id}"), fault)));
-        let of_plane = inner
-            .publisher
-            .as_ref()
-            .map(|publisher| publisher.faults(|session| inner.leases.has_session(session)));
-        let of_plane = of_plane.unwrap_or_default().into_iter();
-        faults.extend(of_plane.map(|(name, fault)| (name.to_owned(), fault)));
+        faults.extend(self.faults_of_publications());
         faults.extend(inner.leases.faults().into_iter().map(|fault| (fault.clone(), fault)));
 
         let (sessions, leases) = inner.leases.counts();
@@ -131,6 +126,13 @@ impl Cache {
             read_bytes: 0,
         };
         (faults, answer)
+    }
+
+    /// Faults of the published timelines and of the pages with the pins of consumers.
+    fn faults_of_publications(&self) -> Faults {
+        let Some(publisher) = &self.0.publisher else { return Faults::new() };
+        let faults = publisher.faults(|session| self.0.leases.has_session(session)).into_iter();
+        faults.map(|(name, fault)| (name.to_owned(), fault)).collect()
     }
 
     /// Objects that differ from their published state, and the number of bytes read.

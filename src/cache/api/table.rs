@@ -102,7 +102,7 @@ struct PinnedTable {
 
 /// A request with its caller and deadline.
 #[derive(Clone, Copy)]
-struct Work<'a> {
+struct TableWork<'a> {
     request: &'a Request,
     caller: &'a Caller,
     holder: Option<&'a LeaseHolder>,
@@ -304,7 +304,7 @@ impl Cache {
         // Checked before anything is loaded.
         check_columns(request, columns)?;
         subject.check_keys(columns)?;
-        let asked = Work { request, caller, holder: holder.as_ref(), deadline };
+        let asked = TableWork { request, caller, holder: holder.as_ref(), deadline };
         let found = match &subject {
             RowSource::Range(range) => self.intervals_of(asked, columns, *range).await?,
             RowSource::Run => return Err(no_times()),
@@ -415,11 +415,11 @@ impl Cache {
     /// The effective spans of a range, pinned.
     async fn intervals_of(
         &self,
-        asked: Work<'_>,
+        asked: TableWork<'_>,
         columns: &[ColumnRequest],
         range: ValidityInterval,
     ) -> Result<PinnedTable, CacheError> {
-        let Work { request, caller, holder, deadline } = asked;
+        let TableWork { request, caller, holder, deadline } = asked;
         let spans = self.spans_of(request, caller, columns, range, deadline).await?;
         if let Some(gap) = request.gap {
             spans.check_length(range, gap)?;
@@ -451,7 +451,7 @@ impl Cache {
     /// if any.
     async fn rows_of_timestamps(
         &self,
-        asked: Work<'_>,
+        asked: TableWork<'_>,
         stream_schema: Option<&StreamSchema>,
         columns: &[ColumnRequest],
         rows: &TableRows,
@@ -470,12 +470,12 @@ impl Cache {
     /// timelines as known at registration.
     async fn plan_of(
         &self,
-        asked: Work<'_>,
+        asked: TableWork<'_>,
         columns: &[ColumnRequest],
         rows: &TableRows,
         timeframe: Option<&Timeframe>,
     ) -> Result<Plan, CacheError> {
-        let Work { request, caller, deadline, .. } = asked;
+        let TableWork { request, caller, deadline, .. } = asked;
         let (registered, budget) = (timeframe.map(|one| &one.registration.plan), &caller.budget);
         let known =
             self.0.columns.known_at(request, columns, rows, registered, budget, deadline).await?;
@@ -487,12 +487,12 @@ impl Cache {
     /// registration.
     async fn rows_at(
         &self,
-        asked: Work<'_>,
+        asked: TableWork<'_>,
         columns: &[ColumnRequest],
         rows: &TableRows,
         timeframe: Option<&Timeframe>,
     ) -> Result<PinnedTable, CacheError> {
-        let Work { request, caller, holder, deadline } = asked;
+        let TableWork { request, caller, holder, deadline } = asked;
         let plan = self.plan_of(asked, columns, rows, timeframe).await?;
         // Requests for single tables come in no known order.
         if caller.of_stream && request.is_plain() {
@@ -526,12 +526,12 @@ impl Cache {
     /// All readers of such a timeframe get the same table.
     async fn registered_rows(
         &self,
-        asked: Work<'_>,
+        asked: TableWork<'_>,
         stream_schema: Option<&StreamSchema>,
         columns: &[ColumnRequest],
         rows: &TableRows,
     ) -> Result<Option<PinnedTable>, CacheError> {
-        let Work { request, caller, deadline, .. } = asked;
+        let TableWork { request, caller, deadline, .. } = asked;
         let Some(id) = caller.stream_timeframe.filter(|_| request.is_plain()) else {
             return Ok(None);
         };
@@ -631,11 +631,11 @@ impl Cache {
     /// The rows of a registered timeframe, with its own or with other columns.
     async fn rows_of_timeframe(
         &self,
-        asked: Work<'_>,
+        asked: TableWork<'_>,
         columns: &[ColumnRequest],
         timeframe: &Arc<Timeframe>,
     ) -> Result<PinnedTable, CacheError> {
-        let Work { request, holder, deadline, .. } = asked;
+        let TableWork { request, holder, deadline, .. } = asked;
         let plan = &timeframe.registration.plan;
         if request.is_plain()
             && (timeframe.has_the(columns) || *columns == **timeframe.registration.columns)
@@ -664,7 +664,7 @@ impl Cache {
         let reader = self.reader(request, &subject, &caller.origin)?;
         let holder = self.holder(request, caller, reader.as_ref());
         let subject = self.with_times(subject, &request.when, request, deadline).await?;
-        let asked = Work { request, caller, holder: holder.as_ref(), deadline };
+        let asked = TableWork { request, caller, holder: holder.as_ref(), deadline };
         let (rows, timeframe) = match &subject {
             RowSource::Range(range) => {
                 let columns = self.0.columns.requested(&request.columns, None)?;

@@ -29,6 +29,7 @@ pub(crate) struct Gate {
     state: Mutex<GateState>,
 }
 
+/// While a gate is open, the holders that its end has to close.
 #[derive(Debug)]
 enum GateState {
     Open(Vec<Weak<dyn Closing>>),

@@ -72,6 +72,7 @@ pub(crate) struct Leases {
     state: Mutex<LeaseState>,
 }
 
+/// All sessions and leases, with the indexes by which they end: timeframe, ticket, consumer.
 #[derive(Debug, Default)]
 struct LeaseState {
     sessions: LeaseMap<String, Session>,
@@ -105,6 +106,7 @@ pub(crate) struct SessionKey {
     pub(crate) origin: Origin,
 }
 
+/// An attached process, and the leases that end with it.
 #[derive(Debug)]
 struct Session {
     info: SessionStatus,
@@ -114,6 +116,7 @@ struct Session {
     ending: bool,
 }
 
+/// Pins with a common end: of their session, their timeframe, their ticket or their time.
 #[derive(Debug)]
 struct Lease {
     owner: LeaseOwner,

@@ -438,6 +438,7 @@ pub(crate) struct Timeframes {
     withdrawn: AtomicBool,
 }
 
+/// The timeframes in flight by id, and the watermark of each consumer.
 #[derive(Debug, Default)]
 struct TimeframeMap {
     in_flight: BTreeMap<u64, Arc<Timeframe>>,

@@ -31,12 +31,14 @@ pub(crate) struct DigestQueue {
     state: Mutex<QueueState>,
 }
 
+/// Bodies that wait for their digest, and the number of running workers.
 #[derive(Debug, Default)]
 struct QueueState {
     jobs: Vec<DigestJob>,
     workers: usize,
 }
 
+/// A loaded body, returned with its MD5.
 #[derive(Debug)]
 struct DigestJob {
     buffer: LoadBuffer,

@@ -40,6 +40,8 @@ pub(crate) struct EvictionQueues {
     bytes: AtomicU64,
 }
 
+/// The queues of S3-FIFO: `small` for new objects, `main` for objects used again, `ghost` for the
+/// ids of objects evicted from `small`.
 #[derive(Debug, Default)]
 struct Queues {
     small: FifoQueue,
@@ -49,6 +51,7 @@ struct Queues {
     closed: bool,
 }
 
+/// Objects in the order in which they were added, and their memory in bytes.
 #[derive(Debug, Default)]
 struct FifoQueue {
     order: VecDeque<Arc<Resident>>,

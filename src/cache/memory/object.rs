@@ -101,16 +101,16 @@ impl Resident {
     }
 
     /// Whether its bytes are those of `version`.
-    pub(crate) fn likeness(&self, version: &ObjectInfo) -> Likeness {
+    pub(crate) fn match_of(&self, version: &ObjectInfo) -> VersionMatch {
         let bytes = self.block.size_bytes();
         if version.size_bytes.is_some_and(|expected| expected != bytes) {
-            return Likeness::Other;
+            return VersionMatch::Other;
         }
         match (version.md5, self.md5()) {
-            (None, _) => Likeness::Same,
-            (Some(expected), Some(md5)) if expected == md5 => Likeness::Same,
-            (Some(_), Some(_)) => Likeness::Other,
-            (Some(_), None) => Likeness::Unverified,
+            (None, _) => VersionMatch::Same,
+            (Some(expected), Some(md5)) if expected == md5 => VersionMatch::Same,
+            (Some(_), Some(_)) => VersionMatch::Other,
+            (Some(_), None) => VersionMatch::Unverified,
         }
     }
 
@@ -179,7 +179,7 @@ impl fmt::Debug for Resident {
 
 /// Whether an object in memory is that of a version with the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Likeness {
+pub(crate) enum VersionMatch {
     /// The bytes match the description of the source.
     Same,
     /// The bytes differ from the description of the source.
@@ -205,8 +205,8 @@ impl Pin {
     }
 
     /// Whether it is the object of `version`.
-    pub(crate) fn likeness(&self, version: &ObjectInfo) -> Likeness {
-        self.resident.likeness(version)
+    pub(crate) fn match_of(&self, version: &ObjectInfo) -> VersionMatch {
+        self.resident.match_of(version)
     }
 
     /// Unpins. Returns the bytes no longer pinned, if it was the last; the caller reports them to

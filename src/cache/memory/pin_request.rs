@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cache::memory::object::{Likeness, Pin};
+use crate::cache::memory::object::{Pin, VersionMatch};
 use crate::cache::memory::residency::Residency;
 use crate::object::{ObjectId, ObjectInfo};
 
@@ -21,10 +21,10 @@ pub(crate) enum PinOutcome {
 impl PinOutcome {
     pub(crate) fn new(pin: Option<Pin>, version: &ObjectInfo) -> Self {
         let Some(pin) = pin else { return Self::Nothing };
-        match pin.likeness(version) {
-            Likeness::Same => Self::Same(pin),
-            Likeness::Other => Self::Other(pin),
-            Likeness::Unverified => Self::Unverified(pin),
+        match pin.match_of(version) {
+            VersionMatch::Same => Self::Same(pin),
+            VersionMatch::Other => Self::Other(pin),
+            VersionMatch::Unverified => Self::Unverified(pin),
         }
     }
 }

@@ -173,6 +173,8 @@ pub(crate) struct InheritedObjects {
     descriptor_store: Option<Arc<dyn DescriptorStore>>,
 }
 
+/// Objects of the previous process that are not taken over, and the names of its logs and timeline
+/// files.
 #[derive(Debug, Default)]
 struct InheritedState {
     by_id: HashMap<ObjectId, Arc<InheritedObject>>,

@@ -108,6 +108,7 @@ pub(crate) struct ObjectLog {
     left: AtomicBool,
 }
 
+/// Slots of erased records, and the first slot that was never used.
 #[derive(Debug, Default)]
 struct FreeSlots {
     free: Vec<u64>,

@@ -23,8 +23,8 @@ use crate::shm::Epoch;
 use crate::source::{Policies, WhenMissing};
 use crate::sync::RwLock;
 use crate::table::{
-    CellKind, ColumnRequest, Dictionaries, Encoding, Meta, Missing, Request, SchemaMessage,
-    SchemaMetadata, TableLayout, View,
+    CellKind, ColumnRequest, Dictionaries, Encoding, Missing, Request, SchemaMessage,
+    SchemaMetadata, TableLayout, TableMetadata, View,
 };
 
 /// Maximum number of interned sets of columns,
@@ -170,6 +170,7 @@ pub(crate) struct ColumnSets {
     known: RwLock<KnownSets>,
 }
 
+/// The known sets of columns, and their memory in bytes.
 #[derive(Debug, Default)]
 struct KnownSets {
     /// By hash; with equal hashes the later one.
@@ -242,7 +243,7 @@ impl TableSchema {
                 || column.key.as_ref().is_some_and(|used| key.null_keys.contains(&used.key))
         };
         let optional = columns.iter().filter(optional).map(|column| column.name.to_string());
-        let meta = Meta {
+        let meta = TableMetadata {
             epoch: instance.epoch.to_string(),
             attach: instance.attach.map(|path| path.display().to_string()),
             timeframe: key.timeframe.then_some(0),

@@ -141,43 +141,13 @@ impl ColumnLookUp {
         deadline: Instant,
     ) -> Result<Vec<KnownColumn>, CacheError> {
         let terms = KeyTerms { max_values: self.max_key_values, query_per_value: false, budget };
-        let mut keyed: Vec<Option<KeyedLookUps>> = Vec::with_capacity(columns.len());
-        let prepare = async {
-            for (known, column) in known.iter().zip(columns) {
-                let used = column.key.as_ref().filter(|_| known.is_none());
-                keyed.push(match used {
-                    Some(used) => Some(KeyedLookUps::new(column, used, rows, terms).await?),
-                    None => None,
-                });
-            }
-            Ok(())
-        };
-        by_deadline(PLANNING, deadline, prepare).await?;
-        let mut asked = Vec::with_capacity(columns.len());
-        for ((known, keyed), column) in known.iter().zip(&keyed).zip(columns) {
-            match (known, keyed, column.plain_path()) {
-                (None, Some(look_ups), _) => {
-                    for (number, query) in look_ups.queries.iter().enumerate() {
-                        asked.push(AskedQuery {
-                            query: query.query(limits),
-                            times: look_ups.times_of(number),
-                            known: None,
-                        });
-                    }
-                }
-                (None, None, Some(path)) => asked.push(AskedQuery {
-                    query: plain_query(path, column, limits),
-                    times: QueryTimes::All(&rows.timestamps),
-                    known: None,
-                }),
-                _ => {}
-            }
-        }
+        let keyed = keyed_look_ups(columns, &known, rows, terms, deadline).await?;
+        let mut asked = open_queries(columns, &known, &keyed, rows, limits);
         self.check_queries(asked.len())?;
         self.ask_all(&mut asked, rows.timestamps.entries(), deadline).await?;
-        let mut answers: Vec<Option<KnownTimeline>> =
+        let answers: Vec<Option<KnownTimeline>> =
             asked.into_iter().map(|asked| asked.known).collect();
-        let mut answers = answers.drain(..);
+        let mut answers = answers.into_iter();
         let all =
             known.into_iter().zip(keyed).zip(columns).filter_map(|((known, keyed), column)| {
                 let timelines = match (known, keyed) {
@@ -243,17 +213,7 @@ impl ColumnLookUp {
         deadline: Instant,
     ) -> Result<Vec<KnownColumn>, CacheError> {
         let terms = KeyTerms { max_values: self.max_key_values, query_per_value: true, budget };
-        let mut keyed = Vec::with_capacity(columns.len());
-        let prepare = async {
-            for column in columns {
-                keyed.push(match &column.key {
-                    Some(used) => Some(KeyedLookUps::new(column, used, rows, terms).await?),
-                    None => None,
-                });
-            }
-            Ok(())
-        };
-        by_deadline(PLANNING, deadline, prepare).await?;
+        let keyed = keyed_look_ups(columns, &[], rows, terms, deadline).await?;
         let targets = columns.iter().zip(&keyed).flat_map(|(column, keyed)| {
             let name = &*column.name;
             let plain = column.plain_path();
@@ -342,6 +302,59 @@ impl ColumnLookUp {
         }
         PlannedIntervals::new(range, known, budget).await
     }
+}
+
+/// The look-ups of each column that depends on a key and is not `known`; `None` for the others.
+async fn keyed_look_ups(
+    columns: &[ColumnRequest],
+    known: &[Option<ColumnTimelines>],
+    rows: &TableRows,
+    terms: KeyTerms<'_>,
+    deadline: Instant,
+) -> Result<Vec<Option<KeyedLookUps>>, CacheError> {
+    let mut keyed = Vec::with_capacity(columns.len());
+    let prepare = async {
+        for (number, column) in columns.iter().enumerate() {
+            let is_known = known.get(number).is_some_and(Option::is_some);
+            keyed.push(match column.key.as_ref().filter(|_| !is_known) {
+                Some(used) => Some(KeyedLookUps::new(column, used, rows, terms).await?),
+                None => None,
+            });
+        }
+        Ok(())
+    };
+    by_deadline(PLANNING, deadline, prepare).await?;
+    Ok(keyed)
+}
+
+/// The queries of all columns that are not `known`, in the order of the columns.
+fn open_queries<'a>(
+    columns: &[ColumnRequest],
+    known: &[Option<ColumnTimelines>],
+    keyed: &'a [Option<KeyedLookUps>],
+    rows: &'a TableRows,
+    limits: CreationLimits,
+) -> Vec<AskedQuery<'a>> {
+    let mut asked = Vec::with_capacity(columns.len());
+    for ((known, keyed), column) in known.iter().zip(keyed).zip(columns) {
+        match (known, keyed, column.plain_path()) {
+            (None, Some(look_ups), _) => {
+                let queries = look_ups.queries.iter().enumerate();
+                asked.extend(queries.map(|(number, query)| AskedQuery {
+                    query: query.query(limits),
+                    times: look_ups.times_of(number),
+                    known: None,
+                }));
+            }
+            (None, None, Some(path)) => asked.push(AskedQuery {
+                query: plain_query(path, column, limits),
+                times: QueryTimes::All(&rows.timestamps),
+                known: None,
+            }),
+            _ => {}
+        }
+    }
+    asked
 }
 
 fn no_rows(column: &ColumnRequest, what: &'static str) -> CacheError {

@@ -140,10 +140,11 @@ impl KeyedLookUps {
             true => Arc::new(as_timestamps(&key)),
             false => Arc::clone(&rows.timestamps),
         };
-        let making = Making { column, used, rows, terms, key: &key, charge, turns: Turns::new() };
+        let builder =
+            LookUpBuilder { column, used, rows, terms, key: &key, charge, turns: Turns::new() };
         let (choices, look_ups, queries, charge) = match by_value {
-            true => making.by_value().await?,
-            false => making.by_path().await?,
+            true => builder.by_value().await?,
+            false => builder.by_path().await?,
         };
         let ranges = OnceLock::new();
         Ok(Self { rows: choices, look_ups, queries, times, key, ranges, _charge: charge })
@@ -188,10 +189,52 @@ fn as_timestamps(key: &KeyColumn) -> Timestamps {
     })
 }
 
+/// One look-up per distinct value of a key, under construction.
+struct ValueLookUps {
+    /// By value.
+    look_ups: Vec<KeyedLookUp>,
+    queries: Vec<KeyedQuery>,
+    /// By query, the times of its look-ups (ms).
+    times: Vec<Vec<i64>>,
+    /// By path, its newest query.
+    by_path: HashMap<u32, u32>,
+}
+
+impl ValueLookUps {
+    fn new(values: usize) -> Self {
+        let look_ups = Vec::with_capacity(values);
+        Self { look_ups, queries: Vec::new(), times: Vec::new(), by_path: HashMap::new() }
+    }
+
+    fn add_query(&mut self, path: u32, query: KeyedQuery) -> u32 {
+        let number = self.queries.len() as u32;
+        self.queries.push(query);
+        self.times.push(Vec::new());
+        self.by_path.insert(path, number);
+        number
+    }
+
+    fn add(&mut self, query: Option<u32>, at: Option<Timestamp>) {
+        if let Some(query) = query {
+            self.times[query as usize].extend(at.map(Timestamp::as_millis));
+        }
+        self.look_ups.push(KeyedLookUp { query, at });
+    }
+
+    /// Gives each query the times of its look-ups.
+    fn set_times(&mut self) {
+        for (query, mut times) in self.queries.iter_mut().zip(std::mem::take(&mut self.times)) {
+            times.sort_unstable();
+            times.dedup();
+            query.times = Some(Timestamps::new(times, None));
+        }
+    }
+}
+
 type NewLookUps = (RowChoices, Vec<KeyedLookUp>, Vec<KeyedQuery>, Charge);
 
 /// Look-ups under construction.
-struct Making<'a> {
+struct LookUpBuilder<'a> {
     column: &'a ColumnRequest,
     used: &'a KeyUse,
     rows: &'a TableRows,
@@ -201,7 +244,7 @@ struct Making<'a> {
     turns: Turns,
 }
 
-impl Making<'_> {
+impl LookUpBuilder<'_> {
     /// One look-up per path, at the times of its rows.
     async fn by_path(mut self) -> Result<NewLookUps, CacheError> {
         let (starts, places) = self.column.path.steps();
@@ -245,10 +288,7 @@ impl Making<'_> {
         let first_rows = timestamps.has_nulls().then(|| choices.first_rows(distinct));
         let (starts, places) = self.column.path.steps();
         let paths = self.column.path.paths();
-        let (mut look_ups, mut queries) = (Vec::with_capacity(distinct), Vec::new());
-        // By query, the times of its look-ups.
-        let mut times: Vec<Vec<i64>> = Vec::new();
-        let mut known: HashMap<u32, u32> = HashMap::new();
+        let mut made = ValueLookUps::new(distinct);
         for id in 0..distinct {
             let (value, first_row) = self.key.distinct(id);
             let place = match value {
@@ -261,38 +301,43 @@ impl Making<'_> {
             };
             self.turns.take(4).await;
             let (Some(place), Some(first_row)) = (place, first_row) else {
-                look_ups.push(KeyedLookUp { query: None, at: None });
+                made.add(None, None);
                 continue;
             };
-            let at = match (&self.used.look_up, value) {
-                (KeyLookUp::AtKey, KeyValue::Integer(value)) => Some(Timestamp::from_millis(value)),
-                _ => self.used.uniform.then(|| timestamps.value(first_row)).flatten(),
-            };
-            let shared = match (&self.used.look_up, self.terms.query_per_value) {
-                (KeyLookUp::WithMetadata(_), _) | (_, true) => None,
-                _ => known.get(&place).copied(),
-            };
-            let query = match shared {
-                Some(query) => query,
-                None => {
-                    queries.push(self.query(paths[place as usize], Some(value))?);
-                    times.push(Vec::new());
-                    let query = queries.len() as u32 - 1;
-                    known.insert(place, query);
-                    query
-                }
-            };
-            times[query as usize].extend(at.map(Timestamp::as_millis));
-            look_ups.push(KeyedLookUp { query: Some(query), at });
+            let query = self.query_of_value(value, place, paths[place as usize], &mut made)?;
+            made.add(Some(query), self.time_of_value(value, first_row));
         }
         if self.used.uniform || self.used.look_up == KeyLookUp::AtKey {
-            for (query, mut times) in queries.iter_mut().zip(times) {
-                times.sort_unstable();
-                times.dedup();
-                query.times = Some(Timestamps::new(times, None));
-            }
+            made.set_times();
         }
-        Ok((choices, look_ups, queries, self.charge))
+        Ok((choices, made.look_ups, made.queries, self.charge))
+    }
+
+    /// The query of a value: its own, or one that values with the same path share.
+    fn query_of_value(
+        &mut self,
+        value: KeyValue<'_>,
+        place: u32,
+        path: &ObjectPath,
+        made: &mut ValueLookUps,
+    ) -> Result<u32, CacheError> {
+        let shared = match (&self.used.look_up, self.terms.query_per_value) {
+            (KeyLookUp::WithMetadata(_), _) | (_, true) => None,
+            _ => made.by_path.get(&place).copied(),
+        };
+        match shared {
+            Some(query) => Ok(query),
+            None => Ok(made.add_query(place, self.query(path, Some(value))?)),
+        }
+    }
+
+    /// The time at which a value is looked up; `None` if each row has its own.
+    fn time_of_value(&self, value: KeyValue<'_>, first_row: usize) -> Option<Timestamp> {
+        match (&self.used.look_up, value) {
+            (KeyLookUp::AtKey, KeyValue::Integer(value)) => Some(Timestamp::from_millis(value)),
+            _ if self.used.uniform => self.rows.timestamps.value(first_row),
+            _ => None,
+        }
     }
 
     fn query(

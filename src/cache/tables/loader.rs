@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::cache::error::CacheError;
 use crate::cache::memory::digest_queue::DigestQueue;
-use crate::cache::memory::object::{Likeness, Pin, PinSet};
+use crate::cache::memory::object::{Pin, PinSet, VersionMatch};
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::reservations::{Claim, Reservations};
 use crate::cache::memory::residency::Residency;
@@ -479,7 +479,7 @@ impl Loader {
         self.counters.hits.add((wanted - absent.len()) as u64);
         // Objects pinned by others stay unchanged, but are not served under this description.
         let conflict = others.iter().find(|(number, pin)| {
-            let other = pin.likeness(versions.info(*number)) == Likeness::Other;
+            let other = pin.match_of(versions.info(*number)) == VersionMatch::Other;
             other && pin.resident().pins() > 1
         });
         match conflict {
@@ -514,7 +514,7 @@ impl Loader {
         let mut loads = futures::stream::iter(loads).buffer_unordered(PARALLEL_LOADS);
         while let Some((place, version, loaded)) = loads.next().await {
             match loaded {
-                Ok(pin) if pin.likeness(&version) != Likeness::Same => {
+                Ok(pin) if pin.match_of(&version) != VersionMatch::Same => {
                     return Err(two_contents(&version, &pin));
                 }
                 Ok(pin) => {
@@ -537,7 +537,7 @@ impl Loader {
         let id = version.id;
         let landed = || {
             let pin = self.residency.pin(id)?;
-            (pin.likeness(&version) == Likeness::Same).then_some(Ok(pin))
+            (pin.match_of(&version) == VersionMatch::Same).then_some(Ok(pin))
         };
         let work = || {
             let load = ObjectLoad {

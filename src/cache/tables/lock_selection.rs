@@ -36,7 +36,7 @@ const MANY_VERSIONS: usize = 4_096;
 
 /// The entries of one path.
 #[derive(Debug, Default)]
-struct OfPath<'a> {
+struct PathEntries<'a> {
     claims: Vec<VersionClaim>,
     /// The ids by column name; `None`: entries without a column name.
     by_column: HashMap<Option<&'a str>, Vec<ObjectId>>,
@@ -44,7 +44,7 @@ struct OfPath<'a> {
     by_key: HashMap<(Option<&'a str>, Option<&'a str>), Vec<ObjectId>>,
 }
 
-impl<'a> OfPath<'a> {
+impl<'a> PathEntries<'a> {
     fn of(&self, column: Option<&'a str>, target: &LockTarget<'a>) -> Vec<&Vec<ObjectId>> {
         match target.key {
             None => self.by_column.get(&column).into_iter().collect(),
@@ -75,7 +75,7 @@ pub(crate) struct LockTarget<'a> {
 }
 
 /// Versions of one path, as described by the source.
-type Told = HashMap<ObjectId, Arc<ObjectInfo>>;
+type LockedVersions = HashMap<ObjectId, Arc<ObjectInfo>>;
 
 impl ObjectIndex {
     /// The timeline of each column with only the versions of `lock`, each for its own interval.
@@ -105,7 +105,7 @@ impl ObjectIndex {
         let mut charge = budget.charge(0, "lock of a request")?;
         let by_path = by_path(lock, targets, &mut turns).await?;
         let paths: Vec<_> = by_path.iter().collect();
-        let mut told: HashMap<&ObjectPath, Told> = HashMap::new();
+        let mut told: HashMap<&ObjectPath, LockedVersions> = HashMap::new();
         for paths in paths.chunks(PARALLEL) {
             let asked = paths.iter().map(async |(path, entries)| {
                 let versions = self.vouched(path, &entries.claims, limits).await?;
@@ -149,7 +149,7 @@ impl ObjectIndex {
         path: &ObjectPath,
         claims: &[VersionClaim],
         limits: CreationLimits,
-    ) -> Result<Told, CacheError> {
+    ) -> Result<LockedVersions, CacheError> {
         let listed = self.listing(path).await?;
         let Versions { versions, whole } = &listed.versions;
         let listed = whole.then_some(&versions[..]);
@@ -163,8 +163,8 @@ async fn by_path<'a>(
     lock: &'a [LockEntry],
     targets: &'a [LockTarget<'a>],
     turns: &mut Turns,
-) -> Result<HashMap<&'a ObjectPath, OfPath<'a>>, CacheError> {
-    let mut by_path: HashMap<&ObjectPath, OfPath<'_>> = HashMap::new();
+) -> Result<HashMap<&'a ObjectPath, PathEntries<'a>>, CacheError> {
+    let mut by_path: HashMap<&ObjectPath, PathEntries<'_>> = HashMap::new();
     for target in targets {
         by_path.entry(target.path).or_default();
         turns.take(1).await;

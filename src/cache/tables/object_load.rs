@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 
 use crate::cache::error::CacheError;
 use crate::cache::memory::digest_queue::DigestQueue;
-use crate::cache::memory::object::{Likeness, Pin};
+use crate::cache::memory::object::{Pin, VersionMatch};
 use crate::cache::memory::publish::{Description, Verified};
 use crate::cache::memory::reservations::{LoadBuffer, Reservations, Reserved};
 use crate::cache::memory::residency::Residency;
@@ -124,11 +124,11 @@ impl ObjectLoad {
     /// The resident object with an unverified digest, if it turns out to match.
     async fn verify_resident(&self, version: &ObjectInfo) -> Option<Pin> {
         let pin = self.residency.pin(version.id)?;
-        if pin.likeness(version) == Likeness::Unverified {
+        if pin.match_of(version) == VersionMatch::Unverified {
             let resident = Arc::clone(pin.resident());
             tokio::task::spawn_blocking(move || resident.compute_md5()).await.ok()?;
         }
-        (pin.likeness(version) == Likeness::Same).then_some(pin)
+        (pin.match_of(version) == VersionMatch::Same).then_some(pin)
     }
 
     /// Publishes the loaded bytes, if they match the description of the source.

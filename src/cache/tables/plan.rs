@@ -314,6 +314,7 @@ pub(crate) struct PlannedIntervals {
     charge: Arc<Charge>,
 }
 
+/// The rows of one column of the view intervals, and its part of the cells.
 #[derive(Debug)]
 struct PlannedIntervalColumn {
     name: Arc<str>,

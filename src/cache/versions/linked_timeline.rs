@@ -14,7 +14,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
-use crate::cache::memory::object::{Likeness, Resident};
+use crate::cache::memory::object::{Resident, VersionMatch};
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
 use crate::cache::memory::residency::{Pinning, Residency};
 use crate::index::Timeline;
@@ -63,7 +63,7 @@ impl LinkedTimeline {
     pub(crate) fn resident(&self, version: u32, residency: &Residency) -> Option<Arc<Resident>> {
         self.linked(version).or_else(|| {
             let resident = residency.find(self.id(version))?;
-            (resident.likeness(self.version(version)) == Likeness::Same).then_some(resident)
+            (resident.match_of(self.version(version)) == VersionMatch::Same).then_some(resident)
         })
     }
 

@@ -43,6 +43,7 @@ pub struct Versions {
     pub whole: bool,
 }
 
+/// All versions of a path that the source listed, and when it did.
 #[derive(Debug)]
 pub(crate) struct VersionListing {
     pub(crate) versions: Versions,

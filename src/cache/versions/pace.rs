@@ -24,6 +24,7 @@ pub(crate) struct Prefetcher {
 #[derive(Debug, Default)]
 pub(crate) struct Pace(Mutex<PaceSteps>);
 
+/// The newest timestamp requested so far, and how many requests in a row moved it forwards.
 #[derive(Debug, Default)]
 struct PaceSteps {
     newest: Option<Timestamp>,

@@ -61,6 +61,7 @@ pub(crate) struct Publisher {
     state: Mutex<PublisherState>,
 }
 
+/// What is published now: the pages of sessions, and the series by directory entry.
 #[derive(Default)]
 struct PublisherState {
     /// The pins pages, by session id.

@@ -104,6 +104,7 @@ impl Peer {
 #[derive(Debug, Clone)]
 pub struct Access(Arc<AccessInner>);
 
+/// The rules of access. The keys can be replaced while requests use them.
 #[derive(Debug)]
 struct AccessInner {
     policy: PeerPolicy,

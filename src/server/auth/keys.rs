@@ -41,6 +41,7 @@ pub struct Keys {
     certificates: Vec<Certificate>,
 }
 
+/// A token that gives a client access; only its hash is kept.
 #[derive(Clone)]
 struct Token {
     name: Arc<str>,
@@ -55,6 +56,7 @@ impl fmt::Debug for Token {
     }
 }
 
+/// The role of clients whose certificate has a name.
 #[derive(Debug, Clone)]
 struct Certificate {
     name: Arc<str>,
@@ -71,6 +73,7 @@ pub struct KeysError {
 
 coded! { KeysError => InvalidArgument 6030 }
 
+/// The file of keys in TOML.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -80,6 +83,7 @@ struct File {
     certificate: Vec<CertificateEntry>,
 }
 
+/// `[[token]]`: name, SHA-256 as 64 hexadecimal digits, role, and a time of expiry in ISO 8601.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TokenEntry {
@@ -89,6 +93,7 @@ struct TokenEntry {
     expires: Option<toml::Value>,
 }
 
+/// `[[certificate]]`: common name of the certificate, and role.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CertificateEntry {

@@ -42,6 +42,14 @@ const BREAK_OFF_AFTER: Duration = Duration::from_millis(50);
 /// Bytes announced beyond the text of an answer that is cut short.
 const MISSING_BYTES: usize = 16;
 
+/// The path of the URL that names versions.
+fn path_of(request: &CcdbRequest) -> &str {
+    match request.method {
+        Method::Get => request.path.trim_start_matches('/').trim_start_matches("truncate"),
+        _ => &request.path,
+    }
+}
+
 impl Front {
     pub(super) async fn change(
         &self,
@@ -50,10 +58,7 @@ impl Front {
         peer: Option<SocketAddr>,
     ) -> Result<CcdbReply, CacheError> {
         let is_truncate = request.method == Method::Get;
-        let path = match is_truncate {
-            true => request.path.trim_start_matches('/').trim_start_matches("truncate"),
-            false => request.path.as_str(),
-        };
+        let path = path_of(request);
         let Ok(wanted) = Wanted::parse(path) else { return Ok(page::usage()) };
         if !self.writes.enabled {
             return Ok(self.refuse(request, wanted));

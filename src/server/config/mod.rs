@@ -10,6 +10,7 @@
 mod document;
 mod entries;
 mod error;
+mod faults;
 mod keys;
 mod service;
 mod settings;

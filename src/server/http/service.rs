@@ -133,6 +133,7 @@ async fn attend(
     }
 }
 
+/// The pages of the HTTP port, and what they show: metrics of the cache and of the process.
 struct Site {
     cache: Cache,
     registries: [Registry; 2],

@@ -21,11 +21,11 @@ pub(super) struct Visitors(Arc<VisitorsShared>);
 struct VisitorsShared {
     limit: usize,
     began: Instant,
-    present: Mutex<Present>,
+    present: Mutex<OpenConnections>,
 }
 
 #[derive(Debug, Default)]
-struct Present {
+struct OpenConnections {
     next: u64,
     connections: HashMap<u64, VisitorConnection>,
 }
@@ -46,7 +46,7 @@ impl Visitors {
         Self(Arc::new(shared))
     }
 
-    fn present(&self) -> MutexGuard<'_, Present> {
+    fn present(&self) -> MutexGuard<'_, OpenConnections> {
         self.0.present.lock()
     }
 

@@ -48,10 +48,10 @@ struct Sample {
 }
 
 impl Sample {
-    fn of(picture: &Snapshot) -> Self {
-        let count = |name: &str| picture.counters.get(name).copied().unwrap_or(0);
+    fn of(snapshot: &Snapshot) -> Self {
+        let count = |name: &str| snapshot.counters.get(name).copied().unwrap_or(0);
         Self {
-            at: picture.uptime_ms,
+            at: snapshot.uptime_ms,
             tables: count("tables"),
             hits: count("hits"),
             loads: count("loads"),
@@ -68,11 +68,11 @@ impl Sample {
 #[derive(Serialize)]
 struct Event<'a> {
     sample: &'a Sample,
-    picture: &'a Snapshot,
+    snapshot: &'a Snapshot,
 }
 
 #[derive(Debug, Default)]
-struct Drawn {
+struct LatestEvent {
     frame: Bytes,
     at: Option<Instant>,
     /// The time that drawing took.
@@ -85,7 +85,7 @@ struct Drawn {
 pub(in crate::server) struct Live {
     cache: Cache,
     places: Arc<Semaphore>,
-    drawn: Mutex<Drawn>,
+    drawn: Mutex<LatestEvent>,
 }
 
 impl Live {
@@ -127,9 +127,9 @@ impl Live {
         let began = Instant::now();
         let cache = self.cache.clone();
         let draw = move || {
-            let picture = cache.snapshot();
-            let sample = Sample::of(&picture);
-            let event = Event { sample: &sample, picture: &picture };
+            let snapshot = cache.snapshot();
+            let sample = Sample::of(&snapshot);
+            let event = Event { sample: &sample, snapshot: &snapshot };
             let text = serde_json::to_string(&event).unwrap_or_default();
             (sample, Bytes::from(format!("data: {text}\n\n")))
         };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  GET /        ─▶ index.html with page.css and page.js in it, and a fresh nonce for these two
-//!  GET /events  ─▶ Live: one picture a second for all listeners; none without listeners
+//!  GET /events  ─▶ Live: one snapshot a second for all listeners; none without listeners
 //! ```
 //!
 //! The page loads nothing from other hosts, and its Content-Security-Policy forbids it.

@@ -68,11 +68,11 @@ const timeline = {
     const [from, until] = this.range(), gutter = this.gutter(width);
     return gutter + (at - from) / (until - from) * (width - gutter);
   },
-  show(picture) {
-    this.paths = picture.paths;
-    this.fit = picture.window ?? this.fit;
-    byId("paths-count").textContent = several(picture.paths.length, "path", "paths")
-      + (picture.more_paths ? ` of ${(picture.paths.length + picture.more_paths).toLocaleString("en")}, asked for last` : "");
+  show(snapshot) {
+    this.paths = snapshot.paths;
+    this.fit = snapshot.window ?? this.fit;
+    byId("paths-count").textContent = several(snapshot.paths.length, "path", "paths")
+      + (snapshot.more_paths ? ` of ${(snapshot.paths.length + snapshot.more_paths).toLocaleString("en")}, asked for last` : "");
     this.draw();
   },
   draw() {
@@ -216,12 +216,12 @@ for (const button of document.querySelectorAll("[data-view]")) button.addEventLi
 const CELL = 11, GAP = 1;
 const segments = {
   all: new Map(), holders: [], chosen: null,
-  show(picture) {
-    this.holders = picture.holders;
-    byId("segments-count").textContent = several(picture.segments.length + picture.more_segments, "segment", "segments")
-      + `, ${several(picture.objects, "object", "objects")}`;
+  show(snapshot) {
+    this.holders = snapshot.holders;
+    byId("segments-count").textContent = several(snapshot.segments.length + snapshot.more_segments, "segment", "segments")
+      + `, ${several(snapshot.objects, "object", "objects")}`;
     const pinned = this.holders.map(() => 0);
-    for (const segment of picture.segments) for (const piece of segment.pieces) for (const by of piece.by) pinned[by] += piece.pinned_bytes;
+    for (const segment of snapshot.segments) for (const piece of segment.pieces) for (const by of piece.by) pinned[by] += piece.pinned_bytes;
     byId("holders").replaceChildren(
       make("li", {}, make("i", { class: "swatch absent" }), "free"),
       make("li", {}, make("i", { class: "swatch resident" }), "candidates for eviction"),
@@ -231,7 +231,7 @@ const segments = {
         return make("li", {}, swatch, `pinned by ${name} `, make("b", {}, bytes(pinned[place])));
       }));
     const present = new Set();
-    for (const segment of picture.segments) {
+    for (const segment of snapshot.segments) {
       const key = `${segment.kind} ${segment.id}`;
       present.add(key);
       let shown = this.all.get(key);
@@ -392,24 +392,24 @@ const figure = (value) => make("td", { class: "number" }, String(value));
 const chip = (state, label) => make("span", { class: `chip ${state}` }, label);
 const counted = (id, shown, more) => { byId(id).textContent = `${(shown + more).toLocaleString("en")}${more ? `, the newest ${shown} shown` : ""}`; };
 
-const lists = (picture) => {
-  counted("timeframes-count", picture.timeframes.length, picture.more_timeframes);
-  rows("timeframes", picture.timeframes, (one) => [
+const lists = (snapshot) => {
+  counted("timeframes-count", snapshot.timeframes.length, snapshot.more_timeframes);
+  rows("timeframes", snapshot.timeframes, (one) => [
     text(one.timeframe), make("td", {}, chip(one.state, one.state)), figure(number(one.rows)), figure(number(one.objects)), figure(bytes(one.bytes)),
     make("td", {}, ...Object.entries(one.consumers).map(([name, state]) => chip(state, `${name}: ${state}`))),
   ], "None is in flight.");
-  rows("sources", picture.sources, (one) => [
+  rows("sources", snapshot.sources, (one) => [
     make("td", { class: "url" }, one.url), make("td", {}, one.up ? chip("up", "up") : chip("down", "down")),
     figure(number(one.requests)), figure(number(one.failures)), figure(millis(one.latency_ms)),
   ], "There is none.");
-  counted("sessions-count", picture.sessions.length, picture.more_sessions);
-  rows("sessions", picture.sessions, (one) => [text(one.consumer), figure(one.pid), figure(one.uid), figure(bytes(one.pinned_bytes)), figure(one.slots)], "None is attached.");
+  counted("sessions-count", snapshot.sessions.length, snapshot.more_sessions);
+  rows("sessions", snapshot.sessions, (one) => [text(one.consumer), figure(one.pid), figure(one.uid), figure(bytes(one.pinned_bytes)), figure(one.slots)], "None is attached.");
 };
 
-const header = (picture) => {
-  const entries = [["version", picture.version], ["up for", duration(picture.uptime_ms)], ["process", picture.pid], ["instance", picture.epoch]];
+const header = (snapshot) => {
+  const entries = [["version", snapshot.version], ["up for", duration(snapshot.uptime_ms)], ["process", snapshot.pid], ["instance", snapshot.epoch]];
   for (const [name, key] of [["a table takes", "answer"], ["a load", "load"]]) {
-    if (picture.recent_ms[key] != null) entries.unshift([name, millis(picture.recent_ms[key])]);
+    if (snapshot.recent_ms[key] != null) entries.unshift([name, millis(snapshot.recent_ms[key])]);
   }
   byId("who").replaceChildren(...entries.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(value)))));
 };
@@ -434,8 +434,8 @@ const utc = (at) => `${new Date(at).toISOString().slice(0, 19).replace("T", " ")
 const attention = {
   // The time of the first occurrence of each condition, by its text without figures.
   since: new Map(),
-  show(picture, sample) {
-    const found = this.find(picture, sample);
+  show(snapshot, sample) {
+    const found = this.find(snapshot, sample);
     const keys = new Set(found.map(({ key }) => key));
     for (const key of this.since.keys()) if (!keys.has(key)) this.since.delete(key);
     // Samples count from the start of the service; the time of day is this browser's.
@@ -444,10 +444,10 @@ const attention = {
     byId("attention").replaceChildren(...found.map(({ key, state, label, text }) =>
       make("li", {}, chip(state, label), `${text} `, make("small", {}, `seen since ${utc(this.since.get(key))}`))));
     if (found.length === 0) byId("attention").append(make("li", {}, chip("up", "fine"), "No condition that needs attention."));
-    this.facts(picture);
+    this.facts(snapshot);
   },
-  find(picture, sample) {
-    const { memory: all, sources, timeframes } = picture, found = [];
+  find(snapshot, sample) {
+    const { memory: all, sources, timeframes } = snapshot, found = [];
     const add = (state, label, key, text) => found.push({ state, label, key: `${label} ${key}`, text });
     for (const one of sources) {
       if (!one.up) add("down", "source down", one.url, `${one.url} does not answer, ${several(one.failures, "failure", "failures")} so far.`);
@@ -462,13 +462,13 @@ const attention = {
     return found;
   },
   // The consumer with the most pinned memory, the slowest source, the oldest timeframe.
-  facts(picture) {
-    const pinned = picture.holders.map(() => 0);
-    for (const segment of picture.segments) for (const piece of segment.pieces) for (const by of piece.by) pinned[by] += piece.pinned_bytes;
-    const most = pinned.map((size, holder) => [size, picture.holders[holder]]).filter(([size]) => size > 0)
+  facts(snapshot) {
+    const pinned = snapshot.holders.map(() => 0);
+    for (const segment of snapshot.segments) for (const piece of segment.pieces) for (const by of piece.by) pinned[by] += piece.pinned_bytes;
+    const most = pinned.map((size, holder) => [size, snapshot.holders[holder]]).filter(([size]) => size > 0)
       .sort(([one], [other]) => other - one).slice(0, 2).map(([size, name]) => `${name}, ${bytes(size)}`);
-    const slowest = picture.sources.filter((one) => one.latency_ms != null).sort((a, b) => b.latency_ms - a.latency_ms)[0];
-    const oldest = picture.timeframes.reduce((first, one) => (first && first.timeframe <= one.timeframe ? first : one), null);
+    const slowest = snapshot.sources.filter((one) => one.latency_ms != null).sort((a, b) => b.latency_ms - a.latency_ms)[0];
+    const oldest = snapshot.timeframes.reduce((first, one) => (first && first.timeframe <= one.timeframe ? first : one), null);
     const missing = oldest ? Object.entries(oldest.consumers).filter(([, state]) => state !== "consumed").map(([name]) => name) : [];
     const entries = [
       ["most memory pinned by", most.join("; ") || "no consumer"],
@@ -483,9 +483,9 @@ const attention = {
 
 let last = null;
 let frames = 0;
-const show = (picture) => {
-  attention.show(picture, rates.samples.at(-1));
-  header(picture); memory(picture); rates.show(); timeline.show(picture); segments.show(picture); lists(picture);
+const show = (snapshot) => {
+  attention.show(snapshot, rates.samples.at(-1));
+  header(snapshot); memory(snapshot); rates.show(); timeline.show(snapshot); segments.show(snapshot); lists(snapshot);
   frames += 1;
   document.body.dataset.frames = frames;
 };
@@ -493,13 +493,13 @@ const link = (state, label) => { byId("link").dataset.state = state; byId("link"
 const events = new EventSource("/events");
 events.addEventListener("history", (event) => { for (const sample of JSON.parse(event.data)) rates.add(sample); });
 events.addEventListener("message", (event) => {
-  const { sample, picture } = JSON.parse(event.data);
+  const { sample, snapshot } = JSON.parse(event.data);
   // Another instance restarts the counters.
-  if (last && last.epoch !== picture.epoch) rates.samples = [];
-  last = picture;
+  if (last && last.epoch !== snapshot.epoch) rates.samples = [];
+  last = snapshot;
   rates.add(sample);
   link("live", "live");
-  show(picture);
+  show(snapshot);
 });
 events.addEventListener("error", () => link("lost", "no answer, trying again"));
 const again = () => { if (last) { timeline.draw(); segments.draw(); } };

@@ -84,6 +84,7 @@ pub struct Attachment {
     sending: Mutex<u32>,
 }
 
+/// The state of a session that its reader thread updates.
 #[derive(Debug, Default)]
 struct AttachShared {
     mappings: ArcSwap<Mappings>,

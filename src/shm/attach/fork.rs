@@ -22,6 +22,8 @@ static SOCKETS: AtomicPtr<ForkSlot> = AtomicPtr::new(std::ptr::null_mut());
 
 const FREE: RawFd = -1;
 
+/// A slot for a descriptor that a forked child closes. Slots are never freed, so that the child can
+/// walk them without a lock.
 struct ForkSlot {
     descriptor: AtomicI32,
     next: *const ForkSlot,

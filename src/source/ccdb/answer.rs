@@ -196,27 +196,12 @@ pub(super) fn read_version(
     if !validity.contains(at) {
         return Err(format!("{validity} of version {id} does not hold {at}"));
     }
-    let locations = locations(headers);
-    // The Location of a redirect comes from the server's own storage. A Content-Location may be
-    // metadata: together with a Location it is only a further place to look for the body.
-    let telling = if is_redirect { &locations[..locations.len().min(1)] } else { &locations[..] };
     if is_redirect && !headers.contains_key("location") {
         return Err("a redirect without a Location".into());
     }
-    for location in telling {
-        match id_in_location(location) {
-            Some(told) if told == id => {}
-            _ => return Err(format!("ETag names {id}, but the body is at {location:?} ({url})")),
-        }
-        if from_in_location(location, path).is_some_and(|told| told != from) {
-            return Err(format!("Valid-From is {from}, but the body is at {location:?}"));
-        }
-    }
-    let mut metadata = BTreeMap::new();
-    for name in headers.keys().map(|name| name.as_str()).filter(|name| !is_protocol_header(name)) {
-        let values: Vec<String> =
-            headers.get_all(name).iter().map(|v| latin1(Some(v.as_bytes()))).collect();
-        metadata.insert(name.to_owned(), values.join(", "));
+    let locations = locations(headers);
+    for location in own_locations(&locations, is_redirect) {
+        check_location(location, path, id, from).map_err(|reason| format!("{reason} ({url})"))?;
     }
     let version = ObjectInfo {
         path: path.clone(),
@@ -224,13 +209,11 @@ pub(super) fn read_version(
         validity,
         created,
         // On a redirect Content-Length is the length of the empty body.
-        size_bytes: if is_redirect {
-            None
-        } else {
-            single(headers, "content-length").and_then(|text| text.trim().parse().ok())
-        },
+        size_bytes: single(headers, "content-length")
+            .filter(|_| !is_redirect)
+            .and_then(|text| text.trim().parse().ok()),
         md5: single(headers, "content-md5").and_then(|text| Md5Sum::parse(text.trim())),
-        metadata,
+        metadata: metadata_of(headers),
     };
     Ok(Named {
         version,
@@ -238,6 +221,40 @@ pub(super) fn read_version(
         locations,
         may_hide_metadata: may_have_hidden_metadata(headers),
     })
+}
+
+/// The locations that tell which version an answer is about. The Location of a redirect comes from
+/// the server's own storage. A Content-Location may be metadata: together with a Location it is only
+/// a further place to look for the body.
+fn own_locations(locations: &[String], is_redirect: bool) -> &[String] {
+    if is_redirect { &locations[..locations.len().min(1)] } else { locations }
+}
+
+/// Checks that a location is that of a version's body.
+fn check_location(
+    location: &str,
+    path: &ObjectPath,
+    id: ObjectId,
+    from: Timestamp,
+) -> Result<(), String> {
+    if id_in_location(location) != Some(id) {
+        return Err(format!("ETag names {id}, but the body is at {location:?}"));
+    }
+    match from_in_location(location, path) {
+        Some(told) if told != from => {
+            Err(format!("Valid-From is {from}, but the body is at {location:?}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The headers that are metadata of a version; values of one name are joined with commas.
+fn metadata_of(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let names = headers.keys().map(|name| name.as_str()).filter(|name| !is_protocol_header(name));
+    let values = |name: &str| -> Vec<String> {
+        headers.get_all(name).iter().map(|v| latin1(Some(v.as_bytes()))).collect()
+    };
+    names.map(|name| (name.to_owned(), values(name).join(", "))).collect()
 }
 
 /// Facts about the upload of a version, from the headers before its bytes.

@@ -40,6 +40,19 @@ struct Candidate {
     http_only: bool,
 }
 
+impl AttemptFailure {
+    /// The failure as it counts at a location. A server without a replica over HTTP always fails:
+    /// retries are useless.
+    fn at(self, place: &Candidate) -> Self {
+        match self {
+            Self::Transient { reason, .. } if place.http_only => {
+                Self::unusable(format!("no replica over HTTP: {reason}"))
+            }
+            failure => failure,
+        }
+    }
+}
+
 /// Result of asking one location.
 enum Outcome {
     Done,
@@ -115,22 +128,7 @@ impl CcdbSource {
                     rounds.note(AttemptFailure::unusable(reason));
                 }
                 Ok(Outcome::Elsewhere(locations)) => {
-                    let mut next = VecDeque::new();
-                    for location in &locations {
-                        let Some(urls) = self.allowed(&place.url, location) else {
-                            on_grid |= is_on_grid(location);
-                            rounds.note_detour(format!(
-                                "{} redirects to {location:?}, which is not among allowed_redirects",
-                                place.url
-                            ));
-                            continue;
-                        };
-                        next.extend(urls.into_iter().map(|url| Candidate {
-                            url,
-                            hops: place.hops + 1,
-                            http_only: place.http_only,
-                        }));
-                    }
+                    let mut next = self.follow(&place, &locations, &mut on_grid, rounds);
                     if !next.is_empty() && next.iter().all(|c| seen.contains(c.url.as_str())) {
                         rounds.note_detour(format!("{} redirects in a circle", place.url));
                     }
@@ -139,17 +137,39 @@ impl CcdbSource {
                     places = next;
                 }
                 Err(AttemptFailure::Body(error)) => return Err(error),
-                Err(AttemptFailure::Transient { reason, .. }) if place.http_only => {
-                    // Without a replica over HTTP the server always fails: retries are useless.
-                    rounds
-                        .note(AttemptFailure::unusable(format!("no replica over HTTP: {reason}")));
-                }
-                Err(failure) => rounds.note(failure),
+                Err(failure) => rounds.note(failure.at(&place)),
             }
             if body.written_bytes() > 0 {
                 return Ok(false);
             }
         }
+    }
+
+    /// The targets of a redirect that may be asked; `on_grid` is set if others are on the Grid.
+    fn follow(
+        &self,
+        place: &Candidate,
+        locations: &[String],
+        on_grid: &mut bool,
+        rounds: &mut Rounds<'_>,
+    ) -> VecDeque<Candidate> {
+        let mut next = VecDeque::new();
+        for location in locations {
+            let Some(urls) = self.allowed(&place.url, location) else {
+                *on_grid |= is_on_grid(location);
+                rounds.note_detour(format!(
+                    "{} redirects to {location:?}, which is not among allowed_redirects",
+                    place.url
+                ));
+                continue;
+            };
+            next.extend(urls.into_iter().map(|url| Candidate {
+                url,
+                hops: place.hops + 1,
+                http_only: place.http_only,
+            }));
+        }
+        next
     }
 
     fn allowed(&self, base: &Url, location: &str) -> Option<Vec<Url>> {
@@ -242,6 +262,13 @@ impl CcdbSource {
         }
     }
 
+    /// The least throughput of a body.
+    fn body_pace(&self, deadline: Instant) -> BodyPace {
+        let options = &self.transport.options;
+        let window = Duration::from_millis(options.throughput_window_millis);
+        BodyPace::new(options.min_throughput_bytes, window, deadline)
+    }
+
     /// Reads a body after its headers were received.
     async fn take(
         &self,
@@ -258,11 +285,7 @@ impl CcdbSource {
             body.reserve(already.saturating_add(size)).await.map_err(AttemptFailure::Body)?;
         }
         let mut hash = BodyDigest::new(promise.md5.is_some(), promise.size_bytes);
-        let mut pace = BodyPace::new(
-            self.transport.options.min_throughput_bytes,
-            Duration::from_millis(self.transport.options.throughput_window_millis),
-            deadline,
-        );
+        let mut pace = self.body_pace(deadline);
         // If the size is known, the bytes are marked as written only after verification, so that
         // another replica can start from the beginning. That is not possible for a body that
         // provides its room in parts, or grows.
@@ -369,57 +392,80 @@ impl Promise {
         limit_bytes: u64,
         url: &Url,
     ) -> Result<Self, AttemptFailure> {
-        if etag_id(headers) != Some(version.id) && !is_replaced_tag(headers, version, url) {
-            let got = single(headers, "etag").unwrap_or_default();
-            let reason = match headers.contains_key("etag") {
-                true => format!("expected ETag {}, got {got:?} from {url}", version.id),
-                false => format!("no ETag, as in a page of usage, from {url}"),
-            };
-            return Err(AttemptFailure::Unusable { reason });
-        }
-        if let Some(coding) = single(headers, CONTENT_ENCODING.as_str())
-            .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
-            .filter(|coding| !is_metadata(version, CONTENT_ENCODING.as_str(), coding))
-        {
-            let reason =
-                format!("expected a body without Content-Encoding, got {coding:?} from {url}");
-            return Err(AttemptFailure::Unusable { reason });
-        }
-        let announced = match headers.get(CONTENT_LENGTH) {
-            None => None,
-            Some(value) => match value.to_str().ok().and_then(|text| text.trim().parse().ok()) {
-                Some(size) => Some(size),
-                None => {
-                    return Err(AttemptFailure::unusable(format!(
-                        "expected a number as Content-Length, got {value:?} from {url}"
-                    )));
-                }
-            },
+        check_identity(headers, version, url)?;
+        let size_bytes = announced_size(headers, version, limit_bytes, url)?;
+        let md5 = announced_md5(headers, version, url)?;
+        Ok(Self { size_bytes: size_bytes.or(version.size_bytes), md5 })
+    }
+}
+
+/// Checks that a body is that of the version, and is not encoded.
+fn check_identity(
+    headers: &HeaderMap,
+    version: &ObjectInfo,
+    url: &Url,
+) -> Result<(), AttemptFailure> {
+    if etag_id(headers) != Some(version.id) && !is_replaced_tag(headers, version, url) {
+        let got = single(headers, "etag").unwrap_or_default();
+        let reason = match headers.contains_key("etag") {
+            true => format!("expected ETag {}, got {got:?} from {url}", version.id),
+            false => format!("no ETag, as in a page of usage, from {url}"),
         };
-        if let Some(size_bytes) = announced.filter(|size| *size > limit_bytes) {
-            return Err(AttemptFailure::Body(BodyError::TooLarge { size_bytes, limit_bytes }));
+        return Err(AttemptFailure::Unusable { reason });
+    }
+    let coding = single(headers, CONTENT_ENCODING.as_str())
+        .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+        .filter(|coding| !is_metadata(version, CONTENT_ENCODING.as_str(), coding));
+    match coding {
+        None => Ok(()),
+        Some(coding) => Err(AttemptFailure::unusable(format!(
+            "expected a body without Content-Encoding, got {coding:?} from {url}"
+        ))),
+    }
+}
+
+/// The announced size in bytes, if there is one.
+fn announced_size(
+    headers: &HeaderMap,
+    version: &ObjectInfo,
+    limit_bytes: u64,
+    url: &Url,
+) -> Result<Option<u64>, AttemptFailure> {
+    let Some(value) = headers.get(CONTENT_LENGTH) else { return Ok(None) };
+    let size_bytes = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let size_bytes: u64 = size_bytes.ok_or_else(|| {
+        let reason = format!("expected a number as Content-Length, got {value:?} from {url}");
+        AttemptFailure::unusable(reason)
+    })?;
+    if size_bytes > limit_bytes {
+        return Err(AttemptFailure::Body(BodyError::TooLarge { size_bytes, limit_bytes }));
+    }
+    match version.size_bytes {
+        Some(expected) if expected != size_bytes => Err(AttemptFailure::unusable(format!(
+            "expected {expected} bytes, {size_bytes} are announced by {url}"
+        ))),
+        _ => Ok(Some(size_bytes)),
+    }
+}
+
+/// The MD5 of the version, or else the announced one.
+fn announced_md5(
+    headers: &HeaderMap,
+    version: &ObjectInfo,
+    url: &Url,
+) -> Result<Option<Md5Sum>, AttemptFailure> {
+    let told = single(headers, "content-md5");
+    let md5 = told.as_deref().map(str::trim).and_then(Md5Sum::parse);
+    match (version.md5, md5, told) {
+        (Some(expected), Some(got), _) if expected != got => {
+            let reason = format!("expected MD5 {expected}, {got} is announced by {url}");
+            Err(AttemptFailure::unusable(reason))
         }
-        if let (Some(expected), Some(got)) = (version.size_bytes, announced)
-            && expected != got
-        {
-            let reason = format!("expected {expected} bytes, {got} are announced by {url}");
-            return Err(AttemptFailure::unusable(reason));
+        // Metadata `Content-MD5=feed` replaced the header: the MD5 of the listing counts, if any.
+        (None, None, Some(told)) => {
+            Err(AttemptFailure::unusable(format!("{told:?} is no MD5, from {url}")))
         }
-        let told = single(headers, "content-md5");
-        let md5 = told.as_deref().map(str::trim).and_then(Md5Sum::parse);
-        let md5 = match (version.md5, md5, told) {
-            (Some(expected), Some(got), _) if expected != got => {
-                let reason = format!("expected MD5 {expected}, {got} is announced by {url}");
-                return Err(AttemptFailure::unusable(reason));
-            }
-            // Metadata `Content-MD5=feed` replaced the header: the MD5 of the listing counts, if
-            // any.
-            (None, None, Some(told)) => {
-                return Err(AttemptFailure::unusable(format!("{told:?} is no MD5, from {url}")));
-            }
-            (known, got, _) => known.or(got),
-        };
-        Ok(Self { size_bytes: announced.or(version.size_bytes), md5 })
+        (known, got, _) => Ok(known.or(got)),
     }
 }
 

@@ -118,11 +118,9 @@ impl CcdbSource {
                     Err(reason) => {
                         // Metadata in place of headers: the listing distinguishes them.
                         let listed = self.decide_by_listing_at(query, at, moment, deadline).await;
-                        return listed.map_err(|_| {
-                            let (url, what) =
-                                (&self.transport.url, format!("{} at {at}", query.path));
-                            SourceError::Unusable { url: url.clone(), what, reason }
-                        });
+                        let (url, what) =
+                            (self.transport.url.clone(), format!("{} at {at}", query.path));
+                        return listed.map_err(|_| SourceError::Unusable { url, what, reason });
                     }
                 };
                 self.remember(named.version.id, &reply.url, &named.locations);

@@ -15,9 +15,10 @@ use crate::source::{Body, BodyError, SourceError, in_place};
 
 const PIECE_BYTES: usize = 1 << 20;
 
+/// Copies of bodies, one file each, limited in bytes.
 #[derive(Debug)]
 pub(super) struct Bodies {
-    shelf: LruFolder,
+    folder: LruFolder,
     failures: AtomicU64,
 }
 
@@ -33,12 +34,12 @@ pub(super) fn id_in(json: &[u8]) -> Option<Uuid> {
 
 impl Bodies {
     pub(super) fn open(folder: &Path, limit_bytes: u64) -> io::Result<Self> {
-        let shelf = LruFolder::open(folder.join("bodies"), limit_bytes)?;
-        Ok(Self { shelf, failures: AtomicU64::new(0) })
+        let folder = LruFolder::open(folder.join("bodies"), limit_bytes)?;
+        Ok(Self { folder, failures: AtomicU64::new(0) })
     }
 
     pub(super) fn usage(&self) -> (usize, u64) {
-        self.shelf.usage()
+        self.folder.usage()
     }
 
     pub(super) fn failures(&self) -> u64 {
@@ -47,7 +48,7 @@ impl Bodies {
 
     /// Opens the body of `version` and verifies its checksums. A damaged body is removed.
     pub(super) async fn find(&self, version: &ObjectInfo) -> Option<Opened> {
-        let file = self.shelf.open_file(name(version))?;
+        let file = self.folder.open_file(name(version))?;
         match in_place(|| Opened::check(file, version)) {
             Ok(Some(opened)) => Some(opened),
             // Undamaged, but not the version asked for: the source decides.
@@ -55,7 +56,7 @@ impl Bodies {
             Err(error) => {
                 tracing::warn!(id = %version.id, %error, "thrown out from the disk");
                 self.failures.fetch_add(1, Ordering::Relaxed);
-                self.shelf.remove(name(version));
+                self.folder.remove(name(version));
                 None
             }
         }
@@ -169,13 +170,13 @@ impl WriteThrough<'_> {
         if self.part.is_some() || self.given_up {
             return;
         }
-        if !self.bodies.shelf.can_hold(size_bytes) {
+        if !self.bodies.folder.can_hold(size_bytes) {
             self.given_up = true;
             return;
         }
         let began = || {
             let json = serde_json::to_vec(&VersionRecord::from(self.version))?;
-            let mut part = PartialFile::new(&self.bodies.shelf.place(name(self.version)))?;
+            let mut part = PartialFile::new(&self.bodies.folder.place(name(self.version)))?;
             part.write(&[0; HEADER_BYTES])?;
             part.write(&json)?;
             Ok((part, json))
@@ -200,7 +201,7 @@ impl WriteThrough<'_> {
         }
         let Some((part, json)) = self.part.take() else { return };
         let name = name(self.version);
-        let shelf = &self.bodies.shelf;
+        let folder = &self.bodies.folder;
         let header = Header {
             json_bytes: json.len() as u32,
             json_crc: Crc::of(&json),
@@ -209,11 +210,11 @@ impl WriteThrough<'_> {
         };
         let length = header.body_at() + size_bytes;
         let published = in_place(|| {
-            shelf.shrink(length);
-            part.publish(header, &shelf.place(name))
+            folder.shrink(length);
+            part.publish(header, &folder.place(name))
         });
         match published {
-            Ok(()) => shelf.note(name, length),
+            Ok(()) => folder.note(name, length),
             Err(error) => self.bodies.give_up(self.version, &error),
         }
     }

@@ -164,10 +164,11 @@ struct PendingWrites {
     closed: bool,
 }
 
+/// The part of the log that its writer thread uses.
 #[derive(Debug)]
 struct LogShared {
     source: String,
-    shelf: LruFolder,
+    folder: LruFolder,
     waiting: Mutex<PendingWrites>,
     changed: Condvar,
 }
@@ -201,25 +202,25 @@ impl LogShared {
     fn write(&self, name: Uuid, query: &Query, said: &Mutex<QueryLog>) -> io::Result<()> {
         let written = Written::of(&self.source, query, &said.lock());
         let json = serde_json::to_vec(&written)?;
-        if !self.shelf.can_hold(json.len() as u64) {
+        if !self.folder.can_hold(json.len() as u64) {
             // No answer is better than an old one.
-            self.shelf.remove(name);
+            self.folder.remove(name);
             return Ok(());
         }
-        let length = write_json(&self.shelf.place(name), &json)?;
-        self.shelf.note(name, length);
+        let length = write_json(&self.folder.place(name), &json)?;
+        self.folder.note(name, length);
         Ok(())
     }
 
     fn read(&self, name: Uuid) -> Option<Written> {
-        let mut file = self.shelf.open_file(name)?;
+        let mut file = self.folder.open_file(name)?;
         let read = read_head(&mut file).and_then(|(_, json)| {
             let written: Written = serde_json::from_slice(&json)?;
             if written.name() == name { Ok(written) } else { Err(io::Error::other("another name")) }
         });
         read.map_err(|error| {
-            tracing::warn!(file = %self.shelf.place(name).display(), %error, "thrown out");
-            self.shelf.remove(name);
+            tracing::warn!(file = %self.folder.place(name).display(), %error, "thrown out");
+            self.folder.remove(name);
         })
         .ok()
     }
@@ -237,7 +238,7 @@ impl LookupLog {
     pub(super) fn open(folder: &Path, limit_bytes: u64, source: &str) -> io::Result<Self> {
         let shared = Arc::new(LogShared {
             source: source.to_owned(),
-            shelf: LruFolder::open(folder.join("answers"), limit_bytes)?,
+            folder: LruFolder::open(folder.join("answers"), limit_bytes)?,
             waiting: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -249,7 +250,7 @@ impl LookupLog {
     }
 
     pub(super) fn usage(&self) -> u64 {
-        self.shared.shelf.usage().1
+        self.shared.folder.usage().1
     }
 
     fn name(&self, query: &Query) -> Uuid {
@@ -289,7 +290,7 @@ impl LookupLog {
     pub(super) async fn paths(&self, prefix: &str) -> Vec<PathSummary> {
         let shared = Arc::clone(&self.shared);
         let read = tokio::task::spawn_blocking(move || {
-            let names = shared.shelf.names();
+            let names = shared.folder.names();
             let written = names.into_iter().filter_map(|name| shared.read(name));
             written
                 .filter(|written| written.source == shared.source)

@@ -22,6 +22,7 @@ pub(super) struct LruFolder {
     held: Mutex<FolderState>,
 }
 
+/// The files of a folder, and their order of use.
 #[derive(Debug, Default)]
 struct FolderState {
     files: HashMap<Uuid, FileUse>,
@@ -30,6 +31,7 @@ struct FolderState {
     bytes: u64,
 }
 
+/// Size of a file in bytes, and the number of its last use.
 #[derive(Debug, Clone, Copy)]
 struct FileUse {
     bytes: u64,
@@ -76,9 +78,9 @@ impl LruFolder {
         for (_, name, bytes) in found {
             held.put(name, bytes.saturating_add(FILE_BYTES));
         }
-        let shelf = Self { folder, limit_bytes, held: Mutex::new(held) };
-        shelf.shrink(0);
-        Ok(shelf)
+        let opened = Self { folder, limit_bytes, held: Mutex::new(held) };
+        opened.shrink(0);
+        Ok(opened)
     }
 
     fn held(&self) -> MutexGuard<'_, FolderState> {

@@ -21,14 +21,14 @@ pub fn verify(folder: &Path, repair: bool) -> io::Result<VerifyReport> {
     let _lock = lock(folder)?;
     let mut verified = VerifyReport::default();
     for name in ["bodies", "answers"] {
-        let shelf = folder.join(name);
-        if !shelf.is_dir() {
+        let subfolder = folder.join(name);
+        if !subfolder.is_dir() {
             continue;
         }
-        for entry in entries(&shelf)? {
+        for entry in entries(&subfolder)? {
             let (file, reason) = match entry {
                 FolderEntry::Named(name, file) => {
-                    match check(&file, name, shelf.ends_with("bodies")) {
+                    match check(&file, name, subfolder.ends_with("bodies")) {
                         Ok(bytes) => {
                             verified.files += 1;
                             verified.bytes += bytes;

@@ -21,7 +21,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::beneath::Root;
 use super::blob::{BlobError, read_blob};
-use super::entry::difference;
+use super::fetch_check::FetchCheck;
 use super::index::IndexSet;
 use super::path_list::PathList;
 use super::read_path::{CheckShared, ReadPath, read_metadata};
@@ -340,28 +340,19 @@ impl LocalRepository {
         version: &ObjectInfo,
         body: &mut dyn Body,
     ) -> Result<(), SourceError> {
-        let what = format!("{} {}", version.path, version.id);
-        let unusable =
-            |reason| SourceError::Unusable { url: self.url.clone(), what: what.clone(), reason };
-        let gone = || SourceError::NoSuchVersion {
-            url: self.url.clone(),
-            path: version.path.clone(),
-            id: version.id,
-        };
+        let fetch = FetchCheck { url: &self.url, version };
         let own = self.find(&version.path, version.validity.from(), version.id);
-        let own = own.await?.ok_or_else(gone)?;
-        if let Some(difference) = difference(&own, version) {
-            return Err(unusable(format!("the repository has another {difference} for it")));
-        }
+        let own = own.await?.ok_or_else(|| fetch.gone())?;
+        fetch.check_same(&own)?;
         let read = read_blob(&self.shared.root, &own, body).await;
         read.map_err(|error| match error {
             BlobError::Io(error) => match error.kind() {
-                io::ErrorKind::NotFound if self.shared.root.path().is_dir() => gone(),
-                io::ErrorKind::InvalidData => unusable(error.to_string()),
-                _ => self.failed(&what, &error),
+                io::ErrorKind::NotFound if self.shared.root.path().is_dir() => fetch.gone(),
+                io::ErrorKind::InvalidData => fetch.unusable(error.to_string()),
+                _ => self.failed(&fetch.what(), &error),
             },
-            BlobError::Unusable(reason) => unusable(reason),
-            BlobError::Body(error) => SourceError::Body { what: what.clone(), error },
+            BlobError::Unusable(reason) => fetch.unusable(reason),
+            BlobError::Body(error) => fetch.no_body(error),
         })
     }
 

@@ -277,6 +277,9 @@ fn for_each_batch(
     if lines.is_empty() { Ok(()) } else { each(lines) }
 }
 
+/// The column of a line that is wrong, and the reason.
+type ColumnFault = (&'static str, String);
+
 /// Checks a line. With `hashed`, its file is read and compared with its MD5.
 fn check(
     number: u64,
@@ -284,45 +287,24 @@ fn check(
     folder: &Path,
     hashed: bool,
 ) -> Result<Checked, ManifestError> {
-    let wrong = |column, reason: String| ManifestError::Line { line: number, column, reason };
-    let path = ObjectPath::new(&line.path).map_err(|error| wrong("path", error.to_string()))?;
+    let checked = check_columns(number, line, folder, hashed);
+    checked.map_err(|(column, reason)| ManifestError::Line { line: number, column, reason })
+}
+
+fn check_columns(
+    number: u64,
+    line: ManifestLine,
+    folder: &Path,
+    hashed: bool,
+) -> Result<Checked, ColumnFault> {
+    let path = ObjectPath::new(&line.path).map_err(|error| ("path", error.to_string()))?;
     let [from, until] = [line.valid_from_ms, line.valid_until_ms].map(Timestamp::from_millis);
     let validity = ValidityInterval::new(from, until)
-        .map_err(|error| wrong("valid_until_ms", error.to_string()))?;
-    if !line.file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
-    {
-        let reason = format!("{:?} leads out of the manifest's folder", line.file);
-        return Err(wrong("file", reason));
-    }
-    let file = folder.join(&line.file);
-    let unreadable = |error: io::Error| wrong("file", format!("{}: {error}", file.display()));
-    let mut opened = File::open(&file).map_err(unreadable)?;
-    let unreadable = |error: io::Error| wrong("file", format!("{}: {error}", file.display()));
-    let facts = opened.metadata().map_err(unreadable)?;
-    if !facts.is_file() {
-        return Err(wrong("file", format!("{} is no regular file", file.display())));
-    }
-    if let Some(expected) = line.size
-        && expected != facts.len()
-    {
-        let reason = format!("{} has {} bytes, expected {expected}", file.display(), facts.len());
-        return Err(wrong("size", reason));
-    }
-    let md5 = match line.md5.filter(|text| !text.is_empty()) {
-        None => None,
-        Some(text) => Some(
-            Md5Sum::parse(&text)
-                .ok_or_else(|| wrong("md5", format!("{text:?}, expected 32 hex digits")))?,
-        ),
-    };
+        .map_err(|error| ("valid_until_ms", error.to_string()))?;
+    let (file, mut opened, bytes) = open_listed(&line, folder)?;
+    let md5 = line.md5.as_deref().filter(|text| !text.is_empty()).map(parse_md5).transpose()?;
     if let Some(expected) = md5.filter(|_| hashed) {
-        let mut digest = Md5::new();
-        io::copy(&mut opened, &mut Sink(&mut digest)).map_err(unreadable)?;
-        let got = Md5Sum(digest.finalize().into());
-        if got != expected {
-            let reason = format!("{} has {got}, expected {expected}", file.display());
-            return Err(wrong("md5", reason));
-        }
+        check_md5(&file, &mut opened, expected)?;
     }
     let file_name = line.file.file_name().map(|name| name.to_string_lossy().into_owned());
     let note = line.note.filter(|note| !note.is_empty());
@@ -336,7 +318,47 @@ fn check(
         file_name: file_name.unwrap_or_default(),
         metadata,
     };
-    Ok(Checked { line: number, version, file, bytes: facts.len(), md5 })
+    Ok(Checked { line: number, version, file, bytes, md5 })
+}
+
+fn unreadable(file: &Path, error: &io::Error) -> ColumnFault {
+    ("file", format!("{}: {error}", file.display()))
+}
+
+/// Opens the file of a line, which is beneath `folder` and has the size of the line. Returns its
+/// path and its size in bytes as well.
+fn open_listed(line: &ManifestLine, folder: &Path) -> Result<(PathBuf, File, u64), ColumnFault> {
+    if !line.file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+    {
+        return Err(("file", format!("{:?} leads out of the manifest's folder", line.file)));
+    }
+    let file = folder.join(&line.file);
+    let opened = File::open(&file).map_err(|error| unreadable(&file, &error))?;
+    let facts = opened.metadata().map_err(|error| unreadable(&file, &error))?;
+    if !facts.is_file() {
+        return Err(("file", format!("{} is no regular file", file.display())));
+    }
+    match line.size {
+        Some(expected) if expected != facts.len() => {
+            let (name, bytes) = (file.display(), facts.len());
+            Err(("size", format!("{name} has {bytes} bytes, expected {expected}")))
+        }
+        _ => Ok((file, opened, facts.len())),
+    }
+}
+
+fn parse_md5(text: &str) -> Result<Md5Sum, ColumnFault> {
+    Md5Sum::parse(text).ok_or_else(|| ("md5", format!("{text:?}, expected 32 hex digits")))
+}
+
+fn check_md5(file: &Path, opened: &mut File, expected: Md5Sum) -> Result<(), ColumnFault> {
+    let mut digest = Md5::new();
+    io::copy(opened, &mut Sink(&mut digest)).map_err(|error| unreadable(file, &error))?;
+    let got = Md5Sum(digest.finalize().into());
+    if got == expected {
+        return Ok(());
+    }
+    Err(("md5", format!("{} has {got}, expected {expected}", file.display())))
 }
 
 /// Hashes all bytes written to it.

@@ -21,6 +21,7 @@ mod change;
 mod clouds;
 mod crash_point;
 mod entry;
+mod fetch_check;
 mod folder;
 mod index;
 mod local;

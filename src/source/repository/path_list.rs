@@ -216,9 +216,9 @@ mod tests {
                 .enumerate()
                 .map(|(n, name)| ((*name).to_owned(), n as u64 + 1))
                 .collect();
-            changed
-                .iter()
-                .for_each(|(name, count)| drop(expected.insert((*name).to_owned(), *count)));
+            changed.iter().for_each(|(name, count)| {
+                expected.insert((*name).to_owned(), *count);
+            });
             expected.retain(|_, count| *count > 0);
             let all: Vec<_> = expected.clone().into_iter().collect();
             assert_eq!(listed(root, ""), all);

@@ -137,29 +137,34 @@ impl ReadPath {
             self.watch_newest();
         }
         let fresh = first && self.table.len() == 0;
-        // While a folder is watched, it is listed only once.
-        let listed = match self.watch {
-            Some(_) => self.listed.is_some(),
-            None => self.listed == Some(folder.stamp.changed_nanos),
-        };
-        if !listed || changes.all {
+        if !self.is_listed(&folder) || changes.all {
             self.list(&folder, &mut again)?;
         }
         let complete = self.watch.as_ref().is_some_and(PathWatch::is_complete);
         let unseen = first || changes.all || !complete;
         if !fresh && unseen && (changes.all || self.is_sweep_due(shared.refresh)) {
-            match self.table.len() <= SWEPT_AT_ONCE {
-                true => self.sweep(&folder, &mut again),
-                false => self.to_sweep = true,
-            }
+            self.sweep_or_note(&folder, &mut again);
         }
         self.read(&folder, again, fresh)?;
-        // Without a watch, it is listed again while a later change could have an equal time.
+        self.note_listed(&folder);
+        self.checked = Some(began);
+        Ok(())
+    }
+
+    /// Whether the folders of versions are known. While a folder is watched, it is listed only once.
+    fn is_listed(&self, folder: &PathFolder) -> bool {
+        match self.watch {
+            Some(_) => self.listed.is_some(),
+            None => self.listed == Some(folder.stamp.changed_nanos),
+        }
+    }
+
+    /// Notes that the folder was listed. Without a watch, it is listed again while a later change
+    /// could have an equal time.
+    fn note_listed(&mut self, folder: &PathFolder) {
         let changed = folder.stamp.changed_nanos;
         let settled = self.watch.is_some() || !is_recent(changed, LOCAL_SLACK);
         self.listed = settled.then_some(changed);
-        self.checked = Some(began);
-        Ok(())
     }
 
     /// Takes the rows of the index. The path's folder need not be listed if its change time and its
@@ -241,6 +246,15 @@ impl ReadPath {
         }
         let last = rows.last().filter(|_| rows.len() == SWEEP_SLICE);
         Ok(last.map(|row| (Timestamp::from_millis(row.from), row.id)))
+    }
+
+    /// Finds the folders whose files changed, or, of a path with many versions, notes that they must
+    /// be checked in the background.
+    fn sweep_or_note(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) {
+        match self.table.len() <= SWEPT_AT_ONCE {
+            true => self.sweep(folder, again),
+            false => self.to_sweep = true,
+        }
     }
 
     /// Finds the folders whose files changed.

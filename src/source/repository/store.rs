@@ -7,18 +7,19 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use object_store::{GetResult, ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::sync::Mutex;
 
 use super::bucket::Bucket;
-use super::entry::{self, PROPERTIES, difference, names};
+use super::entry::{self, PROPERTIES, names};
+use super::fetch_check::FetchCheck;
 use super::index::{IndexRow, RowRef, StoreIndex, row_of};
 use super::properties::Properties;
 use super::store_listing::{FreshPair, FreshPairs, StoredListing, StoredPair, stamp};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::body_digest::BodyDigest;
-use crate::source::{Body, BodyError, Knowledge, PathSummary, Problem, SourceError, write_all};
+use crate::source::{Body, Knowledge, PathSummary, Problem, SourceError, write_all};
 
 /// Maximum number of paths whose listings are kept.
 const MAX_PATHS: u64 = 10_000;
@@ -304,69 +305,51 @@ impl StoreRepository {
         version: &ObjectInfo,
         body: &mut dyn Body,
     ) -> Result<(), SourceError> {
-        let what = format!("{} {}", version.path, version.id);
-        let unusable =
-            |reason| SourceError::Unusable { url: self.url.clone(), what: what.clone(), reason };
-        let gone = || SourceError::NoSuchVersion {
-            url: self.url.clone(),
-            path: version.path.clone(),
-            id: version.id,
-        };
-        let own = self.find(&version.path, version.id).await?.ok_or_else(gone)?;
-        if let Some(difference) = difference(&own, version) {
-            return Err(unusable(format!("the repository has another {difference} for it")));
-        }
-        let version = &*own;
-        let folder = self.location(version.path.as_str());
-        let folder = folder.join(version.validity.from().to_string());
-        let mut got = None;
-        for name in names(version.id, &version.metadata) {
-            got = match self.store.get(&folder.clone().join(name)).await {
-                Err(object_store::Error::NotFound { .. }) => None,
-                got => Some(got.map_err(|error| self.error(&what, &error))?),
-            };
-            if got.is_some() {
-                break;
-            }
-        }
+        let fetch = FetchCheck { url: &self.url, version };
+        let own = self.find(&version.path, version.id).await?.ok_or_else(|| fetch.gone())?;
+        fetch.check_same(&own)?;
         // The listing is out of date: the next look-up lists the path again.
-        let got = got.ok_or_else(|| {
+        let got = self.get_body(&own, &fetch).await?.ok_or_else(|| {
             self.forget(&version.path);
-            gone()
+            fetch.gone()
         })?;
         let size = got.meta.size;
-        if let Some(expected) = version.size_bytes
+        if let Some(expected) = own.size_bytes
             && expected != size
         {
-            return Err(unusable(format!("it has {size} bytes, expected {expected}")));
+            return Err(fetch.unusable(format!("it has {size} bytes, expected {expected}")));
         }
-        let full = |error: BodyError| SourceError::Body { what: what.clone(), error };
-        body.reserve(size).await.map_err(full)?;
+        body.reserve(size).await.map_err(|error| fetch.no_body(error))?;
         let mut digest = BodyDigest::new(true, Some(size));
         let mut stream = got.into_stream();
         while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| self.error(&what, &error))?;
+            let piece = piece.map_err(|error| self.error(&fetch.what(), &error))?;
             if body.written_bytes() + piece.len() as u64 > size {
-                return Err(unusable(format!("more than the {size} bytes announced")));
+                return Err(fetch.unusable(format!("more than the {size} bytes announced")));
             }
-            write_all(body, &piece).await.map_err(full)?;
+            write_all(body, &piece).await.map_err(|error| fetch.no_body(error))?;
             digest.add(piece).await;
         }
-        let written = body.written_bytes();
-        if written != size {
-            return Err(unusable(format!("{written} bytes came of {size}")));
-        }
-        let md5 = digest.finish().await;
-        let md5 = md5.ok_or_else(|| unusable("its digest is not known".to_owned()))?;
-        match version.md5 {
-            Some(expected) if expected != md5 => {
-                Err(unusable(format!("its MD5 is {md5}, expected {expected}")))
+        fetch.check_written(body, size)?;
+        fetch.finish(body, &own, digest.finish().await)
+    }
+
+    /// The bytes of a version, by the first of its names that exists.
+    async fn get_body(
+        &self,
+        own: &ObjectInfo,
+        fetch: &FetchCheck<'_>,
+    ) -> Result<Option<GetResult>, SourceError> {
+        let folder = self.location(own.path.as_str());
+        let folder = folder.join(own.validity.from().to_string());
+        for name in names(own.id, &own.metadata) {
+            match self.store.get(&folder.clone().join(name)).await {
+                Ok(got) => return Ok(Some(got)),
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(self.error(&fetch.what(), &error)),
             }
-            _ => {
-                body.set_md5(md5);
-                Ok(())
-            }
         }
+        Ok(None)
     }
 }
 

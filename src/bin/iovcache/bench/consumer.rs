@@ -40,7 +40,7 @@ pub(super) struct Setup {
 
 /// A message to a consumer: a timeframe is registered.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Told {
+pub(super) struct RegisteredTimeframe {
     pub(super) timeframe: u64,
     /// Number of the timeframe in the profile.
     pub(super) number: u64,
@@ -107,7 +107,7 @@ pub(super) async fn run(access: &Access) -> Result<(), Failure> {
         tokio::select! {
             line = lines.recv() => {
                 let Some(line) = line else { break };
-                let told: Told = serde_json::from_str(&line).map_err(Failure::usage)?;
+                let told: RegisteredTimeframe = serde_json::from_str(&line).map_err(Failure::usage)?;
                 under_way.spawn(Arc::clone(&consumer).serve(told));
             }
             Some(served) = under_way.join_next() => served.map_err(Failure::failed)??,
@@ -151,8 +151,8 @@ struct Consumer {
 }
 
 impl Consumer {
-    async fn serve(self: Arc<Self>, told: Told) -> Result<(), Failure> {
-        let Told { timeframe, number, due_us, hold_us } = told;
+    async fn serve(self: Arc<Self>, told: RegisteredTimeframe) -> Result<(), Failure> {
+        let RegisteredTimeframe { timeframe, number, due_us, hold_us } = told;
         let name = &self.setup.name;
         let request =
             TableRequest::new().timeframe(timeframe).consumer(name).missing_as_null().wait(WAIT);

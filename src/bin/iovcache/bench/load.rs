@@ -18,13 +18,13 @@ use iovcache::table::{ColumnRequest, PutAnswer, Status};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::consumer::{Event, Read, Told, micros, now_us};
-use super::crew::{Crew, Heard};
+use super::consumer::{Event, Read, RegisteredTimeframe, micros, now_us};
+use super::consumers::{ConsumerMessage, Consumers};
 use super::histogram::{Durations, Latency};
 use super::process::Usage;
 use super::profile::Profile;
 use super::random::Random;
-use super::result::{Look, Phase, ServiceUse, Tables, Throughput, Window};
+use super::result::{Phase, ServiceUse, StatusSample, Tables, Throughput, Window};
 use crate::failure::Failure;
 
 /// Time limit for outstanding tables after the last timeframe, in addition to the holding time.
@@ -39,10 +39,10 @@ const WINDOWS: usize = 40;
 const LEAD: Duration = Duration::from_millis(50);
 
 /// A service under load, and the clients that load it.
-pub(super) struct Rig<'a> {
+pub(super) struct LoadRun<'a> {
     pub(super) client: Client,
     pub(super) columns: Vec<ColumnRequest>,
-    pub(super) crew: Crew,
+    pub(super) consumers: Consumers,
     pub(super) profile: &'a Profile,
     /// Process id of the service, if it runs on this node.
     pub(super) pid: Option<u32>,
@@ -52,7 +52,7 @@ pub(super) struct Rig<'a> {
 }
 
 /// The timeframes of a phase, and their rate.
-pub(super) struct Stretch<'a> {
+pub(super) struct PhasePlan<'a> {
     pub(super) name: &'a str,
     /// Timeframes per second.
     pub(super) rate: f64,
@@ -60,9 +60,31 @@ pub(super) struct Stretch<'a> {
     pub(super) numbers: Vec<u64>,
 }
 
+/// When the timeframes of a phase are due.
+struct Schedule {
+    /// When the first one is due, by two clocks.
+    began: Instant,
+    began_us: u64,
+    /// From the first one to the end of the last one.
+    length: Duration,
+    /// How long a consumer holds a table, so that the intended number of timeframes is in flight.
+    hold: Duration,
+}
+
+impl Schedule {
+    fn new(plan: &PhasePlan<'_>, in_flight: u64) -> Self {
+        Self {
+            began: Instant::now() + LEAD,
+            began_us: now_us() + micros(LEAD),
+            length: Duration::from_secs_f64(plan.numbers.len() as f64 / plan.rate),
+            hold: Duration::from_secs_f64(in_flight as f64 / plan.rate),
+        }
+    }
+}
+
 /// The result of a registration.
 struct Put {
-    told: Told,
+    told: RegisteredTimeframe,
     took: Duration,
     answer: Result<PutAnswer, ClientError>,
 }
@@ -79,85 +101,89 @@ struct Counts {
     last_table: Instant,
     windows: Vec<(Durations, Window)>,
     window: Duration,
-    looks: Vec<Look>,
+    looks: Vec<StatusSample>,
     used_bytes: u64,
     pinned_bytes: u64,
 }
 
-impl Rig<'_> {
+impl LoadRun<'_> {
     /// Runs one phase until every table came and every timeframe is done.
-    pub(super) async fn run(&mut self, stretch: Stretch<'_>) -> Result<Phase, Failure> {
+    pub(super) async fn run(&mut self, plan: PhasePlan<'_>) -> Result<Phase, Failure> {
         let before = self.client.status().await?;
         let usage = self.usage();
-        let count = stretch.numbers.len();
-        let length = Duration::from_secs_f64(count as f64 / stretch.rate);
-        // Keeps the intended number of timeframes in flight.
-        let hold = Duration::from_secs_f64(self.profile.in_flight as f64 / stretch.rate);
-        let (began, began_us) = (Instant::now() + LEAD, now_us() + micros(LEAD));
-        let mut counts = Counts::new(length, began);
-        let mut due = pace(began, stretch.rate, count);
-        let (status, mut looks) = mpsc::unbounded_channel();
+        let schedule = Schedule::new(&plan, self.profile.in_flight);
+        let mut counts = Counts::new(schedule.length, schedule.began);
+        let (status, looks) = mpsc::unbounded_channel();
         let looking = tokio::spawn(look(self.client.clone(), status));
+        self.drive(&plan, &schedule, looks, &mut counts).await?;
+        looking.abort();
+        let quiet = schedule.began.elapsed().as_secs_f64();
+        let after = self.client.status().await?;
+        let seconds = counts.last_table.saturating_duration_since(schedule.began).as_secs_f64();
+        // A phase is not shorter than its intended load.
+        let seconds = seconds.max(schedule.length.as_secs_f64());
+        let service = self.service_use(usage, &counts, seconds, after.evictions - before.evictions);
+        let loads = after.loads - before.loads;
+        Ok(counts.into_phase(plan, [seconds, quiet], loads, service))
+    }
+
+    /// Registers each timeframe when it is due, and counts what the consumers report, until every
+    /// table came or the time limit is over.
+    async fn drive(
+        &mut self,
+        plan: &PhasePlan<'_>,
+        schedule: &Schedule,
+        mut looks: mpsc::UnboundedReceiver<Status>,
+        counts: &mut Counts,
+    ) -> Result<(), Failure> {
+        let Schedule { began, began_us, length, hold } = *schedule;
+        let mut due = pace(began, plan.rate, plan.numbers.len());
         let mut deaths = tokio::time::interval(DEATH_EVERY);
         deaths.reset();
         let mut puts: JoinSet<Put> = JoinSet::new();
-        let mut numbers = stretch.numbers.iter();
+        let mut numbers = plan.numbers.iter();
         let until = tokio::time::Instant::from_std(began + length + hold + DRAIN_LIMIT);
         // Pacing ends when the pacer hangs up.
         let mut pacing = true;
         loop {
-            let (to_come, open) = self.crew.open();
+            let (to_come, open) = self.consumers.open();
             if !pacing && puts.is_empty() && open == 0 {
-                break;
+                return Ok(());
             }
             tokio::select! {
                 turn = due.recv(), if pacing => match turn {
                     Some(turn) => {
                         counts.late.record(turn.late);
                         let Some(&number) = numbers.next() else { continue };
-                        let told = Told {
-                            timeframe: self.next,
-                            number,
-                            due_us: began_us + micros(turn.due),
-                            hold_us: micros(hold),
-                        };
+                        let (due_us, hold_us) = (began_us + micros(turn.due), micros(hold));
+                        puts.spawn(self.put(RegisteredTimeframe { timeframe: self.next, number, due_us, hold_us }));
                         self.next += 1;
-                        puts.spawn(self.put(told));
                     }
                     None => pacing = false,
                 },
                 Some(put) = puts.join_next() => {
-                    self.was_put(put.map_err(Failure::failed)?, &mut counts);
+                    self.was_put(put.map_err(Failure::failed)?, counts);
                 }
-                heard = self.crew.hear() => self.heard(heard, began_us, &mut counts)?,
+                heard = self.consumers.hear() => self.heard(heard, began_us, counts)?,
                 Some(status) = looks.recv() => counts.look(&status, began.elapsed()),
                 _ = deaths.tick(), if self.profile.hostile && pacing => {
-                    self.kill_one(&mut counts).await?;
+                    self.kill_one(counts).await?;
                 }
                 () = tokio::time::sleep_until(until) => {
                     counts.tables.lost += to_come as u64;
-                    break;
+                    return Ok(());
                 }
             }
         }
-        looking.abort();
-        let quiet = began.elapsed().as_secs_f64();
-        let after = self.client.status().await?;
-        let seconds = counts.last_table.saturating_duration_since(began).as_secs_f64();
-        // A phase is not shorter than its intended load.
-        let seconds = seconds.max(length.as_secs_f64());
-        let service = self.service_use(usage, &counts, seconds, after.evictions - before.evictions);
-        let loads = after.loads - before.loads;
-        Ok(counts.into_phase(stretch, [seconds, quiet], loads, service))
     }
 
     fn usage(&self) -> Option<Usage> {
         self.pid.and_then(Usage::of)
     }
 
-    fn put(&self, told: Told) -> impl Future<Output = Put> + 'static {
+    fn put(&self, told: RegisteredTimeframe) -> impl Future<Output = Put> + 'static {
         let (client, columns) = (self.client.clone(), self.columns.clone());
-        let (timestamps, names) = (self.profile.timestamps(told.number), self.crew.names());
+        let (timestamps, names) = (self.profile.timestamps(told.number), self.consumers.names());
         async move {
             let asked = Instant::now();
             let answer = client.put_timeframe(told.timeframe, timestamps, &columns, &names).await;
@@ -171,7 +197,7 @@ impl Rig<'_> {
         match put.answer {
             Ok(_) => {
                 counts.register.record(put.took);
-                self.crew.tell(put.told);
+                self.consumers.tell(put.told);
             }
             Err(error) => {
                 let kind = format!("{:?}", error.kind());
@@ -180,9 +206,14 @@ impl Rig<'_> {
         }
     }
 
-    fn heard(&mut self, heard: Heard, began_us: u64, counts: &mut Counts) -> Result<(), Failure> {
+    fn heard(
+        &mut self,
+        heard: ConsumerMessage,
+        began_us: u64,
+        counts: &mut Counts,
+    ) -> Result<(), Failure> {
         // Messages of a consumer that was killed since are already counted as lost.
-        if !self.crew.lives(&heard) {
+        if !self.consumers.lives(&heard) {
             return Ok(());
         }
         match heard.event {
@@ -198,12 +229,12 @@ impl Rig<'_> {
     /// Kills one of the consumers (SIGKILL) at any point of its work, and starts a replacement.
     async fn kill_one(&mut self, counts: &mut Counts) -> Result<(), Failure> {
         let place = self.random.below(self.profile.consumers);
-        let left = self.crew.replace(place)?;
+        let left = self.consumers.replace(place)?;
         counts.tables.deaths += 1;
         counts.tables.lost += left.iter().filter(|(_, came)| !came).count() as u64;
         // The replacement has the same name but does not read these timeframes: report them here.
         for (timeframe, _) in left {
-            match self.client.consumed(timeframe, &Crew::name(place)).await {
+            match self.client.consumed(timeframe, &Consumers::name(place)).await {
                 Ok(_) => {}
                 // Already reported.
                 Err(error) if error.kind() == iovcache::error::ErrorKind::NotFound => {}
@@ -323,7 +354,7 @@ impl Counts {
         let (used, pinned) = (status.memory.used_bytes, status.memory.pinned_bytes);
         self.used_bytes = self.used_bytes.max(used);
         self.pinned_bytes = self.pinned_bytes.max(pinned);
-        self.looks.push(Look {
+        self.looks.push(StatusSample {
             at: at.as_secs_f64(),
             in_flight: status.timeframes.len() as u64,
             used_bytes: used,
@@ -333,7 +364,7 @@ impl Counts {
 
     fn into_phase(
         self,
-        stretch: Stretch<'_>,
+        plan: PhasePlan<'_>,
         [seconds, quiet_after_seconds]: [f64; 2],
         loads: u64,
         service: Option<ServiceUse>,
@@ -346,11 +377,11 @@ impl Counts {
         let each = |count: u64| count as f64 / seconds;
         let read = &self.read;
         Phase {
-            name: stretch.name.to_owned(),
-            rate: stretch.rate,
+            name: plan.name.to_owned(),
+            rate: plan.rate,
             seconds,
             quiet_after_seconds,
-            timeframes: stretch.numbers.len() as u64,
+            timeframes: plan.numbers.len() as u64,
             throughput: Throughput {
                 tables: each(self.tables.done),
                 rows: each(read.rows),

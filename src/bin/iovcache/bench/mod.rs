@@ -11,8 +11,8 @@
 
 mod compare;
 mod consumer;
+mod consumers;
 mod content;
-mod crew;
 mod curves;
 mod gateway;
 mod histogram;

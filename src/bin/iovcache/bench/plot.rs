@@ -90,6 +90,37 @@ struct Range {
 }
 
 impl Range {
+    /// Ticks at the same distance, from 0 or the lowest value on.
+    fn evenly(scale: Scale, least: f64, most: f64) -> Self {
+        let (least, most) = (least.min(0.0), if most > 0.0 { most } else { 1.0 });
+        let step = match scale {
+            Scale::Bytes => 2_f64.powf(((most - least) / 6.0).max(1.0).log2().ceil()),
+            _ => nice_step((most - least) / 5.0),
+        };
+        let to = (most / step).ceil() * step;
+        let to = if scale == Scale::Time { most } else { to };
+        let count = ((to - least) / step + 1e-6).floor() as i64;
+        let ticks = (0..=count).map(|n| least + n as f64 * step).collect();
+        Self { scale, from: least, to, ticks }
+    }
+
+    /// Ticks at 1, 2 and 5 of each decade; over many decades, one per decade.
+    fn by_decades(least: f64, most: f64) -> Self {
+        let least = if least > 0.0 { least } else { 1.0 };
+        let most = most.max(least * 1.5);
+        let decades = (least.log10().floor() as i32)..=(most.log10().ceil() as i32);
+        let many = (most / least).log10() > 3.2;
+        let steps: &[f64] = if many { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let all: Vec<f64> = decades
+            .flat_map(|decade| steps.iter().map(move |step| step * 10_f64.powi(decade)))
+            .collect();
+        let from = all.iter().copied().rfind(|tick| *tick <= least * 1.0001);
+        let to = all.iter().copied().find(|tick| *tick >= most * 0.9999);
+        let (from, to) = (from.unwrap_or(least), to.unwrap_or(most));
+        let ticks = all.into_iter().filter(|tick| (from..=to).contains(tick)).collect();
+        Self { scale: Scale::Log, from, to, ticks }
+    }
+
     fn of(axis: Axis, values: impl Iterator<Item = f64> + Clone) -> Self {
         let scale = axis.scale;
         let above = matches!(scale, Scale::Log | Scale::Doubling);
@@ -98,34 +129,8 @@ impl Range {
         let most = values.filter(fits).fold(f64::NEG_INFINITY, f64::max);
         let (least, most) = if least <= most { (least, most) } else { (0.0, 1.0) };
         match scale {
-            Scale::Linear | Scale::Bytes | Scale::Time => {
-                let (least, most) = (least.min(0.0), if most > 0.0 { most } else { 1.0 });
-                let step = match scale {
-                    Scale::Bytes => 2_f64.powf(((most - least) / 6.0).max(1.0).log2().ceil()),
-                    _ => nice_step((most - least) / 5.0),
-                };
-                let to = (most / step).ceil() * step;
-                let to = if scale == Scale::Time { most } else { to };
-                let count = ((to - least) / step + 1e-6).floor() as i64;
-                let ticks = (0..=count).map(|n| least + n as f64 * step).collect();
-                Self { scale, from: least, to, ticks }
-            }
-            Scale::Log => {
-                let least = if least > 0.0 { least } else { 1.0 };
-                let most = most.max(least * 1.5);
-                // Steps of 1, 2, 5 per decade; over many decades, one per decade.
-                let decades = (least.log10().floor() as i32)..=(most.log10().ceil() as i32);
-                let many = (most / least).log10() > 3.2;
-                let steps: &[f64] = if many { &[1.0] } else { &[1.0, 2.0, 5.0] };
-                let all: Vec<f64> = decades
-                    .flat_map(|decade| steps.iter().map(move |step| step * 10_f64.powi(decade)))
-                    .collect();
-                let from = all.iter().copied().rfind(|tick| *tick <= least * 1.0001);
-                let to = all.iter().copied().find(|tick| *tick >= most * 0.9999);
-                let (from, to) = (from.unwrap_or(least), to.unwrap_or(most));
-                let ticks = all.into_iter().filter(|tick| (from..=to).contains(tick)).collect();
-                Self { scale, from, to, ticks }
-            }
+            Scale::Linear | Scale::Bytes | Scale::Time => Self::evenly(scale, least, most),
+            Scale::Log => Self::by_decades(least, most),
             Scale::Doubling => {
                 let least = if least > 0.0 { least } else { 1.0 };
                 let (first, last) = (least.log2().floor() as i32, most.max(least).log2().ceil());
@@ -270,19 +275,7 @@ impl Plot {
             })
             .map(|(_, point)| point)
             .collect();
-        let dashed = if series.dashed { " dashed" } else { "" };
-        write!(text, "<path class=\"line c{}{dashed}\" d=\"", series.colour)?;
-        let mut pen = 'M';
-        for point in &kept {
-            if !point.1.is_finite() {
-                pen = 'M';
-                continue;
-            }
-            let (at, value) = place(point);
-            write!(text, "{pen}{at:.1} {value:.1}")?;
-            pen = 'L';
-        }
-        text.push_str("\"/>\n");
+        Self::write_line(text, series, &kept, place)?;
         // A tooltip for each point; for many points, for some of them.
         let said = kept.len().div_ceil(40).max(1);
         for (number, point) in kept.iter().enumerate() {
@@ -302,6 +295,29 @@ impl Plot {
                 escaped(&(self.y.show)(point.1))
             )?;
         }
+        Ok(())
+    }
+
+    /// Writes the line through `points`, with a gap where a value is not finite.
+    fn write_line(
+        text: &mut String,
+        series: &Series,
+        points: &[&(f64, f64)],
+        place: impl Fn(&(f64, f64)) -> (f64, f64),
+    ) -> fmt::Result {
+        let dashed = if series.dashed { " dashed" } else { "" };
+        write!(text, "<path class=\"line c{}{dashed}\" d=\"", series.colour)?;
+        let mut pen = 'M';
+        for point in points {
+            if !point.1.is_finite() {
+                pen = 'M';
+                continue;
+            }
+            let (at, value) = place(point);
+            write!(text, "{pen}{at:.1} {value:.1}")?;
+            pen = 'L';
+        }
+        text.push_str("\"/>\n");
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::histogram::Latency;
 use super::plot::{Axis, Plot, Scale, Series};
-use super::result::{Curve, Look, Phase, Point, ProfileResult, Window};
+use super::result::{Curve, Phase, Point, ProfileResult, StatusSample, Window};
 use super::text::{bytes, micros, number, phase_name};
 use crate::common::show_bytes;
 
@@ -115,7 +115,7 @@ pub(super) fn over_time(profile: &ProfileResult) -> Plot {
 }
 
 pub(super) fn memory_plot(profile: &ProfileResult) -> Plot {
-    let line = |name: &str, colour: usize, of: fn(&Look) -> u64| {
+    let line = |name: &str, colour: usize, of: fn(&StatusSample) -> u64| {
         through(profile, name, colour, |phase| {
             phase.looks.iter().map(|look| (look.at, of(look))).collect()
         })

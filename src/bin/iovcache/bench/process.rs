@@ -86,7 +86,7 @@ pub(super) fn lines_of_stdin() -> tokio::sync::mpsc::UnboundedReceiver<String> {
 
 /// The line that a service writes when it is ready.
 #[derive(Debug, Deserialize)]
-struct Ready {
+struct ReadyLine {
     flight: Vec<String>,
     #[serde(default)]
     ccdb: Option<String>,
@@ -109,7 +109,7 @@ impl Service {
     pub(super) fn start(prepare: impl FnOnce(&mut Command)) -> Result<Self, Failure> {
         let mut process = spawn(prepare)?;
         let line = first_line(&mut process.0)?;
-        let ready: Ready = serde_json::from_str(&line)
+        let ready: ReadyLine = serde_json::from_str(&line)
             .map_err(|error| Failure::failed(format!("the service does not start: {error}")))?;
         let url = ready.flight.iter().find(|url| url.starts_with("grpc+unix"));
         let url = url.ok_or_else(|| Failure::failed("the service has no Unix socket"))?.clone();

@@ -58,7 +58,7 @@ impl PathPlan {
 
 /// The timestamps of a timeframe.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-enum Times {
+enum TimePattern {
     /// One timestamp.
     Single,
     /// Ascending.
@@ -87,7 +87,7 @@ pub(super) struct Profile {
     pub(super) memory_bytes: u64,
     /// Consumers check each byte, some are killed, and the source fails.
     pub(super) hostile: bool,
-    times: Times,
+    times: TimePattern,
     /// Milliseconds that a timeframe covers.
     span: i64,
 }
@@ -100,6 +100,26 @@ fn size(least: f64, most: f64, step: usize, steps: usize) -> u64 {
 
 fn version(from: i64, until: i64, created: i64, bytes: u64) -> VersionPlan {
     VersionPlan { from, until, created, bytes, checksum: 0 }
+}
+
+/// Versions up to `end` that are valid for `each` ms, and versions that overlap them; `bytes` draws
+/// their sizes.
+fn overlapping(end: i64, each: i64, mut bytes: impl FnMut() -> u64) -> Vec<VersionPlan> {
+    let mut versions = Vec::new();
+    for n in 0..=end / each {
+        versions.push(version(n * each, (n + 1) * each, 10 + n, bytes()));
+        match n % 6 {
+            // A later correction of the middle.
+            0 => {
+                let from = n * each + each / 3;
+                versions.push(version(from, from + each / 3, 1_000 + n, bytes()));
+            }
+            // An older version with a long interval, visible only where there is nothing newer.
+            3 => versions.push(version(n * each, (n + 4) * each, 1, bytes())),
+            _ => {}
+        }
+    }
+    versions
 }
 
 impl Profile {
@@ -152,7 +172,7 @@ impl Profile {
             cold_every: EVERY as u64,
             memory_bytes,
             hostile: false,
-            times: Times::Single,
+            times: TimePattern::Single,
             span,
         }
     }
@@ -187,7 +207,7 @@ impl Profile {
             cold_every: 1,
             memory_bytes,
             hostile: false,
-            times: Times::Sorted,
+            times: TimePattern::Sorted,
             span,
         }
     }
@@ -200,27 +220,12 @@ impl Profile {
         let large = (memory_bytes / 32).min(8 << 20);
         let mut random = Random::new(4);
         let mut path = |number: usize| {
-            let mut bytes = || match random.below(20) {
-                0 => large,
-                _ => size(100.0, 65_536.0, random.below(64), 64),
-            };
             // The first path has more versions than a server lists at once.
             let each = if number == 0 { span / 8 } else { span * 7 / 10 + number as i64 };
-            let mut versions = Vec::new();
-            for n in 0..=end / each {
-                versions.push(version(n * each, (n + 1) * each, 10 + n, bytes()));
-                match n % 6 {
-                    // A later correction of the middle.
-                    0 => {
-                        let from = n * each + each / 3;
-                        versions.push(version(from, from + each / 3, 1_000 + n, bytes()));
-                    }
-                    // An older version with a long interval, visible only where there is nothing
-                    // newer.
-                    3 => versions.push(version(n * each, (n + 4) * each, 1, bytes())),
-                    _ => {}
-                }
-            }
+            let mut versions = overlapping(end, each, || match random.below(20) {
+                0 => large,
+                _ => size(100.0, 65_536.0, random.below(64), 64),
+            });
             // The last path has gaps.
             if number + 1 == PATHS {
                 versions.retain(|one| one.created % 4 != 1);
@@ -244,7 +249,7 @@ impl Profile {
             cold_every: 1,
             memory_bytes: (bytes * 6 / 10).max(32 << 20),
             hostile: true,
-            times: Times::Hostile,
+            times: TimePattern::Hostile,
             span,
         }
     }
@@ -266,9 +271,9 @@ impl Profile {
         let rows = self.rows as i64;
         let row = |place: i64| place * self.span / rows;
         match self.times {
-            Times::Single => vec![Some(at(number) + self.span / 2)],
-            Times::Sorted => (0..rows).map(|n| Some(at(number) + row(n))).collect(),
-            Times::Hostile => {
+            TimePattern::Single => vec![Some(at(number) + self.span / 2)],
+            TimePattern::Sorted => (0..rows).map(|n| Some(at(number) + row(n))).collect(),
+            TimePattern::Hostile => {
                 // A stride without a common divisor visits each row once.
                 const LEAP: i64 = 7_919;
                 /// Milliseconds between two different timestamps.

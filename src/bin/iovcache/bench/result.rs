@@ -118,7 +118,7 @@ pub(super) struct Phase {
     /// Latency over time, by the due time of the timeframes.
     pub(super) windows: Vec<Window>,
     /// Memory over time.
-    pub(super) looks: Vec<Look>,
+    pub(super) looks: Vec<StatusSample>,
 }
 
 /// Counts of tables: `expected = done + failed + lost`.
@@ -199,7 +199,7 @@ pub(super) struct Window {
 
 /// One sample of the service's status.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Look {
+pub(super) struct StatusSample {
     /// Seconds from the begin of the phase.
     pub(super) at: f64,
     /// Timeframes in flight.

@@ -10,16 +10,16 @@ use iovcache::server::ByteSize;
 use iovcache::table::ColumnRequest;
 
 use super::consumer::{Setup, now_us};
+use super::consumers::Consumers;
 use super::content::fill;
-use super::crew::Crew;
 use super::curves::{self, Effort};
 use super::gateway::Gateway;
-use super::load::{Rig, Stretch};
+use super::load::{LoadRun, PhasePlan};
 use super::options::{Arguments, Role};
 use super::process::{Folder, Service};
 use super::profile::Profile;
 use super::random::Random;
-use super::result::{BenchResult, FORMAT, Machine, Options, ProfileResult};
+use super::result::{BenchResult, FORMAT, Machine, Options, Phase, ProfileResult};
 use super::text::write_file;
 use super::{compare, consumer, report, synthetic, text};
 use crate::common::out;
@@ -112,11 +112,17 @@ fn effort(arguments: &Arguments) -> Effort {
     Effort { point: arguments.duration() / 40, largest }
 }
 
+/// The number of consumers, as the options want it.
+fn consumers(arguments: &Arguments, profile: &Profile) -> usize {
+    match arguments.consumers {
+        Some(wanted) => usize::from(wanted),
+        None if arguments.quick => profile.consumers.div_ceil(QUICK_CONSUMERS),
+        None => profile.consumers,
+    }
+}
+
 async fn of_profile(arguments: &Arguments, mut profile: Profile) -> Result<ProfileResult, Failure> {
-    let wanted = arguments.consumers.map(usize::from);
-    let quick =
-        if arguments.quick { profile.consumers.div_ceil(QUICK_CONSUMERS) } else { usize::MAX };
-    profile.consumers = wanted.unwrap_or(profile.consumers.min(quick));
+    profile.consumers = consumers(arguments, &profile);
     eprintln!("{}: {}", profile.name, profile.about);
     let folder = Folder::new()?;
     let repository = folder.path().join("repository");
@@ -125,36 +131,7 @@ async fn of_profile(arguments: &Arguments, mut profile: Profile) -> Result<Profi
     let profile = filled.await.map_err(Failure::failed)??;
 
     let stage = Stage::set(arguments, &profile, folder).await?;
-    let mut rig = Rig {
-        client: stage.client.clone(),
-        columns: columns(&profile)?,
-        crew: Crew::start(
-            profile.consumers,
-            Setup {
-                flight: stage.service.url.clone(),
-                name: String::new(),
-                profile: profile.clone(),
-            },
-            &arguments.access,
-        )
-        .await?,
-        profile: &profile,
-        pid: stage.service.pid,
-        // Another run may have left timeframes at a service that this run did not start.
-        next: now_us(),
-        random: Random::new(arguments.seed),
-    };
-    let rates = if arguments.rate.is_empty() { vec![profile.rate] } else { arguments.rate.clone() };
-    let every = usize::try_from(profile.cold_every).unwrap_or(usize::MAX);
-    // The last timeframe has objects that only it needs.
-    let (last, mut cold) = (profile.timeframes - 1, Vec::new());
-    cold.extend((0..last).step_by(every).chain([last]));
-    let stretch = Stretch { name: "cold", rate: profile.rate.min(rates[0]), numbers: cold };
-    let mut phases = vec![rig.run(stretch).await?];
-    for rate in rates {
-        let count = (arguments.duration().as_secs_f64() * rate).ceil().max(1.0) as u64;
-        phases.push(rig.run(Stretch { name: "warm", rate, numbers: (0..count).collect() }).await?);
-    }
+    let phases = phases(arguments, &profile, &stage).await?;
     let left = stage.client.status().await?;
     // A service that this run did not start may hold timeframes and pins of other clients.
     let ours = arguments.server.is_none();
@@ -173,6 +150,46 @@ async fn of_profile(arguments: &Arguments, mut profile: Profile) -> Result<Profi
         left_pinned_bytes: if ours { left.memory.pinned_bytes } else { 0 },
         left_in_flight: if ours { left.timeframes.len() as u64 } else { 0 },
     })
+}
+
+/// Runs a cold phase, then a warm one at each rate.
+async fn phases(
+    arguments: &Arguments,
+    profile: &Profile,
+    stage: &Stage,
+) -> Result<Vec<Phase>, Failure> {
+    let mut load = LoadRun {
+        client: stage.client.clone(),
+        columns: columns(profile)?,
+        consumers: Consumers::start(
+            profile.consumers,
+            Setup {
+                flight: stage.service.url.clone(),
+                name: String::new(),
+                profile: profile.clone(),
+            },
+            &arguments.access,
+        )
+        .await?,
+        profile,
+        pid: stage.service.pid,
+        // Another run may have left timeframes at a service that this run did not start.
+        next: now_us(),
+        random: Random::new(arguments.seed),
+    };
+    let rates = if arguments.rate.is_empty() { vec![profile.rate] } else { arguments.rate.clone() };
+    let every = usize::try_from(profile.cold_every).unwrap_or(usize::MAX);
+    // The last timeframe has objects that only it needs.
+    let (last, mut cold) = (profile.timeframes - 1, Vec::new());
+    cold.extend((0..last).step_by(every).chain([last]));
+    let plan = PhasePlan { name: "cold", rate: profile.rate.min(rates[0]), numbers: cold };
+    let mut phases = vec![load.run(plan).await?];
+    for rate in rates {
+        let count = (arguments.duration().as_secs_f64() * rate).ceil().max(1.0) as u64;
+        phases
+            .push(load.run(PhasePlan { name: "warm", rate, numbers: (0..count).collect() }).await?);
+    }
+    Ok(phases)
 }
 
 fn columns(profile: &Profile) -> Result<Vec<ColumnRequest>, Failure> {

@@ -134,8 +134,16 @@ fn numbers(cache: &Cache) -> Vec<String> {
     segments.iter().map(|one| format!("{}:{}", one.id, one.size)).collect()
 }
 
+/// Watches that the names of the segments stay; with `is_renewed`, lost segments are made anew.
+pub(crate) async fn keep_names(cache: Cache, registrar: Option<Arc<Registrar>>, is_renewed: bool) {
+    match is_renewed {
+        true => renew_names(cache, registrar).await,
+        false => watch_names(cache).await,
+    }
+}
+
 /// Logs each segment whose name or head is lost, once.
-pub(crate) async fn watch_names(cache: Cache) {
+async fn watch_names(cache: Cache) {
     let mut known: Vec<LostSegment> = Vec::new();
     loop {
         tokio::time::sleep(WATCH_INTERVAL).await;
@@ -148,7 +156,7 @@ pub(crate) async fn watch_names(cache: Cache) {
 }
 
 /// Makes segments anew whose name or head is lost, and logs each.
-pub(crate) async fn renew_names(cache: Cache, registrar: Option<Arc<Registrar>>) {
+async fn renew_names(cache: Cache, registrar: Option<Arc<Registrar>>) {
     loop {
         tokio::time::sleep(WATCH_INTERVAL).await;
         let renewing = cache.clone();

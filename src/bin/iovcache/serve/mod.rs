@@ -16,8 +16,10 @@ mod signals;
 mod system;
 mod systemd;
 
+use std::os::fd::OwnedFd;
+
 use iovcache::cache::Inheritance;
-use iovcache::server::Listeners;
+use iovcache::server::{Access, Config, Listeners};
 
 pub(crate) use self::arguments::{Arguments, LogArguments};
 pub(crate) use self::check::check;
@@ -41,10 +43,7 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     // Listening sockets, and the descriptors that a predecessor left.
     let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
     let (cache, registration) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
-    let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
-    if !config.insecure {
-        listeners.check_exposed(&options.access)?;
-    }
+    let listeners = listeners(&config, &options.access, sockets).await?;
     share_descriptors(&config, &mut options);
     let registrar = assemble::registrar(&config);
     if let Some(registrar) = &registrar {
@@ -53,19 +52,13 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     // Held until the segments are removed from FairMQ's registry.
     let named = registration.is_some().then(|| cache.clone());
     if let Some(cache) = named.clone() {
-        match config.fairmq_renew {
-            true => tokio::spawn(fairmq::renew_names(cache, registrar.clone())),
-            false => tokio::spawn(fairmq::watch_names(cache)),
-        };
+        tokio::spawn(fairmq::keep_names(cache, registrar.clone(), config.fairmq_renew));
     }
     let ready = Ready::new(&config, &cache, &listeners, registration);
-    let shutdown = {
-        let (signals, hurry) = (Signals::listen()?, options.hurry.clone());
-        let notifier = notifier.clone();
-        async move {
-            signals.stop(hurry).await;
-            notifier.tell("STOPPING=1");
-        }
+    let (signals, hurry) = (Signals::listen()?, options.hurry.clone());
+    let shutdown = async {
+        signals.stop(hurry).await;
+        notifier.tell("STOPPING=1");
     };
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(notifier.clone().feed_watchdog(limit));
@@ -85,4 +78,18 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     drop(named);
     notifier.flush().await;
     Ok(served?)
+}
+
+/// Binds the sockets. Those that are open to other nodes need access control, unless the
+/// configuration allows insecure ones.
+async fn listeners(
+    config: &Config,
+    access: &Access,
+    sockets: Vec<(String, OwnedFd)>,
+) -> Result<Listeners, Failure> {
+    let listeners = Listeners::bind_with(&assemble::listen_options(config), sockets).await?;
+    if !config.insecure {
+        listeners.check_exposed(access)?;
+    }
+    Ok(listeners)
 }

@@ -14,13 +14,13 @@ const MAX_NAMES: usize = 32;
 const MAX_PINS: usize = 100_000;
 
 /// A set of holders, as a bit mask.
-pub(super) type Mask = u64;
+pub(super) type HolderSet = u64;
 
 /// The holders of each pinned object.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     names: Vec<String>,
-    of: HashMap<ObjectId, Mask>,
+    of: HashMap<ObjectId, HolderSet>,
     pins: usize,
 }
 
@@ -57,12 +57,12 @@ impl Holders {
         &self.names
     }
 
-    pub(super) fn of(&self, id: ObjectId) -> Mask {
+    pub(super) fn of(&self, id: ObjectId) -> HolderSet {
         self.of.get(&id).copied().unwrap_or(0)
     }
 
     /// The positions of the names in a set.
-    pub(super) fn places(mask: Mask) -> Vec<u8> {
+    pub(super) fn places(mask: HolderSet) -> Vec<u8> {
         (0..64_u8).filter(|place| mask & (1 << place) != 0).collect()
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::holders::{Holders, Mask};
+use super::holders::{HolderSet, Holders};
 use crate::cache::memory::object::Resident;
 use crate::cache::memory::residency::Residency;
 use crate::object::ObjectPath;
@@ -59,7 +59,7 @@ struct PieceBuilder {
     pinned_bytes: u64,
     objects: u32,
     path: Option<ObjectPath>,
-    by: Mask,
+    by: HolderSet,
 }
 
 impl PieceBuilder {
@@ -83,7 +83,7 @@ impl PieceBuilder {
 }
 
 /// A segment under construction.
-struct Sheet {
+struct SegmentBuilder {
     size_bytes: u64,
     /// Cells by start offset, with their lengths.
     cells: BTreeMap<u64, (u64, PieceBuilder)>,
@@ -101,14 +101,14 @@ pub(super) fn draw(
     let drawn = segments.len().min(MAX_SEGMENTS);
     let many = residency.objects() > MAX_PIECES;
     let cells = (MAX_PIECES / drawn.max(1)) as u64;
-    let mut sheets: BTreeMap<(Kind, u16), Sheet> = segments[..drawn]
+    let mut sheets: BTreeMap<(Kind, u16), SegmentBuilder> = segments[..drawn]
         .iter()
         .map(|segment| {
             let size_bytes = segment.size_bytes();
             let cell_bytes = if many { size_bytes.div_ceil(cells) } else { 0 };
             (
                 (segment.kind(), segment.id()),
-                Sheet { size_bytes, cells: BTreeMap::new(), cell_bytes },
+                SegmentBuilder { size_bytes, cells: BTreeMap::new(), cell_bytes },
             )
         })
         .collect();

@@ -1,6 +1,7 @@
 //! The snapshot as a whole: counters, and lists with their newest entries.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -8,8 +9,8 @@ use super::super::handle::Cache;
 use super::holders::Holders;
 use super::memory::{self, SegmentSnapshot};
 use super::paths::{self, PathSnapshot};
-use crate::source::Reachability;
-use crate::table::{MemoryStatus, TimeframeStatus};
+use crate::source::{Reachability, SourceHealth};
+use crate::table::{MemoryStatus, SessionStatus, TimeframeStatus};
 
 /// Maximum number of entries in a list; further ones are only counted.
 const MAX_ENTRIES: usize = 64;
@@ -87,6 +88,29 @@ pub struct SourceSnapshot {
     pub latency_ms: Option<f64>,
 }
 
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+impl From<SessionStatus> for SessionSnapshot {
+    fn from(session: SessionStatus) -> Self {
+        let SessionStatus { consumer, pid, uid, pinned_bytes, slots, .. } = session;
+        Self { consumer, pid, uid, pinned_bytes, slots }
+    }
+}
+
+impl From<SourceHealth> for SourceSnapshot {
+    fn from(source: SourceHealth) -> Self {
+        Self {
+            up: source.state == Reachability::Up,
+            requests: source.requests,
+            failures: source.failures,
+            latency_ms: source.latency.recent.map(millis),
+            url: source.url,
+        }
+    }
+}
+
 impl Cache {
     /// A snapshot for display. It takes about 50 ns per object; do not call it on a thread that
     /// other tasks need.
@@ -97,17 +121,10 @@ impl Cache {
         let (asked, all) = inner.catalog.asked_last(MAX_ENTRIES);
         let more_paths = all - asked.len();
         let (paths, window) = paths::draw(asked, &inner.residency);
-        let timeframes = inner.timeframes.latest(MAX_ENTRIES);
-        let more_timeframes = inner.timeframes.len().saturating_sub(timeframes.len());
-        let mut timeframes: Vec<TimeframeStatus> =
-            timeframes.iter().filter_map(|timeframe| timeframe.status()).collect();
-        timeframes.reverse();
-        let slots = inner.publisher.as_ref().map(|publisher| publisher.slots());
-        let sessions = inner.leases.sessions(&slots.unwrap_or_default());
-        let more_sessions = sessions.len().saturating_sub(MAX_ENTRIES);
+        let (timeframes, more_timeframes) = self.newest_timeframes();
+        let (sessions, more_sessions) = self.some_sessions();
+        let counters = inner.counters.all().into_iter();
         let sources = inner.catalog.source().health().into_iter().take(MAX_ENTRIES);
-        let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
-        let recent = inner.counters.timings.all().into_iter();
         Snapshot {
             version: env!("CARGO_PKG_VERSION"),
             epoch: self.epoch().to_string(),
@@ -116,15 +133,8 @@ impl Cache {
                 .unwrap_or(u64::MAX),
             memory: self.memory(),
             objects: inner.residency.objects() as u64,
-            counters: inner
-                .counters
-                .all()
-                .into_iter()
-                .map(|(name, _, value)| (name, value))
-                .collect(),
-            recent_ms: recent
-                .filter_map(|(name, _, timing)| Some((name, millis(timing.recent?))))
-                .collect(),
+            counters: counters.map(|(name, _, value)| (name, value)).collect(),
+            recent_ms: self.recent_ms(),
             holders: holders.names().to_vec(),
             segments,
             more_segments,
@@ -133,27 +143,31 @@ impl Cache {
             window,
             timeframes,
             more_timeframes,
-            sessions: sessions
-                .into_iter()
-                .take(MAX_ENTRIES)
-                .map(|session| SessionSnapshot {
-                    consumer: session.consumer,
-                    pid: session.pid,
-                    uid: session.uid,
-                    pinned_bytes: session.pinned_bytes,
-                    slots: session.slots,
-                })
-                .collect(),
+            sessions,
             more_sessions,
-            sources: sources
-                .map(|source| SourceSnapshot {
-                    up: source.state == Reachability::Up,
-                    requests: source.requests,
-                    failures: source.failures,
-                    latency_ms: source.latency.recent.map(millis),
-                    url: source.url,
-                })
-                .collect(),
+            sources: sources.map(SourceSnapshot::from).collect(),
         }
+    }
+
+    /// The recent value of each timing that has one, in milliseconds.
+    fn recent_ms(&self) -> BTreeMap<&'static str, f64> {
+        let timings = self.0.counters.timings.all().into_iter();
+        timings.filter_map(|(name, _, timing)| Some((name, millis(timing.recent?)))).collect()
+    }
+
+    /// The newest timeframes in flight by id, and the number of those left out.
+    fn newest_timeframes(&self) -> (Vec<TimeframeStatus>, usize) {
+        let timeframes = self.0.timeframes.latest(MAX_ENTRIES);
+        let more = self.0.timeframes.len().saturating_sub(timeframes.len());
+        let oldest_first = timeframes.iter().rev();
+        (oldest_first.filter_map(|timeframe| timeframe.status()).collect(), more)
+    }
+
+    /// As many sessions as fit into a list, and the number of those left out.
+    fn some_sessions(&self) -> (Vec<SessionSnapshot>, usize) {
+        let slots = self.0.publisher.as_ref().map(|publisher| publisher.slots());
+        let sessions = self.0.leases.sessions(&slots.unwrap_or_default());
+        let more = sessions.len().saturating_sub(MAX_ENTRIES);
+        (sessions.into_iter().take(MAX_ENTRIES).map(SessionSnapshot::from).collect(), more)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::consumer::{Event, Setup, Told};
+use super::consumer::{Event, RegisteredTimeframe, Setup};
 use super::process::spawn;
 use crate::common::Access;
 use crate::demo::Process;
@@ -20,8 +20,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A message of a consumer.
 #[derive(Debug)]
-pub(super) struct Heard {
-    /// Index of the consumer in the crew.
+pub(super) struct ConsumerMessage {
+    /// Index of the consumer.
     pub(super) place: usize,
     /// Number of predecessors of this process under the same index.
     pub(super) life: u32,
@@ -30,7 +30,7 @@ pub(super) struct Heard {
 }
 
 /// A consumer's process.
-struct Member {
+struct ConsumerProcess {
     process: Process,
     /// Messages to the process. A thread writes them: a consumer that does not read must not block
     /// the others.
@@ -41,15 +41,15 @@ struct Member {
 }
 
 /// All consumers.
-pub(super) struct Crew {
-    members: Vec<Member>,
+pub(super) struct Consumers {
+    members: Vec<ConsumerProcess>,
     setup: Setup,
     access: Access,
-    heard: mpsc::UnboundedReceiver<Heard>,
-    sender: mpsc::UnboundedSender<Heard>,
+    heard: mpsc::UnboundedReceiver<ConsumerMessage>,
+    sender: mpsc::UnboundedSender<ConsumerMessage>,
 }
 
-impl Crew {
+impl Consumers {
     /// Starts the consumers and waits until each of them is connected.
     pub(super) async fn start(
         count: usize,
@@ -58,15 +58,15 @@ impl Crew {
     ) -> Result<Self, Failure> {
         let (sender, heard) = mpsc::unbounded_channel();
         let access = access.clone();
-        let mut crew = Self { members: Vec::new(), setup, access, heard, sender };
+        let mut consumers = Self { members: Vec::new(), setup, access, heard, sender };
         for place in 0..count {
-            let member = crew.member(place, 0)?;
-            crew.members.push(member);
+            let member = consumers.member(place, 0)?;
+            consumers.members.push(member);
         }
         let ready = async {
             let mut ready = 0;
             while ready < count {
-                match crew.hear().await.event {
+                match consumers.hear().await.event {
                     Some(Event::Ready) => ready += 1,
                     Some(_) => {}
                     None => {
@@ -78,7 +78,7 @@ impl Crew {
         };
         let late = || Failure::failed("the consumers do not start");
         tokio::time::timeout(START_LIMIT, ready).await.map_err(|_| late())??;
-        Ok(crew)
+        Ok(consumers)
     }
 
     /// Name of the consumer with index `place`.
@@ -91,7 +91,7 @@ impl Crew {
         (0..self.members.len()).map(Self::name).collect()
     }
 
-    fn member(&mut self, place: usize, life: u32) -> Result<Member, Failure> {
+    fn member(&mut self, place: usize, life: u32) -> Result<ConsumerProcess, Failure> {
         let mut process = spawn(|command| {
             // One thread per consumer: many machines have fewer cores than consumers.
             command.args(["bench", "--role", "consumer"]).env("TOKIO_WORKER_THREADS", "1");
@@ -110,14 +110,14 @@ impl Crew {
         std::thread::spawn(move || {
             read_events(stdout, |event| {
                 // The receiver is gone when the run is over.
-                let _ = sender.send(Heard { place, life, event });
+                let _ = sender.send(ConsumerMessage { place, life, event });
             });
         });
-        Ok(Member { process, lines, life, open: HashMap::new() })
+        Ok(ConsumerProcess { process, lines, life, open: HashMap::new() })
     }
 
     /// Sends a timeframe to all consumers.
-    pub(super) fn tell(&mut self, told: Told) {
+    pub(super) fn tell(&mut self, told: RegisteredTimeframe) {
         let line = serde_json::json!(told).to_string();
         for member in &mut self.members {
             member.open.insert(told.timeframe, false);
@@ -127,7 +127,7 @@ impl Crew {
     }
 
     /// The next message, including those that a killed consumer sent before its end.
-    pub(super) async fn hear(&mut self) -> Heard {
+    pub(super) async fn hear(&mut self) -> ConsumerMessage {
         // `self` holds a sender, so the channel stays open.
         let Some(heard) = self.heard.recv().await else { std::future::pending().await };
         if let Some(member) = self.members.get_mut(heard.place)
@@ -147,7 +147,7 @@ impl Crew {
     }
 
     /// Whether the message comes from the current process of its index.
-    pub(super) fn lives(&self, heard: &Heard) -> bool {
+    pub(super) fn lives(&self, heard: &ConsumerMessage) -> bool {
         self.members.get(heard.place).is_some_and(|member| member.life == heard.life)
     }
 
