@@ -274,3 +274,71 @@ fn a_copy_into_a_store_killed_at_any_point_is_completed_by_the_next() {
         assert_eq!(report["current"], true, "{point}: {report}");
     }
 }
+
+/// A service that accepts changes of a repository in an object store.
+fn writable(server: &S3Server, more: &[(&str, &str)]) -> common::Service {
+    let environment = server.environment();
+    let mut environment: Vec<(&str, &str)> =
+        environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    environment.extend(more);
+    let arguments = ["--source", "s3://bucket/repo", "--ccdb", "127.0.0.1:0", "--ccdb-writable"];
+    common::Service::start_with(&arguments, &environment)
+}
+
+/// The status of an answer; `None` if the service ended without one.
+fn asked(service: &common::Service, method: &str, target: &str) -> Option<u16> {
+    use std::io::{Read as _, Write as _};
+    let address = service.ready["ccdb"].as_str().unwrap().trim_start_matches("http://").to_owned();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    let body = match method {
+        "POST" => "--B\r\nContent-Disposition: form-data; name=\"send\"\r\n\r\nbytes\r\n--B--\r\n",
+        _ => "",
+    };
+    let head = format!(
+        "{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Type: multipart/form-data; boundary=B\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut all = Vec::new();
+    let _ = stream.read_to_end(&mut all);
+    String::from_utf8_lossy(&all).get(9..12)?.parse().ok()
+}
+
+/// Each change, the point of the kill, and the status of a look-up by metadata afterwards. The
+/// version with metadata `state=old` is there before.
+const STORE_CHANGES: [(&str, &str, &str, u16); 5] = [
+    ("PUT", "/A/B/50?state=new", "store-properties-replaced", 303),
+    ("DELETE", "/A/B/50", "store-mark-put", 404),
+    ("DELETE", "/A/B/50", "store-object-removed", 404),
+    ("DELETE", "/A/B/50", "store-object-removed:2", 404),
+    ("GET", "/truncate/A/B", "store-mark-put", 404),
+];
+
+#[test]
+fn a_change_in_a_store_killed_at_any_point_is_not_acknowledged_and_done_or_not_done() {
+    for (method, target, point, status) in STORE_CHANGES {
+        let server = S3Server::start();
+        let service = writable(&server, &[]);
+        for target in ["/A/B/0/100/state=old", "/A/Other/0/100/state=other"] {
+            assert_eq!(asked(&service, "POST", target), Some(201));
+        }
+        drop(service);
+        let service = writable(&server, &[("IOVCACHE_CRASH_POINT", point)]);
+        assert_eq!(asked(&service, "GET", "/A/B/50/state=old"), Some(303), "{point}");
+        assert_eq!(asked(&service, method, target), None, "{point}: acknowledged");
+        let ended = service.kill();
+        drop(ended);
+        let service = writable(&server, &[]);
+        let wanted = if status == 303 { "/A/B/50/state=new" } else { "/A/B/50" };
+        assert_eq!(asked(&service, "GET", wanted), Some(status), "{point}");
+        assert_eq!(asked(&service, "GET", "/A/B/50/state=old"), Some(404), "{point}");
+        assert_eq!(asked(&service, "GET", "/A/Other/50/state=other"), Some(303), "{point}");
+        // The next writer is not hindered.
+        let expected = if status == 303 { 204 } else { 404 };
+        assert_eq!(asked(&service, "DELETE", "/A/B/50"), Some(expected), "{point}");
+        assert_eq!(asked(&service, "GET", "/A/B/50"), Some(404), "{point}");
+        assert_eq!(asked(&service, "DELETE", "/A/Other/50"), Some(204), "{point}");
+    }
+}

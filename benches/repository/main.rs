@@ -29,6 +29,9 @@ const QUICK_IDLE_TIME: Duration = Duration::from_secs(2);
 /// Maximum ratio of the cost per version at the largest and the smallest size of a quick run.
 const QUICK_GROWTH: f64 = 3.0;
 
+/// Maximum memory for listings in a quick run.
+const MOST_LISTING_MIB: f64 = 64.0;
+
 /// How versions are distributed over paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
@@ -66,6 +69,12 @@ pub(crate) struct Row {
     idle_percent: f64,
     pub(crate) seen: f64,
     memory_bytes: f64,
+    /// `iovcache ls`, with all paths.
+    pub(crate) list: f64,
+    /// `iovcache timeline` of one path, with all of its spans.
+    timeline: f64,
+    /// Memory beyond that before the two listings, at most.
+    listing_bytes: f64,
 }
 
 /// Objects and their manifest. All objects are links to a few files, since their bytes are not
@@ -144,6 +153,7 @@ async fn measure(folder: &Path, layout: Layout, versions: usize, idle: Duration)
     tokio::time::sleep(idle).await;
     let idle_percent = (service.cpu_seconds() - busy) / idle.as_secs_f64() * 100.0;
     let memory_bytes = service.memory_bytes();
+    let (list, timeline, listing_bytes) = listings(&service, layout, versions);
     let seen = seen_after(&service, &repository, layout, versions).await;
     drop(service);
     fs::rename(repository.join(".iovcache~"), folder.join("index")).unwrap();
@@ -161,14 +171,27 @@ async fn measure(folder: &Path, layout: Layout, versions: usize, idle: Duration)
         idle_percent,
         seen,
         memory_bytes,
+        list,
+        timeline,
+        listing_bytes,
     }
+}
+
+/// Seconds for all paths and for all spans of one path, and the memory of the service for them.
+fn listings(service: &Service, layout: Layout, versions: usize) -> (f64, f64, f64) {
+    let before = service.begin_peak_bytes();
+    let list = timed(program().args(["ls", "--json", "--server", service.url()]));
+    let path = layout.path(versions - 1);
+    let arguments = ["timeline", "--json", "--server", service.url(), &path];
+    let timeline = timed(program().args(arguments));
+    (list, timeline, service.peak_bytes() - before)
 }
 
 fn print(row: &Row, empty: f64, out: &mut String) {
     let per_version = (row.memory_bytes - empty).max(0.0) / row.versions as f64;
     writeln!(
         out,
-        "{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.2},{:.3},{:.0}",
+        "{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.2},{:.3},{:.0},{:.3},{:.3},{:.1}",
         row.layout.name(),
         row.versions,
         row.import,
@@ -178,7 +201,10 @@ fn print(row: &Row, empty: f64, out: &mut String) {
         row.start_without,
         row.idle_percent,
         row.seen,
-        per_version
+        per_version,
+        row.list,
+        row.timeline,
+        row.listing_bytes / (1 << 20) as f64
     )
     .unwrap();
     eprint!("{}", out.lines().last().unwrap_or_default());
@@ -213,7 +239,7 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut text =
         "layout,versions,import_s,cp_s,find_s,start_s,start_without_index_s,idle_percent,\
-                    seen_after_s,bytes_per_version\n"
+                    seen_after_s,bytes_per_version,ls_s,timeline_s,listing_mib\n"
             .to_owned();
     eprint!("{text}");
     let rows = runtime.block_on(async {
@@ -254,5 +280,9 @@ fn check_growth(rows: &[Row]) {
         let each = |row: &Row| row.import / row.versions as f64;
         let growth = each(last) / each(first);
         assert!(growth < QUICK_GROWTH, "{}: import grows by {growth:.1}", first.layout.name());
+        for row in [first, last] {
+            let mib = row.listing_bytes / f64::from(1 << 20);
+            assert!(mib < MOST_LISTING_MIB, "{}: listings take {mib:.0} MiB", row.layout.name());
+        }
     }
 }

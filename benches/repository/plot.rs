@@ -9,13 +9,14 @@ const HEIGHT: f64 = 480.0;
 const MARGIN: f64 = 60.0;
 /// Name, colour and value of each line.
 type Line = (&'static str, &'static str, fn(&Row) -> f64);
-const LINES: [Line; 6] = [
+const LINES: [Line; 7] = [
     ("import", "#1f77b4", |row| row.import),
     ("cp -r", "#aec7e8", |row| row.copy),
     ("find | wc -l", "#ffbb78", |row| row.find),
     ("start without index", "#ff7f0e", |row| row.start_without),
     ("start with index", "#2ca02c", |row| row.start),
     ("new version seen", "#d62728", |row| row.seen),
+    ("ls of all paths", "#9467bd", |row| row.list),
 ];
 
 /// The plot of `rows`, all of one layout.

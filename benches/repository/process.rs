@@ -61,10 +61,31 @@ impl Service {
         ticks / 100.0
     }
 
+    /// The address for commands.
+    pub(crate) fn url(&self) -> &str {
+        &self.flight
+    }
+
+    /// Begins a new measurement of [`peak_bytes`](Self::peak_bytes). Returns the present memory.
+    pub(crate) fn begin_peak_bytes(&self) -> f64 {
+        fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").unwrap();
+        self.kib("VmRSS:")
+    }
+
+    /// The most memory at a time since then, shared memory included.
+    pub(crate) fn peak_bytes(&self) -> f64 {
+        self.kib("VmHWM:")
+    }
+
     /// Private memory: memory shared with consumers does not count.
     pub(crate) fn memory_bytes(&self) -> f64 {
+        self.kib("RssAnon:")
+    }
+
+    /// A number of KiB of the process, in bytes.
+    fn kib(&self, name: &str) -> f64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = text.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
         let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
         kib * 1024.0
     }

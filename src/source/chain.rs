@@ -20,8 +20,9 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 
 use super::{
-    Body, Change, ChangeListener, Changed, Details, Knowledge, PathParts, PathSummary, Source,
-    SourceError, SourceHealth, UploadBytes, WriteTarget,
+    Body, Change, ChangeListener, Changed, Details, Knowledge, NewestVersions, PageKey, PathParts,
+    PathSummary, Scan, Source, SourceError, SourceHealth, UploadBytes, VersionPage, VersionStream,
+    WriteTarget, page_key,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
@@ -179,6 +180,106 @@ impl ChainSource {
         }
         Ok(Some(all))
     }
+
+    /// A page of the versions of every source, merged. If several sources have a version, the first
+    /// one's is taken.
+    async fn page_in_order(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<VersionPage, SourceError> {
+        let mut merged: Vec<(PageKey, usize, Arc<ObjectInfo>)> = Vec::new();
+        let mut page = VersionPage { whole: true, ..VersionPage::default() };
+        // Beyond the end of the shortest page, versions may be missing.
+        let mut complete: Option<PageKey> = None;
+        let mut first = None;
+        for (place, source) in self.links(&query.path) {
+            first.get_or_insert(place);
+            let part = match source.list_page(query, after, limit).await {
+                Ok(part) if part.whole => part,
+                // The other sources can still look up single versions.
+                Ok(_) => return Ok(VersionPage::default()),
+                Err(error) if is_passing(&error) && self.links(&query.path).count() > 1 => {
+                    return Ok(VersionPage::default());
+                }
+                Err(error) => return Err(error),
+            };
+            if let (true, Some(last)) = (part.more, part.versions.last()) {
+                page.more = true;
+                let last = page_key(last);
+                complete = Some(complete.map_or(last, |known| known.min(last)));
+            }
+            page.problems.extend(part.problems);
+            merged.extend(part.versions.into_iter().map(|v| (page_key(&v), place, v)));
+        }
+        merged.retain(|(key, _, _)| complete.is_none_or(|last| *key <= last));
+        merged.sort_by_key(|(key, place, _)| (*key, *place));
+        merged.dedup_by_key(|(key, _, _)| *key);
+        page.more |= merged.len() > limit;
+        merged.truncate(limit);
+        for (_, place, version) in merged {
+            // Without an origin, the first source is asked.
+            if Some(place) != first {
+                self.origins.insert(version.id, place);
+            }
+            page.versions.push(version);
+        }
+        Ok(page)
+    }
+
+    /// The versions created last of every source. If several sources have an id, the first one's
+    /// version is taken.
+    async fn newest_in_order(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let (mut seen, mut newest) = (HashSet::new(), NewestVersions::new(limit));
+        let is_alone = self.links(&query.path).count() == 1;
+        for (place, source) in self.links(&query.path) {
+            let versions = match source.newest(query, at, limit).await {
+                Ok(Some(versions)) => versions,
+                Ok(None) => return Ok(None),
+                Err(error) if is_passing(&error) && !is_alone => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            for version in versions {
+                if seen.insert(version.id) {
+                    if !is_alone {
+                        self.origins.insert(version.id, place);
+                    }
+                    newest.add(version.rank(), version);
+                }
+            }
+        }
+        Ok(Some(newest.into_versions()))
+    }
+
+    /// The only source that has anything of a listing.
+    fn only_source_of(&self, scan: &Scan) -> Option<&Arc<dyn Source>> {
+        let is_below = |path: &str, prefix: &str| {
+            prefix.is_empty()
+                || path
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let touches = |path: &str| {
+            is_below(path, &scan.prefix) || (scan.below && is_below(&scan.prefix, path))
+        };
+        if self.remaps.keys().any(|path| touches(path.as_str())) {
+            return None;
+        }
+        let is_all = |link: &Link| {
+            link.prefixes.is_empty() || link.prefixes.iter().any(|p| is_below(&scan.prefix, p))
+        };
+        let mut links = self.links.iter().filter(|link| {
+            is_all(link) || (scan.below && link.prefixes.iter().any(|p| touches(p)))
+        });
+        let only = links.next().filter(|link| is_all(link))?;
+        links.next().is_none().then_some(&only.source)
+    }
 }
 
 /// Whether the next source may be asked after this error.
@@ -294,6 +395,51 @@ impl Source for ChainSource {
                 versions.iter().map(|version| Arc::new(renamed(version, &query.path))).collect()
             }),
         })
+    }
+
+    async fn list_page(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<VersionPage, SourceError> {
+        let Some(remap) = self.remaps.get(&query.path) else {
+            return self.page_in_order(query, after, limit).await;
+        };
+        let asked = Query { path: remap.to.clone(), ..query.clone() };
+        let mut page = match &remap.source {
+            Some(source) => source.list_page(&asked, after, limit).await?,
+            None => self.page_in_order(&asked, after, limit).await?,
+        };
+        for version in &mut page.versions {
+            *version = Arc::new(renamed(version, &query.path));
+        }
+        Ok(page)
+    }
+
+    async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let Some(remap) = self.remaps.get(&query.path) else {
+            return self.newest_in_order(query, at, limit).await;
+        };
+        let asked = Query { path: remap.to.clone(), ..query.clone() };
+        let newest = match &remap.source {
+            Some(source) => source.newest(&asked, at, limit).await?,
+            None => self.newest_in_order(&asked, at, limit).await?,
+        };
+        let back = |version: &Arc<ObjectInfo>| Arc::new(renamed(version, &query.path));
+        Ok(newest.map(|versions| versions.iter().map(back).collect()))
+    }
+
+    async fn scan(&self, scan: &Scan) -> Result<Option<VersionStream>, SourceError> {
+        match self.only_source_of(scan) {
+            Some(source) => source.scan(scan).await,
+            None => Ok(None),
+        }
     }
 
     async fn describe(
@@ -639,6 +785,46 @@ mod tests {
         let other = ObjectInfo { id: ObjectId::from_bytes([77; 16]), ..(**version).clone() };
         let error = chain.fetch(&other, &mut VecBody::default()).await.unwrap_err();
         assert!(matches!(error, SourceError::Down { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn pages_of_several_sources_are_merged_without_gaps_whatever_their_length() {
+        let (first, second) = (Arc::new(MemorySource::new()), Arc::new(MemorySource::new()));
+        for n in 0..40_u8 {
+            let source = if n % 3 == 0 { &first } else { &second };
+            put(source, "A/B", n, i64::from(n / 2) * 10, 1000);
+        }
+        // The second source has a copy of a version with another end: the first one's counts.
+        put(&second, "A/B", 3, 10, 999);
+        let link = |source: &Arc<MemorySource>| Link {
+            source: Arc::clone(source) as Arc<dyn Source>,
+            prefixes: Vec::new(),
+        };
+        let remap = Remap { path: path("Old/B"), to: path("A/B"), source: None };
+        let chain = ChainSource::new(vec![link(&first), link(&second)], vec![remap]);
+        for name in ["A/B", "Old/B"] {
+            for limit in [1, 2, 7, 39, 40, 100] {
+                let query = Query::all(path(name));
+                let (mut after, mut found) = (None, Vec::new());
+                loop {
+                    let page = chain.list_page(&query, after, limit).await.unwrap();
+                    assert!(page.whole && page.versions.len() <= limit);
+                    assert!(page.versions.iter().all(|version| version.path == query.path));
+                    after = page.versions.last().map(|version| page_key(version)).or(after);
+                    found.extend(page.versions);
+                    if !page.more {
+                        break;
+                    }
+                }
+                assert_eq!(found.len(), 40, "{name} {limit}");
+                assert!(found.is_sorted_by_key(|version| page_key(version)));
+                assert!(found.iter().all(|version| version.validity.until().as_millis() == 1000));
+            }
+            let newest = chain.newest(&Query::all(path(name)), None, 3).await.unwrap().unwrap();
+            let mut ids: Vec<u8> = newest.iter().map(|version| version.id.as_bytes()[0]).collect();
+            ids.sort_unstable();
+            assert_eq!(ids, [37, 38, 39]);
+        }
     }
 
     #[tokio::test]

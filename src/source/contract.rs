@@ -13,6 +13,7 @@ use super::body::Body;
 use super::change::{Change, Changed, UploadBytes, WriteTarget};
 use super::details::Details;
 use super::error::SourceError;
+use super::scan::{NewestVersions, Scan, VersionStream};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::telemetry::Timing;
@@ -59,6 +60,21 @@ pub struct VersionPage {
 }
 
 impl VersionPage {
+    /// The page after `after` of those of `versions` that match `query`. `versions` is in order of
+    /// (`from`, id).
+    pub(crate) fn of_sorted(
+        versions: &[Arc<ObjectInfo>],
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Self {
+        let first = versions.partition_point(|version| Some(page_key(version)) <= after);
+        let mut matching = versions[first..].iter().filter(|version| query.matches(version));
+        let page = matching.by_ref().take(limit).map(Arc::clone).collect();
+        let more = matching.next().is_some();
+        Self { versions: page, problems: Vec::new(), more, whole: true }
+    }
+
     /// The page after `after` of all `versions`, which may be in any order.
     pub(crate) fn of(
         mut versions: Vec<Arc<ObjectInfo>>,
@@ -94,6 +110,9 @@ pub struct PathSummary {
 /// Callback that gets the paths that changed in a source.
 pub type ChangeListener = Arc<dyn Fn(&HashSet<ObjectPath>) + Send + Sync>;
 
+/// Versions per page while all versions of a path are read.
+const SCANNED_VERSIONS: usize = 4096;
+
 /// A store of versions of objects.
 #[async_trait]
 pub trait Source: fmt::Debug + Send + Sync + 'static {
@@ -107,8 +126,8 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// [`known_details`](Self::known_details), [`details`](Self::details),
     /// [`subfolders`](Self::subfolders), [`write_target`](Self::write_target) and
     /// [`change`](Self::change) forward to it. Those of [`list`](Self::list),
-    /// [`list_page`](Self::list_page) and [`describe`](Self::describe) use the wrapper's own
-    /// look-ups.
+    /// [`list_page`](Self::list_page), [`newest`](Self::newest) and [`describe`](Self::describe) use
+    /// the wrapper's own look-ups.
     fn inner(&self) -> Option<&dyn Source> {
         None
     }
@@ -170,6 +189,50 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         let listed = self.list(query).await?;
         Ok(listed
             .map_or_else(VersionPage::default, |versions| VersionPage::of(versions, after, limit)))
+    }
+
+    /// At most `limit` versions that match `query`, those created last, in no particular order.
+    /// With `at`, only those that are valid then. `None` if the source cannot tell.
+    ///
+    /// The default reads all pages.
+    ///
+    /// # Errors
+    /// [`SourceError`] if the source gives no usable answer.
+    async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let mut newest = NewestVersions::new(limit);
+        let mut after = None;
+        loop {
+            let page = self.list_page(query, after, SCANNED_VERSIONS).await?;
+            if !page.whole {
+                return Ok(None);
+            }
+            after = page.versions.last().map(|version| page_key(version));
+            for version in page.versions {
+                if at.is_none_or(|at| version.validity.contains(at)) {
+                    newest.add(version.rank(), version);
+                }
+            }
+            // Versions of later pages are not valid yet.
+            let is_past = at.zip(after).is_some_and(|(at, (from, _))| from > at);
+            if !page.more || after.is_none() || is_past {
+                return Ok(Some(newest.into_versions()));
+            }
+        }
+    }
+
+    /// A listing that is read while it is used, for paths with too many versions for
+    /// [`list`](Self::list), and for many paths. It may contain versions that the request excludes.
+    /// `None` if the source has no such listing.
+    ///
+    /// # Errors
+    /// [`SourceError`] if the source gives no usable answer.
+    async fn scan(&self, _scan: &Scan) -> Result<Option<VersionStream>, SourceError> {
+        Ok(None)
     }
 
     /// The version `id` of `path`, whose validity begins at `from` and which was created at
@@ -261,7 +324,6 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`SourceError`]. By default [`SourceError::NotAllowed`].
-    /// [`SourceError`].
     async fn change(
         &self,
         change: &Change,

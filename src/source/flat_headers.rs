@@ -206,6 +206,16 @@ impl Source for HeaderSource {
         Ok(VersionPage { versions, ..page })
     }
 
+    async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let newest = self.inner.newest(query, at, limit).await?;
+        Ok(newest.map(|versions| versions.iter().map(with_map).collect()))
+    }
+
     async fn describe(
         &self,
         path: &ObjectPath,

@@ -29,6 +29,7 @@ mod memory;
 mod open;
 mod policy;
 pub mod repository;
+mod scan;
 mod verify;
 
 pub(crate) use blocking::in_place;
@@ -54,4 +55,6 @@ pub use open::{SourceOptions, open};
 #[doc(hidden)]
 pub use open::{check_url, split_prefixes};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
+pub(crate) use scan::NewestVersions;
+pub use scan::{Scan, ScanPiece, ScannedVersion, VersionStream};
 pub use verify::{Damage, RepairOutcome, VerifyReport};

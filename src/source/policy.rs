@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use md5::{Digest as _, Md5};
 
 use super::{
-    Body, Details, Knowledge, PathParts, PathSummary, Source, SourceError, SourceHealth, write_all,
+    Body, Details, Knowledge, PageKey, PathParts, PathSummary, Scan, Source, SourceError,
+    SourceHealth, VersionPage, VersionStream, page_key, write_all,
 };
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -178,6 +179,54 @@ impl Source for PolicySource {
         let default = self.default_of(&query.path);
         let default = default.map(|bytes| Arc::new(default_version(&query.path, bytes)));
         Ok(listed.map(|versions| versions.into_iter().chain(default).collect()))
+    }
+
+    async fn list_page(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<VersionPage, SourceError> {
+        let asked = self.inner.list_page(query, after, limit);
+        let mut page = self.in_time(&query.path, asked).await?;
+        let Some(bytes) = self.default_of(&query.path) else { return Ok(page) };
+        let default = Arc::new(default_version(&query.path, bytes));
+        let key = page_key(&default);
+        // No other version begins earlier.
+        let is_here = Some(key) > after && page.whole && query.matches(&default);
+        if is_here {
+            let place = page.versions.partition_point(|version| page_key(version) < key);
+            page.versions.insert(place, default);
+            page.more |= page.versions.len() > limit;
+            page.versions.truncate(limit);
+        }
+        Ok(page)
+    }
+
+    async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let asked = self.inner.newest(query, at, limit);
+        let Some(mut newest) = self.in_time(&query.path, asked).await? else { return Ok(None) };
+        if let Some(bytes) = self.default_of(&query.path)
+            && newest.len() < limit
+        {
+            let default = default_version(&query.path, bytes);
+            let is_valid = at.is_none_or(|at| default.validity.contains(at));
+            newest.extend((is_valid && query.matches(&default)).then(|| Arc::new(default)));
+        }
+        Ok(Some(newest))
+    }
+
+    async fn scan(&self, scan: &Scan) -> Result<Option<VersionStream>, SourceError> {
+        // Default objects belong into the listing of their path.
+        match self.policies.0.iter().any(|policy| policy.default.is_some()) {
+            true => Ok(None),
+            false => self.inner.scan(scan).await,
+        }
     }
 
     async fn describe(

@@ -11,6 +11,7 @@ mod faults;
 mod hosts;
 mod look_ups;
 mod metadata;
+mod parallel;
 mod property;
 mod runs;
 mod served;

@@ -7,11 +7,14 @@ mod chain;
 mod common;
 #[path = "../fake_ccdb/mod.rs"]
 mod fake_ccdb;
+mod long_listings;
 mod memory;
 mod quiet;
 mod raw;
 mod recorded;
 mod requests;
+#[path = "../s3_server/mod.rs"]
+mod s3_server;
 mod writes;
 
 use common::Service;

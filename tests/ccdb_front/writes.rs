@@ -1,5 +1,5 @@
-//! Uploads, changes and deletions: the cases of AliceO2's own tests of CcdbApi, with a repository
-//! and with a CCDB behind the service; and access control.
+//! Uploads, changes and deletions: the cases of AliceO2's own tests of CcdbApi, with a repository in
+//! a folder and in an object store, and with a CCDB behind the service; and access control.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::common::{Service, run_well};
 use super::fake_ccdb::{Ask, FakeCcdb, Fault, Kind, Upload};
 use super::raw::{Answer, Connection, get};
+use super::s3_server::S3Server;
 use super::{address, before};
 
 /// A service that accepts changes.
@@ -33,9 +34,21 @@ impl Writable {
         Self { service, _folder: None, _server: Some(server) }
     }
 
-    async fn each() -> [Self; 3] {
+    fn over_an_object_store() -> Self {
+        let server = S3Server::start();
+        let environment = server.environment();
+        let environment: Vec<(&str, &str)> =
+            environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let url = "s3://bucket/repository";
+        let all = ["--source", url, "--refresh", "10s", "--ccdb", "127.0.0.1:0", "--ccdb-writable"];
+        let service = Service::start_with(&all, &environment);
+        Self { service, _folder: None, _server: None }
+    }
+
+    async fn each() -> [Self; 4] {
         [
             Self::over_a_repository(),
+            Self::over_an_object_store(),
             Self::over_a_ccdb(Kind::Local).await,
             Self::over_a_ccdb(Kind::Sql).await,
         ]

@@ -5,7 +5,7 @@
 //!  upload(…) ─▶ versions ─┐
 //!  inject(…) ─▶ faults  ──┤  one task per connection, HTTP/1.1 keep-alive
 //!  counts()  ◀─ counters ─┘  GET and HEAD of /<path>/<t>, /<path>/<from>/<uuid>,
-//!                            /download/<uuid>, /browse/<path>[/<t>][/k=v]
+//!                            /download/<uuid>, /browse/<path>[/<t>][/k=v], /latest/…
 //! ```
 //!
 //! The answers are written to the socket by hand: an HTTP library would change the spelling and
@@ -107,6 +107,8 @@ pub struct Counts {
     pub with_credentials: usize,
     /// Bytes of answers, heads included.
     pub sent_bytes: usize,
+    /// Requests beyond what the server bears.
+    pub overload: usize,
 }
 
 struct Planned {
@@ -123,6 +125,8 @@ struct Planned {
 pub struct Habits {
     /// Pause before each answer.
     pub latency: Duration,
+    /// With more requests than this at one time, further ones are answered with 503.
+    pub bears: Option<usize>,
     /// `Cache-Valid-Until` of newer servers: time until which an answer may be used.
     pub cache_valid_until: Option<i64>,
     /// The URLs of replicas have scheme and host.
@@ -272,7 +276,12 @@ async fn serve(state: Arc<State>, mut stream: TcpStream) {
         let Some(request) = wire::read_request(&mut stream, &mut buffer).await else { return };
         let busy = state.busy.fetch_add(1, Ordering::SeqCst) + 1;
         state.busiest.fetch_max(busy, Ordering::SeqCst);
-        let latency = state.habits.lock().unwrap().latency;
+        let (latency, bears) = {
+            let habits = state.habits.lock().unwrap();
+            (habits.latency, habits.bears)
+        };
+        let is_overload = bears.is_some_and(|most| busy > most);
+        state.count(|counts| counts.overload += usize::from(is_overload));
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
@@ -296,6 +305,7 @@ async fn serve(state: Arc<State>, mut stream: TcpStream) {
                 reply.set("Retry-After", &seconds.to_string());
                 reply
             }
+            _ if is_overload => pages::status(503, "too many requests"),
             Some(Fault::Redirect(location)) => Reply::redirect(location),
             Some(Fault::RedirectToItself) => Reply::redirect(&request.target),
             _ => state.answer(&request),

@@ -73,7 +73,7 @@ impl Upload {
 
 /// The kind of a request.
 pub(crate) fn kind_of(request: &Request) -> Ask {
-    if request.target.starts_with("/browse") {
+    if request.target.starts_with("/browse") || request.target.starts_with("/latest") {
         return Ask::Listing;
     }
     let path = request.target.split('?').next().unwrap_or_default();
@@ -169,7 +169,10 @@ impl State {
             return reply;
         }
         if let Some(rest) = path.strip_prefix("/browse") {
-            return self.browse(request, &Wanted::parse(rest));
+            return self.browse(request, &Wanted::parse(rest), false);
+        }
+        if let Some(rest) = path.strip_prefix("/latest") {
+            return self.browse(request, &Wanted::parse(rest), true);
         }
         let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
         let has_downloads = is_sql || self.kind == Kind::Memory;
@@ -421,7 +424,7 @@ impl State {
         metadata
     }
 
-    fn browse(&self, request: &Request, wanted: &Wanted) -> Reply {
+    fn browse(&self, request: &Request, wanted: &Wanted, only_latest: bool) -> Reply {
         let path = wanted.path.join("/");
         let unanchored = self.habits.lock().unwrap().browse_unanchored;
         let versions = self.versions.lock().unwrap();
@@ -446,6 +449,8 @@ impl State {
             .filter(|version| filters.iter().all(|filter| self.passes(version, filter)))
             .collect();
         found.sort_by_key(|version| std::cmp::Reverse(version.created));
+        let mut seen = std::collections::HashSet::new();
+        found.retain(|version| !only_latest || seen.insert(&version.path));
         if let Some(limit) = request
             .header("browse-limit")
             .and_then(|limit| limit.parse::<usize>().ok())

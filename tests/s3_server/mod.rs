@@ -4,6 +4,7 @@
 //!  GET, HEAD, PUT, DELETE /bucket/key     If-Match, If-None-Match
 //!  GET /bucket?list-type=2                prefix, delimiter, continuation-token
 //!  POST /bucket?delete                    several keys
+//!  POST /bucket/key?uploads, PUT …?partNumber=n&uploadId=u, POST …?uploadId=u    in parts
 //! ```
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -30,6 +31,8 @@ struct State {
     writes: u64,
     requests: Vec<String>,
     conditions_unknown: bool,
+    /// Uploads in parts: the parts by number.
+    uploads: Vec<BTreeMap<u32, Vec<u8>>>,
 }
 
 /// The server. Its threads end with the process.
@@ -214,6 +217,9 @@ fn answer(asked: &Asked, state: &mut State) -> Reply {
     {
         return Reply::error(501, "NotImplemented");
     }
+    if let Some(reply) = upload_in_parts(asked, state) {
+        return reply;
+    }
     let there = state.objects.get(key);
     match method.as_str() {
         "GET" if query.contains_key("list-type") => list(query, state),
@@ -260,6 +266,40 @@ fn answer(asked: &Asked, state: &mut State) -> Reply {
         }
         _ => Reply::error(400, "BadRequest"),
     }
+}
+
+/// The answer to a request of an upload in parts; `None` for others.
+fn upload_in_parts(asked: &Asked, state: &mut State) -> Option<Reply> {
+    let Asked { method, key, query, body, .. } = asked;
+    if method == "POST" && query.contains_key("uploads") {
+        state.uploads.push(BTreeMap::new());
+        let xml = format!(
+            "<InitiateMultipartUploadResult><UploadId>{}</UploadId>\
+             </InitiateMultipartUploadResult>",
+            state.uploads.len() - 1
+        );
+        return Some(Reply::new(200, xml));
+    }
+    let upload: usize = query.get("uploadId")?.parse().ok()?;
+    Some(match method.as_str() {
+        "PUT" => {
+            let number = query["partNumber"].parse().unwrap();
+            state.uploads[upload].insert(number, body.clone());
+            let mut reply = Reply::new(200, "");
+            reply.headers.push(("ETag", format!("\"part{number}\"")));
+            reply
+        }
+        "POST" => {
+            let parts = std::mem::take(&mut state.uploads[upload]);
+            let e_tag = state.put(key, parts.into_values().flatten().collect());
+            let xml = format!(
+                "<CompleteMultipartUploadResult><ETag>{}</ETag></CompleteMultipartUploadResult>",
+                e_tag.replace('"', "&quot;")
+            );
+            Reply::new(200, xml)
+        }
+        _ => Reply::new(204, ""),
+    })
 }
 
 fn list(query: &BTreeMap<String, String>, state: &State) -> Reply {

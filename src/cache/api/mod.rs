@@ -18,6 +18,7 @@ mod handle;
 mod invariants;
 mod leases;
 mod lifecycle;
+mod listings;
 mod objects;
 mod prefetch;
 mod progress;

@@ -164,6 +164,13 @@ impl Cache {
         if let Some(version) = self.0.objects.named(id).filter(is_it) {
             return Ok(Some(version));
         }
+        // Most addresses have the beginning of the interval as their time.
+        let begins = self.version_beginning_at(path, at, id);
+        let begins = by_deadline(LOOK_UP, Instant::now() + patience, begins).await;
+        if let Ok(Some(version)) = begins {
+            self.0.objects.name(&version);
+            return Ok(Some(version));
+        }
         let listed = self.versions(path, patience).await?;
         if let Some(version) = listed.versions.iter().find(|version| is_it(version)) {
             self.0.objects.name(version);

@@ -113,6 +113,22 @@ impl ObjectIndex {
         }
     }
 
+    /// Keeps a whole listing of a path that was requested at `learned`.
+    pub(crate) fn keep_listing(
+        &self,
+        path: &ObjectPath,
+        versions: &[Arc<ObjectInfo>],
+        learned: Moment,
+    ) {
+        let is_newer = |known: Arc<VersionListing>| known.learned >= learned;
+        // Empty paths are not cached: clients can request any number of them.
+        if versions.is_empty() || self.listings.get(path).is_some_and(is_newer) {
+            return;
+        }
+        let versions = Versions { versions: versions.to_vec(), whole: true };
+        self.listings.insert(path.clone(), Arc::new(VersionListing { versions, learned }));
+    }
+
     /// Forgets the listing of a path.
     pub(crate) fn forget(&self, path: &ObjectPath) {
         self.listings.invalidate(path);

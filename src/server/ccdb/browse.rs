@@ -2,6 +2,7 @@
 //! or a page for people.
 
 use std::io;
+use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -10,23 +11,23 @@ use hyper::body::Frame;
 use super::address::Wanted;
 use super::front::{Front, limits};
 use super::json::JsonPage;
-use super::listing::{Found, ListingSelection, Pattern};
+use super::listing::{Found, PICTURED};
 use super::listing_format::ListingFormat;
+use super::listing_stream::ListingRequest;
+use super::pattern::Pattern;
 use super::people::PeoplePage;
 use super::plain::{TextPage, XmlPage};
 use super::reply::{CcdbReply, ReplyBody};
 use super::request::CcdbRequest;
 use super::{json, page};
 use crate::cache::CacheError;
-use crate::object::ObjectPath;
-use crate::source::Details;
+use crate::object::{ObjectPath, Query};
+use crate::source::PathSummary;
 
 /// ALICE's quality control requests these fields, and gets the new names of two of them as well.
 const QUALITY_CONTROL: [&str; 3] = ["path", "createTime", "lastModified"];
-/// A page of more versions than this is sent while it is written, in pieces of this many.
-const PIECE: usize = 128;
-/// Maximum omitted paths that are named.
-const NAMED: usize = 8;
+/// Size of the texts in which a listing of paths is sent.
+const PATHS_TEXT_BYTES: usize = 32 << 10;
 
 impl Front {
     pub(super) async fn browse(
@@ -46,87 +47,62 @@ impl Front {
         if let Some(fields) = fields.as_mut().filter(|fields| **fields == QUALITY_CONTROL) {
             fields.extend(["Created", "Last-Modified"].map(str::to_owned));
         }
-        let format: Box<dyn ListingFormat> = if accept.contains("json") {
+        let browse_limit = request.browse_limit;
+        let format: Arc<dyn ListingFormat> = if accept.contains("json") {
             if !only_latest
                 && fields.as_deref().is_some_and(|fields| *fields == ["path"])
                 && let Some(reply) = self.only_paths(request, &wanted).await?
             {
                 return Ok(reply);
             }
-            Box::new(JsonPage { fields })
+            Arc::new(JsonPage { fields })
         } else if accept.contains("text/html") {
-            Box::new(PeoplePage::new(&wanted, only_latest))
+            Arc::new(PeoplePage::new(&wanted, only_latest))
         } else if accept.contains("xml") {
-            Box::new(XmlPage)
+            Arc::new(XmlPage)
         } else {
-            Box::new(TextPage)
+            Arc::new(TextPage)
         };
-        let selection = ListingSelection {
-            only_latest,
-            limit: request.browse_limit,
-            // A request with a low limit looks for versions, or with a limit of 1 for folders.
-            with_subfolders: request.browse_limit.is_none_or(|limit| limit == 1),
-        };
-        let mut found = self.find(&wanted, limits(request), selection).await?;
-        let is_one = found.left_out.first().is_some_and(|path| path.as_str() == wanted.path);
-        if is_one {
+        let path = wanted.path.clone();
+        let is_plain = matches!(Pattern::new(&path), Pattern::Plain);
+        let selection =
+            ListingRequest { wanted, limits: limits(request), only_latest, newest: browse_limit };
+        let mut listing = self.find(selection, format.longest()).await?;
+        let found = &mut listing.found;
+        if is_plain && !found.is_long && !found.left_out.is_empty() {
             let message = "the source does not list this path: request it by time";
             return Ok(page::status(501, message));
         }
-        let wants_report =
-            request.parameter("report").is_some_and(|text| text.eq_ignore_ascii_case("true"));
-        if let (true, Some(folders)) = (wants_report, &found.subfolders) {
-            found.report = Some(self.contents_of(folders).await?);
+        if is_plain {
+            self.complete(found, request, &path).await?;
         }
-        Ok(self.page(found, format))
+        self.page(listing, format).await
     }
 
-    /// The answer with a listing: as a whole if it is short, else streamed while it is written.
-    fn page(&self, found: Found, format: Box<dyn ListingFormat>) -> CcdbReply {
-        let mut reply = CcdbReply::new(200);
-        reply.header("Cache-Control", "no-cache");
-        if !found.left_out.is_empty() {
-            let paths: Vec<&str> =
-                found.left_out.iter().take(NAMED).map(ObjectPath::as_str).collect();
-            let count = found.left_out.len();
-            let text = format!("{count} paths are not listed: {}", paths.join(", "));
-            reply.header("Warning", format_args!("199 iovcache \"{text}\""));
-        }
-        reply.date();
-        let content_type = format.content_type();
-        if content_type.starts_with("text/html") {
-            let policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; \
-                          base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-            reply.header("Content-Security-Policy", policy);
-            reply.header("X-Content-Type-Options", "nosniff");
-            reply.header("Referrer-Policy", "no-referrer");
-        }
-        let count = found.versions.len().min(format.longest());
-        let cache = self.cache.clone();
-        let piece = move |found: &Found, format: &dyn ListingFormat, first: usize| {
-            let mut text = if first == 0 { format.start(found) } else { String::new() };
-            let last = (first + PIECE).min(count);
-            for (number, version) in found.versions[first..last].iter().enumerate() {
-                let details = match format.needs_details() {
-                    true => cache.known_details_of(version),
-                    false => Details::default(),
-                };
-                text.push_str(&format.version(first + number, version, &details));
-            }
-            if last == count {
-                text.push_str(&format.end(found));
-            }
-            format.encode(text)
+    /// Adds the folders, their report, and the versions of the chart to the listing of a path.
+    async fn complete(
+        &self,
+        found: &mut Found,
+        request: &CcdbRequest,
+        path: &str,
+    ) -> Result<(), CacheError> {
+        // A request with a low limit looks for versions, or with a limit of 1 for folders.
+        let with_subfolders = request.browse_limit.is_none_or(|limit| limit == 1);
+        let folders = match with_subfolders {
+            true => self.cache.subfolders(path).await?,
+            false => Vec::new(),
         };
-        if count <= PIECE {
-            let text = piece(&found, &*format, 0);
-            return reply.text(content_type, text.to_vec());
+        let wants_report =
+            request.parameter("report").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+        if wants_report {
+            found.report = Some(self.contents_of(&folders).await?);
         }
-        let pieces = (0..count).step_by(PIECE).collect::<Vec<_>>();
-        let frames = stream::iter(pieces)
-            .map(move |first| io::Result::Ok(Frame::data(piece(&found, &*format, first))));
-        let body: ReplyBody = StreamBody::new(frames).boxed_unsync();
-        reply.stream(content_type, body)
+        found.subfolders = Some(folders);
+        if let (true, Ok(path)) = (found.is_cut, ObjectPath::new(path)) {
+            let newest = self.cache.newest_versions(&Query::all(path), None, PICTURED).await?;
+            found.pictured = newest.unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// The existing paths, one entry per version, as requested by a service that uses this one as
@@ -142,18 +118,53 @@ impl Front {
         if !is_pattern || !plain || limits(request) != Default::default() {
             return Ok(None);
         }
-        let mut entries = Vec::new();
-        let mut left = request.browse_limit.unwrap_or(usize::MAX);
-        for summary in self.paths_of(&pattern).await? {
-            let count = usize::try_from(summary.versions).unwrap_or(usize::MAX).min(left);
-            let entry = format!("{{\"path\":{}}}", json::quoted(summary.path.as_str()));
-            entries.extend(std::iter::repeat_n(entry, count));
-            left -= count;
-        }
+        let paths = self.paths_of(&pattern).await?;
+        let left = request.browse_limit.map_or(u64::MAX, |limit| limit as u64);
         let mut reply = CcdbReply::new(200);
         reply.header("Cache-Control", "no-cache");
         reply.date();
-        let text = format!("{{\"objects\":[\n{}]\n}}", entries.join(",\n"));
-        Ok(Some(reply.text("application/json;charset=ISO-8859-1", text.into_bytes())))
+        let texts = stream::iter(PathEntries {
+            paths: paths.into_iter(),
+            current: (String::new(), 0),
+            left,
+            is_first: true,
+        });
+        let start = stream::iter(["{\"objects\":[\n".to_owned()]);
+        let all = start.chain(texts).chain(stream::iter(["]\n}".to_owned()]));
+        let frames = all.map(|text| io::Result::Ok(Frame::data(text.into())));
+        let body: ReplyBody = StreamBody::new(frames).boxed_unsync();
+        Ok(Some(reply.stream("application/json;charset=ISO-8859-1", body)))
+    }
+}
+
+/// Writes one entry per version of each path, in texts of about [`PATHS_TEXT_BYTES`].
+struct PathEntries {
+    paths: std::vec::IntoIter<PathSummary>,
+    /// The entry of the path, and how often it is still to be written.
+    current: (String, u64),
+    /// Entries that may be written.
+    left: u64,
+    is_first: bool,
+}
+
+impl Iterator for PathEntries {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        let mut text = String::new();
+        while text.len() < PATHS_TEXT_BYTES && self.left > 0 {
+            if self.current.1 == 0 {
+                let Some(summary) = self.paths.next() else { break };
+                let path = json::quoted(summary.path.as_str());
+                self.current = (format!("{{\"path\":{path}}}"), summary.versions);
+                continue;
+            }
+            if !std::mem::replace(&mut self.is_first, false) {
+                text.push_str(",\n");
+            }
+            text.push_str(&self.current.0);
+            (self.current.1, self.left) = (self.current.1 - 1, self.left - 1);
+        }
+        (!text.is_empty()).then_some(text)
     }
 }

@@ -24,7 +24,7 @@ use hyper::body::{Bytes, Frame, Incoming};
 
 use super::address::Wanted;
 use super::front::{Front, limits};
-use super::listing::Pattern;
+use super::pattern::Pattern;
 use super::reply::CcdbReply;
 use super::request::{CcdbRequest, Method};
 use super::{page, version};

@@ -22,9 +22,11 @@ impl ListingFormat for JsonPage {
         "{\"objects\":[\n".to_owned()
     }
 
-    fn version(&self, number: usize, version: &ObjectInfo, details: &Details) -> String {
-        let before = if number == 0 { "" } else { ",\n" };
-        format!("{before}{}", entry(version, details, self.fields.as_deref()))
+    fn version(&self, text: &mut String, number: usize, version: &ObjectInfo, details: &Details) {
+        if number > 0 {
+            text.push_str(",\n");
+        }
+        entry(text, version, details, self.fields.as_deref());
     }
 
     fn needs_details(&self) -> bool {
@@ -40,6 +42,10 @@ impl ListingFormat for JsonPage {
                 Some(report) => report.iter().map(reported).collect(),
             };
             let _ = write!(text, ",\"subfolders\":[\n{}]\n", folders.join(",\n"));
+        }
+        if found.is_long && !found.left_out.is_empty() {
+            let paths: Vec<String> = found.left_out.iter().map(|path| quoted(path)).collect();
+            let _ = write!(text, ",\"notListed\":[\n{}]\n", paths.join(",\n"));
         }
         text.push('}');
         text
@@ -69,63 +75,132 @@ fn reported(folder: &FolderContents) -> String {
     )
 }
 
+/// Keys of an entry besides the metadata.
+const KEYS: [&str; 24] = [
+    "path",
+    "createTime",
+    "lastModified",
+    "Created",
+    "Last-Modified",
+    "id",
+    "validFrom",
+    "validUntil",
+    "initialValidity",
+    "MD5",
+    "fileName",
+    "contentType",
+    "size",
+    "ETag",
+    "Valid-From",
+    "Valid-Until",
+    "InitialValidityLimit",
+    "Content-MD5",
+    "Content-Disposition",
+    "Content-Type",
+    "Content-Length",
+    "UploadedFrom",
+    "replicas",
+    "metadata",
+];
+
+/// Writes the requested fields of an entry.
+struct EntryWriter<'a> {
+    text: &'a mut String,
+    fields: Option<&'a [String]>,
+    has_fields: bool,
+}
+
+impl EntryWriter<'_> {
+    /// Whether the field is requested. Its name is then written.
+    fn begin(&mut self, key: &str) -> bool {
+        if !self.fields.is_none_or(|fields| fields.iter().any(|field| field == key)) {
+            return false;
+        }
+        if std::mem::replace(&mut self.has_fields, true) {
+            self.text.push(',');
+        }
+        push_quoted(self.text, key);
+        self.text.push(':');
+        true
+    }
+
+    fn number(&mut self, key: &str, number: impl std::fmt::Display) {
+        if self.begin(key) {
+            let _ = write!(self.text, "{number}");
+        }
+    }
+
+    fn string(&mut self, key: &str, value: &str) {
+        if self.begin(key) {
+            push_quoted(self.text, value);
+        }
+    }
+}
+
 /// One version.
-fn entry(version: &ObjectInfo, details: &Details, fields: Option<&[String]>) -> String {
+fn entry(text: &mut String, version: &ObjectInfo, details: &Details, fields: Option<&[String]>) {
     let id = version.id.to_string();
+    let md5 = version.md5.map(|md5| md5.to_string());
     let (from, until) = (version.validity.from(), version.validity.until());
     let name = version::file_name(&version.path, details);
-    let disposition = format!("inline;filename=\"{name}\"");
     let content_type = version::content_type(details);
     let modified = details.last_modified.unwrap_or(version.created);
     let initial = details.initial_until.unwrap_or(until);
-    let mut all: Vec<(&str, Option<String>)> = vec![
-        ("path", Some(quoted(version.path.as_str()))),
-        ("createTime", Some(version.created.to_string())),
-        ("lastModified", Some(modified.to_string())),
-        ("Created", Some(version.created.to_string())),
-        ("Last-Modified", Some(modified.to_string())),
-        ("id", Some(quoted(&id))),
-        ("validFrom", Some(from.to_string())),
-        ("validUntil", Some(until.to_string())),
-        ("initialValidity", Some(initial.to_string())),
-        ("MD5", version.md5.map(|md5| quoted(&md5.to_string()))),
-        ("fileName", Some(quoted(name))),
-        ("contentType", Some(quoted(content_type))),
-        ("size", version.size_bytes.map(|size| size.to_string())),
-        ("ETag", Some(quoted(&format!("\"{id}\"")))),
-        ("Valid-From", Some(from.to_string())),
-        ("Valid-Until", Some(until.to_string())),
-        ("InitialValidityLimit", Some(initial.to_string())),
-        ("Content-MD5", version.md5.map(|md5| quoted(&md5.to_string()))),
-        ("Content-Disposition", Some(quoted(&disposition))),
-        ("Content-Type", Some(quoted(content_type))),
-        ("Content-Length", version.size_bytes.map(|size| size.to_string())),
-        ("UploadedFrom", details.uploaded_from.as_deref().map(quoted)),
-    ];
-    const OWN: [&str; 2] = ["replicas", "metadata"];
-    let known: Vec<&str> = all.iter().map(|(key, _)| *key).chain(OWN).collect();
+    text.push('{');
+    let mut entry = EntryWriter { text, fields, has_fields: false };
+    entry.string("path", version.path.as_str());
+    entry.number("createTime", version.created);
+    entry.number("lastModified", modified);
+    entry.number("Created", version.created);
+    entry.number("Last-Modified", modified);
+    entry.string("id", &id);
+    entry.number("validFrom", from);
+    entry.number("validUntil", until);
+    entry.number("initialValidity", initial);
+    md5.iter().for_each(|md5| entry.string("MD5", md5));
+    entry.string("fileName", name);
+    entry.string("contentType", content_type);
+    version.size_bytes.iter().for_each(|size| entry.number("size", size));
+    entry.string("ETag", &format!("\"{id}\""));
+    entry.number("Valid-From", from);
+    entry.number("Valid-Until", until);
+    entry.number("InitialValidityLimit", initial);
+    md5.iter().for_each(|md5| entry.string("Content-MD5", md5));
+    entry.string("Content-Disposition", &format!("inline;filename=\"{name}\""));
+    entry.string("Content-Type", content_type);
+    version.size_bytes.iter().for_each(|size| entry.number("Content-Length", size));
+    details.uploaded_from.iter().for_each(|from| entry.string("UploadedFrom", from));
     // Metadata replace no other key: those with the name of another key go into a separate
     // object.
-    let (apart, plain): (Vec<_>, Vec<_>) =
-        version.metadata.iter().partition(|(key, _)| known.contains(&key.as_str()));
-    all.extend(plain.into_iter().map(|(key, value)| (key.as_str(), Some(quoted(value)))));
-    if !apart.is_empty() {
-        let apart: Vec<String> =
-            apart.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();
-        all.push(("metadata", Some(format!("{{{}}}", apart.join(",")))));
+    let is_apart = |key: &str| KEYS.contains(&key);
+    for (key, value) in version.metadata.iter().filter(|(key, _)| !is_apart(key)) {
+        entry.string(key, value);
     }
-    all.push(("replicas", Some(format!("[{}]", quoted(&version::address(version))))));
-    let all: Vec<String> = all
+    let apart: Vec<String> = version
+        .metadata
         .iter()
-        .filter(|(key, _)| fields.is_none_or(|fields| fields.iter().any(|field| field == key)))
-        .filter_map(|(key, value)| Some(format!("{}:{}", quoted(key), value.as_ref()?)))
+        .filter(|(key, _)| is_apart(key))
+        .map(|(key, value)| format!("{}:{}", quoted(key), quoted(value)))
         .collect();
-    format!("{{{}}}", all.join(","))
+    if !apart.is_empty() {
+        entry.number("metadata", format_args!("{{{}}}", apart.join(",")));
+    }
+    if entry.begin("replicas") {
+        let address = quoted(&version::address(version));
+        let _ = write!(entry.text, "[{address}]");
+    }
+    text.push('}');
 }
 
 /// A JSON string as real servers write it: slashes and non-ASCII characters escaped.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
+    push_quoted(&mut quoted, text);
+    quoted
+}
+
+/// Adds a JSON string; see [`quoted`].
+fn push_quoted(quoted: &mut String, text: &str) {
     quoted.push('"');
     for c in text.chars() {
         match c {
@@ -139,7 +214,6 @@ pub(super) fn quoted(text: &str) -> String {
         }
     }
     quoted.push('"');
-    quoted
 }
 
 #[cfg(test)]

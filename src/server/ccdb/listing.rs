@@ -1,30 +1,86 @@
-//! ListingSelection of the versions for `/browse` and `/latest`.
+//! Selection of the versions for `/browse` and `/latest`.
+//!
+//! ```text
+//!  pieces ─▶ at most SHORT versions: sorted, with a length            FoundListing::Short
+//!        └─▶ more: in the order of the pieces, while they are read    Listing::Long
+//! ```
+//!
+//! The memory of a listing is charged to the CCDB side, and does not depend on the number of
+//! versions.
 
-use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::address::Wanted;
 use super::front::{Front, PATIENCE};
+use super::listing_stream::{
+    ListedVersion, ListingPiece, ListingRequest, ListingStream, OpenedListing,
+};
+use super::order::PAGE;
+use super::pattern::{Pattern, glob_matches};
+use crate::budget::Charge;
 use crate::cache::CacheError;
-use crate::object::{CreationLimits, ObjectInfo, ObjectPath, Query};
-use crate::source::PathSummary;
+use crate::error::Coded as _;
+use crate::interval::Timestamp;
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::{NewestVersions, PathSummary};
 
-/// Maximum paths listed concurrently.
-const PARALLEL_PATHS: usize = 16;
+/// Maximum versions of a listing that is collected before the first byte is sent.
+const SHORT: usize = PAGE;
+/// Bytes charged for each collected version.
+const VERSION_BYTES: u64 = 1024;
+/// Bytes charged for each rank among the versions created last.
+const RANK_BYTES: u64 = 64;
+/// Versions between two charges.
+const CHARGED_VERSIONS: usize = 256;
+/// Bytes charged for a listing that is sent while it is read: pages, pieces and queues.
+const LONG_BYTES: u64 = 8 << 20;
+/// Above this number, only the ranks of the versions created last are collected, and the listing is
+/// read twice.
+const COLLECTED: usize = 8_192;
+/// Maximum versions of a path shown in the chart of a page.
+pub(super) const PICTURED: usize = 200;
 
 /// The result of a listing.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// In the order of file-backed servers: path, from and UUID as one string.
-    pub(super) versions: Vec<Arc<ObjectInfo>>,
+    pub(super) versions: Vec<ListedVersion>,
+    /// Whether there are more versions than requested.
+    pub(super) is_cut: bool,
+    /// Number of versions after which it was cut.
+    cut_after: Option<usize>,
+    /// Whether the versions are sent while they are read. Then `left_out` is complete at the end
+    /// only, and versions of such paths may be included.
+    pub(super) is_long: bool,
+    /// The versions created last, for the chart, if not all are in `versions`.
+    pub(super) pictured: Vec<Arc<ObjectInfo>>,
     /// The folders one level below a path; not listed for a pattern.
     pub(super) subfolders: Option<Vec<String>>,
     /// Contents of these folders, if a report was requested.
     pub(super) report: Option<Vec<FolderContents>>,
     /// Paths that the source cannot list completely: none of their versions is included.
-    pub(super) left_out: Vec<ObjectPath>,
+    pub(super) left_out: Vec<String>,
+    /// Pays for the versions.
+    pub(super) charge: Option<Charge>,
+}
+
+/// A listing that is sent while it is read.
+pub(super) struct LongListing {
+    /// Versions, the first ones included.
+    pub(super) pieces: ListingStream,
+    pub(super) charge: Charge,
+    /// The number of listings of this kind at one time is limited.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// A listing.
+pub(super) struct FoundListing {
+    /// All versions, or none if the listing is long.
+    pub(super) found: Found,
+    pub(super) long: Option<LongListing>,
 }
 
 /// Contents of a folder.
@@ -37,72 +93,153 @@ pub(super) struct FolderContents {
     pub(super) below: (u64, u64),
 }
 
-/// Which versions of a listing are kept.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ListingSelection {
-    /// Of each path only the version created last.
-    pub(super) only_latest: bool,
-    /// Of all only so many, those created last.
-    pub(super) limit: Option<usize>,
-    pub(super) with_subfolders: bool,
-}
+type Rank = (Timestamp, Timestamp, ObjectId);
 
 impl Front {
-    /// The versions that `wanted` selects: those of all paths that its pattern matches.
+    /// The versions that `request` selects; with `longest` only the first ones.
     ///
     /// # Errors
-    /// [`CacheError`] if a path cannot be listed.
+    /// [`CacheError`] if the source fails before the first piece.
     pub(super) async fn find(
         &self,
-        wanted: &Wanted,
-        limits: CreationLimits,
-        selection: ListingSelection,
-    ) -> Result<Found, CacheError> {
-        let pattern = Pattern::new(&wanted.path);
-        let paths = match (&pattern, ObjectPath::new(&wanted.path)) {
-            (Pattern::Plain, Ok(path)) => vec![path],
-            (Pattern::Plain, Err(_)) => Vec::new(),
-            (Pattern::Wild { .. }, _) => {
-                let paths = self.paths_of(&pattern).await?;
-                paths.into_iter().map(|summary| summary.path).collect()
-            }
+        request: ListingRequest,
+        longest: Option<usize>,
+    ) -> Result<FoundListing, CacheError> {
+        let request = Arc::new(request);
+        let mut charge = self.budget.charge(0, "listing")?;
+        // The ranks of so many versions take much memory.
+        let mut place = match request.newest.is_some_and(|limit| limit > COLLECTED) {
+            true => Some(self.long_place().await?),
+            false => None,
         };
-        let mut found = Found::default();
-        let mut listings = stream::iter(paths)
-            .map(|path| async {
-                let versions = self.cache.versions(&path, PATIENCE).await?;
-                Ok::<_, CacheError>((path, versions))
-            })
-            .buffer_unordered(PARALLEL_PATHS);
-        while let Some((path, listing)) = listings.try_next().await? {
-            if !listing.whole {
-                found.left_out.push(path.clone());
-            }
-            let query = Query { path, metadata: wanted.metadata.clone(), limits };
-            let matching = listing.versions.into_iter().filter(|version| {
-                query.matches(version)
-                    && wanted.at.is_none_or(|at| version.validity.contains(at))
-                    && wanted.id.is_none_or(|id| version.id == id)
-            });
-            match selection.only_latest {
-                true => found.versions.extend(matching.max_by_key(|version| version.rank())),
-                false => found.versions.extend(matching),
-            }
+        let OpenedListing { mut pieces, is_costly, .. } =
+            self.open_selected(&request, &mut charge).await?;
+        let mut found = collect(&mut pieces, longest, &mut charge).await?;
+        if !found.is_cut || longest.is_some() {
+            found = in_order(found).await?;
+            found.charge = Some(charge);
+            return Ok(FoundListing { found, long: None });
         }
-        drop(listings);
-        found.left_out.sort_unstable();
         let versions = std::mem::take(&mut found.versions);
-        let in_order = move || in_order(versions, selection.limit);
-        let sorted = tokio::task::spawn_blocking(in_order).await;
-        found.versions = sorted.map_err(|_| CacheError::Lost { what: "a listing".into() })?;
-        if matches!(pattern, Pattern::Plain) {
-            let folders = match selection.with_subfolders {
-                true => self.cache.subfolders(&wanted.path).await?,
-                false => Vec::new(),
-            };
-            found.subfolders = Some(folders);
+        let first = stream::iter([Ok(ListingPiece { versions, ..ListingPiece::default() })]);
+        let mut pieces = first.chain(pieces).boxed();
+        if place.is_none() && !is_costly {
+            // Nothing is held while it waits: the pages are read again.
+            drop(std::mem::replace(&mut pieces, stream::empty().boxed()));
+            charge.shrink_to(0);
+            place = Some(self.long_place().await?);
+            (pieces, found) =
+                (self.open_selected(&request, &mut charge).await?.pieces, Found::default());
         }
-        Ok(found)
+        let place = match place {
+            Some(place) => place,
+            None => self.long_place().await?,
+        };
+        charge.shrink_to(0);
+        charge.grow(LONG_BYTES)?;
+        (found.is_cut, found.is_long) = (false, true);
+        Ok(FoundListing { found, long: Some(LongListing { pieces, charge, place }) })
+    }
+
+    /// A place among the listings that are sent while they are read.
+    async fn long_place(&self) -> Result<OwnedSemaphorePermit, CacheError> {
+        let place = Arc::clone(&self.long_listings).acquire_owned();
+        match tokio::time::timeout(PATIENCE, place).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) | Err(_) => Err(CacheError::DeadlineExceeded {
+                what: "a place among the long listings".to_owned(),
+                wait_ms: u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    /// The pieces of a listing, with the selection by creation applied.
+    async fn open_selected(
+        &self,
+        request: &Arc<ListingRequest>,
+        charge: &mut Charge,
+    ) -> Result<OpenedListing, CacheError> {
+        let opened = match self.open_listing(request).await {
+            Ok(opened) => opened,
+            Err(error) => self.older_listing(request, error).await?,
+        };
+        match request.newest {
+            Some(limit) => self.newest_of(opened, request, limit, charge).await,
+            None if request.only_latest && !opened.is_reduced => latest_of(opened, charge).await,
+            None => Ok(opened),
+        }
+    }
+
+    /// The listing as of an earlier request, if the source does not answer.
+    async fn older_listing(
+        &self,
+        request: &Arc<ListingRequest>,
+        error: CacheError,
+    ) -> Result<OpenedListing, CacheError> {
+        let path = match (Pattern::new(&request.wanted.path), &request.wanted.path) {
+            (Pattern::Plain, path) if error.kind().is_transient() => ObjectPath::new(path),
+            _ => return Err(error),
+        };
+        let Ok(path) = path else { return Err(error) };
+        let listed = self.cache.versions(&path, PATIENCE).await?;
+        if !listed.whole {
+            return Err(error);
+        }
+        let admitted = listed.versions.into_iter().filter(|version| request.admits(version));
+        let versions = admitted.map(|info| ListedVersion { info, details: None }).collect();
+        let piece = ListingPiece { versions, ..ListingPiece::default() };
+        Ok(OpenedListing {
+            pieces: stream::iter([Ok(piece)]).boxed(),
+            is_reduced: !request.only_latest,
+            is_costly: false,
+        })
+    }
+
+    /// Of the pieces, the `limit` versions that were created last.
+    async fn newest_of(
+        &self,
+        mut opened: OpenedListing,
+        request: &Arc<ListingRequest>,
+        limit: usize,
+        charge: &mut Charge,
+    ) -> Result<OpenedListing, CacheError> {
+        if request.only_latest && !opened.is_reduced {
+            opened = latest_of(opened, charge).await?;
+        }
+        if limit <= COLLECTED {
+            let mut newest = NewestVersions::new(limit);
+            let mut left_out = Vec::new();
+            while let Some(piece) = opened.pieces.try_next().await? {
+                left_out.extend(piece.left_out);
+                for version in piece.versions {
+                    newest.add(version.info.rank(), version);
+                }
+                pay(charge, newest.len(), VERSION_BYTES)?;
+            }
+            let mut versions = newest.into_versions();
+            versions.sort_by_cached_key(|version| super::version::address(&version.info));
+            let pieces =
+                stream::iter([Ok(ListingPiece { versions, left_out, ..ListingPiece::default() })])
+                    .boxed();
+            return Ok(OpenedListing { pieces, is_reduced: true, is_costly: opened.is_costly });
+        }
+        let mut newest: NewestVersions<()> = NewestVersions::new(limit);
+        while let Some(piece) = opened.pieces.try_next().await? {
+            piece.versions.iter().for_each(|version| newest.add(version.info.rank(), ()));
+            pay(charge, newest.len(), RANK_BYTES)?;
+        }
+        let least: Option<Rank> = newest.least().filter(|_| newest.len() == limit);
+        drop(newest);
+        charge.shrink_to(0);
+        let mut again = self.open_listing(request).await?;
+        if request.only_latest && !again.is_reduced {
+            again = latest_of(again, charge).await?;
+        }
+        let pieces = again.pieces.map_ok(move |mut piece| {
+            piece.versions.retain(|version| least.is_none_or(|least| version.info.rank() >= least));
+            piece
+        });
+        Ok(OpenedListing { pieces: pieces.boxed(), is_reduced: true, is_costly: again.is_costly })
     }
 
     /// The contents of folders. Sizes that the source does not list count as 0.
@@ -115,28 +252,34 @@ impl Front {
     ) -> Result<Vec<FolderContents>, CacheError> {
         let mut all = Vec::with_capacity(folders.len());
         for folder in folders {
-            let paths = self.cache.paths(folder).await?;
             let mut contents = FolderContents { name: folder.clone(), ..Default::default() };
-            let mut sizes = stream::iter(paths)
-                .map(|summary| async move {
-                    let listing = self.cache.versions(&summary.path, PATIENCE).await?;
-                    let sizes = listing.versions.iter().filter_map(|version| version.size_bytes);
-                    let count = match listing.whole {
-                        true => listing.versions.len() as u64,
-                        false => summary.versions,
-                    };
-                    Ok::<_, CacheError>((summary.path, count, sizes.sum::<u64>()))
-                })
-                .buffer_unordered(PARALLEL_PATHS);
-            while let Some((path, count, bytes)) = sizes.try_next().await? {
-                let is_own = path.as_str() == folder;
+            for summary in self.cache.paths(folder).await? {
+                let is_own = summary.path.as_str() == folder;
                 let sums = if is_own { &mut contents.own } else { &mut contents.below };
+                let (count, bytes) = self.size_of(&summary).await?;
                 *sums = (sums.0 + count, sums.1 + bytes);
             }
-            drop(sizes);
             all.push(contents);
         }
         Ok(all)
+    }
+
+    /// Number and bytes of the versions of a path.
+    async fn size_of(&self, summary: &PathSummary) -> Result<(u64, u64), CacheError> {
+        let query = Query::all(summary.path.clone());
+        let (mut count, mut bytes, mut after) = (0, 0, None);
+        loop {
+            let page = self.cache.version_page(&query, after, SHORT).await?;
+            if !page.whole {
+                return Ok((summary.versions, 0));
+            }
+            count += page.versions.len() as u64;
+            bytes += page.versions.iter().filter_map(|version| version.size_bytes).sum::<u64>();
+            after = page.versions.last().map(|version| (version.validity.from(), version.id));
+            if !page.more || after.is_none() {
+                return Ok((count, bytes));
+            }
+        }
     }
 
     /// The paths that a pattern matches, sorted.
@@ -151,95 +294,74 @@ impl Front {
     }
 }
 
-/// The `limit` versions that were created last, sorted by path, from and id as one string.
-fn in_order(mut versions: Vec<Arc<ObjectInfo>>, limit: Option<usize>) -> Vec<Arc<ObjectInfo>> {
-    if let Some(limit) = limit.filter(|limit| *limit < versions.len()) {
-        versions.sort_unstable_by_key(|version| Reverse(version.rank()));
-        versions.truncate(limit);
-    }
-    versions.sort_by_cached_key(|version| super::version::address(version));
-    versions
-}
-
-/// A path, or a pattern for several.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Pattern {
-    Plain,
-    Wild {
-        /// Every match is this path or lies below it.
-        prefix: String,
-        /// `*` for any characters; paths below a match also match.
-        glob: String,
-    },
-}
-
-impl Pattern {
-    /// `.*`, `*` and `%` each match any characters, as at both kinds of server.
-    pub(super) fn new(path: &str) -> Self {
-        let glob = path.replace(".*", "*").replace('%', "*");
-        let Some((before, _)) = glob.split_once('*') else { return Self::Plain };
-        let prefix = before.rsplit_once('/').map_or("", |(prefix, _)| prefix).to_owned();
-        Self::Wild { prefix, glob }
-    }
-}
-
-/// Whether `glob` matches `path` or a folder above it.
-fn glob_matches(glob: &str, path: &str) -> bool {
-    let borders = path.match_indices('/').map(|(place, _)| place).chain([path.len()]);
-    borders.into_iter().any(|end| matches_whole(glob.as_bytes(), &path.as_bytes()[..end]))
-}
-
-pub(super) fn matches_whole(glob: &[u8], text: &[u8]) -> bool {
-    let (mut g, mut t) = (0, 0);
-    // The position to resume from if the text after the last star does not match.
-    let mut star = None;
-    loop {
-        match (glob.get(g), text.get(t)) {
-            (Some(b'*'), _) => {
-                star = Some((g + 1, t));
-                g += 1;
+/// Of the pieces, the version of each path that was created last.
+async fn latest_of(
+    mut opened: OpenedListing,
+    charge: &mut Charge,
+) -> Result<OpenedListing, CacheError> {
+    let mut latest: HashMap<ObjectPath, ListedVersion> = HashMap::new();
+    let mut left_out = Vec::new();
+    while let Some(piece) = opened.pieces.try_next().await? {
+        left_out.extend(piece.left_out);
+        for version in piece.versions {
+            match latest.get_mut(&version.info.path) {
+                Some(known) if known.info.rank() >= version.info.rank() => {}
+                Some(known) => *known = version,
+                None => drop(latest.insert(version.info.path.clone(), version)),
             }
-            (Some(a), Some(b)) if a == b => (g, t) = (g + 1, t + 1),
-            (None, None) => return true,
-            _ => match star {
-                Some((after, from)) if from < text.len() => {
-                    star = Some((after, from + 1));
-                    (g, t) = (after, from + 1);
-                }
-                _ => return false,
-            },
         }
+        pay(charge, latest.len(), VERSION_BYTES)?;
     }
+    let mut versions: Vec<ListedVersion> = latest.into_values().collect();
+    versions.sort_by_cached_key(|version| super::version::address(&version.info));
+    let pieces =
+        stream::iter([Ok(ListingPiece { versions, left_out, ..ListingPiece::default() })]).boxed();
+    Ok(OpenedListing { pieces, is_reduced: true, is_costly: opened.is_costly })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_match_what_both_kinds_of_server_agree_on() {
-        let matches = |pattern: &str, path: &str| match Pattern::new(pattern) {
-            Pattern::Wild { glob, prefix } => {
-                path.starts_with(&prefix) && glob_matches(&glob, path)
-            }
-            Pattern::Plain => panic!("{pattern} is a pattern"),
-        };
-        for (pattern, path) in [
-            ("A/.*", "A/One"),
-            ("A/*", "A/Two/Deep"),
-            ("A/%", "A/One"),
-            (".*", "A"),
-            ("A/T*", "A/Two/Deep"),
-            ("A/T.*o", "A/Two/Deep"),
-            ("*/One", "A/One/Below"),
-        ] {
-            assert!(matches(pattern, path), "{pattern} {path}");
+/// Collects the pieces, as long as there are at most `longest` versions, or few.
+async fn collect(
+    pieces: &mut ListingStream,
+    longest: Option<usize>,
+    charge: &mut Charge,
+) -> Result<Found, CacheError> {
+    let mut found = Found::default();
+    let most = longest.unwrap_or(SHORT);
+    while let Some(piece) = pieces.try_next().await? {
+        found.left_out.extend(piece.left_out);
+        found.versions.extend(piece.versions);
+        pay(charge, found.versions.len(), VERSION_BYTES)?;
+        let is_long = piece.is_many && longest.is_none();
+        if is_long || found.versions.len() > most {
+            found.cut_after = Some(most);
+            found.is_cut = true;
+            break;
         }
-        for (pattern, path) in
-            [("A/.*", "A"), ("A/.*", "AB/One"), ("A/T*", "A/One"), ("*/One", "One")]
-        {
-            assert!(!matches(pattern, path), "{pattern} {path}");
-        }
-        assert_eq!(Pattern::new("A/B.c"), Pattern::Plain);
     }
+    found.left_out.sort_unstable();
+    found.left_out.dedup();
+    Ok(found)
+}
+
+/// Sorts collected versions, without those of paths that are not listed completely.
+async fn in_order(mut found: Found) -> Result<Found, CacheError> {
+    let sorted = tokio::task::spawn_blocking(move || {
+        let left_out = std::mem::take(&mut found.left_out);
+        let is_left_out = |path: &str| left_out.binary_search_by(|one| one.as_str().cmp(path));
+        found.versions.retain(|version| is_left_out(version.info.path.as_str()).is_err());
+        found.left_out = left_out;
+        found.versions.sort_by_cached_key(|version| super::version::address(&version.info));
+        if let Some(most) = found.cut_after {
+            found.versions.truncate(most);
+        }
+        found
+    });
+    sorted.await.map_err(|_| CacheError::Lost { what: "a listing".into() })
+}
+
+/// Charges for `count` versions, if that was not done before.
+fn pay(charge: &mut Charge, count: usize, each_bytes: u64) -> Result<(), CacheError> {
+    let wanted = count.next_multiple_of(CHARGED_VERSIONS) as u64 * each_bytes;
+    charge.grow(wanted.saturating_sub(charge.bytes()))?;
+    Ok(())
 }

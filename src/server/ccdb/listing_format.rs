@@ -11,8 +11,8 @@ pub(super) trait ListingFormat: Send + Sync + 'static {
     fn content_type(&self) -> &'static str;
     /// The text before the first version.
     fn start(&self, found: &Found) -> String;
-    /// One version, with the separator before it if it is not the first.
-    fn version(&self, number: usize, version: &ObjectInfo, details: &Details) -> String;
+    /// Adds one version to `text`, with the separator before it if it is not the first.
+    fn version(&self, text: &mut String, number: usize, version: &ObjectInfo, details: &Details);
     /// The text after the last version.
     fn end(&self, found: &Found) -> String;
     /// The bytes of a text in this format.
@@ -23,8 +23,8 @@ pub(super) trait ListingFormat: Send + Sync + 'static {
     fn needs_details(&self) -> bool {
         true
     }
-    /// Maximum versions shown.
-    fn longest(&self) -> usize {
-        usize::MAX
+    /// Maximum versions shown; `None`: all.
+    fn longest(&self) -> Option<usize> {
+        None
     }
 }

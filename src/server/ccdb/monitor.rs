@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::address::form_decoded;
 use super::front::Front;
 use super::json::quoted;
-use super::listing::matches_whole;
 use super::page;
+use super::pattern::matches_whole;
 use super::reply::CcdbReply;
 
 /// Name of the one group of parameters.

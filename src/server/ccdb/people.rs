@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::address::Wanted;
-use super::listing::Found;
+use super::listing::{Found, PICTURED};
 use super::listing_format::ListingFormat;
 use super::plain::escaped;
 use super::version;
@@ -13,8 +13,6 @@ use crate::source::Details;
 
 /// Maximum versions on one page; programs get all.
 const SHOWN: usize = 1_000;
-/// Maximum versions in the chart.
-const PICTURED: usize = 200;
 /// Width of the chart in its own units; it is scaled to the width of the page.
 const WIDTH: f64 = 1000.0;
 
@@ -53,8 +51,8 @@ impl ListingFormat for PeoplePage {
         "text/html;charset=utf-8"
     }
 
-    fn longest(&self) -> usize {
-        SHOWN
+    fn longest(&self) -> Option<usize> {
+        Some(SHOWN)
     }
 
     fn start(&self, found: &Found) -> String {
@@ -79,16 +77,24 @@ impl ListingFormat for PeoplePage {
             text.push_str("</ul></section>\n");
         }
         let count = found.versions.len();
-        let _ = writeln!(text, "<section id=\"versions\"><h2>Versions <small>{count}</small></h2>");
+        let more = if found.is_cut { "more than " } else { "" };
+        let _ = writeln!(
+            text,
+            "<section id=\"versions\"><h2>Versions <small>{more}{count}</small></h2>"
+        );
         if count == 0 {
             text.push_str("<p class=\"none\">There is no version at this path.</p>\n");
             return text;
         }
-        text.push_str(&picture(&found.versions));
-        if count > SHOWN {
+        let shown = || found.versions.iter().map(|version| &*version.info);
+        text.push_str(&match found.pictured.is_empty() {
+            true => picture(shown().collect(), false),
+            false => picture(found.pictured.iter().map(|version| &**version).collect(), true),
+        });
+        if found.is_cut {
             let _ = writeln!(
                 text,
-                "<p>The first {SHOWN} of {count} are shown; a time after the path, as in \
+                "<p>The first {count} are shown; a time after the path, as in \
                  <code>/browse/path/1730000000000</code>, shows those that are valid then.</p>"
             );
         }
@@ -100,7 +106,7 @@ impl ListingFormat for PeoplePage {
         text
     }
 
-    fn version(&self, _number: usize, version: &ObjectInfo, details: &Details) -> String {
+    fn version(&self, text: &mut String, _number: usize, version: &ObjectInfo, details: &Details) {
         let size = version.size_bytes.map(|size| size.to_string()).unwrap_or_default();
         let mut metadata = String::new();
         for (key, value) in &version.metadata {
@@ -128,7 +134,8 @@ impl ListingFormat for PeoplePage {
                 escaped(version.path.as_str())
             ),
         };
-        format!(
+        let _ = write!(
+            text,
             "<tr><td data-name=\"Valid from\">{}</td><td data-name=\"until\">{}</td>\
              <td data-name=\"Created\">{}</td><td data-name=\"Bytes\" class=\"number\">{size}</td>\
              <td data-name=\"Metadata\">{metadata}</td><td data-name=\"Object\">{paths}\
@@ -139,7 +146,7 @@ impl ListingFormat for PeoplePage {
             time(version.created),
             escaped(&version::address(version)),
             escaped(version::file_name(&version.path, details)),
-        )
+        );
     }
 
     fn end(&self, found: &Found) -> String {
@@ -206,9 +213,9 @@ fn iso(millis: i64) -> Option<String> {
     (0..=9_999).contains(&year).then_some(text)
 }
 
-/// The timeline: one bar per version, the last created at the top.
-fn picture(versions: &[std::sync::Arc<ObjectInfo>]) -> String {
-    let mut all: Vec<&ObjectInfo> = versions.iter().map(|version| &**version).collect();
+/// The timeline: one bar per version, the last created at the top. `is_cut`: there are versions
+/// that were created earlier.
+fn picture(mut all: Vec<&ObjectInfo>, is_cut: bool) -> String {
     all.sort_unstable_by_key(|version| std::cmp::Reverse(version.rank()));
     let left_out = all.len().saturating_sub(PICTURED);
     all.truncate(PICTURED);
@@ -244,7 +251,9 @@ fn picture(versions: &[std::sync::Arc<ObjectInfo>]) -> String {
         );
     }
     text.push_str("</svg>\n");
-    if left_out > 0 {
+    if is_cut {
+        text.push_str("<p>Versions that were created earlier are not drawn.</p>\n");
+    } else if left_out > 0 {
         let _ =
             writeln!(text, "<p>{left_out} versions that were created earlier are not drawn.</p>");
     }

@@ -22,12 +22,13 @@ impl ListingFormat for TextPage {
         String::new()
     }
 
-    fn version(&self, _number: usize, version: &ObjectInfo, details: &Details) -> String {
+    fn version(&self, text: &mut String, _number: usize, version: &ObjectInfo, details: &Details) {
         let (from, until) = (version.validity.from(), version.validity.until());
         let size = version.size_bytes.map_or("unknown".to_owned(), |size| size.to_string());
         let md5 = version.md5.map_or("unknown".to_owned(), |md5| md5.to_string());
         let initial = details.initial_until.unwrap_or(until);
-        let mut text = format!(
+        let _ = write!(
+            text,
             "ID: {}\nPath: {}\nValidity: {from} - {until}\nInitial validity limit: {initial}\n\
              Created: {created}\nLast modified: {}\n\
              Original file: {}, size: {size}, md5: {md5}, content type: {}\n",
@@ -46,7 +47,6 @@ impl ListingFormat for TextPage {
             let _ = writeln!(text, "  {key} = {value}");
         }
         text.push_str("\n\n");
-        text
     }
 
     fn end(&self, found: &Found) -> String {
@@ -112,11 +112,12 @@ impl ListingFormat for XmlPage {
         format!("{DOCUMENT_TYPE}<document>\n<objects>\n")
     }
 
-    fn version(&self, _number: usize, version: &ObjectInfo, details: &Details) -> String {
+    fn version(&self, text: &mut String, _number: usize, version: &ObjectInfo, details: &Details) {
         let until = version.validity.until();
         let md5 = version.md5.map(|md5| md5.to_string()).unwrap_or_default();
         let size = version.size_bytes.map(|size| size.to_string()).unwrap_or_default();
-        let mut text = format!(
+        let _ = write!(
+            text,
             "<object id='uuid{}' validFrom='{}' validUntil='{until}' initialValidity='{}' \
              created='{}' lastModified='{}' md5='{md5}' fileName='{}' contentType='{}' \
              size='{size}'  path='{}'>\n",
@@ -135,7 +136,6 @@ impl ListingFormat for XmlPage {
         }
         let address = escaped(&version::address(version));
         let _ = writeln!(text, "  <replica id='0' addr='{address}'/>\n</object>");
-        text
     }
 
     fn end(&self, found: &Found) -> String {

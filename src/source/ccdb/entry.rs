@@ -154,7 +154,7 @@ impl ListingEntry {
         numbers.chain(["metadata", "replicas"]).any(|key| self.text(key).is_some())
     }
 
-    fn replicas(&self) -> Vec<String> {
+    pub(super) fn replicas(&self) -> Vec<String> {
         let all = self.values("replicas").find_map(Value::as_array);
         let texts = all.into_iter().flatten().filter_map(Value::as_str);
         texts.map(str::to_owned).collect()

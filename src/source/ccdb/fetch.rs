@@ -230,7 +230,7 @@ impl CcdbSource {
             headers.insert("if-not-after", created.clone());
             headers.insert("if-not-before", created);
         }
-        let ask = Ask { method: Method::GET, headers, read_bytes: 0 };
+        let ask = Ask { method: Method::GET, headers, ..Ask::default() };
         let head = self.transport.send(&ask, &place.url, Purpose::Body, deadline).await?;
         let status = head.response.status();
         match status.as_u16() {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
 use super::options::CcdbOptions;
@@ -18,49 +18,30 @@ const LEAST_CONCURRENT: usize = 4;
 /// Number of answers after which the limit of concurrent requests rises by one again.
 const ANSWERS_PER_PLACE: usize = 16;
 
-/// A server with its breaker, its bulkheads and its counters.
+/// The limit of concurrent requests of one kind to a host. It follows what the host bears.
 #[derive(Debug)]
-pub(super) struct CcdbHost {
-    pub(super) address: Address,
-    /// Look-ups and bodies have one bulkhead each, so that slow bodies do not delay look-ups.
-    pub(super) look_ups: Arc<Semaphore>,
-    pub(super) bodies: Arc<Semaphore>,
-    breaker: Mutex<Breaker>,
-    requests: AtomicU64,
-    failures: AtomicU64,
-    latency: Histogram,
-    /// Whether it redirects look-ups without a result to another server, and when that was seen.
-    misses: Mutex<Option<(bool, Instant)>>,
-    /// Held by the one request that finds this out.
-    pub(super) probing: tokio::sync::Mutex<()>,
-    /// Number by which the limit of concurrent requests is reduced, because of overload.
+pub(super) struct Bulkhead {
+    places: Arc<Semaphore>,
+    /// Number by which the limit is reduced, because of overload.
     withheld: AtomicUsize,
     most_withheld: usize,
     /// Number of answers since the last overload.
     in_order: AtomicUsize,
 }
 
-impl CcdbHost {
-    pub(super) fn new(address: Address, options: &CcdbOptions) -> Self {
+impl Bulkhead {
+    fn new(max_concurrent: usize) -> Self {
         Self {
-            address,
-            look_ups: Arc::new(Semaphore::new(options.max_concurrent)),
-            bodies: Arc::new(Semaphore::new(options.max_concurrent)),
-            breaker: Mutex::new(Breaker {
-                limit: options.breaker_failures,
-                open_for: Duration::from_millis(options.breaker_open_millis),
-                in_a_row: 0,
-                open_until: None,
-            }),
-            requests: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-            latency: Histogram::default(),
-            misses: Mutex::default(),
-            probing: tokio::sync::Mutex::default(),
+            places: Arc::new(Semaphore::new(max_concurrent)),
             withheld: AtomicUsize::new(0),
-            most_withheld: options.max_concurrent.saturating_sub(LEAST_CONCURRENT),
+            most_withheld: max_concurrent.saturating_sub(LEAST_CONCURRENT),
             in_order: AtomicUsize::new(0),
         }
+    }
+
+    /// Waits for a place until `deadline`.
+    pub(super) async fn enter(&self, deadline: Instant) -> Option<OwnedSemaphorePermit> {
+        timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await.ok()?.ok()
     }
 
     /// Handles a report of overload: the limit of concurrent requests falls by one. The permit of
@@ -74,7 +55,7 @@ impl CcdbHost {
     }
 
     /// Handles an answer without overload: after some of these, the limit rises by one again.
-    pub(super) fn in_order(&self, places: &Semaphore) {
+    pub(super) fn in_order(&self) {
         if self.withheld.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -83,7 +64,45 @@ impl CcdbHost {
         if answers.is_multiple_of(ANSWERS_PER_PLACE)
             && self.withheld.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
         {
-            places.add_permits(1);
+            self.places.add_permits(1);
+        }
+    }
+}
+
+/// A server with its breaker, its bulkheads and its counters.
+#[derive(Debug)]
+pub(super) struct CcdbHost {
+    pub(super) address: Address,
+    /// Look-ups and bodies have one bulkhead each, so that slow bodies do not delay look-ups.
+    pub(super) look_ups: Bulkhead,
+    pub(super) bodies: Bulkhead,
+    breaker: Mutex<Breaker>,
+    requests: AtomicU64,
+    failures: AtomicU64,
+    latency: Histogram,
+    /// Whether it redirects look-ups without a result to another server, and when that was seen.
+    misses: Mutex<Option<(bool, Instant)>>,
+    /// Held by the one request that finds this out.
+    pub(super) probing: tokio::sync::Mutex<()>,
+}
+
+impl CcdbHost {
+    pub(super) fn new(address: Address, options: &CcdbOptions) -> Self {
+        Self {
+            address,
+            look_ups: Bulkhead::new(options.max_concurrent),
+            bodies: Bulkhead::new(options.max_concurrent),
+            breaker: Mutex::new(Breaker {
+                limit: options.breaker_failures,
+                open_for: Duration::from_millis(options.breaker_open_millis),
+                in_a_row: 0,
+                open_until: None,
+            }),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            latency: Histogram::default(),
+            misses: Mutex::default(),
+            probing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -192,15 +211,17 @@ mod tests {
         let options = CcdbOptions { max_concurrent: 6, ..CcdbOptions::default() };
         let address = Address::parse_list("http://a:1").unwrap().remove(0);
         let host = CcdbHost::new(address, &options);
-        for left in [5, 4, 4, 4] {
-            let place = Arc::clone(&host.bodies).acquire_owned().await.unwrap();
-            host.withhold(place);
-            assert_eq!(host.bodies.available_permits(), left);
-        }
-        for answers in 1..=3 * ANSWERS_PER_PLACE {
-            host.in_order(&host.bodies);
-            let more = (answers / ANSWERS_PER_PLACE).min(2);
-            assert_eq!(host.bodies.available_permits(), 4 + more);
+        for bulkhead in [&host.look_ups, &host.bodies] {
+            let free = || bulkhead.places.available_permits();
+            for left in [5, 4, 4, 4] {
+                let place = bulkhead.enter(Instant::now() + Duration::from_secs(5)).await;
+                bulkhead.withhold(place.unwrap());
+                assert_eq!(free(), left);
+            }
+            for answers in 1..=3 * ANSWERS_PER_PLACE {
+                bulkhead.in_order();
+                assert_eq!(free(), 4 + (answers / ANSWERS_PER_PLACE).min(2));
+            }
         }
     }
 

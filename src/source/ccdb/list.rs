@@ -27,7 +27,7 @@ use super::source::CcdbSource;
 use super::transport::{Ask, HttpReply, Purpose, latin1};
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
-use crate::source::{Details, SourceError};
+use crate::source::{Details, SourceError, page_key};
 
 const BROWSE_LIMIT: HeaderName = HeaderName::from_static("browse-limit");
 const FILTER_FIELDS: HeaderName = HeaderName::from_static("x-filter-fields");
@@ -147,11 +147,11 @@ impl CcdbSource {
         let pause = self.recheck_pause();
         let state = match self.list(path, ListingPart::default(), limit, deadline).await? {
             AskedListing::Whole(listing) if self.is_whole(path, &listing, at, deadline).await => {
-                KnownPath::Listed(Arc::new(ListedPath {
-                    entries: listing.entries,
-                    traces: listing.traces,
-                    versions: listing.versions.into_iter().map(|l| Arc::new(l.version)).collect(),
-                }))
+                let (entries, traces) = (listing.entries, listing.traces);
+                let mut versions: Vec<Arc<ObjectInfo>> =
+                    listing.versions.into_iter().map(|l| Arc::new(l.version)).collect();
+                versions.sort_unstable_by_key(|version| page_key(version));
+                KnownPath::Listed(Arc::new(ListedPath { versions, entries, traces }))
             }
             AskedListing::TooMany(listing) => {
                 let (spelling, took) = (listing.spelling(), asked.elapsed());
@@ -269,14 +269,22 @@ impl CcdbSource {
         at: Timestamp,
         deadline: Instant,
     ) -> bool {
-        let Some(miss) = time_without_version(listing, at) else { return true };
+        match time_without_version(listing, at) {
+            Some(miss) => self.answers_itself(&format!("/{path}/{miss}"), deadline).await,
+            None => true,
+        }
+    }
+
+    /// Whether the server answers a look-up without a result with 404, and not with a redirect to
+    /// another server. `tail` is such a look-up.
+    pub(super) async fn answers_itself(&self, tail: &str, deadline: Instant) -> bool {
         let Some((_, host)) = self.transport.hosts_in_order().next() else { return true };
         let Ok(_probing) = timeout_at(deadline, host.probing.lock()).await else { return true };
         if let Some(forwards) = host.forwards_misses(self.recheck_pause()) {
             return !forwards;
         }
-        let Some(url) = host.address.url(&format!("/{path}/{miss}")) else { return true };
-        let ask = Ask { method: Method::HEAD, headers: HeaderMap::new(), read_bytes: 0 };
+        let Some(url) = host.address.url(tail) else { return true };
+        let ask = Ask { method: Method::HEAD, ..Ask::default() };
         let Ok(head) = self.transport.send(&ask, &url, Purpose::LookUp, deadline).await else {
             // Not known: the next listing tries again.
             return true;
@@ -366,7 +374,7 @@ fn listing_ask(limit: usize, fields: Option<&str>) -> Ask {
         headers.insert(FILTER_FIELDS, fields);
     }
     let read_bytes = (limit + 8).saturating_mul(LISTING_BYTES_PER_VERSION).min(LISTING_BYTES);
-    Ask { method: Method::GET, headers, read_bytes }
+    Ask { method: Method::GET, headers, read_bytes, ..Ask::default() }
 }
 
 async fn parse_beside(reply: HttpReply, path: ObjectPath) -> Result<PathListing, String> {

@@ -3,8 +3,9 @@
 //! Entries are judged while they are parsed, so the memory for a long listing is that of its
 //! versions, not of its JSON.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::io::{BufReader, Read};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -17,6 +18,9 @@ use crate::source::Knowledge;
 
 /// Maximum number of doubts kept for the log. A single one makes a listing unusable.
 const DOUBTS_KEPT: usize = 8;
+
+/// Bytes read at once from a listing that is parsed while it arrives.
+const READ_BYTES: usize = 32 << 10;
 
 /// The listing of one path.
 #[derive(Debug, Default)]
@@ -87,21 +91,6 @@ pub(super) fn parse(body: &[u8], path: &ObjectPath) -> Result<PathListing, Strin
     })?;
     listing.traces = traces.finish();
     Ok(listing)
-}
-
-/// Parses the paths in an answer to `/browse`, with their numbers of entries.
-///
-/// # Errors
-/// If it is not the expected JSON.
-pub(super) fn parse_paths(body: &[u8]) -> Result<BTreeMap<ObjectPath, u64>, String> {
-    let mut counts = BTreeMap::new();
-    read_page(body, |entry| {
-        // A path that violates the grammar cannot be requested either.
-        if let Some(Ok(path)) = entry.text("path").map(|p| ObjectPath::new(p.trim_matches('/'))) {
-            *counts.entry(path).or_insert(0) += 1;
-        }
-    })?;
-    Ok(counts)
 }
 
 /// Parses the folders one level below.
@@ -241,8 +230,26 @@ impl TraceCollector {
 }
 
 /// Calls `each` for every entry of a page, and returns its `subfolders`.
-fn read_page(body: &[u8], mut each: impl FnMut(ListingEntry)) -> Result<Vec<String>, String> {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
+fn read_page(body: &[u8], each: impl FnMut(ListingEntry)) -> Result<Vec<String>, String> {
+    read_page_of(serde_json::Deserializer::from_slice(body), each)
+}
+
+/// Calls `each` for every entry of a page while it is read.
+///
+/// # Errors
+/// If it is not the expected JSON, or cannot be read.
+pub(super) fn read_page_from(
+    reader: impl Read,
+    each: impl FnMut(ListingEntry),
+) -> Result<(), String> {
+    let reader = BufReader::with_capacity(READ_BYTES, reader);
+    read_page_of(serde_json::Deserializer::from_reader(reader), each).map(drop)
+}
+
+fn read_page_of<'de, R: serde_json::de::Read<'de>>(
+    mut deserializer: serde_json::Deserializer<R>,
+    mut each: impl FnMut(ListingEntry),
+) -> Result<Vec<String>, String> {
     let read = ListingPage { each: &mut each }.deserialize(&mut deserializer);
     read.and_then(|folders| deserializer.end().map(|()| folders))
         .map_err(|error| format!("no listing in JSON: {error}"))

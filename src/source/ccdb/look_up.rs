@@ -23,28 +23,23 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
 use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::answer::{self, Named, is_protocol_header};
 use super::entry::is_listing_key;
 use super::list::{AskedListing, ListingPart};
-use super::listing::{self, of_all_time};
+use super::listing::of_all_time;
 use super::paths::{ByTime, FIRST_LISTING, KnownPath};
 use super::source::{CcdbSource, TimedVersion};
 use super::transport::{Ask, HttpReply};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
-use crate::source::{Knowledge, PathSummary, SourceError};
+use crate::source::{Knowledge, SourceError};
 
-const BROWSE_LIMIT: HeaderName = HeaderName::from_static("browse-limit");
-const FILTER_FIELDS: HeaderName = HeaderName::from_static("x-filter-fields");
 const IF_NOT_AFTER: HeaderName = HeaderName::from_static("if-not-after");
 const IF_NOT_BEFORE: HeaderName = HeaderName::from_static("if-not-before");
-
-/// Maximum number of versions below a prefix whose paths are listed.
-const PATHS_LIMIT: usize = 100_000;
 
 impl CcdbSource {
     /// Implements [`Source::look_up`](crate::source::Source::look_up).
@@ -249,7 +244,7 @@ impl CcdbSource {
                 headers.insert(IF_NONE_MATCH, value);
             }
         }
-        let ask = Ask { method, headers, read_bytes: 0 };
+        let ask = Ask { method, headers, ..Ask::default() };
         let what = format!("{} at {at}", query.path);
         let check = |reply: &HttpReply| match reply.status.as_u16() {
             404 | 405 | 501 => Ok(()),
@@ -287,54 +282,6 @@ impl CcdbSource {
                     .into(),
             }),
         }
-    }
-
-    /// Implements [`Source::paths`](crate::source::Source::paths).
-    pub(super) async fn list_paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        let prefix = prefix.trim_matches('/');
-        let wrong = |reason: String| SourceError::Unusable {
-            url: self.transport.url.clone(),
-            what: format!("the paths below {prefix:?}"),
-            reason,
-        };
-        // `.*` means 'all below' to both file-backed and SQL-backed servers.
-        let tails = match prefix {
-            "" => vec!["/browse/.*".to_owned()],
-            prefix => match ObjectPath::new(prefix) {
-                Ok(path) => vec![format!("/browse/{path}"), format!("/browse/{path}/.*")],
-                // No valid path is below an invalid one.
-                Err(_) => return Ok(Vec::new()),
-            },
-        };
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(BROWSE_LIMIT, HeaderValue::from(PATHS_LIMIT as u64 + 1));
-        headers.insert(FILTER_FIELDS, HeaderValue::from_static("path"));
-        let ask = Ask { method: Method::GET, headers, read_bytes: PATHS_LIMIT * 256 };
-        let total = Duration::from_millis(self.transport.options.look_up_total_millis);
-        let deadline = Instant::now() + total;
-        let mut counts = std::collections::BTreeMap::new();
-        for tail in tails {
-            let what = format!("the paths below {prefix:?}");
-            let check = |reply: &HttpReply| match reply.status {
-                StatusCode::OK if reply.overflow => Ok(()),
-                StatusCode::OK => listing::parse_paths(&reply.body).map(drop),
-                _ => Err("expected a listing".to_owned()),
-            };
-            let reply = self.transport.ask(&tail, &ask, &what, deadline, &check).await?;
-            let found = listing::parse_paths(&reply.body).map_err(&wrong);
-            let found = if reply.overflow { Default::default() } else { found? };
-            if reply.overflow || found.values().sum::<u64>() > PATHS_LIMIT as u64 {
-                let reason = format!("more than {PATHS_LIMIT} versions: ask for a longer prefix");
-                return Err(wrong(reason));
-            }
-            // Both requests may give the same paths: the larger count is right.
-            for (path, versions) in found.into_iter().filter(|(p, _)| p.starts_with(prefix)) {
-                let count = counts.entry(path).or_insert(0);
-                *count = versions.max(*count);
-            }
-        }
-        Ok(counts.into_iter().map(|(path, versions)| PathSummary { path, versions }).collect())
     }
 }
 

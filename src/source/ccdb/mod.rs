@@ -38,6 +38,7 @@ mod look_up;
 mod options;
 mod paths;
 mod proxy;
+mod scan;
 mod source;
 mod transport;
 

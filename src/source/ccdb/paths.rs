@@ -41,6 +41,7 @@ const RECHECKS_PER_LISTING: u32 = 3;
 /// A path that is listed whole.
 #[derive(Debug)]
 pub(super) struct ListedPath {
+    /// In order of (`from`, id).
     pub(super) versions: Vec<Arc<ObjectInfo>>,
     /// Number of entries in the listing.
     pub(super) entries: usize,
@@ -60,6 +61,8 @@ pub(super) struct ByTime {
     until: Option<Instant>,
     /// Listings of single versions do not work either.
     pub(super) never_listed: bool,
+    /// Its listing is reliable, and only too long to be kept.
+    pub(super) is_too_long: bool,
 }
 
 impl ByTime {
@@ -77,6 +80,7 @@ impl ByTime {
             spelling,
             next: (next > limit).then_some((next, cost)),
             until: Instant::now().checked_add(pause),
+            is_too_long: true,
             ..Self::default()
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::Url;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::address::Address;
@@ -16,14 +17,16 @@ use super::transport::Transport;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, Change, Changed, Details, Knowledge, PathSummary, Source, SourceError, SourceHealth,
-    UploadBytes, WriteTarget,
+    Body, Change, Changed, Details, Knowledge, PageKey, PathSummary, Scan, Source, SourceError,
+    SourceHealth, UploadBytes, VersionPage, VersionStream, WriteTarget,
 };
 
 /// Maximum number of versions in remembered listings.
 const REMEMBERED_VERSIONS: u64 = 2_000_000;
 /// Maximum number of folders in remembered listings of folders.
 const REMEMBERED_FOLDERS: u64 = 1_000_000;
+/// Maximum number of listings that are parsed while they arrive, at one time.
+const SCANS: usize = 8;
 /// Maximum number of versions whose upload details are remembered.
 const REMEMBERED_DETAILS: u64 = 100_000;
 
@@ -50,6 +53,8 @@ pub struct CcdbSource {
     pub(super) described: moka::sync::Cache<ObjectId, Arc<TimedVersion>>,
     /// Folders one level below a path, for the refresh time.
     folders: moka::sync::Cache<String, Arc<[String]>>,
+    /// Places for listings that are parsed while they arrive.
+    pub(super) scans: Arc<Semaphore>,
     /// Facts about uploads.
     details: moka::sync::Cache<ObjectId, Arc<Details>>,
 }
@@ -99,7 +104,8 @@ impl CcdbSource {
             .time_to_live(Duration::from_millis(options.refresh_millis))
             .build();
         let transport = Transport::new(url, options)?;
-        Ok(Self { transport, replicas, paths, described, folders, details })
+        let scans = Arc::new(Semaphore::new(SCANS));
+        Ok(Self { transport, replicas, paths, described, folders, scans, details })
     }
 
     /// Remembers the locations of the body of `id`, as written in an answer from `base`.
@@ -186,6 +192,22 @@ impl Source for CcdbSource {
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         let listed = self.list_longest(&query.path).await?;
         Ok(listed.map(|listed| of_all_time(query, listed.versions.clone()).versions))
+    }
+
+    async fn list_page(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<VersionPage, SourceError> {
+        let listed = self.list_longest(&query.path).await?;
+        Ok(listed.map_or_else(VersionPage::default, |listed| {
+            VersionPage::of_sorted(&listed.versions, query, after, limit)
+        }))
+    }
+
+    async fn scan(&self, scan: &Scan) -> Result<Option<VersionStream>, SourceError> {
+        self.scan_listing(scan).await
     }
 
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {

@@ -67,12 +67,14 @@ impl AttemptFailure {
 }
 
 /// A request without its address.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Ask {
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     /// Maximum bytes of the body that are read; more set [`HttpReply::overflow`].
     pub(super) read_bytes: usize,
+    /// Time limit for the head of the answer, if it is not the usual one.
+    pub(super) first_byte: Option<Duration>,
 }
 
 /// A whole answer, with as much of its body as requested.
@@ -190,12 +192,9 @@ impl Transport {
             Purpose::LookUp => &host.look_ups,
             Purpose::Body => &host.bodies,
         };
-        let place = match timeout_at(deadline, Arc::clone(bulkhead).acquire_owned()).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(_)) | Err(_) => {
-                let reason = format!("no free place among the requests to {label}");
-                return Err(AttemptFailure::LeftAlone { reason });
-            }
+        let Some(place) = bulkhead.enter(deadline).await else {
+            let reason = format!("no free place among the requests to {label}");
+            return Err(AttemptFailure::LeftAlone { reason });
         };
         if let Err(left) = host.admit() {
             let reason = format!(
@@ -215,13 +214,13 @@ impl Transport {
             408 | 429 | 500 | 502 | 503 | 504 => {
                 host.count_failure();
                 if matches!(status.as_u16(), 429 | 503) {
-                    host.withhold(place);
+                    bulkhead.withhold(place);
                 }
                 let after = retry_after(response.headers());
                 Err(AttemptFailure::Transient { reason: reason(), after })
             }
             _ => {
-                host.in_order(bulkhead);
+                bulkhead.in_order();
                 let host = Arc::clone(&host);
                 Ok(Head { response, host, _place: place })
             }
@@ -243,7 +242,8 @@ impl Transport {
         if let Some((user, password)) = host.address.credentials_for(url) {
             request = request.basic_auth(user, password.as_ref());
         }
-        let first_byte = Duration::from_millis(self.options.first_byte_millis);
+        let usual = Duration::from_millis(self.options.first_byte_millis);
+        let first_byte = ask.first_byte.unwrap_or(usual);
         let asked = Instant::now();
         let until = deadline.min(asked + first_byte);
         let reason = match timeout_at(until, request.send()).await {
@@ -362,11 +362,56 @@ impl Transport {
     async fn follow(
         &self,
         ask: &Ask,
-        mut url: Url,
+        url: Url,
         deadline: Instant,
     ) -> Result<HttpReply, AttemptFailure> {
+        let (head, url) = self.follow_to_head(ask, url, Purpose::LookUp, deadline).await?;
+        self.read(ask, url, head, deadline).await
+    }
+
+    /// Like [`ask`](Self::ask), without reading the body: it counts as one of the host's bodies
+    /// until the head is dropped. Only a status of 200 is an answer.
+    pub(super) async fn open(
+        &self,
+        tail: &str,
+        ask: &Ask,
+        what: &str,
+        deadline: Instant,
+    ) -> Result<(Head, Url), SourceError> {
+        let mut rounds = Rounds::new(&self.options, deadline);
+        loop {
+            for (index, host) in self.hosts_in_order() {
+                let Some(url) = host.address.url(tail) else { continue };
+                match self.follow_to_head(ask, url, Purpose::Body, deadline).await {
+                    Ok((head, url)) if head.response.status() == StatusCode::OK => {
+                        self.preferred.store(index, Ordering::Relaxed);
+                        return Ok((head, url));
+                    }
+                    Ok((head, url)) => {
+                        host.count_failure();
+                        let status = head.response.status().as_u16();
+                        rounds
+                            .note(AttemptFailure::unusable(format!("status {status} from {url}")));
+                    }
+                    Err(failure) => rounds.note(failure),
+                }
+            }
+            if !rounds.pause().await {
+                return Err(rounds.error(&self.url, what));
+            }
+        }
+    }
+
+    /// Sends a request, and follows redirects that are not answers.
+    async fn follow_to_head(
+        &self,
+        ask: &Ask,
+        mut url: Url,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<(Head, Url), AttemptFailure> {
         for _ in 0..=self.options.max_redirects {
-            let head = self.send(ask, &url, Purpose::LookUp, deadline).await?;
+            let head = self.send(ask, &url, purpose, deadline).await?;
             let response = &head.response;
             if response.status().is_redirection()
                 && response.status() != StatusCode::NOT_MODIFIED
@@ -383,7 +428,7 @@ impl Transport {
                 url = next;
                 continue;
             }
-            return self.read(ask, url, head, deadline).await;
+            return Ok((head, url));
         }
         let limit = self.options.max_redirects;
         Err(AttemptFailure::unusable(format!("more than {limit} redirects, the last one to {url}")))

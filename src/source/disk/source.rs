@@ -15,7 +15,8 @@ use crate::error::Coded as _;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, Knowledge, PathSummary, Reachability, Source, SourceError, SourceHealth,
+    Body, Knowledge, PageKey, PathSummary, Reachability, Scan, Source, SourceError, SourceHealth,
+    VersionPage, VersionStream,
 };
 use crate::telemetry::Timing;
 
@@ -153,6 +154,28 @@ impl Source for DiskSource {
 
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         self.inner.list(query).await
+    }
+
+    async fn list_page(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<VersionPage, SourceError> {
+        self.inner.list_page(query, after, limit).await
+    }
+
+    async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        self.inner.newest(query, at, limit).await
+    }
+
+    async fn scan(&self, scan: &Scan) -> Result<Option<VersionStream>, SourceError> {
+        self.inner.scan(scan).await
     }
 
     async fn describe(

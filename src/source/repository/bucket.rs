@@ -125,6 +125,14 @@ impl Bucket {
         }
     }
 
+    /// Adds a changed version to the index, so that other services list its folder again. `stamp`
+    /// is that of its two objects, or 0 if it was deleted.
+    pub(super) async fn note_change(&self, info: &ObjectInfo, stamp: u64) {
+        if self.has_index().await {
+            self.add_to_index(vec![(info.clone(), stamp)]).await;
+        }
+    }
+
     /// Like [`put_file`](Self::put_file), without adding to the index. Also returns the stamp of
     /// the two objects; 0 if it is not known.
     pub(in crate::source) async fn put_unindexed(
@@ -226,6 +234,9 @@ impl Bucket {
         let name = wanted.id.to_string();
         let from = wanted.validity.from();
         let read = Properties::parse(&bytes).map_err(|error| error.to_string());
+        if read.as_ref().is_ok_and(entry::is_deleted) {
+            return Ok(None);
+        }
         let read = read.and_then(|properties| {
             entry::version(&wanted.path, from, &name, size.size, &properties)
         });

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use super::entry::{CONTENT_TYPE, LAST_MODIFIED, PROPERTIES, VALID_UNTIL, is_system_key};
 use super::properties::Properties;
 use super::writer::{NewVersion, RepositoryError, RepositoryWriter};
-use crate::interval::{Timestamp, ValidityInterval};
+use crate::interval::{EmptyInterval, Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, Query};
 use crate::source::{Change, ChangeKind, Changed, Details, SourceError, UploadBytes};
 
@@ -130,7 +130,7 @@ pub(super) fn details(root: &Path, version: &ObjectInfo) -> Details {
 }
 
 /// Whether `version` matches the conditions of `change`.
-fn is_meant(change: &Change, version: &ObjectInfo) -> bool {
+pub(super) fn is_meant(change: &Change, version: &ObjectInfo) -> bool {
     let query = Query {
         path: change.path.clone(),
         metadata: change.metadata.clone(),
@@ -140,12 +140,58 @@ fn is_meant(change: &Change, version: &ObjectInfo) -> bool {
 }
 
 /// The matching version that a look-up would find.
-fn meant<'a>(change: &Change, versions: &'a [Arc<ObjectInfo>]) -> Option<&'a ObjectInfo> {
+pub(super) fn meant<'a>(
+    change: &Change,
+    versions: &'a [Arc<ObjectInfo>],
+) -> Option<&'a ObjectInfo> {
     let found = versions
         .iter()
         .filter(|version| version.validity.contains(change.at) && is_meant(change, version))
         .max_by_key(|version| version.rank());
     found.map(|version| &**version)
+}
+
+/// An update of a version: its new description, and the properties that change. An empty value
+/// removes a property.
+pub(super) struct VersionUpdate {
+    pub(super) version: ObjectInfo,
+    pub(super) properties: Vec<(String, String)>,
+}
+
+/// The update that sets the end of validity and metadata; `None` if that changes nothing.
+///
+/// # Errors
+/// If the interval would be empty.
+pub(super) fn update_of(
+    version: &ObjectInfo,
+    until: Option<Timestamp>,
+    wanted: &[(String, String)],
+) -> Result<Option<VersionUpdate>, EmptyInterval> {
+    let mut properties: Vec<(String, String)> =
+        wanted.iter().filter(|(key, _)| !key.is_empty() && !is_system_key(key)).cloned().collect();
+    let mut changed = version.clone();
+    if let Some(until) = until {
+        changed.validity = ValidityInterval::new(version.validity.from(), until)?;
+        properties.push((VALID_UNTIL.to_owned(), until.to_string()));
+    }
+    for (key, value) in wanted.iter().filter(|(key, _)| !is_system_key(key)) {
+        match value.trim() {
+            "" => drop(changed.metadata.remove(key)),
+            _ => drop(changed.metadata.insert(key.clone(), value.clone())),
+        }
+    }
+    Ok((changed != *version).then_some(VersionUpdate { version: changed, properties }))
+}
+
+/// Properties with changes, and the time of the change.
+pub(super) fn changed_properties(known: &Properties, changes: &[(String, String)]) -> Properties {
+    let is_changed = |key: &str| key == LAST_MODIFIED || changes.iter().any(|(k, _)| k == key);
+    let kept = known.iter().filter(|(key, _)| !is_changed(key));
+    let mut all: Vec<(String, String)> =
+        kept.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    all.push((LAST_MODIFIED.to_owned(), now().to_string()));
+    all.extend(changes.iter().filter(|(_, value)| !value.trim().is_empty()).cloned());
+    all.into_iter().collect()
 }
 
 fn update(
@@ -154,27 +200,12 @@ fn update(
     until: Option<Timestamp>,
     wanted: &[(String, String)],
 ) -> io::Result<Changed> {
-    let mut changes: Vec<(String, String)> =
-        wanted.iter().filter(|(key, _)| !key.is_empty() && !is_system_key(key)).cloned().collect();
-    let mut changed = version.clone();
-    if let Some(until) = until {
-        let invalid = |error: crate::interval::EmptyInterval| {
-            io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
-        };
-        changed.validity =
-            ValidityInterval::new(version.validity.from(), until).map_err(invalid)?;
-        changes.push((VALID_UNTIL.to_owned(), until.to_string()));
-    }
-    for (key, value) in wanted.iter().filter(|(key, _)| !is_system_key(key)) {
-        match value.trim() {
-            "" => drop(changed.metadata.remove(key)),
-            _ => drop(changed.metadata.insert(key.clone(), value.clone())),
-        }
-    }
-    if changed == *version {
+    let invalid =
+        |error: EmptyInterval| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+    let Some(updated) = update_of(version, until, wanted).map_err(invalid)? else {
         return Ok(Changed::Unchanged);
-    }
-    set(root, version, &changes)?;
+    };
+    set(root, version, &updated.properties)?;
     if let Some(until) = until.and_then(|until| u64::try_from(until.as_millis()).ok())
         && let Some(time) = UNIX_EPOCH.checked_add(Duration::from_millis(until))
     {
@@ -183,21 +214,14 @@ fn update(
         let blob = blob_of(root, version);
         let _ = fs::File::options().write(true).open(blob).and_then(|file| file.set_modified(time));
     }
-    Ok(Changed::Updated(Box::new(changed)))
+    Ok(Changed::Updated(Box::new(updated.version)))
 }
 
 /// Sets properties of a version; an empty value removes its property. The change is atomic for
 /// readers.
 fn set(root: &Path, version: &ObjectInfo, changes: &[(String, String)]) -> io::Result<()> {
     let place = properties_of(root, version);
-    let known = read(&place)?;
-    let is_changed = |key: &str| key == LAST_MODIFIED || changes.iter().any(|(k, _)| k == key);
-    let kept = known.iter().filter(|(key, _)| !is_changed(key));
-    let mut all: Vec<(String, String)> =
-        kept.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    all.push((LAST_MODIFIED.to_owned(), now().to_string()));
-    all.extend(changes.iter().filter(|(_, value)| !value.trim().is_empty()).cloned());
-    let properties: Properties = all.into_iter().collect();
+    let properties = changed_properties(&read(&place)?, changes);
     let folder = place.parent().unwrap_or(root);
     let part = folder.join(format!(".{}.part", uuid::Uuid::new_v4().simple()));
     let written = (|| {
@@ -245,7 +269,7 @@ fn read(file: &Path) -> io::Result<Properties> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

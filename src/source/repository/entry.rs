@@ -16,6 +16,9 @@ pub(super) const INITIAL_VALIDITY: &str = "InitialValidityLimit";
 pub(super) const FILE_NAME: &str = "OriginalFileName";
 pub(super) const CONTENT_TYPE: &str = "Content-Type";
 pub(super) const LAST_MODIFIED: &str = "Last-Modified";
+/// The only property of a version that is being deleted from an object store: the time of the
+/// deletion (ms).
+pub(super) const DELETED: &str = "Deleted";
 
 /// Keys that the server writes itself; all other keys are the users' metadata.
 const SYSTEM_KEYS: [&str; 10] = [
@@ -36,6 +39,11 @@ pub(super) fn is_system_key(key: &str) -> bool {
     SYSTEM_KEYS.contains(&key)
 }
 
+/// Whether properties are the mark of a deleted version.
+pub(super) fn is_deleted(properties: &Properties) -> bool {
+    properties.get(DELETED).is_some() && properties.get(VALID_UNTIL).is_none()
+}
+
 /// The version that a blob of `size_bytes` and its properties describe.
 ///
 /// # Errors
@@ -53,6 +61,9 @@ pub(super) fn version(
         number.map(Some).map_err(|_| format!("{key} is {text:?}, expected milliseconds"))
     };
     let needed = |key: &str| number(key)?.ok_or_else(|| format!("{key} is not there"));
+    if is_deleted(properties) {
+        return Err("it was deleted, and its bytes are still there".to_owned());
+    }
     let until = Timestamp::from_millis(needed(VALID_UNTIL)?);
     let created = Timestamp::from_millis(needed(CREATE_TIME)?);
     let validity = ValidityInterval::new(from, until).map_err(|error| error.to_string())?;

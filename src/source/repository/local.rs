@@ -22,11 +22,12 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::beneath::Root;
 use super::blob::{BlobError, read_blob};
 use super::fetch_check::FetchCheck;
+use super::folders::FolderCache;
 use super::index::IndexSet;
+use super::newest;
 use super::path_list::PathList;
 use super::read_path::{CheckShared, ReadPath, read_metadata};
 use super::table::Row;
-use super::walk;
 use super::watch::Watcher;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
@@ -61,6 +62,7 @@ const FEW_ROWS: usize = 4096;
 pub(super) struct LocalRepository {
     url: String,
     shared: Arc<CheckShared>,
+    folders: Arc<FolderCache>,
     watcher: Arc<Watcher>,
     paths: Mutex<HashMap<ObjectPath, Arc<PathSlot>>>,
     /// Number of rows of all paths in memory.
@@ -101,7 +103,7 @@ impl LocalRepository {
         let (paths, rows) = Default::default();
         let (watcher, limits) = (Arc::new(watcher), KeptLimits::DEFAULT);
         let searched = Mutex::new(Instant::now());
-        Self { url, shared, watcher, paths, rows, limits, searched }
+        Self { url, shared, watcher, paths, rows, limits, searched, folders: Arc::default() }
     }
 
     pub(super) fn subscribe(&self, listener: ChangeListener) {
@@ -127,7 +129,8 @@ impl LocalRepository {
     /// The folders directly beneath `path` (`""`: the root) that can be, or contain, paths; sorted.
     pub(super) async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {
         let (root, name) = (self.shared.root.clone(), path.to_owned());
-        self.blocking(path, move || walk::subfolders(&root, &name)).await
+        let folders = Arc::clone(&self.folders);
+        self.blocking(path, move || folders.subfolders(&root, &name)).await
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> SourceError {
@@ -319,6 +322,21 @@ impl LocalRepository {
         Ok(VersionPage { versions, problems, more, whole: true })
     }
 
+    /// The versions created last; see [`newest::newest`].
+    pub(super) async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ObjectInfo>>, SourceError> {
+        let root = &self.shared.root;
+        let found = self.with_path(&query.path, |state| {
+            let read = |row: &Row| read_metadata(root, &query.path, row);
+            newest::newest(&state.table, query, at, limit, &read)
+        });
+        found.await?.map_err(|error| self.failed(query.path.as_str(), &error))
+    }
+
     /// The version as described by this repository.
     pub(super) async fn find(
         &self,
@@ -442,6 +460,31 @@ mod tests {
         let began = Instant::now();
         while listed(&repository).await.len() != 31 {
             assert!(began.elapsed() < Duration::from_secs(5), "it is not seen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Too few watches, and a comparison that is not repeated.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_version_in_a_folder_without_a_watch_is_found_by_the_index() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::source::repository::index(folder.path(), false, |_, _| {}).unwrap();
+        for n in 0..30 {
+            put(folder.path(), n * 100, 1);
+        }
+        let root = Root::open(folder.path()).unwrap();
+        let watcher = Watcher::limited(&root, 10);
+        let refresh = Duration::from_millis(400);
+        let repository = LocalRepository::new(String::new(), root, refresh, watcher);
+        assert_eq!(listed(&repository).await.len(), 30);
+        {
+            let slot = repository.slot(&path());
+            slot.state.lock().await.swept = Some((Instant::now(), Duration::MAX));
+        }
+        put(folder.path(), 0, 2);
+        let began = Instant::now();
+        while listed(&repository).await.len() != 31 {
+            assert!(began.elapsed() < Duration::from_secs(5), "it is not found");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

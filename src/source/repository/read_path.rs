@@ -59,6 +59,8 @@ pub(super) struct ReadPath {
     watch: Option<PathWatch>,
     /// Inode of the watched folder.
     watched_inode: u64,
+    /// Number of the file of the index that was read last.
+    index_seen: u64,
 }
 
 impl ReadPath {
@@ -74,6 +76,7 @@ impl ReadPath {
             to_sweep: false,
             watch: None,
             watched_inode: 0,
+            index_seen: 0,
         }
     }
 
@@ -135,6 +138,8 @@ impl ReadPath {
         if first {
             self.load(root, &shared.index, &folder);
             self.watch_newest();
+        } else {
+            self.read_new_index_files(root, &shared.index, &mut again);
         }
         let fresh = first && self.table.len() == 0;
         if !self.is_listed(&folder) || changes.all {
@@ -172,13 +177,14 @@ impl ReadPath {
     fn load(&mut self, root: &Root, index: &Mutex<IndexSet>, folder: &PathFolder) {
         let mut index = index.lock();
         index.refresh(root);
+        self.index_seen = index.latest();
         if index.is_empty() {
             return;
         }
         let mut rows = Vec::new();
         let mut listed = 0;
         let table = &mut self.table;
-        index.for_path(self.path.as_str(), |row| {
+        index.for_path(self.path.as_str(), 0, |row| {
             listed = listed.max(row.listed);
             rows.extend(table.indexed(&row));
         });
@@ -187,6 +193,26 @@ impl ReadPath {
         // The links of a folder are its name, its `.`, and the `..` of each subfolder.
         let complete = listed == folder.stamp.changed_nanos && folder.links == folders + 2;
         self.listed = complete.then_some(listed);
+    }
+
+    /// Finds the folders of versions that were put since the index was read: also those that are
+    /// not watched, because there are too many.
+    fn read_new_index_files(
+        &mut self,
+        root: &Root,
+        index: &Mutex<IndexSet>,
+        again: &mut BTreeSet<i64>,
+    ) {
+        let mut index = index.lock();
+        index.refresh(root);
+        let table = &self.table;
+        index.for_path(self.path.as_str(), self.index_seen, |row| {
+            let known = table.find(row.from, row.id);
+            if known.is_none_or(|known| row.stamp == 0 || known.stamp != row.stamp) {
+                again.insert(row.from);
+            }
+        });
+        self.index_seen = index.latest();
     }
 
     /// Compares the folders on the disk with those in memory.

@@ -13,6 +13,7 @@ use super::change;
 use super::local::LocalRepository;
 use super::spool;
 use super::store::StoreRepository;
+use super::store_change;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
@@ -143,12 +144,23 @@ impl Source for RepositorySource {
         let began = Instant::now();
         let found = match &self.place {
             RepositoryPlace::Local(local) => local.list_page(query, after, limit).await,
-            RepositoryPlace::Store(store) => store.look_up(query).await.map(|knowledge| {
-                let page = VersionPage::of(knowledge.versions, after, limit);
-                VersionPage { problems: knowledge.problems, ..page }
-            }),
+            RepositoryPlace::Store(store) => store.list_page(query, after, limit).await,
         };
         self.note(began, found)
+    }
+
+    async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
+        let began = Instant::now();
+        let found = match &self.place {
+            RepositoryPlace::Local(local) => local.newest(query, at, limit).await,
+            RepositoryPlace::Store(store) => store.newest(query, at, limit).await,
+        };
+        self.note(began, found).map(Some)
     }
 
     async fn describe(
@@ -188,10 +200,8 @@ impl Source for RepositorySource {
                 self.forget(&change.path);
                 return changed;
             }
-            (RepositoryPlace::Store(_), None) => {
-                let (url, what) = (self.url().to_owned(), format!("a change of {}", change.path));
-                let reason = "versions in an object store can be added, and not changed or deleted";
-                return Err(SourceError::NotAllowed { url, what, reason: reason.into() });
+            (RepositoryPlace::Store(store), None) => {
+                return store_change::apply(store, change).await;
             }
         };
         let root = local.folder().to_owned();

@@ -137,8 +137,5 @@ mod tests {
         ));
         let query = Query::all(change.path.clone());
         assert!(source.look_up(&query, change.at, None).await.unwrap().versions.is_empty());
-        let delete = Change { kind: ChangeKind::Delete, ..change };
-        let refused = source.change(&delete, None).await.unwrap_err();
-        assert!(matches!(refused, SourceError::NotAllowed { .. }), "{refused}");
     }
 }

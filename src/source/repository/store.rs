@@ -19,7 +19,10 @@ use super::store_listing::{FreshPair, FreshPairs, StoredListing, StoredPair, sta
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::body_digest::BodyDigest;
-use crate::source::{Body, Knowledge, PathSummary, Problem, SourceError, write_all};
+use crate::source::{
+    Body, Knowledge, NewestVersions, PageKey, PathSummary, Problem, SourceError, VersionPage,
+    write_all,
+};
 
 /// Maximum number of paths whose listings are kept.
 const MAX_PATHS: u64 = 10_000;
@@ -94,7 +97,11 @@ impl StoreRepository {
         self.refresh.saturating_mul(LISTING_PACE)
     }
 
-    fn location(&self, path: &str) -> Path {
+    pub(super) fn store(&self) -> &dyn ObjectStore {
+        &*self.store
+    }
+
+    pub(super) fn location(&self, path: &str) -> Path {
         path.split('/').fold(self.prefix.clone(), |location, part| location.join(part))
     }
 
@@ -364,6 +371,36 @@ impl StoreRepository {
             problems: listing.problems(),
             stale: false,
         })
+    }
+
+    pub(super) async fn list_page(
+        &self,
+        query: &Query,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<VersionPage, SourceError> {
+        let listing = self.listing(&query.path).await?;
+        let listing = listing.lock().await;
+        let page = VersionPage::of_sorted(&listing.versions, query, after, limit);
+        let problems = if after.is_none() { listing.problems() } else { Vec::new() };
+        Ok(VersionPage { problems, ..page })
+    }
+
+    pub(super) async fn newest(
+        &self,
+        query: &Query,
+        at: Option<Timestamp>,
+        limit: usize,
+    ) -> Result<Vec<Arc<ObjectInfo>>, SourceError> {
+        let listing = self.listing(&query.path).await?;
+        let listing = listing.lock().await;
+        let mut newest = NewestVersions::new(limit);
+        for version in listing.versions.iter().filter(|version| query.matches(version)) {
+            if at.is_none_or(|at| version.validity.contains(at)) {
+                newest.add(version.rank(), Arc::clone(version));
+            }
+        }
+        Ok(newest.into_versions())
     }
 
     pub(super) async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {

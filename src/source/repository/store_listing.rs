@@ -17,7 +17,7 @@ use super::entry::PROPERTIES;
 use super::index::{RowRef, store_stamp};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
-use crate::source::Problem;
+use crate::source::{Problem, page_key};
 
 /// A blob without properties counts as an unfinished put up to this age.
 const PUT_LIMIT: Duration = Duration::from_secs(10);
@@ -32,6 +32,7 @@ pub(super) struct StoredListing {
     /// Generation of the index at `read_at`.
     pub(super) generation: u64,
     entries: HashMap<String, StoredPair>,
+    /// In order of (`from`, id).
     pub(super) versions: Vec<Arc<ObjectInfo>>,
     /// By location: reason why a file is no part of a version.
     faults: BTreeMap<String, String>,
@@ -147,6 +148,7 @@ impl StoredListing {
     pub(super) fn finish(&mut self, read: impl Iterator<Item = (String, StoredPair)>) {
         self.entries.extend(read);
         self.versions = self.entries.values().filter_map(|pair| pair.read.clone().ok()).collect();
+        self.versions.sort_unstable_by_key(|version| page_key(version));
     }
 }
 

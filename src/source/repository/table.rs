@@ -133,6 +133,8 @@ impl Interned {
 struct Chunk {
     /// In order of (from, id); never empty.
     rows: Vec<Row>,
+    /// No row was created later (ms).
+    created_until: i64,
     /// Rows of earlier chunks that can be in effect here; `None`: derived from earlier chunks.
     carry: Option<Carry>,
     /// The versions that decide here, for queries without conditions.
@@ -141,12 +143,17 @@ struct Chunk {
 
 impl Chunk {
     fn new(rows: Vec<Row>) -> Self {
-        Self { rows, carry: None, versions: None }
+        let created_until = latest_creation(&rows);
+        Self { rows, created_until, carry: None, versions: None }
     }
 
     fn start(&self) -> i64 {
         self.rows.first().map_or(i64::MIN, |row| row.from)
     }
+}
+
+fn latest_creation(rows: &[Row]) -> i64 {
+    rows.iter().map(|row| row.created).max().unwrap_or(i64::MIN)
 }
 
 /// Conditions of a query besides its path.
@@ -244,6 +251,30 @@ impl PathTable {
         self.chunks.iter().flat_map(|chunk| &chunk.rows)
     }
 
+    /// All rows in order, in blocks, each with a time (ms) after which none of them was created.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (i64, &[Row])> {
+        self.chunks.iter().map(|chunk| (chunk.created_until, &*chunk.rows))
+    }
+
+    /// Whether the metadata of a row match `query`.
+    ///
+    /// # Errors
+    /// If they must be read from a file and cannot be.
+    pub(super) fn has_metadata(
+        &self,
+        row: &Row,
+        query: &Query,
+        read: ReadMetadata<'_>,
+    ) -> io::Result<bool> {
+        if query.metadata.is_empty() {
+            return Ok(true);
+        }
+        match self.metadata.all.get(row.metadata as usize) {
+            Some(metadata) => Ok(has_all(metadata, query)),
+            None => Ok(has_all(&read(row)?, query)),
+        }
+    }
+
     /// At most `limit` rows after `after`, in order.
     pub(super) fn rows_after(&self, after: Option<(i64, ObjectId)>, limit: usize) -> Vec<Row> {
         let first = after.map_or(0, |(from, _)| self.chunk_at(from));
@@ -323,6 +354,7 @@ impl PathTable {
         let chunk = &mut self.chunks[place];
         let first = chunk.rows.partition_point(|row| row.from < from);
         let end = first + chunk.rows[first..].partition_point(|row| row.from == from);
+        chunk.created_until = chunk.created_until.max(latest_creation(&rows));
         chunk.rows.splice(first..end, rows);
         if only_stamps {
             return;

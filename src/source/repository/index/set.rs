@@ -20,6 +20,10 @@ pub(in crate::source::repository) struct IndexSet {
     unusable: BTreeSet<FileName>,
     /// Change time (ns) of the folder when it was listed.
     listed: Option<i64>,
+    /// By file: its number in the order in which this reader opened them, from 1 on.
+    opened: BTreeMap<FileName, u64>,
+    /// The number of the file that was opened last.
+    latest: u64,
 }
 
 /// Maximum number of listings, repeated if files are merged and removed while they are opened.
@@ -33,7 +37,8 @@ impl IndexSet {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    *self = Self::default();
+                    // The numbers go on: callers remember the latest one.
+                    *self = Self { latest: self.latest, ..Self::default() };
                     return;
                 }
                 Err(error) => {
@@ -54,6 +59,7 @@ impl IndexSet {
         }
         let names = list(&folder)?;
         self.files.retain(|name, _| names.contains(name));
+        self.opened.retain(|name, _| names.contains(name));
         self.unusable.retain(|name| names.contains(name));
         let mut all = true;
         for name in names {
@@ -64,7 +70,11 @@ impl IndexSet {
             let opened =
                 opened.and_then(|(file, _)| IndexFile::open(file, name.crc32c, root_inode));
             match opened {
-                Ok(file) => drop(self.files.insert(name, file)),
+                Ok(file) => {
+                    self.latest += 1;
+                    self.opened.insert(name.clone(), self.latest);
+                    self.files.insert(name, file);
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => all = false,
                 Err(error) => {
                     tracing::warn!(file = %format!("{FOLDER}/{name}"), %error, "an index file is not used; iovcache index makes a new one");
@@ -95,15 +105,24 @@ impl IndexSet {
         self.files.into_values()
     }
 
-    /// Calls `each` for the rows of a path, in the order in which they were written. If a version
-    /// occurs twice, its last row counts.
+    /// The number of the file that was opened last, for [`for_path`](Self::for_path).
+    pub(in crate::source::repository) fn latest(&self) -> u64 {
+        self.latest
+    }
+
+    /// Calls `each` for the rows of a path in the files that were opened after the file number
+    /// `after`, in the order in which they were written. If a version occurs twice, its last row
+    /// counts.
     pub(in crate::source::repository) fn for_path(
         &mut self,
         path: &str,
+        after: u64,
         mut each: impl FnMut(RowRef<'_>),
     ) {
         let mut broken = Vec::new();
-        for (name, file) in &mut self.files {
+        let opened = &self.opened;
+        let is_asked = |name: &FileName| opened.get(name).is_none_or(|number| *number > after);
+        for (name, file) in self.files.iter_mut().filter(|(name, _)| is_asked(name)) {
             if let Err(error) = file.for_path(path, &mut each) {
                 tracing::warn!(file = %format!("{FOLDER}/{name}"), %error, "an index file is not used; iovcache index makes a new one");
                 broken.push(name.clone());

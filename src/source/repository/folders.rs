@@ -1,0 +1,96 @@
+//! The folders beneath a folder, remembered until it changes.
+//!
+//! A path has one folder per beginning of an interval, so reading a folder to find the other
+//! folders in it can take long.
+
+use std::io;
+use std::sync::Arc;
+
+use rustix::fs::fstat;
+
+use super::beneath::{Root, Stamp};
+use super::folder::{LOCAL_SLACK, is_recent};
+use super::walk;
+
+/// Maximum number of folders in remembered listings.
+const REMEMBERED_FOLDERS: u64 = 100_000;
+
+/// Listings of folders, by the name of the folder.
+#[derive(Debug)]
+pub(super) struct FolderCache {
+    known: moka::sync::Cache<String, Arc<KnownFolders>>,
+}
+
+#[derive(Debug)]
+struct KnownFolders {
+    /// State of the folder when it was read.
+    stamp: Stamp,
+    folders: Vec<String>,
+}
+
+impl Default for FolderCache {
+    fn default() -> Self {
+        let weight = |name: &String, known: &Arc<KnownFolders>| {
+            let names: usize = known.folders.iter().map(String::len).sum();
+            // In units of a short name.
+            u32::try_from((name.len() + names) / 64 + known.folders.len() + 1).unwrap_or(u32::MAX)
+        };
+        let known =
+            moka::sync::Cache::builder().max_capacity(REMEMBERED_FOLDERS).weigher(weight).build();
+        Self { known }
+    }
+}
+
+impl FolderCache {
+    /// The folders directly beneath `name` that can be, or contain, paths; sorted.
+    ///
+    /// # Errors
+    /// If the folder cannot be read. A missing folder is no error, unless it is the root.
+    pub(super) fn subfolders(&self, root: &Root, name: &str) -> io::Result<Vec<String>> {
+        let stamp = match root.folder(name) {
+            Ok(folder) => Some(Stamp::from(&fstat(&folder)?)),
+            Err(_) => None,
+        };
+        let known = self.known.get(name);
+        if let Some(known) = known.filter(|known| Some(known.stamp) == stamp) {
+            return Ok(known.folders.clone());
+        }
+        let folders = walk::subfolders(root, name)?;
+        // A later change could have an equal time.
+        if let Some(stamp) = stamp.filter(|stamp| !is_recent(stamp.changed_nanos, LOCAL_SLACK)) {
+            let known = KnownFolders { stamp, folders: folders.clone() };
+            self.known.insert(name.to_owned(), Arc::new(known));
+        }
+        Ok(folders)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_new_and_a_removed_folder_are_seen_at_once() {
+        let place = tempfile::tempdir().unwrap();
+        let (root, cache) = (Root::open(place.path()).unwrap(), FolderCache::default());
+        fs::create_dir_all(place.path().join("A/One/17")).unwrap();
+        fs::create_dir_all(place.path().join("A/1000")).unwrap();
+        let folders = |name: &str| cache.subfolders(&root, name).unwrap();
+        for _ in 0..3 {
+            assert_eq!((folders(""), folders("A")), (vec!["A".into()], vec!["A/One".into()]));
+            std::thread::sleep(LOCAL_SLACK);
+        }
+        assert!(folders("None").is_empty());
+        fs::create_dir(place.path().join("A/Two")).unwrap();
+        assert_eq!(folders("A"), ["A/One", "A/Two"]);
+        fs::remove_dir_all(place.path().join("A/One")).unwrap();
+        assert_eq!(folders("A"), ["A/Two"]);
+        std::thread::sleep(LOCAL_SLACK * 2);
+        assert_eq!((folders("A"), folders("A")), (vec!["A/Two".into()], vec!["A/Two".into()]));
+        assert!(cache.known.contains_key("A"));
+        fs::remove_dir_all(place.path().join("A")).unwrap();
+        assert!(folders("A").is_empty());
+    }
+}
