@@ -1,5 +1,6 @@
 //! Timeframes in flight: one registered and delivered to 20 open exchanges beside a bare exchange
-//! of the same bytes, the cost of one with many others in flight, and the release of one.
+//! of the same bytes, one taken from shared memory, ready or awaited, the cost of one with many others
+//! in flight, and the release of one.
 //!
 //! `cargo bench --bench timeframes`.
 
@@ -15,10 +16,14 @@ use beside::exchange::{Open, bytes_of, messages_of};
 use beside::steady::Steady;
 use beside::{beside, connect, wanted};
 use iovcache::cache::Caller;
+use iovcache::client::{Client, ClientOptions};
 use iovcache::index::Timestamps;
+use iovcache::object::Query;
 use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
-use iovcache::source::MemorySource;
+use iovcache::source::{
+    Body, Knowledge, MemorySource, PathSummary, Source, SourceError, SourceHealth,
+};
 use iovcache::table::{ColumnRequest, Columns, Consumed, Register, Request};
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
 use tokio::runtime::Runtime;
@@ -31,10 +36,10 @@ fn path(column: usize) -> ObjectPath {
     ObjectPath::new(&format!("Bench/Column{column}/X")).unwrap()
 }
 
-fn cache(objects: usize) -> Cache {
+fn objects(count: usize) -> MemorySource {
     let source = MemorySource::new();
     let at = Timestamp::from_millis;
-    for column in 0..objects {
+    for column in 0..count {
         let mut id = [1; 16];
         id[..8].copy_from_slice(&(column as u64).to_be_bytes());
         let info = ObjectInfo {
@@ -48,9 +53,16 @@ fn cache(objects: usize) -> Cache {
         };
         source.put(info, vec![column as u8; 1_000]);
     }
+    source
+}
+
+fn cache(count: usize) -> Cache {
+    cache_over(Arc::new(Steady(objects(count))))
+}
+
+fn cache_over(source: Arc<dyn Source>) -> Cache {
     let memory =
         PoolOptions { memory_bytes: 64 << 20, segment_bytes: 64 << 20, ..PoolOptions::default() };
-    let source = Arc::new(Steady(source));
     Cache::builder().source(source).memory(memory).max_timeframes(2_000).build().unwrap()
 }
 
@@ -219,7 +231,216 @@ fn letting_go() {
     }
 }
 
+/// A source that loads objects only while its gate is open.
+#[derive(Debug)]
+struct Gated(Steady, tokio::sync::watch::Receiver<bool>);
+
+#[async_trait::async_trait]
+impl Source for Gated {
+    fn url(&self) -> &str {
+        self.0.url()
+    }
+
+    fn refresh(&self) -> Duration {
+        self.0.refresh()
+    }
+
+    async fn look_up(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        held: Option<&Arc<ObjectInfo>>,
+    ) -> Result<Knowledge, SourceError> {
+        self.0.look_up(query, at, held).await
+    }
+
+    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
+        let mut is_open = self.1.clone();
+        let _ = is_open.wait_for(|is_open| *is_open).await;
+        self.0.fetch(version, body).await
+    }
+
+    fn health(&self) -> Vec<SourceHealth> {
+        self.0.health()
+    }
+
+    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+        self.0.paths(prefix).await
+    }
+}
+
+/// A service with a gate before its objects, and attached consumers.
+struct Local {
+    server: Runtime,
+    client: Runtime,
+    cache: Cache,
+    gate: tokio::sync::watch::Sender<bool>,
+    clients: Vec<Client>,
+    _folder: tempfile::TempDir,
+}
+
+/// Rounds of the wait for a timeframe; each loads another object.
+const WAITS: usize = 101;
+
+impl Local {
+    fn new() -> Self {
+        let server = Runtime::new().unwrap();
+        let client = Runtime::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (gate, is_open) = tokio::sync::watch::channel(true);
+        let sockets = folder.path().join("sockets");
+        let cache = server.block_on(async {
+            let source = Arc::new(Gated(Steady(objects(COLUMNS + WAITS)), is_open));
+            let cache = cache_over(source);
+            let socket_folder = Some(sockets.clone());
+            let options = ListenOptions { socket_folder, ..ListenOptions::default() };
+            let listeners = Listeners::bind(&options).await.unwrap();
+            let (forever, options) = (std::future::pending(), ServeOptions::default());
+            tokio::spawn(iovcache::server::run(listeners, cache.clone(), options, forever, || ()));
+            cache
+        });
+        let url = format!("grpc+unix://{}", sockets.join("flight.sock").display());
+        let register = register(COLUMNS, &names());
+        server.block_on(cache.register(0, times(), &register, Some(TIMEOUT))).unwrap();
+        let clients = names().into_iter().map(|name| {
+            let options =
+                ClientOptions { consumer: Some(name.clone()), ..ClientOptions::default() };
+            client.block_on(async {
+                let one = Client::connect_with(&url, options).await.unwrap();
+                // The service has answered for the name.
+                drop(one.timeframe(0, &name).await.unwrap());
+                one
+            })
+        });
+        let clients = clients.collect();
+        Self { clients, server, client, cache, gate, _folder: folder }
+    }
+}
+
+fn ready() {
+    const ROUNDS: usize = 2_001;
+    let name = "a timeframe of 100 columns that is ready, table in hand";
+    if !wanted(name) {
+        return;
+    }
+    let local = Local::new();
+    let register = register(COLUMNS, &names());
+    for id in 1..=100 {
+        let registered = local.cache.register(id, times(), &register, Some(TIMEOUT));
+        local.server.block_on(registered).unwrap();
+    }
+    let (one, consumer) = (&local.clients[0], &names()[0]);
+    let take = |round: usize| {
+        let began = Instant::now();
+        let table = one.timeframe_blocking(1 + round as u64 % 100, consumer).unwrap();
+        let in_hand = began.elapsed();
+        for column in 0..COLUMNS {
+            let column = table.column(&format!("c{column}")).unwrap();
+            std::hint::black_box(column.get(0).unwrap().unwrap()[0]);
+        }
+        assert!(table.is_local());
+        (in_hand, began.elapsed())
+    };
+    let (mut in_hand, mut read): (Vec<_>, Vec<_>) = (0..ROUNDS).map(take).unzip();
+    in_hand.sort_unstable();
+    read.sort_unstable();
+    let quarters = |all: &[Duration]| [all[ROUNDS / 4], all[ROUNDS / 2], all[ROUNDS * 3 / 4]];
+    println!("{name}\n    {:?}, aim 5 µs", quarters(&in_hand));
+    println!("    with the first byte of each column: {:?}", quarters(&read));
+}
+
+fn awaited() {
+    let name = "a timeframe of 100 columns to 20 consumers that wait for it";
+    if !wanted(name) {
+        return;
+    }
+    let local = Local::new();
+    let (schema, batch) = messages_of(vec![5]);
+    let columns: Vec<String> = (0..COLUMNS).map(|n| format!(r#""c{n}": "{}""#, path(n))).collect();
+    let columns = columns.join(", ");
+    let request = format!(r#"{{"columns": {{{columns}}}, "encoding": "run_end"}}"#);
+    let sockets = local._folder.path().join("sockets").join("flight.sock");
+    let open = async |socket: &PathBuf| {
+        let mut all = Vec::new();
+        for _ in 0..CONSUMERS {
+            let channel = connect(socket.clone()).await;
+            all.push(Open::new(channel, schema.clone(), &request).await);
+        }
+        all
+    };
+    let client = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut ours = client.block_on(open(&sockets));
+    let answer = client.block_on(all(&mut ours, 1, &batch)).remove(0);
+    drop(ours);
+    let bare = local.server.block_on(async { Bare::serve(local._folder.path(), answer) });
+    let mut bare = client.block_on(open(&bare));
+    let mut ratios = Vec::new();
+    for round in 0..WAITS {
+        let began = Instant::now();
+        drop(client.block_on(all(&mut bare, 1, &batch)));
+        let exchange = began.elapsed();
+        ratios.push((awaited_once(&local, round), exchange));
+    }
+    let mut waits: Vec<Duration> = ratios.iter().map(|(wait, _)| *wait).collect();
+    let mut exchanges: Vec<Duration> = ratios.iter().map(|(_, exchange)| *exchange).collect();
+    let mut ratios: Vec<f64> =
+        ratios.iter().map(|(wait, bare)| wait.as_secs_f64() / bare.as_secs_f64()).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    waits.sort_unstable();
+    exchanges.sort_unstable();
+    println!(
+        "{name}, one object loaded meanwhile\n    {:?} beside a bare exchange {:?}: {:.2} ×, aim 0.3 ×",
+        waits[WAITS / 2],
+        exchanges[WAITS / 2],
+        ratios[WAITS / 2],
+    );
+}
+
+/// From the moment when the last object can be loaded until all consumers have the table.
+fn awaited_once(local: &Local, round: usize) -> Duration {
+    let id = 1_000 + round as u64;
+    local.gate.send_replace(false);
+    // The last column has an object that is not in memory.
+    let column = |n: usize| {
+        let object = if n + 1 == COLUMNS { COLUMNS + round } else { n };
+        ColumnRequest::new(format!("c{n}"), path(object))
+    };
+    let columns = Columns::Own((0..COLUMNS).map(column).collect());
+    let register = Register { columns, consumers: names() };
+    let registered = local.cache.register(id, times(), &register, Some(TIMEOUT));
+    local.server.block_on(registered).unwrap();
+    let (began, names) = (std::sync::OnceLock::<Instant>::new(), names());
+    std::thread::scope(|scope| {
+        let waits: Vec<_> = local
+            .clients
+            .iter()
+            .zip(&names)
+            .map(|(client, name)| {
+                let began = &began;
+                scope.spawn(move || {
+                    let table = client.timeframe_blocking(id, name).unwrap();
+                    let took = began.get().unwrap().elapsed();
+                    assert!(table.is_local());
+                    (took, table)
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(20));
+        began.set(Instant::now()).unwrap();
+        local.gate.send_replace(true);
+        let mut last = Duration::ZERO;
+        for (wait, client) in waits.into_iter().zip(&local.clients) {
+            let (took, table) = wait.join().unwrap();
+            last = last.max(took);
+            local.client.block_on(client.consume(table)).unwrap();
+        }
+        last
+    })
+}
+
 fn main() {
+    ready();
+    awaited();
     delivered();
     in_flight();
     letting_go();

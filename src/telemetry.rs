@@ -158,6 +158,8 @@ counters! {
     stale,
     /// Tables sent.
     tables,
+    /// Tables of timeframes that consumers took from shared memory.
+    local_timeframes,
     /// Rows of the tables sent.
     rows,
     /// Requests answered with an error.

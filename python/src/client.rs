@@ -166,6 +166,16 @@ impl NativeClient {
         serde_json::to_string(&answer).map_err(|error| error::invalid(&error.to_string()))
     }
 
+    /// Reports the timeframe of a table as consumed.
+    fn report_consumed(&self, py: Python<'_>, table: &NativeTable) -> PyResult<()> {
+        let owned = self.client()?;
+        let client = owned.get()?;
+        match table.consumption() {
+            Some(consumption) => wait(py, client.report_consumed(consumption)),
+            None => Err(error::invalid("it is no table of a timeframe for a consumer")),
+        }
+    }
+
     /// Calls an action with a JSON body; returns the answer's JSON.
     fn act(&self, py: Python<'_>, name: &str, body: &str) -> PyResult<String> {
         let owned = self.client()?;

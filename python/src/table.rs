@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use iovcache::client::{Client, Table};
+use iovcache::client::{Client, Consumption, Table};
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
@@ -19,12 +19,21 @@ pub(crate) struct NativeTable {
     state: Arc<State>,
     metadata: HashMap<String, String>,
     is_local: bool,
+    /// To be reported when the table of a timeframe is not needed any more.
+    consumption: Option<Consumption>,
 }
 
 impl NativeTable {
     pub(crate) fn new(client: Arc<OwnedByProcess<Client>>, table: Table) -> Self {
-        let (metadata, is_local) = (table.schema().metadata().clone(), table.is_local());
-        Self { state: Arc::new(State::new(client, table)), metadata: metadata.into(), is_local }
+        let (metadata, is_local) = (table.schema().metadata().clone().into(), table.is_local());
+        let consumption = table.consumption().cloned();
+        let state = Arc::new(State::new(client, table));
+        Self { state, metadata, is_local, consumption }
+    }
+
+    /// The timeframe and its consumer; `None` if it is no table of a timeframe for a consumer.
+    pub(crate) fn consumption(&self) -> Option<&Consumption> {
+        self.consumption.as_ref()
     }
 }
 

@@ -386,3 +386,93 @@ def test_a_forked_child_reads_no_local_table_of_its_parent_once_it_may_be_gone(c
     assert read.recv() == right(DRIFT, 4000), "it is in memory, and its cells are checked"
     process.join()
     assert bytes(table["d"][0]) == right(DRIFT, 4000)
+
+
+@pytest.fixture
+def alone(start):
+    """The client of a service without timeframes of other tests."""
+    with iovcache.connect(start().unix) as connected:
+        yield connected
+
+
+def timeframe(client, number, consumer):
+    """A timeframe from shared memory; the first one of a consumer is requested."""
+    client.put_timeframe(10_000, [4000], columns={"d": DRIFT}, consumers=[consumer])
+    with client.timeframe(10_000, consumer=consumer):
+        pass
+    times = [4000, None, 1000]
+    client.put_timeframe(
+        number, times, columns={"d": DRIFT, "n": NOISE}, consumers=[consumer, "other"]
+    )
+    return client.timeframe(number, consumer=consumer)
+
+
+def test_a_timeframe_is_taken_from_shared_memory_and_reported(alone):
+    client = alone
+    with timeframe(client, 1, "tracker") as table:
+        assert table.local and table.lease is None and len(table) == 3
+        assert bytes(table["d"][0]) == b"drift 2" and table["d"][1] is None
+        assert table.arrow.num_rows == 3 and table.objects.num_rows > 0
+        state = client.status()["timeframes"][0]
+        assert state["consumers"] == {"tracker": "delivered", "other": "waiting"}
+    assert client.status()["timeframes"][0]["consumers"]["tracker"] == "consumed"
+    with pytest.raises(iovcache.FailedPrecondition):
+        client.timeframe(1, consumer="tracker")
+    with pytest.raises(RuntimeError):
+        with timeframe(client, 2, "tracker"):
+            raise RuntimeError
+    assert client.status()["timeframes"][1]["consumers"]["tracker"] == "delivered"
+
+
+def test_an_object_of_a_local_timeframe_is_its_pin_though_the_timeframe_is_consumed(alone):
+    client = alone
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", iovcache.ObjectsInUse)
+        with timeframe(client, 1, "tracker") as table:
+            held = table["d"][0]
+    client.consumed(1, consumer="other")
+    assert client.status()["timeframes"] == []
+    assert client.status()["memory"]["pinned_bytes"] > 0
+    assert bytes(held) == b"drift 2"
+    del held, table
+    gc.collect()
+    until("its objects to go", lambda: client.status()["memory"]["pinned_bytes"] == 0)
+
+
+def test_a_forked_child_has_no_part_in_a_local_timeframe(alone):
+    client = alone
+    table = timeframe(client, 1, "tracker")
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def child():
+        try:
+            client.timeframe(1, consumer="tracker")
+        except iovcache.ForkedProcess:
+            writer.send((bytes(table["d"][0]), "ForkedProcess"))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    assert reader.poll(20) and reader.recv() == (b"drift 2", "ForkedProcess")
+    process.join()
+    assert bytes(table["d"][0]) == b"drift 2"
+    with table:
+        pass
+    assert client.status()["timeframes"][0]["consumers"]["tracker"] == "consumed"
+
+
+def test_the_calls_for_asyncio_take_timeframes_from_shared_memory(start):
+    import asyncio
+
+    from iovcache import aio
+
+    async def main():
+        async with await aio.connect(start().unix) as client:
+            for number in (1, 2):
+                await client.put_timeframe(number, [4000], columns={"d": DRIFT}, consumers=["a"])
+                async with await client.timeframe(number, consumer="a") as table:
+                    local = table.local
+                    assert bytes(table["d"][0]) == b"drift 2"
+            assert local
+            assert (await client.status())["timeframes"] == []
+
+    asyncio.run(main())

@@ -97,6 +97,15 @@ pub enum ClientError {
     /// The versions of a table were requested again, and other versions would serve it now.
     #[error("versions were stored since the table was made: request the table again")]
     Changed,
+    /// A timeframe was dropped while its table was held, and its id was registered anew.
+    #[error(
+        "timeframe {timeframe} was dropped while its table was held, and was registered anew: \
+             nothing is reported for the new one"
+    )]
+    Dropped {
+        /// The timeframe.
+        timeframe: u64,
+    },
     /// The client or the table is closed.
     #[error("the {what} is closed")]
     Closed {
@@ -222,4 +231,5 @@ coded! { ClientError {
     Changed => FailedPrecondition 7012,
     Closed => FailedPrecondition 7013,
     Argument => InvalidArgument 7014,
+    Dropped => NotFound 7015,
 } }

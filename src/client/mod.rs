@@ -31,19 +31,26 @@
 
 mod cells;
 mod connect;
+mod consumption;
 mod error;
+mod known_timeframes;
 mod large;
 mod listing;
 mod local;
 mod local_join;
 mod options;
 mod plane_table;
+mod plane_timeframe;
 mod retry;
 mod service;
 mod session;
 mod table;
+mod table_columns;
+mod timeframe;
+mod timeframe_columns;
 mod tls_files;
 
+pub use consumption::Consumption;
 pub use error::ClientError;
 pub use listing::{PathEntry, PathStream};
 pub use local::{Local, LocalPath, View};

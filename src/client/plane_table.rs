@@ -22,12 +22,14 @@ use arrow_schema::{ArrowError, Field, FieldRef, Schema, SchemaRef};
 
 use super::cells::Cells;
 use super::error::ClientError;
+use super::known_timeframes::{KnownTimeframes, TimeframeRequest};
 use super::table::{Hold, Table};
 use crate::index::{Slot, Timestamps, join_steps};
 use crate::object::ObjectPath;
 use crate::shm::attach::{Attachment, PinnedBlocks};
 use crate::shm::{
-    AskReason, LocalPlane, Mappings, MetaHeader, PlanePath, SpanReading, SpanSteps, TablePins,
+    AskReason, LineNumber, LocalPlane, Mappings, MetaHeader, PlanePath, SpanReading, SpanSteps,
+    TablePins,
 };
 use crate::sync::Mutex;
 use crate::table::{
@@ -61,6 +63,9 @@ struct Known {
     paths: HashMap<ObjectPath, Vec<PlanePath>>,
     /// The mappings of the session at the last table.
     mappings: Weak<Mappings>,
+    timeframes: KnownTimeframes,
+    /// The last line that was sent, until the service is known to have taken it.
+    line: Option<LineNumber>,
 }
 
 /// A column as the service has answered it.
@@ -178,8 +183,42 @@ impl PlaneTables {
         }
     }
 
+    /// The plane for tables of timeframes that a consumer reads, if the service has answered for its
+    /// name before.
+    pub(super) fn plane_for(&self, consumer: &str) -> Option<Arc<LocalPlane>> {
+        let known = self.state.lock();
+        let plane = known.plane.as_ref().filter(|_| known.timeframes.has_consumer(consumer))?;
+        (!plane.timeframes_are_requested()).then(|| Arc::clone(plane))
+    }
+
+    pub(super) fn with_timeframes<T>(&self, work: impl FnOnce(&mut KnownTimeframes) -> T) -> T {
+        work(&mut self.state.lock().timeframes)
+    }
+
+    /// The next call to the service waits until this line was taken.
+    pub(super) fn note_line(&self, line: LineNumber) {
+        self.state.lock().line = Some(line);
+    }
+
+    /// The last line, if it may not have been taken yet.
+    pub(super) fn take_line(&self) -> Option<LineNumber> {
+        self.state.lock().line.take()
+    }
+
+    /// Remembers that the service has answered for the consumer of a timeframe.
+    fn learn_consumer(&self, wanted: TimeframeRequest<'_>, session: &Arc<Attachment>) {
+        let mut known = self.state.lock();
+        known.follow(session);
+        if known.plane.is_some() {
+            known.timeframes.add_consumer(wanted.consumer);
+        }
+    }
+
     /// Remembers the columns of an answer of the service.
     pub(super) fn learn(&self, request: &TableRequest, table: &Table) {
+        if let (Some(wanted), Some(session)) = (TimeframeRequest::of(request), table.attachment()) {
+            return self.learn_consumer(wanted, &session);
+        }
         let (Some(wanted), Some(session)) = (PlaneRequest::of(request), table.attachment()) else {
             return;
         };

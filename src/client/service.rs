@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use arrow_array::cast::AsArray as _;
@@ -38,6 +38,9 @@ use crate::table::{
 /// Time limit of a request for a table that gives none, as in the service.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A wait for a timeframe in shared memory that does not count against the time limit of a request.
+const SHORT_WAIT: Duration = Duration::from_millis(100);
+
 /// Extra time for an answer after the time limit.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -70,6 +73,8 @@ pub(super) struct ClientInner {
     plane_tables: Option<PlaneTables>,
     /// Shared state of local look-ups, once they were used.
     local: crate::sync::Mutex<Option<Arc<LocalShared>>>,
+    /// The runtime in which it connected.
+    runtime: tokio::runtime::Handle,
 }
 
 /// Unix socket of a service on this node. Sessions are used over it alone, because the kernel
@@ -155,6 +160,7 @@ impl Client {
             looks_up: uses != PlaneUse::None,
             plane_tables: (uses == PlaneUse::Tables).then(PlaneTables::default),
             local: crate::sync::Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -162,6 +168,16 @@ impl Client {
     /// The process that connected, distinct from its forks.
     pub(super) fn process(&self) -> u64 {
         self.0.process
+    }
+
+    /// The runtime in which it connected.
+    pub(super) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.0.runtime
+    }
+
+    /// Tables from shared memory; `None`: each table is requested.
+    pub(super) fn plane_tables(&self) -> Option<&PlaneTables> {
+        self.0.plane_tables.as_ref()
     }
 
     pub(super) fn options(&self) -> &ClientOptions {
@@ -216,7 +232,17 @@ impl Client {
         if let Some(table) = self.plane_table(&request).await {
             return Ok(table);
         }
-        let limit = self.patience_of(&request);
+        let (limit, began) = (self.patience_of(&request), Instant::now());
+        if request.fields().timeframe.is_some() {
+            if let Some(table) = self.awaited_timeframe(&request, limit).await {
+                return Ok(table);
+            }
+            let waited = began.elapsed();
+            if waited > SHORT_WAIT {
+                // The rest of the time is for the service.
+                return self.small_table(&request.wait(limit.saturating_sub(waited))).await;
+            }
+        }
         match self.small_table(&request).await {
             // Cells and answers have a size limit; chunks have none.
             Err(error)
@@ -271,6 +297,7 @@ impl Client {
         if self.0.process != process_generation() {
             return Err(ClientError::ForkedProcess);
         }
+        self.settle_reports().await;
         let known = self.0.answered.load(Ordering::Relaxed);
         let patience = if known { limit } else { Duration::ZERO };
         let mut call = call;
@@ -638,6 +665,7 @@ impl Client {
         name: &str,
         body: &serde_json::Value,
     ) -> Result<T, ClientError> {
+        self.settle_reports().await;
         // These calls are not repeated: a second one cannot tell whether the first took effect. A
         // lease ends with its service anyway.
         match name {

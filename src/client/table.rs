@@ -4,28 +4,32 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use arrow_array::RecordBatch;
-use arrow_schema::SchemaRef;
+use arrow_schema::{Schema, SchemaRef};
 use tokio::sync::mpsc;
 
 use super::cells::Cells;
+use super::consumption::Consumption;
 use super::error::ClientError;
 use super::local_join::JoinedRows;
+use super::table_columns::TableColumns;
 use crate::object::ObjectId;
 use crate::shm::attach::{Attachment, PinnedBlocks};
-use crate::shm::{AHEAD, MetaHeader};
+use crate::shm::{AHEAD, MetaHeader, PinnedTimeframe};
 use crate::table::{CellValue, ColumnRuns, TableRequest, run_end_batch};
 
 /// A table and the objects of its cells. It holds the lease or the slots that pin them, and releases
 /// these when it is dropped.
 #[derive(Debug)]
 pub struct Table {
-    schema: SchemaRef,
+    /// Made on first use for the table of a timeframe from shared memory.
+    schema: OnceLock<SchemaRef>,
     /// Made on first use if the client joined the rows.
     batches: OnceLock<Vec<RecordBatch>>,
     rows: usize,
-    columns: Vec<Cells>,
+    columns: TableColumns,
     hold: Hold,
     request: TableRequest,
+    consumption: Option<Consumption>,
 }
 
 /// Channel for leases to release.
@@ -81,6 +85,14 @@ impl Hold {
         }
     }
 
+    /// The table of a timeframe in shared memory.
+    fn timeframe(&self) -> Option<&PinnedTimeframe> {
+        match self {
+            Self::Pinned(pinned) => pinned.timeframe(),
+            Self::Lease(_) => None,
+        }
+    }
+
     /// Maps the segments that the cells of `columns` refer to.
     fn map(&mut self, columns: &[Cells]) {
         let Self::Pinned(pinned) = self else { return };
@@ -116,9 +128,8 @@ impl Table {
             columns.push(Cells { name: field.name().clone(), runs });
         }
         let rows = batches.iter().map(RecordBatch::num_rows).sum();
-        let batches = OnceLock::from(batches);
-        let schema = Arc::clone(schema);
-        Ok(Self { schema, batches, rows, columns, hold, request })
+        let table = Self::of_runs(Arc::clone(schema), columns, rows, hold, request);
+        Ok(Self { batches: OnceLock::from(batches), ..table })
     }
 
     /// A table whose rows the client joined.
@@ -135,7 +146,27 @@ impl Table {
         hold: Hold,
         request: TableRequest,
     ) -> Self {
-        Self { schema, batches: OnceLock::new(), rows, columns, hold, request }
+        let (columns, schema) = (TableColumns::Decoded(columns), OnceLock::from(schema));
+        let consumption = Consumption::requested(&request);
+        Self { schema, batches: OnceLock::new(), rows, columns, hold, request, consumption }
+    }
+
+    /// The table of a timeframe in shared memory.
+    pub(super) fn of_timeframe(
+        columns: TableColumns,
+        rows: usize,
+        hold: Hold,
+        request: TableRequest,
+        consumption: Consumption,
+    ) -> Self {
+        let (schema, batches) = (OnceLock::new(), OnceLock::new());
+        let consumption = Some(consumption);
+        Self { schema, batches, rows, columns, hold, request, consumption }
+    }
+
+    /// The timeframe and the consumer, if it is the table of a timeframe for a consumer.
+    pub fn consumption(&self) -> Option<&Consumption> {
+        self.consumption.as_ref()
     }
 
     /// Waits until all segments of its cells are mapped; new segments are mapped on a blocking
@@ -146,7 +177,7 @@ impl Table {
         }
         let map = move || {
             let mut table = self;
-            table.hold.map(&table.columns);
+            table.hold.map(table.columns.decoded());
             table
         };
         let mapped = tokio::task::spawn_blocking(map).await;
@@ -155,7 +186,8 @@ impl Table {
 
     fn is_all_mapped(&self) -> bool {
         let Hold::Pinned(pinned) = &self.hold else { return true };
-        let mut cells = self.columns.iter().flat_map(|column| column.runs.iter());
+        // The segments of a timeframe in shared memory were mapped before.
+        let mut cells = self.columns.decoded().iter().flat_map(|column| column.runs.iter());
         cells.all(|(_, cell)| match cell {
             CellValue::Header(header) => pinned.mappings().knows(&header),
             CellValue::O2 { .. } => false,
@@ -170,15 +202,21 @@ impl Table {
 
     /// Arrow schema, as received.
     pub fn schema(&self) -> &SchemaRef {
-        &self.schema
+        self.schema.get_or_init(|| match &self.columns {
+            TableColumns::OfTimeframe(columns) => columns.schema(),
+            // Those that come decoded have their schema.
+            TableColumns::Decoded(_) => Arc::new(Schema::empty()),
+        })
     }
 
     /// The batches as received; a single batch if the client joined the rows.
     pub fn batches(&self) -> &[RecordBatch] {
         self.batches.get_or_init(|| {
-            let runs: Vec<_> = self.columns.iter().map(|column| &column.runs).collect();
+            let columns = (0..self.columns.len()).map(|number| self.cells(number));
+            let Ok(columns) = columns.collect::<Result<Vec<_>, _>>() else { return Vec::new() };
+            let runs: Vec<_> = columns.iter().map(|column| &column.runs).collect();
             // The schema was made for these columns, so the batch cannot fail.
-            run_end_batch(&self.schema, &runs, self.rows).into_iter().collect()
+            run_end_batch(self.schema(), &runs, self.rows).into_iter().collect()
         })
     }
 
@@ -207,16 +245,21 @@ impl Table {
 
     /// Names of its columns.
     pub fn columns(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.columns.iter().map(|column| column.name.as_str())
+        (0..self.columns.len()).map(|number| self.columns.name(number))
+    }
+
+    fn cells(&self, number: usize) -> Result<&Cells, ClientError> {
+        self.columns.get(number, self.hold.timeframe(), self.rows)
     }
 
     /// The column `name`.
     ///
     /// # Errors
-    /// [`ClientError::NoSuchColumn`] if there is none.
+    /// [`ClientError::NoSuchColumn`] if there is none; in a forked child
+    /// [`ClientError::ForkedProcess`], if it lies in shared memory and was not read before.
     pub fn column(&self, name: &str) -> Result<Column<'_>, ClientError> {
-        match self.columns.iter().find(|column| column.name == name) {
-            Some(cells) => Ok(Column { table: self, cells }),
+        match (0..self.columns.len()).find(|number| self.columns.name(*number) == name) {
+            Some(number) => Ok(Column { table: self, cells: self.cells(number)? }),
             None => Err(ClientError::NoSuchColumn {
                 name: name.to_owned(),
                 known: self.columns().map(str::to_owned).collect(),
@@ -286,7 +329,8 @@ impl Table {
     /// Runs and their MetaHeader cells, column by column, for comparison with the objects view.
     /// Columns with other cells are left out.
     pub(super) fn headers(&self) -> impl Iterator<Item = (&str, Vec<(usize, MetaHeader)>)> {
-        self.columns.iter().filter_map(|column| {
+        (0..self.columns.len()).filter_map(|number| {
+            let column = self.cells(number).ok()?;
             let mut start = 0;
             let mut seen = Vec::new();
             for (end, cell) in column.runs.iter() {

@@ -1,10 +1,11 @@
 //! Blocks in shared memory: reserved, filled, published, freed.
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::fmt;
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use crc_fast::{CrcAlgorithm, Digest};
 
@@ -54,7 +55,6 @@ impl PayloadSize {
         self.0.load(Ordering::Relaxed) & !Self::IN_SNAPSHOT
     }
 
-    #[cfg(any(test, feature = "cache"))]
     fn enter_snapshot(&self) {
         self.0.fetch_or(Self::IN_SNAPSHOT, Ordering::Relaxed);
     }
@@ -313,7 +313,6 @@ impl Block {
 
     /// A snapshot is going to name it: consumers can pin it without a call. Only such a block is
     /// looked for in the pins pages when it is given up.
-    #[cfg(any(test, feature = "cache"))]
     pub(crate) fn enter_snapshot(&self) {
         self.place.size.enter_snapshot();
     }
@@ -395,32 +394,58 @@ impl Block {
     }
 }
 
-impl Drop for Block {
-    fn drop(&mut self) {
-        if self.place.pool.is_frozen() {
+impl Block {
+    /// Gives it up, like dropping it. `kept` is dropped as soon as no consumer pins the block.
+    /// A consumer counts `pinned_bytes` for a pin of it.
+    pub(crate) fn retire_keeping(mut self, kept: Arc<dyn Any + Send + Sync>, pinned_bytes: u64) {
+        self.give_up(Some((kept, pinned_bytes)));
+    }
+
+    fn give_up(&mut self, kept: Option<(Arc<dyn Any + Send + Sync>, u64)>) {
+        // No published block has generation 0.
+        let generation = std::mem::take(&mut self.generation);
+        if generation == 0 || self.place.pool.is_frozen() {
             return;
         }
-        if self.is_condemned() {
+        let is_condemned = self.is_condemned();
+        match is_condemned {
             // Its place is never used again.
-            return sync::give_up_own(self.place.generation(), self.generation);
+            true => sync::give_up_own(self.place.generation(), generation),
+            // Before the memory is released, which dropping `place` does afterwards.
+            false => local::retire(self.place.generation()),
         }
-        // Before the memory is released, which dropping `place` does afterwards.
-        local::retire(self.place.generation());
+        if is_condemned && kept.is_none() {
+            return;
+        }
+        // SYNC(pin): as in `retire`, also for a block that was given up before.
+        fence(Ordering::SeqCst);
         // Relaxed: a publisher sets it while it has a reference to the block.
-        if self.place.size.is_in_snapshot()
-            && self.place.pool.pages.has_pages()
-            && let Some(place) = self.place.place.take()
-        {
+        if self.place.size.is_in_snapshot() && self.place.pool.pages.has_pages() {
             let segment = Arc::clone(&self.place.segment);
             let bytes = charge(self.place.size.get() as u64);
-            self.place.pool.quarantine(local::QuarantinedPlace {
-                generation: self.generation,
-                block: self.place.block,
+            let place = if is_condemned { None } else { self.place.place.take() };
+            let (block, bytes) = (self.place.block, if place.is_some() { bytes } else { 0 });
+            let (kept, pinned_bytes) = match kept {
+                Some((kept, bytes)) => (Some(kept), bytes),
+                None => (None, self.place.size.get() as u64),
+            };
+            let retired = local::QuarantinedPlace {
+                generation,
+                block,
                 segment,
                 place,
                 bytes,
-            });
+                pinned_bytes,
+                kept,
+            };
+            self.place.pool.quarantine(retired);
         }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.give_up(None);
     }
 }
 

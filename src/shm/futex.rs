@@ -58,11 +58,28 @@ pub(super) fn wait_either(
         waiter(shared, seen.0, WaitFlags::SIZE_U32),
         waiter(own, seen.1, WaitFlags::SIZE_U32 | WaitFlags::PRIVATE),
     ];
+    wait_all((shared, seen.0), &both, deadline);
+}
+
+/// Like [`wait_either`], for a word of another process and its value, and words of this process that
+/// are 0.
+pub(super) fn wait_any(
+    (shared, seen): (&AtomicU32, u32),
+    own: &[&AtomicU32],
+    deadline: Option<Instant>,
+) {
+    let own = own.iter().map(|word| waiter(word, 0, WaitFlags::SIZE_U32 | WaitFlags::PRIVATE));
+    let all: Vec<Wait> =
+        [waiter(shared, seen, WaitFlags::SIZE_U32)].into_iter().chain(own).collect();
+    wait_all((shared, seen), &all, deadline);
+}
+
+fn wait_all((shared, seen): (&AtomicU32, u32), all: &[Wait], deadline: Option<Instant>) {
     let until = deadline.map(monotonic);
-    let waited = waitv(&both, WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic);
+    let waited = waitv(all, WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic);
     // Woken, changed, a signal, or too late: the caller sees which.
     if let Err(Errno::NOSYS | Errno::PERM) = waited {
-        wait_slice(shared, seen.0, deadline);
+        wait_slice(shared, seen, deadline);
     }
 }
 

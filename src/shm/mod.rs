@@ -75,18 +75,24 @@ pub(crate) use heap::give_back_free_memory;
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{Epoch, MetaHeader, NotAMetaHeader};
+#[cfg(any(feature = "cache", feature = "client"))]
+pub(crate) use local::ConsumerMark;
 #[cfg(feature = "client")]
 pub(crate) use local::LOOK_AGAIN;
 pub use local::{
     AskReason, ChangeNotice, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath,
 };
+#[cfg(feature = "client")]
+pub(crate) use local::{
+    ColumnArrays, LineNumber, PinnedTimeframe, SpanReading, SpanSteps, TablePins, TimeframeLook,
+    TimeframeWait,
+};
 #[cfg(feature = "cache")]
 pub(crate) use local::{
-    Directory, DirectoryEntry, PageLimits, PublishedSnapshot, ServicePage, SnapshotSpan, UseSample,
+    ColumnPart, Directory, DirectoryEntry, EntryCounts, PageLimits, PublishedSnapshot,
+    PublishedTimeframe, ServicePage, SnapshotSpan, TimeframeEntry, TimeframeParts, UseSample,
     monotonic_millis,
 };
-#[cfg(feature = "client")]
-pub(crate) use local::{SpanReading, SpanSteps, TablePins};
 #[cfg(feature = "cache")]
 pub(crate) use md5_lanes::md5_of_each;
 pub use pool::{Pool, PoolError, PoolOptions, Usage};

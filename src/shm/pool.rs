@@ -526,10 +526,9 @@ impl Pool {
         self.0.pages.pages()
     }
 
-    /// The generations that consumers had in the slots of their pages a moment ago, sorted. They may
-    /// be any.
+    /// The blocks that the slots of consumers named a moment ago, each session within its quota.
     #[cfg(feature = "cache")]
-    pub(crate) fn recently_used_slots(&self) -> Arc<[u64]> {
+    pub(crate) fn recently_used_slots(&self) -> Arc<super::local::SlotsInUse> {
         self.0.pages.recently_used_slots()
     }
 
@@ -539,6 +538,14 @@ impl Pool {
     pub(crate) fn set_aside(&self, bytes: u64) {
         if self.0.fixed_bytes.is_none() {
             self.0.aside_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Drops what retired blocks keep beside their memory, once no consumer pins them any more.
+    #[cfg(feature = "cache")]
+    pub(crate) fn release_kept(&self) {
+        if self.0.pages.keeps_any() {
+            self.0.reclaim();
         }
     }
 

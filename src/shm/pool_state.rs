@@ -160,8 +160,12 @@ impl PoolInner {
         }
         let unused = self.pages.take_unused();
         let any = !unused.is_empty();
-        for QuarantinedPlace { segment, place, bytes, .. } in unused {
-            self.give(&segment, place, bytes);
+        for QuarantinedPlace { segment, place, bytes, kept, .. } in unused {
+            if let Some(place) = place {
+                self.give(&segment, place, bytes);
+            }
+            // Without any lock of the pool: it can unpin objects.
+            drop(kept);
         }
         any
     }

@@ -89,6 +89,22 @@ impl ColumnRuns {
         Ok(Self { arrays, ..Self::default() })
     }
 
+    /// Runs of MetaHeaders: the row after the last one of each, and its cell.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if there are more or fewer cells than runs, or they are no MetaHeaders.
+    #[cfg(feature = "client")]
+    pub(crate) fn of_headers(
+        ends: Vec<usize>,
+        cells: FixedSizeBinaryArray,
+    ) -> Result<Self, DecodeError> {
+        if ends.len() != cells.len() {
+            return Err(wrong(&cells, "it has another number of runs"));
+        }
+        let places = (0..cells.len()).map(|at| CellPosition { array: 0, at: at as u32 }).collect();
+        Ok(Self { ends, places, arrays: vec![CellArray::of(&cells)?] })
+    }
+
     /// Number of runs.
     pub fn len(&self) -> usize {
         self.ends.len()

@@ -21,6 +21,8 @@ mod cell_rows;
 mod cells;
 mod check;
 mod column;
+#[cfg(feature = "cache")]
+mod column_parts;
 mod content;
 mod decode;
 mod dictionaries;
@@ -65,6 +67,8 @@ pub use cell_rows::CellRows;
 pub(crate) use cell_rows::{CellRun, CodedCells};
 pub use check::{CheckAnswer, CheckRequest};
 pub use column::{ColumnList, ColumnPath, ColumnRequest, KeyLookUp, KeyUse, PathRange};
+#[cfg(feature = "cache")]
+pub(crate) use column_parts::column_parts;
 pub(crate) use content::{CacheState, IntervalColumn, IntervalRow, TableBody};
 pub use content::{Cell, Column, Content, Objects};
 pub use decode::{CellValue, ColumnRuns, DecodeError, column_runs};

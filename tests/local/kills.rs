@@ -21,10 +21,16 @@ fn path(n: usize) -> String {
 
 /// A consumer process, which looks up until it is killed: this test binary again.
 fn consumer(url: &str) -> Child {
+    consumer_with(url, "kills::the_consumer_that_is_killed", &[])
+}
+
+/// A consumer process that runs an ignored test of this binary, until it writes that it has begun.
+fn consumer_with(url: &str, test: &str, environment: &[(&str, &str)]) -> Child {
     let program = std::env::current_exe().unwrap();
     let mut child = Command::new(program)
-        .args(["--exact", "kills::the_consumer_that_is_killed", "--ignored", "--nocapture"])
+        .args(["--exact", test, "--ignored", "--nocapture"])
         .env(URL, url)
+        .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -104,5 +110,85 @@ fn a_killed_consumer_leaves_no_session_slot_or_place_behind() {
     }
     assert!(slots_seen > 0, "no consumer was seen to pin anything");
     assert!(path.try_at(at(50)).is_ok());
+    service.adds_up();
+}
+
+/// Names the point at which a consumer of timeframes is killed.
+const POINT: &str = "IOVCACHE_KILLED_AT";
+/// The timeframe that it takes.
+const TIMEFRAME: u64 = 7;
+
+/// Steps of a consumer from its timeframe to the report.
+const POINTS: [&str; 3] = ["in hand", "read", "released"];
+
+/// Not a test by itself: a consumer that is killed at a step.
+#[test]
+#[ignore = "a consumer of the other test in this file"]
+fn the_consumer_that_is_killed_with_a_timeframe() {
+    let (Ok(url), Ok(point)) = (std::env::var(URL), std::env::var(POINT)) else { return };
+    let consumer = Consumer::with_local_tables(&url, "killed");
+    let take =
+        || consumer.runtime.block_on(consumer.client.timeframe(TIMEFRAME, "killed")).unwrap();
+    let mut table = take();
+    while !table.is_local() {
+        table = take();
+    }
+    let stop = |at: &str| {
+        if point == at {
+            println!("!");
+            std::thread::sleep(Duration::from_secs(600));
+        }
+    };
+    stop("in hand");
+    assert!(table.column("b").unwrap().get(0).unwrap().unwrap().ends_with(b" 0 100 1"));
+    stop("read");
+    drop(table);
+    stop("released");
+}
+
+#[test]
+fn a_consumer_that_is_killed_with_a_timeframe_leaves_no_pin_and_its_timeframe_in_flight() {
+    let kills = std::env::var(KILLS).ok().and_then(|text| text.parse().ok()).unwrap_or(6);
+    let (service, _repository) = service(&[("A/B", (0, 100), 1)], &[]);
+    let observer = Consumer::new(&service.unix(), "observes");
+    let status = || observer.runtime.block_on(observer.client.status()).unwrap();
+    let column =
+        iovcache::table::ColumnRequest::new("b", iovcache::object::ObjectPath::new("A/B").unwrap());
+    let (mut slots_seen, columns) = (0, [column]);
+    for kill in 0..kills {
+        let names = ["killed".to_owned()];
+        let put = observer.client.put_timeframe(TIMEFRAME, vec![Some(5)], &columns, &names);
+        observer.runtime.block_on(put).unwrap();
+        let mut child = consumer_with(
+            &service.unix(),
+            "kills::the_consumer_that_is_killed_with_a_timeframe",
+            &[(POINT, POINTS[kill % POINTS.len()])],
+        );
+        slots_seen += status().sessions.iter().map(|session| session.slots).sum::<u64>();
+        // It is dropped while the consumer has it, or not.
+        let is_dropped = kill % 2 == 0;
+        let drop_it = || {
+            let body = serde_json::json!({"timeframe": TIMEFRAME});
+            let dropped = observer.client.act::<serde_json::Value>("drop_timeframe", &body);
+            observer.runtime.block_on(dropped).unwrap();
+        };
+        if is_dropped {
+            drop_it();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let free = || {
+            let status = status();
+            let slots = status.sessions.iter().map(|session| session.slots).sum::<u64>();
+            (slots == 0 && (!is_dropped || status.memory.pinned_bytes == 0)).then_some(())
+        };
+        until("its pins have ended", free);
+        if !is_dropped {
+            assert_eq!(status().timeframes.len(), 1, "no other consumer has reported it");
+            drop_it();
+        }
+        until("its objects are free", || (status().memory.pinned_bytes == 0).then_some(()));
+    }
+    assert!(slots_seen > 0, "no consumer was seen to pin anything");
     service.adds_up();
 }

@@ -314,9 +314,11 @@ class Client:
         lock: Any = None,
         wait_ms: Optional[int] = None,
     ) -> Table:
-        """Requests the table of a timeframe. The end of its ``with`` block reports it as consumed.
+        """The table of a timeframe. The end of its ``with`` block reports it as consumed.
 
-        If the block raises, nothing is reported, so that the consumer can request it again.
+        On the node of the service the table is taken from shared memory where it lies there, and
+        awaited there while its objects are loaded; else it is requested. If the block raises, nothing
+        is reported, so that the consumer can request it again.
         """
         table = self.table(
             columns,
@@ -332,7 +334,8 @@ class Client:
             lock=lock,
             wait_ms=wait_ms,
         )
-        return Table(table._native, lambda: self.consumed(timeframe, consumer=consumer))
+        native = table._native
+        return Table(native, lambda: self._native.report_consumed(native))
 
     def consumed(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
         """Reports that a consumer has consumed a timeframe."""

@@ -29,7 +29,8 @@ use crate::cache::api::announcer::{Announcer, DescriptorsInFlight, refusal};
 use crate::cache::error::CacheError;
 use crate::cache::holders::lease::{LeaseId, SessionKey};
 use crate::cache::holders::origin::Origin;
-use crate::cache::tables::audit_log::record_look_ups;
+use crate::cache::holders::timeframe::Timeframe;
+use crate::cache::tables::audit_log::{Requester, record, record_look_ups};
 use crate::cache::versions::publisher::SessionPage;
 use crate::error::{Coded, coded};
 use crate::secret::Secret;
@@ -376,6 +377,7 @@ impl Cache {
         let local = if local { self.local_page(&session, peer) } else { None };
         let page = local.as_ref().map(|local| &local.page);
         let mut announcer = Announcer::new(stream, &self.0.pool, &session.id, page, descriptors);
+        let (mut taken, mut refused) = (0_u32, 0_u32);
         loop {
             tokio::select! {
                 line = next_line(stream, &mut reader), if announcer.is_ready() => {
@@ -383,6 +385,7 @@ impl Cache {
                         Ok(ClientMessage::Need(Need { kind, id })) => announcer.need(kind, id),
                         Ok(message) => {
                             if let Err(error) = self.take_line(&session, message) {
+                                refused = refused.wrapping_add(1);
                                 announcer.tell(&error);
                             }
                         }
@@ -390,6 +393,10 @@ impl Cache {
                             announcer.tell_at_once(&error);
                             return Err(error);
                         }
+                    }
+                    taken = taken.wrapping_add(1);
+                    if let Some(page) = page {
+                        page.page().tell_lines(taken, refused);
                     }
                 }
                 changed = grown.changed() => match changed {
@@ -416,13 +423,18 @@ impl Cache {
         let charged = self.0.budget.client(&client).charge(ServicePage::BYTES, "pins page");
         let charge = charged.inspect_err(|error| tracing::info!("attach: {}", error.message()));
         let limits = &self.0.quotas.limits;
+        // Tables from shared memory have no lease that could be revoked or counted.
         let limits = PageLimits {
             quota_bytes: limits.quota_bytes,
-            // Tables in shared memory have no lease that could be revoked or counted.
             tables_are_requested: limits.slow_after.is_some(),
+            timeframes_are_requested: limits.slow_after.is_some()
+                || limits.quota_timeframes.is_some(),
         };
         let (charge, page) = (charge.ok()?, publisher.open_page(&session.id, limits)?);
         let (consumer, pid) = (session.consumer.clone(), peer.pid);
+        // Those that were registered while no session read the directory.
+        let timeframes = Arc::clone(&self.0.timeframes);
+        drop(tokio::task::spawn_blocking(move || timeframes.publish_all()));
         Some(LocalSession { page, _charge: charge, consumer, pid })
     }
 
@@ -442,14 +454,20 @@ impl Cache {
                 true => Ok(()),
                 false => Err(CacheError::LeaseEnded),
             },
-            ClientMessage::Delivered { timeframe, consumer } => {
+            ClientMessage::Delivered { timeframe: id, consumer, registration } => {
                 let consumer = name(consumer)?;
-                let timeframe = self.0.timeframes.get(timeframe)?;
+                let timeframe = self.0.timeframes.get(id)?;
+                if registration.is_some_and(|number| !timeframe.is_registration(number)) {
+                    return Err(CacheError::UnknownTimeframe { timeframe: id });
+                }
                 timeframe.check_reader(&consumer)?;
                 timeframe.set_delivered(&consumer);
+                if registration.is_some() {
+                    self.note_taken(&timeframe, &consumer);
+                }
                 Ok(())
             }
-            ClientMessage::Consumed { done, consumer } => {
+            ClientMessage::Consumed { done, consumer, registration } => {
                 let consumer = name(consumer)?;
                 let consumed = match done {
                     Done::One(timeframe) => Consumed::One { timeframe, consumer },
@@ -457,8 +475,22 @@ impl Cache {
                         Consumed::Below { oldest_possible, consumer }
                     }
                 };
-                self.consumed(&consumed).map(|_| ())
+                self.consumed_by_line(&consumed, registration).map(|_| ())
             }
+        }
+    }
+
+    /// Counts and logs the table of a timeframe that a consumer took from shared memory.
+    fn note_taken(&self, timeframe: &Timeframe, consumer: &str) {
+        self.0.counters.local_timeframes.add(1);
+        if let Some((content, pins)) = timeframe.content() {
+            let request = Requester {
+                timeframe: Some(timeframe.id()),
+                consumer: Some(consumer),
+                session: true,
+            };
+            let rows = timeframe.registration.plan.rows() as u64;
+            record(rows, &pins, &content, &request, Duration::ZERO);
         }
     }
 }

@@ -14,8 +14,9 @@ use crate::cache::holders::lease::Leases;
 use crate::cache::holders::limits::ConsumerLimits;
 use crate::cache::holders::quota::ConsumerQuotas;
 use crate::cache::holders::timeframe::Timeframes;
+use crate::cache::holders::timeframe_publisher::TimeframePublisher;
 use crate::cache::memory::publish::{Description, Verified};
-use crate::cache::memory::residency::Residency;
+use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::cache::restart::{
     DescriptorStore, Inheritance, InheritedObjects, LogRecord, RestartState, SavedTimelines,
     segment_name,
@@ -250,7 +251,7 @@ impl CacheBuilder {
         let quotas = self.consumer_quotas(&counters);
         // Only processes of the host may map its memory.
         let publisher = (self.local_plane && !pool.is_of_host())
-            .then(|| Publisher::new(Arc::clone(&catalog), Arc::clone(&residency)));
+            .then(|| publisher_of(&catalog, &residency, &quotas.timeframes));
         let background = Background {
             kept: kept.as_ref(),
             publisher: publisher.as_ref(),
@@ -369,6 +370,20 @@ impl CacheBuilder {
             runs: std::mem::take(&mut self.runs),
         }
     }
+}
+
+/// Publishes timelines and timeframes for consumers that read the directory.
+fn publisher_of(
+    catalog: &Arc<Catalog>,
+    residency: &Arc<Residency>,
+    timeframes: &Arc<Timeframes>,
+) -> Arc<Publisher> {
+    let publisher = Publisher::new(Arc::clone(catalog), Arc::clone(residency));
+    let of_timeframes = TimeframePublisher::new(Arc::clone(&publisher), Arc::clone(residency));
+    timeframes.set_publisher(of_timeframes);
+    let reclaimable: Arc<dyn Reclaimable> = Arc::clone(timeframes) as _;
+    residency.add_reclaimable(Arc::downgrade(&reclaimable));
+    publisher
 }
 
 /// The state that a later process takes over; `None` without a store.

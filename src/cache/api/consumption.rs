@@ -31,7 +31,7 @@ impl Cache {
         {
             self.0.timeframes.set_watermark_back(consumer, *oldest_possible);
         }
-        self.report_consumed(consumed, budget)
+        self.report_consumed(consumed, None, budget)
     }
 
     /// Reports that a consumer has consumed one timeframe, or all timeframes below an id.
@@ -39,18 +39,32 @@ impl Cache {
     /// # Errors
     /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
     pub fn consumed(&self, consumed: &Consumed) -> Result<ConsumedAnswer, CacheError> {
-        self.report_consumed(consumed, &ClientBudget::default())
+        self.report_consumed(consumed, None, &ClientBudget::default())
+    }
+
+    /// Like [`consumed`](Self::consumed), for an attached process. A timeframe must be that of the
+    /// registration, if one is given.
+    ///
+    /// # Errors
+    /// As [`consumed`](Self::consumed).
+    pub(super) fn consumed_by_line(
+        &self,
+        consumed: &Consumed,
+        registration: Option<u64>,
+    ) -> Result<ConsumedAnswer, CacheError> {
+        self.report_consumed(consumed, registration, &ClientBudget::default())
     }
 
     fn report_consumed(
         &self,
         consumed: &Consumed,
+        registration: Option<u64>,
         budget: &ClientBudget,
     ) -> Result<ConsumedAnswer, CacheError> {
         let CacheInner { timeframes, leases, .. } = &*self.0;
         let dropped = match consumed {
             Consumed::One { timeframe, consumer } => {
-                let dropped = timeframes.consumed(*timeframe, consumer)?;
+                let dropped = timeframes.consumed(*timeframe, consumer, registration)?;
                 leases.end_reader(*timeframe, consumer);
                 dropped.into_iter().collect()
             }

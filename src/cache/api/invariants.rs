@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  places    no place is both free and in use; each published one is the block of one object, or of the
-//!            snapshot of a timeline
+//!            snapshot of a timeline, or of the table of a timeframe
 //!  bytes     used == bytes of taken places; pinned == bytes of objects with pins
 //!  pins      of each object == pins in the sets of leases, timeframes, reservations, in_use
 //!  books     each lease is listed in its indexes; each pins page belongs to a session
@@ -101,7 +101,8 @@ impl Cache {
             faults.insert(name, fault);
         }
         let snapshots = inner.publisher.as_ref().map(|publisher| publisher.locations());
-        let snapshots = snapshots.unwrap_or_default();
+        let mut snapshots = snapshots.unwrap_or_default();
+        snapshots.extend(inner.timeframes.table_locations());
         faults.extend(faults_of_places(&residents, &snapshots, &survey.taken, keeping));
         let sums = inner.residency.faults_of_sums(&residents);
         faults.extend(sums.into_iter().map(|(name, fault)| (name.to_owned(), fault)));

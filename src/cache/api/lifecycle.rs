@@ -16,6 +16,7 @@ impl Cache {
     /// Refuses new work from now on.
     pub fn drain(&self) {
         self.0.draining.cancel();
+        self.0.timeframes.withdraw_all();
     }
 
     /// Shuts down: refuses new work, and ends all sessions, leases and timeframes. If a descriptor

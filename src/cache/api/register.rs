@@ -15,11 +15,14 @@ use crate::cache::holders::timeframe::{LoadState, Registered, Registration, Time
 use crate::cache::holders::timeframe_load::load_timeframe;
 use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::memory::reservations::Claim;
+use crate::cache::tables::column_sets::{ColumnSet, SchemaKey, TableSchema};
 use crate::cache::tables::loader::{MAX_RETRY, MIN_RETRY};
 use crate::cache::tables::plan::Plan;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::error::Coded as _;
-use crate::table::{PutAnswer, Register, Request, TableRows, TimeframeState};
+use crate::table::{
+    Encoding, PutAnswer, Register, Request, TableRequest, TableRows, TimeframeState,
+};
 
 /// First pause before a timeframe that failed to load is retried.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -116,7 +119,9 @@ impl Cache {
         let versions = Arc::clone(plan.versions());
         self.0.loader.check_known_sizes(&*versions)?;
         let consumers = register.consumers.clone();
-        let registration = Registration { timeframe, columns, consumers, plan, charge };
+        let plane_schema = self.plane_schema(&plan, &columns);
+        let registration =
+            Registration { timeframe, columns, consumers, plan, plane_schema, charge };
         let timeframes = &self.0.timeframes;
         // A timeframe that is in flight already needs no further reservation.
         if let Some(known) = timeframes.known(&registration)? {
@@ -134,6 +139,19 @@ impl Cache {
                 total_bytes: self.0.pool.total_bytes(),
             }),
         }
+    }
+
+    /// The schema of the table of a timeframe in the form that clients request by default; `None` if
+    /// they must request it: it has errors to report, or no consumer reads shared memory.
+    fn plane_schema(&self, plan: &Plan, columns: &Arc<ColumnSet>) -> Option<Arc<TableSchema>> {
+        self.0.publisher.as_ref()?;
+        let request = TableRequest::new().timeframe(0).encoding(Encoding::RunEnd).build().ok()?;
+        self.0.columns.check_missing(plan, &request).ok()?;
+        let rows = plan.table_rows();
+        let key = SchemaKey::new(&request, rows.timestamps.has_nulls(), true, false);
+        let null_keys = rows.keys.iter().filter(|(_, key)| key.has_nulls());
+        let key = key.with_null_keys(null_keys.map(|(name, _)| Arc::clone(name)).collect());
+        Some(self.table_schema(key, columns))
     }
 
     /// Waits for a place in the order of arrival: a large registration is not overtaken by small
@@ -220,8 +238,9 @@ impl Cache {
                 {
                     let message = error.message();
                     tracing::warn!(timeframe = timeframe.id(), "not loaded yet: {message}");
+                    // Requests for its table report the error.
+                    timeframe.set_failed();
                     if !error.kind().is_transient() {
-                        // Requests for its table report the error.
                         timeframe.give_up_claim();
                         return;
                     }

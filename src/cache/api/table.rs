@@ -23,7 +23,7 @@ use crate::cache::holders::timeframe::{Registration, Timeframe};
 use crate::cache::holders::timeframe_load::assembled;
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest;
-use crate::cache::tables::audit_log::record;
+use crate::cache::tables::audit_log::{Requester, record};
 use crate::cache::tables::column_sets::{
     ColumnSet, Instance, SchemaKey, StreamSchema, TableSchema,
 };
@@ -241,7 +241,8 @@ impl Cache {
             Ok(answer) => {
                 let took = asked.elapsed();
                 counters.timings.answer.observe(took);
-                record(answer.rows, &answer.pins, &answer.content, request, took);
+                let requester = Requester::of(request);
+                record(answer.rows, &answer.pins, &answer.content, &requester, took);
                 counters.tables.add(1);
                 counters.rows.add(answer.rows);
                 self.publish_for(request, when);

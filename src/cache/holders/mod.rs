@@ -12,3 +12,4 @@ pub(crate) mod polls;
 pub(crate) mod quota;
 pub(crate) mod timeframe;
 pub(crate) mod timeframe_load;
+pub(crate) mod timeframe_publisher;

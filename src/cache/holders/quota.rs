@@ -115,7 +115,7 @@ impl ConsumerQuotas {
         for (timeframe, late) in self.timeframes.newly_slow(now, after) {
             said(&late);
             // The consumer can have consumed it meanwhile.
-            if revoke && self.timeframes.consumed(timeframe, &late.consumer).is_ok() {
+            if revoke && self.timeframes.consumed(timeframe, &late.consumer, None).is_ok() {
                 self.leases.revoke_reader(timeframe, &late.consumer);
                 self.counters.slow_revoked.add(1);
             }

@@ -8,7 +8,8 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::futures::Notified;
@@ -17,14 +18,22 @@ use tokio::sync::{Notify, watch};
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::CacheError;
 use crate::cache::holders::limits::SlowHolder;
+use crate::cache::holders::timeframe_publisher::{
+    TableContent, TimeframePublication, TimeframePublisher,
+};
 use crate::cache::memory::object::PinSet;
 use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::memory::reservations::Claim;
-use crate::cache::tables::column_sets::ColumnSet;
+use crate::cache::memory::residency::Reclaimable;
+use crate::cache::tables::column_sets::{ColumnSet, TableSchema};
 use crate::cache::tables::plan::{Assembled, Plan};
+use crate::cache::tables::plan_objects::content_of;
 use crate::clock::{Clock, Moment};
+use crate::shm::{BlockLocation, ConsumerMark};
 use crate::sync::{Mutex, MutexGuard};
-use crate::table::{ColumnRequest, ConsumerState, RequestLimits, TimeframeState, TimeframeStatus};
+use crate::table::{
+    ColumnRequest, ConsumerState, Content, RequestLimits, TimeframeState, TimeframeStatus,
+};
 use crate::telemetry::Counters;
 
 /// The content of a registered timeframe.
@@ -35,6 +44,8 @@ pub(crate) struct Registration {
     /// The consumers that it is registered for; if empty, those that request it.
     pub(crate) consumers: Vec<String>,
     pub(crate) plan: Plan,
+    /// Schema of the table for consumers that take it from shared memory; `None`: they request it.
+    pub(crate) plane_schema: Option<Arc<TableSchema>>,
     /// Budget for its timestamps and names, charged to the client that registered it.
     #[expect(dead_code, reason = "held for its drop")]
     pub(crate) charge: Charge,
@@ -61,6 +72,10 @@ pub(crate) struct Timeframe {
     /// Earlier tables with objects in lost segments, for the consumers that have received them.
     /// Locked after `consumers`.
     earlier: Mutex<Vec<Arc<Assembled>>>,
+    /// The timeframe in the directory, if consumers may find it there. Locked after `consumers`.
+    publication: Option<TimeframePublication>,
+    /// The last load has failed.
+    has_failed: AtomicBool,
 }
 
 /// The progress of a consumer with a timeframe.
@@ -82,13 +97,18 @@ impl TimeframeConsumer {
 }
 
 impl Timeframe {
-    fn new(registration: Registration, claim: Claim, clock: Clock) -> Self {
+    fn new(
+        registration: Registration,
+        claim: Claim,
+        clock: Clock,
+        publication: Option<TimeframePublication>,
+    ) -> Self {
         let waiting = TimeframeConsumer::new(ConsumerState::Waiting, None);
         let consumers = registration.consumers.iter().map(|name| (name.clone(), waiting));
         let consumers = Mutex::new(consumers.collect());
         let (load, claim) = (watch::Sender::new(LoadState::Loading), Mutex::new(claim));
-        let earlier = Mutex::default();
-        Self { registration, load, claim, clock, consumers, earlier }
+        let (earlier, has_failed) = (Mutex::default(), AtomicBool::new(false));
+        Self { registration, load, claim, clock, consumers, earlier, publication, has_failed }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
@@ -138,6 +158,91 @@ impl Timeframe {
         for reader in self.consumers().values_mut() {
             reader.since = reader.since.or(now);
         }
+        self.has_failed.store(false, Ordering::Release);
+        self.publish();
+    }
+
+    /// Publishes it for consumers that read the directory, as far as it is there: its state, and its
+    /// table. Can be repeated.
+    pub(crate) fn publish(&self) {
+        let Some(publication) = &self.publication else { return };
+        if !publication.enter() {
+            return;
+        }
+        if self.has_failed.load(Ordering::Acquire) {
+            return publication.withdraw(false);
+        }
+        let LoadState::Ready(assembled) = self.load.borrow().clone() else { return };
+        let Registration { timeframe, consumers, plan, plane_schema, .. } = &self.registration;
+        let draft = plane_schema.as_ref().and_then(|schema| {
+            let (timeframe, assembled) = (*timeframe, &assembled);
+            publication.make(TableContent { timeframe, consumers, plan, schema, assembled })
+        });
+        let unused = {
+            let progress = self.consumers();
+            // Withdrawn meanwhile: the next table is published instead.
+            let is_current = match &*self.load.borrow() {
+                LoadState::Ready(current) => Arc::ptr_eq(current, &assembled),
+                LoadState::Loading | LoadState::Gone => false,
+            };
+            let mark = |name: &String| {
+                progress.get(name).map_or(ConsumerMark::Waiting, |reader| mark_of(reader.state))
+            };
+            match is_current {
+                true => publication.name(draft, consumers.iter().map(mark)),
+                false => draft,
+            }
+        };
+        // Without locks: retiring a block can take time.
+        drop(unused);
+    }
+
+    /// Its load has failed: requests for its table report the error.
+    pub(crate) fn set_failed(&self) {
+        self.has_failed.store(true, Ordering::Release);
+        if let Some(publication) = &self.publication {
+            publication.withdraw(false);
+        }
+    }
+
+    /// Its table and the pins of its objects, if all are pinned.
+    pub(crate) fn content(&self) -> Option<(Content, Arc<PinSet>)> {
+        match &*self.load.borrow() {
+            LoadState::Ready(assembled) => {
+                let content = content_of(&self.registration.plan, assembled);
+                Some((content, Arc::clone(&assembled.pins)))
+            }
+            LoadState::Loading | LoadState::Gone => None,
+        }
+    }
+
+    /// Whether a consumer that took its table from shared memory took the one of this registration.
+    pub(crate) fn is_registration(&self, number: u64) -> bool {
+        self.publication.as_ref().is_some_and(|one| one.registration() == number)
+    }
+
+    /// Tells consumers that read the directory about the progress of one of them.
+    fn tell_progress(&self, consumer: &str, state: ConsumerState) {
+        let Some(publication) = &self.publication else { return };
+        let mut names = self.registration.consumers.iter();
+        if let Some(number) = names.position(|name| name == consumer) {
+            publication.set_consumer(number, mark_of(state));
+        }
+    }
+
+    /// Frees the memory of its published table; consumers request it from then on.
+    fn withdraw_table(&self) {
+        if let Some(publication) = &self.publication {
+            publication.withdraw(false);
+        }
+    }
+
+    /// No consumer finds it in the directory from now on. Called under the lock under which it leaves
+    /// the timeframes in flight: another one with its id can be registered afterwards.
+    fn leave_directory(&self) {
+        if let Some(publication) = &self.publication {
+            publication.leave();
+        }
     }
 
     /// Withdraws its table if objects of it lie in a lost segment, so that it is loaded again: true
@@ -156,6 +261,9 @@ impl Timeframe {
             true
         });
         let Some(withdrawn) = withdrawn else { return false };
+        if let Some(publication) = &self.publication {
+            publication.withdraw(true);
+        }
         let mut is_kept = false;
         for reader in consumers.values_mut() {
             reader.has_earlier |= reader.state == ConsumerState::Delivered;
@@ -179,6 +287,10 @@ impl Timeframe {
     /// Marks it as dropped: releases its pins and stops its load.
     fn set_gone(&self) {
         let before = self.load.send_replace(LoadState::Gone);
+        if let Some(publication) = &self.publication {
+            publication.leave();
+            publication.release();
+        }
         self.give_up_claim();
         self.let_go_earlier();
         if let LoadState::Ready(assembled) = before {
@@ -214,6 +326,7 @@ impl Timeframe {
         let reader = consumers.entry(consumer.to_owned()).or_insert(waiting);
         if reader.state == ConsumerState::Waiting {
             *reader = TimeframeConsumer::new(ConsumerState::Delivered, Some(self.clock.now()));
+            self.tell_progress(consumer, ConsumerState::Delivered);
         }
     }
 
@@ -222,6 +335,7 @@ impl Timeframe {
         let mut consumers = self.consumers();
         consumers
             .insert(consumer.to_owned(), TimeframeConsumer::new(ConsumerState::Consumed, None));
+        self.tell_progress(consumer, ConsumerState::Consumed);
         let is_done = consumers.values().all(|reader| reader.state == ConsumerState::Consumed);
         if !consumers.values().any(|reader| reader.has_earlier) {
             drop(consumers);
@@ -301,6 +415,15 @@ impl Timeframe {
     }
 }
 
+/// The progress of a consumer, for its record in a published table.
+fn mark_of(state: ConsumerState) -> ConsumerMark {
+    match state {
+        ConsumerState::Waiting => ConsumerMark::Waiting,
+        ConsumerState::Delivered => ConsumerMark::Delivered,
+        ConsumerState::Consumed => ConsumerMark::Consumed,
+    }
+}
+
 /// All timeframes in flight, and the progress of each consumer.
 #[derive(Debug)]
 pub(crate) struct Timeframes {
@@ -309,6 +432,10 @@ pub(crate) struct Timeframes {
     state: Mutex<TimeframeMap>,
     /// Notified when a timeframe is dropped.
     freed: Notify,
+    /// Publishes them, if consumers may read the directory.
+    publisher: OnceLock<Arc<TimeframePublisher>>,
+    /// Their tables are requested from now on.
+    withdrawn: AtomicBool,
 }
 
 /// The timeframes in flight by id, and the watermark of each consumer.
@@ -331,7 +458,40 @@ pub(crate) enum Registered {
 
 impl Timeframes {
     pub(crate) fn new(clock: Clock, counters: Arc<Counters>) -> Self {
-        Self { clock, counters, state: Mutex::default(), freed: Notify::new() }
+        let (publisher, withdrawn) = (OnceLock::new(), AtomicBool::new(false));
+        let (state, freed) = (Mutex::default(), Notify::new());
+        Self { clock, counters, state, freed, publisher, withdrawn }
+    }
+
+    /// Publishes the timeframes that are registered from now on.
+    pub(crate) fn set_publisher(&self, publisher: Arc<TimeframePublisher>) {
+        let _ = self.publisher.set(publisher);
+    }
+
+    /// The publication of a new timeframe.
+    fn publication(&self, timeframe: u64) -> Option<TimeframePublication> {
+        let is_withdrawn = self.withdrawn.load(Ordering::Acquire);
+        let publisher = self.publisher.get().filter(|_| !is_withdrawn)?;
+        Some(TimeframePublication::new(publisher, timeframe))
+    }
+
+    /// Publishes all timeframes, for a session that begins to read the directory.
+    pub(crate) fn publish_all(&self) {
+        self.all().iter().for_each(|timeframe| timeframe.publish());
+    }
+
+    /// Consumers request all tables from now on.
+    pub(crate) fn withdraw_all(&self) {
+        self.withdrawn.store(true, Ordering::Release);
+        for timeframe in self.all() {
+            timeframe.leave_directory();
+        }
+    }
+
+    /// Locations of the published tables.
+    pub(crate) fn table_locations(&self) -> Vec<BlockLocation> {
+        let location = |timeframe: &Arc<Timeframe>| timeframe.publication.as_ref()?.location();
+        self.all().iter().filter_map(location).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, TimeframeMap> {
@@ -365,7 +525,9 @@ impl Timeframes {
         if let Some(timeframe) = state.known(&registration)? {
             return Ok(Registered::Known(timeframe));
         }
-        let timeframe = Arc::new(Timeframe::new(registration, claim, self.clock.clone()));
+        let publication = self.publication(registration.timeframe);
+        let timeframe = Timeframe::new(registration, claim, self.clock.clone(), publication);
+        let timeframe = Arc::new(timeframe);
         self.counters.timeframes_registered.add(1);
         let mut done = false;
         for name in &timeframe.registration.consumers {
@@ -378,6 +540,8 @@ impl Timeframes {
             return Ok(Registered::Consumed(timeframe));
         }
         state.in_flight.insert(timeframe.id(), Arc::clone(&timeframe));
+        drop(state);
+        timeframe.publish();
         Ok(Registered::New(timeframe))
     }
 
@@ -389,7 +553,8 @@ impl Timeframes {
         found.ok_or(CacheError::UnknownTimeframe { timeframe })
     }
 
-    /// Records that `consumer` has consumed `timeframe`. Returns the timeframe if this dropped it.
+    /// Records that `consumer` has consumed `timeframe`, that of a registration if one is given.
+    /// Returns the timeframe if this dropped it.
     ///
     /// # Errors
     /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownConsumer`].
@@ -397,6 +562,7 @@ impl Timeframes {
         &self,
         timeframe: u64,
         consumer: &str,
+        registration: Option<u64>,
     ) -> Result<Option<Arc<Timeframe>>, CacheError> {
         let mut state = self.state();
         let Some(entry) = state.in_flight.get(&timeframe) else {
@@ -406,6 +572,9 @@ impl Timeframes {
             }
             return Err(CacheError::UnknownTimeframe { timeframe });
         };
+        if registration.is_some_and(|number| !entry.is_registration(number)) {
+            return Err(CacheError::UnknownTimeframe { timeframe });
+        }
         match entry.check_reader(consumer) {
             Ok(()) => {}
             Err(CacheError::AlreadyConsumed { .. }) => return Ok(None),
@@ -414,7 +583,7 @@ impl Timeframes {
         if !entry.set_consumed(consumer) {
             return Ok(None);
         }
-        let dropped = state.in_flight.remove(&timeframe);
+        let dropped = state.remove(timeframe);
         drop(state);
         self.let_go(dropped.as_slice());
         Ok(dropped)
@@ -452,7 +621,7 @@ impl Timeframes {
         let mut dropped = Vec::new();
         for timeframe in &below {
             if timeframe.set_consumed(consumer) {
-                dropped.extend(state.in_flight.remove(&timeframe.id()));
+                dropped.extend(state.remove(timeframe.id()));
             }
         }
         drop(state);
@@ -481,7 +650,7 @@ impl Timeframes {
     /// # Errors
     /// [`CacheError::UnknownTimeframe`].
     pub(crate) fn drop_timeframe(&self, timeframe: u64) -> Result<Arc<Timeframe>, CacheError> {
-        let dropped = self.state().in_flight.remove(&timeframe);
+        let dropped = self.state().remove(timeframe);
         self.let_go(dropped.as_slice());
         dropped.ok_or(CacheError::UnknownTimeframe { timeframe })
     }
@@ -500,7 +669,8 @@ impl Timeframes {
             earlier.iter().map(|table| Arc::clone(&table.pins)).collect::<Vec<_>>()
         });
         let now = all.iter().filter_map(pins).chain(all.iter().map(claimed));
-        now.chain(earlier).collect()
+        let published = self.publisher.get().map(|publisher| publisher.pin_sets());
+        now.chain(earlier).chain(published.unwrap_or_default()).collect()
     }
 
     /// How long `consumer` has held its oldest delivered timeframe.
@@ -541,7 +711,11 @@ impl Timeframes {
     }
 
     pub(crate) fn clear(&self) {
-        let dropped = std::mem::take(&mut self.state().in_flight);
+        let dropped = {
+            let mut state = self.state();
+            state.in_flight.values().for_each(|timeframe| timeframe.leave_directory());
+            std::mem::take(&mut state.in_flight)
+        };
         dropped.values().for_each(|timeframe| timeframe.set_gone());
         self.freed.notify_waiters();
     }
@@ -562,7 +736,26 @@ struct Watermark {
     charge: Charge,
 }
 
+impl Reclaimable for Timeframes {
+    fn bytes(&self) -> u64 {
+        self.publisher.get().map_or(0, |publisher| publisher.table_bytes())
+    }
+
+    fn reclaim_all(&self) {
+        if self.bytes() > 0 {
+            self.all().iter().for_each(|timeframe| timeframe.withdraw_table());
+        }
+    }
+}
+
 impl TimeframeMap {
+    /// Takes a timeframe out of those in flight. No consumer finds it any more.
+    fn remove(&mut self, timeframe: u64) -> Option<Arc<Timeframe>> {
+        let removed = self.in_flight.remove(&timeframe)?;
+        removed.leave_directory();
+        Some(removed)
+    }
+
     fn set_watermark(
         &mut self,
         consumer: &str,

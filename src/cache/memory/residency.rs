@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
@@ -28,7 +28,7 @@ use crate::cache::restart::{LogRecord, ObjectLog};
 use crate::object::ObjectId;
 use crate::shm::{Pool, PoolError, Reservation};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::telemetry::Counters;
 
 const SHARDS: usize = 64;
@@ -54,7 +54,7 @@ pub(crate) struct Residency {
     gone: AtomicU64,
     /// Notified whenever memory may have become free.
     freed: Notify,
-    reclaimable: OnceLock<Weak<dyn Reclaimable>>,
+    reclaimable: RwLock<Vec<Weak<dyn Reclaimable>>>,
     /// Objects in condemned segments that have a successor in the map.
     abandoned: Mutex<Vec<Weak<Resident>>>,
 }
@@ -139,7 +139,7 @@ impl Residency {
             began: Instant::now(),
             gone: AtomicU64::new(0),
             freed: Notify::new(),
-            reclaimable: OnceLock::new(),
+            reclaimable: RwLock::default(),
             abandoned: Mutex::default(),
         })
     }
@@ -208,9 +208,7 @@ impl Residency {
             exhausted = self.evict_bytes(wanted_bytes) < wanted_bytes;
             if exhausted || wanted_bytes >= MANY_TIMES.saturating_mul(Pool::charge(size_bytes)) {
                 // A reclaimable block may separate free ranges; it can be made again.
-                if let Some(reclaimable) = self.reclaimable() {
-                    reclaimable.reclaim_all();
-                }
+                self.reclaim_all();
             }
             // The evicted memory may be scattered, or an object pinned again: evict more.
             wanted_bytes = wanted_bytes.saturating_mul(2);
@@ -225,11 +223,13 @@ impl Residency {
     /// Evicts at least `wanted_bytes`, or everything that is not pinned. Returns the evicted bytes.
     fn evict_bytes(&self, wanted_bytes: u64) -> u64 {
         let in_use = self.pool.recently_used_slots();
+        let mut left = in_use.left();
         let (mut bytes, mut used) = (0, Vec::new());
         while bytes < wanted_bytes
             && let Some(resident) = self.eviction_queues.evict()
         {
-            if in_use.binary_search(&resident.block().generation()).is_ok() {
+            let block = resident.block();
+            if in_use.keep(block.generation(), block.size_bytes(), &mut left) {
                 used.push(resident);
                 continue;
             }
@@ -241,13 +241,18 @@ impl Residency {
         bytes
     }
 
-    /// Sets the blocks that are freed when objects need the memory. Called once.
-    pub(crate) fn set_reclaimable(&self, reclaimable: Weak<dyn Reclaimable>) {
-        let _ = self.reclaimable.set(reclaimable);
+    /// Adds blocks that are freed when objects need the memory.
+    pub(crate) fn add_reclaimable(&self, reclaimable: Weak<dyn Reclaimable>) {
+        self.reclaimable.write().push(reclaimable);
     }
 
-    fn reclaimable(&self) -> Option<Arc<dyn Reclaimable>> {
-        self.reclaimable.get()?.upgrade()
+    fn reclaimable(&self) -> Vec<Arc<dyn Reclaimable>> {
+        self.reclaimable.read().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Frees all blocks that hold no objects.
+    fn reclaim_all(&self) {
+        self.reclaimable().iter().for_each(|reclaimable| reclaimable.reclaim_all());
     }
 
     /// Removes the objects that `which` selects from the eviction queues. Unless pinned, they are
@@ -317,10 +322,8 @@ impl Residency {
             resident.block().invalidate_if_overwritten();
         }
         self.unlist(Resident::is_condemned);
-        if let Some(reclaimable) = self.reclaimable() {
-            // Published snapshots may name them.
-            reclaimable.reclaim_all();
-        }
+        // Published snapshots may name them.
+        self.reclaim_all();
         self.notify_freed();
     }
 
@@ -411,7 +414,8 @@ impl Residency {
 
     /// Bytes that no eviction frees: pinned, reserved, or taken by a load. A lower bound.
     pub(crate) fn unevictable_bytes(&self) -> u64 {
-        let reclaimable = self.reclaimable().map_or(0, |reclaimable| reclaimable.bytes());
+        let reclaimable = self.reclaimable();
+        let reclaimable = reclaimable.iter().map(|reclaimable| reclaimable.bytes()).sum::<u64>();
         // An object pinned again stays in its eviction queue.
         let evictable = self.eviction_queues.bytes().saturating_add(reclaimable);
         self.pool.used_bytes().saturating_sub(evictable).max(self.pinned_bytes())

@@ -48,12 +48,32 @@ impl<'a> ServedRows<'a> {
     }
 }
 
+/// The receiver of a table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Requester<'a> {
+    pub(crate) timeframe: Option<u64>,
+    pub(crate) consumer: Option<&'a str>,
+    /// Whether the table is for a session.
+    pub(crate) session: bool,
+}
+
+impl<'a> Requester<'a> {
+    pub(crate) fn of(request: &'a Request) -> Self {
+        let timeframe = match &request.when {
+            When::Timeframe(timeframe) => Some(*timeframe),
+            _ => None,
+        };
+        let consumer = request.consumer.as_deref();
+        Self { timeframe, consumer, session: request.session.is_some() }
+    }
+}
+
 /// Writes the line of a table.
 pub(crate) fn record(
     rows: u64,
     pins: &PinSet,
     content: &Content,
-    request: &Request,
+    requester: &Requester<'_>,
     took: Duration,
 ) {
     if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
@@ -62,15 +82,12 @@ pub(crate) fn record(
     let versions = served(content);
     let bytes: u64 = pins.pins().iter().map(|pin| pin.payload().len() as u64).sum();
     let (first, last) = times(content);
-    let timeframe = match &request.when {
-        When::Timeframe(timeframe) => Some(*timeframe),
-        _ => None,
-    };
+    let Requester { timeframe, consumer, session } = *requester;
     tracing::info!(
         target: TARGET,
         timeframe,
-        consumer = request.consumer.as_deref(),
-        session = request.session.is_some(),
+        consumer,
+        session,
         rows,
         first,
         last,

@@ -13,6 +13,7 @@ use std::hash::BuildHasher;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow_schema::SchemaRef;
 use foldhash::fast::RandomState;
@@ -35,6 +36,9 @@ const MAX_BYTES: usize = 16 << 20;
 const MAX_SET_BYTES: usize = 8 << 20;
 /// Maximum number of schemas of one set.
 const MAX_SCHEMAS: usize = 64;
+
+/// Number of the next schema.
+static NEXT_SCHEMA: AtomicU64 = AtomicU64::new(1);
 
 /// The columns of tables. Dereferences to them.
 #[derive(Debug)]
@@ -93,6 +97,8 @@ impl ColumnSet {
 #[derive(Debug)]
 pub(crate) struct TableSchema {
     key: SchemaKey,
+    /// Unique in the process.
+    pub(crate) number: u64,
     /// Its lease and timeframe are placeholders.
     pub(crate) layout: Arc<TableLayout>,
     /// Its metadata lack the lease and the timeframe.
@@ -259,7 +265,8 @@ impl TableSchema {
         let schema_message = SchemaMessage::new(&layout);
         let schema = layout.schema_of(&layout.schema(), None, None);
         let (layout, dictionaries) = (Arc::new(layout), Arc::default());
-        Self { key, layout, schema, schema_message, dictionaries }
+        let number = NEXT_SCHEMA.fetch_add(1, Ordering::Relaxed);
+        Self { key, number, layout, schema, schema_message, dictionaries }
     }
 
     /// Memory in bytes: the schema exists three times, encoded, as an Arrow schema, and as the

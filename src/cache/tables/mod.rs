@@ -12,6 +12,7 @@ pub(crate) mod loader;
 mod lock_selection;
 mod object_load;
 pub(crate) mod plan;
+pub(crate) mod plan_objects;
 mod planning;
 pub(crate) mod run_information;
 mod run_times;

@@ -28,8 +28,8 @@ use crate::index::State;
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectPath, Query};
 use crate::shm::{
-    AskReason, BlockLocation, Directory, PageLimits, PublishedSnapshot, ServicePage, SnapshotSpan,
-    UseSample,
+    AskReason, BlockLocation, Directory, EntryCounts, PageLimits, PublishedSnapshot, ServicePage,
+    SnapshotSpan, UseSample,
 };
 use crate::sync::{Mutex, MutexGuard};
 
@@ -39,6 +39,8 @@ const MEMORY_SHARE: u64 = 8;
 const MEMORY_PER_ENTRY: u64 = 8192;
 /// Maximum number of entries of a directory: 512 KiB.
 const MAX_ENTRIES: u64 = 16_384;
+/// Maximum number of entries for timeframes: 128 KiB.
+const MAX_TIMEFRAME_ENTRIES: u64 = 4_096;
 /// Time in which requests are gathered before their snapshots are made.
 const GATHER: Duration = Duration::from_millis(1);
 /// Making snapshots takes at most one part in this many of all time.
@@ -182,9 +184,9 @@ impl Publisher {
             state: Mutex::default(),
         });
         let pool = residency.pool();
-        pool.set_aside(Directory::bytes_for(entries(pool.total_bytes())));
+        pool.set_aside(entries(pool.total_bytes()).bytes());
         let reclaimable: Arc<dyn Reclaimable> = publisher.clone();
-        residency.set_reclaimable(Arc::downgrade(&reclaimable));
+        residency.add_reclaimable(Arc::downgrade(&reclaimable));
         publisher
     }
 
@@ -230,6 +232,14 @@ impl Publisher {
             }
         });
         made.as_ref()
+    }
+
+    /// The directory, if a session reads it.
+    pub(crate) fn directory_of_readers(&self) -> Option<&Arc<Directory>> {
+        if self.pages() == 0 {
+            return None;
+        }
+        self.directory()
     }
 
     /// A pins page for a session; `None` if the system provides none: the session then asks the
@@ -408,6 +418,7 @@ impl Publisher {
                 page.watched().for_each(|entry| self.watched(entry));
                 tokio::task::yield_now().await;
             }
+            self.residency.pool().release_kept();
         }
     }
 
@@ -460,8 +471,9 @@ impl Publisher {
 }
 
 /// Entries of the directory for this much memory.
-fn entries(memory_bytes: u64) -> u32 {
-    (memory_bytes / MEMORY_PER_ENTRY).clamp(1, MAX_ENTRIES) as u32
+fn entries(memory_bytes: u64) -> EntryCounts {
+    let entries = |most| (memory_bytes / MEMORY_PER_ENTRY).clamp(1, most) as u32;
+    EntryCounts { paths: entries(MAX_ENTRIES), timeframes: entries(MAX_TIMEFRAME_ENTRIES) }
 }
 
 /// The spans of a timeline whose objects are in memory.

@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+#[cfg(feature = "client")]
+use rustix::net::SendFlags;
 
 use super::fork::ForkGuard;
 use super::wire::{
@@ -78,8 +80,8 @@ pub struct Attachment {
     shared: Arc<AttachShared>,
     listener: Option<JoinHandle<()>>,
     guard: ForkGuard,
-    /// Lines are sent one at a time.
-    sending: Mutex<()>,
+    /// Number of lines sent after the hello, modulo 2^32. Lines are sent one at a time.
+    sending: Mutex<u32>,
 }
 
 /// The state of a session that its reader thread updates.
@@ -330,8 +332,30 @@ impl Attachment {
 
     /// Sends a line. Blocks for at most 10 s if the service does not read.
     fn send(&self, message: &ClientMessage) -> bool {
-        let _sending = self.sending.lock();
-        send_json(&mut &self.stream, message).is_ok()
+        let mut sent = self.sending.lock();
+        let is_sent = send_json(&mut &self.stream, message).is_ok();
+        *sent = sent.wrapping_add(u32::from(is_sent));
+        is_sent
+    }
+
+    /// Sends a line if that is possible without waiting. Returns its number: that of all lines sent
+    /// so far, modulo 2^32. Not in a forked child.
+    #[cfg(feature = "client")]
+    pub(crate) fn try_report(&self, message: &ClientMessage) -> Option<u32> {
+        if self.is_forked() {
+            return None;
+        }
+        let mut line = serde_json::to_vec(message).ok()?;
+        line.push(b'\n');
+        let mut sent = self.sending.lock();
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let length = rustix::net::send(&self.stream, &line, flags).ok()?;
+        if length < line.len() {
+            // The rest must follow, or the next line would be a part of this one.
+            io::Write::write_all(&mut &self.stream, &line[length..]).ok()?;
+        }
+        *sent = sent.wrapping_add(1);
+        Some(*sent)
     }
 
     /// Whether this process is a fork of the one that opened the session.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::client::Attachment;
 use crate::object::ObjectId;
 use crate::shm::layout::MetaHeader;
-use crate::shm::local::TablePins;
+use crate::shm::local::{PinnedTimeframe, TablePins};
 use crate::shm::resolve_error::ResolveError;
 use crate::shm::resolver::{Location, Mappings};
 
@@ -22,7 +22,15 @@ pub(crate) struct PinnedBlocks {
     attachment: Arc<Attachment>,
     lease: Option<String>,
     release: ReleaseLease,
-    slots: Option<TablePins>,
+    slots: Option<HeldSlots>,
+}
+
+/// The slots that pin the blocks.
+enum HeldSlots {
+    /// One for each block.
+    OfTable(TablePins),
+    /// One for the table of a timeframe, which keeps its objects.
+    OfTimeframe(PinnedTimeframe),
 }
 
 impl fmt::Debug for PinnedBlocks {
@@ -48,7 +56,33 @@ impl PinnedBlocks {
             attachment: Arc::clone(slots.plane().attachment()),
             lease: None,
             release: Box::new(|_| ()),
-            slots: Some(slots),
+            slots: Some(HeldSlots::OfTable(slots)),
+        }
+    }
+
+    /// The objects of a timeframe, which the slot of its table pins.
+    pub(crate) fn of_timeframe(pinned: PinnedTimeframe) -> Self {
+        Self {
+            mappings: Arc::clone(pinned.mappings()),
+            attachment: Arc::clone(pinned.plane().attachment()),
+            lease: None,
+            release: Box::new(|_| ()),
+            slots: Some(HeldSlots::OfTimeframe(pinned)),
+        }
+    }
+
+    /// The table of a timeframe in shared memory.
+    pub(crate) fn timeframe(&self) -> Option<&PinnedTimeframe> {
+        match self.slots.as_ref()? {
+            HeldSlots::OfTimeframe(pinned) => Some(pinned),
+            HeldSlots::OfTable(_) => None,
+        }
+    }
+
+    fn table_slots(&self) -> Option<&TablePins> {
+        match self.slots.as_ref()? {
+            HeldSlots::OfTable(slots) => Some(slots),
+            HeldSlots::OfTimeframe(_) => None,
         }
     }
 
@@ -74,7 +108,7 @@ impl PinnedBlocks {
 
     #[cold]
     fn pinned_by_slot(&self, header: &MetaHeader) -> Option<&[u8]> {
-        self.slots.as_ref()?.bytes(header)
+        self.table_slots()?.bytes(header)
     }
 
     /// Whether slots pin the blocks.
@@ -84,7 +118,7 @@ impl PinnedBlocks {
 
     /// The id of the object in a block that a slot pins.
     pub(crate) fn id_by_slot(&self, header: &MetaHeader) -> Option<ObjectId> {
-        self.slots.as_ref()?.object_id(header)
+        self.table_slots()?.object_id(header)
     }
 
     /// Whether the bytes of one of the pinned blocks are those of the object.

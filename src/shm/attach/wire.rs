@@ -66,6 +66,9 @@ pub enum ClientMessage {
         timeframe: u64,
         /// The consumer; `None`: the one of the hello.
         consumer: Option<String>,
+        /// Its registration, if the table was taken from shared memory: an id can be registered
+        /// again.
+        registration: Option<u64>,
     },
     /// The consumer has consumed timeframes.
     Consumed {
@@ -73,6 +76,8 @@ pub enum ClientMessage {
         done: Done,
         /// The consumer; `None`: the one of the hello.
         consumer: Option<String>,
+        /// The registration of a single timeframe, as above.
+        registration: Option<u64>,
     },
 }
 
@@ -89,6 +94,12 @@ pub enum Done {
     },
 }
 
+impl Done {
+    fn is_one(&self) -> bool {
+        matches!(self, Self::One(_))
+    }
+}
+
 /// A later line of a client in its wire form: exactly one of the first four fields is set.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -103,6 +114,8 @@ struct ClientLine {
     consumed: Option<Done>,
     #[serde(skip_serializing_if = "Option::is_none")]
     consumer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registration: Option<u64>,
 }
 
 impl Serialize for ClientMessage {
@@ -111,11 +124,13 @@ impl Serialize for ClientMessage {
         match self {
             Self::Need(need) => line.need = Some(*need),
             Self::Release { lease } => line.release = Some(lease.clone()),
-            Self::Delivered { timeframe, consumer } => {
+            Self::Delivered { timeframe, consumer, registration } => {
                 (line.delivered, line.consumer) = (Some(*timeframe), consumer.clone());
+                line.registration = *registration;
             }
-            Self::Consumed { done, consumer } => {
+            Self::Consumed { done, consumer, registration } => {
                 (line.consumed, line.consumer) = (Some(*done), consumer.clone());
+                line.registration = *registration;
             }
         }
         line.serialize(serializer)
@@ -247,24 +262,32 @@ pub fn parse_line(line: &[u8]) -> Result<ClientMessage, WireError> {
     };
     let line: ClientLine =
         serde_json::from_slice(line).map_err(|error| malformed(error.to_string()))?;
-    let ClientLine { need, release, delivered, consumed, consumer } = line;
+    let ClientLine { need, release, delivered, consumed, consumer, registration } = line;
     if let Some(name) = &consumer {
         check_consumer(name).map_err(malformed)?;
     }
+    let is_bare = consumer.is_none() && registration.is_none();
     match (need, release, delivered, consumed) {
-        (Some(need), None, None, None) if consumer.is_none() => Ok(ClientMessage::Need(need)),
-        (None, Some(lease), None, None) if consumer.is_none() => {
-            Ok(ClientMessage::Release { lease })
+        (Some(need), None, None, None) if is_bare => Ok(ClientMessage::Need(need)),
+        (None, Some(lease), None, None) if is_bare => Ok(ClientMessage::Release { lease }),
+        (None, None, Some(timeframe), None) => {
+            Ok(ClientMessage::Delivered { timeframe, consumer, registration })
         }
-        (None, None, Some(timeframe), None) => Ok(ClientMessage::Delivered { timeframe, consumer }),
-        (None, None, None, Some(done)) => Ok(ClientMessage::Consumed { done, consumer }),
+        (None, None, None, Some(done)) if registration.is_none() || done.is_one() => {
+            Ok(ClientMessage::Consumed { done, consumer, registration })
+        }
         _ => Err(malformed("none of them, or more than one".to_owned())),
     }
 }
 
+/// Whether it can be the name of a consumer in a line.
+pub(crate) fn is_consumer_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 200 && !name.chars().any(char::is_control)
+}
+
 /// Checks the name of a consumer.
 fn check_consumer(name: &str) -> Result<(), String> {
-    if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
+    if !is_consumer_name(name) {
         return Err("a consumer's name has 1 to 200 printable characters".to_owned());
     }
     Ok(())
@@ -544,9 +567,18 @@ mod tests {
         for message in [
             ClientMessage::Need(need),
             ClientMessage::Release { lease: "l".into() },
-            ClientMessage::Delivered { timeframe: 7, consumer: None },
-            ClientMessage::Consumed { done: Done::One(7), consumer: consumer.clone() },
-            ClientMessage::Consumed { done: Done::Below { oldest_possible: 9 }, consumer },
+            ClientMessage::Delivered { timeframe: 7, consumer: None, registration: None },
+            ClientMessage::Delivered { timeframe: 7, consumer: None, registration: Some(u64::MAX) },
+            ClientMessage::Consumed {
+                done: Done::One(7),
+                consumer: consumer.clone(),
+                registration: Some(9),
+            },
+            ClientMessage::Consumed {
+                done: Done::Below { oldest_possible: 9 },
+                consumer,
+                registration: None,
+            },
         ] {
             let line = serde_json::to_vec(&message).unwrap();
             assert_eq!(parse_line(&line).unwrap(), message);

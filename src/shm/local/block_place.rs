@@ -1,6 +1,7 @@
 //! Location of a block, as one word of the directory.
 
-use super::super::layout::GRANULE_BYTES;
+use super::super::block::Block;
+use super::super::layout::{BLOCK_OVERHEAD_BYTES, GRANULE_BYTES};
 
 /// Location of a block as one word: bit 63 is 1 in a segment and 0 in a region, bits 47 to 62 are
 /// the id of the segment or region, bits 0 to 46 the block's offset divided by 64.
@@ -14,6 +15,17 @@ pub(crate) struct BlockPlace {
 
 impl BlockPlace {
     const OFFSET_BITS: u32 = 47;
+
+    /// The location of a published block.
+    pub(super) fn of(block: &Block) -> Self {
+        let header = block.meta_header();
+        let (managed, overhead) = match header.managed {
+            1 => (true, BLOCK_OVERHEAD_BYTES - 16),
+            _ => (false, BLOCK_OVERHEAD_BYTES),
+        };
+        let id = if managed { header.segment_id } else { header.region_id };
+        Self { managed, id, offset: header.handle.cast_unsigned() - overhead }
+    }
 
     pub(super) fn from_word(word: u64) -> Self {
         Self {

@@ -57,6 +57,13 @@ pub(super) fn tell_changed<C: ChangeCount>(count: &C) {
     count.wake();
 }
 
+/// Like [`tell_changed`], for a count that the caller keeps: it is `count` from now on.
+pub(super) fn tell(word: &AtomicU32, count: u32) {
+    // SYNC(notice): pairs with the Acquire load in `note`.
+    word.store(count, Ordering::Release);
+    word.wake();
+}
+
 /// The count, to be loaded before the answer is looked up.
 #[inline]
 pub(super) fn note<C: ChangeCount>(count: &C) -> u32 {
@@ -70,7 +77,7 @@ mod tests {
     use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;
 
-    use super::super::protocol::{load_entry, store_entry};
+    use super::super::protocol::{StateWord, load_entry, load_state, store_entry, store_state};
     use super::*;
 
     /// A count, and what the kernel does with those that wait for it.
@@ -189,6 +196,78 @@ mod tests {
             path.name(2);
             tell_changed(&path.count);
             waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+        });
+    }
+
+    /// The entry of a timeframe: its state stands in a word of its own.
+    #[derive(Default)]
+    struct Timeframe {
+        count: ModelCount,
+        /// 1: loading, 2: ready, 0: dropped.
+        state: AtomicU32,
+        entry: [AtomicU64; 2],
+    }
+
+    impl StateWord for AtomicU32 {
+        fn load(&self, ordering: Ordering) -> u32 {
+            self.load(ordering)
+        }
+
+        fn store(&self, state: u32, ordering: Ordering) {
+            self.store(state, ordering);
+        }
+    }
+
+    impl Timeframe {
+        fn words(&self) -> (&AtomicU64, &AtomicU64) {
+            (&self.entry[0], &self.entry[1])
+        }
+
+        fn set(&self, state: u32, generation: u64) {
+            store_state(&self.state, self.words(), (state, (generation, generation)));
+            tell_changed(&self.count);
+        }
+
+        /// Generation of the table, or 0 if the timeframe is dropped.
+        fn awaited(&self) -> u64 {
+            loop {
+                let seen = note(&self.count);
+                match load_state(&self.state, self.words()) {
+                    (1, _) => self.count.sleep(seen),
+                    (2, (generation, _)) => return generation,
+                    _ => return 0,
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_waits_for_a_timeframe_always_gets_its_table() {
+        bounded(|| {
+            let timeframe = Arc::new(Timeframe::default());
+            timeframe.set(1, 0);
+            let waiters = [0, 1].map(|_| {
+                let timeframe = Arc::clone(&timeframe);
+                thread::spawn(move || assert_eq!(timeframe.awaited(), 7))
+            });
+            timeframe.set(2, 7);
+            waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_consumer_that_waits_for_a_timeframe_that_is_dropped_wakes() {
+        bounded(|| {
+            let timeframe = Arc::new(Timeframe::default());
+            timeframe.set(1, 0);
+            let service = Arc::clone(&timeframe);
+            let service = thread::spawn(move || {
+                service.set(2, 7);
+                service.set(0, 0);
+            });
+            // Its generation can be that of no table any more: the block decides.
+            assert!([0, 7].contains(&timeframe.awaited()));
+            service.join().unwrap();
         });
     }
 

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  0        64            64 + 32 n
-//!  ┌────────┬──────┬──────┬───
-//!  │ header │entry │entry │ …      a path's entry is one of the PROBES from its hash on
-//!  └────────┴──────┴──────┴───
+//!  ┌────────┬──────┬──────┬───┬────────────┬───
+//!  │ header │entry │entry │ … │ timeframes │ …      a path's entry is one of the PROBES from its hash on
+//!  └────────┴──────┴──────┴───┴────────────┴───
 //! ```
+//!
+//! [`timeframe_entry`](super::timeframe_entry) has the entries of timeframes.
 #![allow(unsafe_code)]
 
 use std::mem::{offset_of, size_of};
@@ -33,7 +35,10 @@ pub(super) struct DirectoryHeader {
     pub(super) epoch: u64,
     /// Size of the directory in bytes.
     pub(super) size: u64,
-    pub(super) reserved: [u64; 4],
+    /// Number of entries of timeframes behind those of paths: a power of two, or 0. An older service
+    /// has 0, and an older consumer ignores them.
+    pub(super) timeframes: u32,
+    pub(super) reserved: [u32; 7],
 }
 
 /// Directory entry. It is free if `hash` is 0, and refers to no snapshot if `generation` is 0.
@@ -49,11 +54,31 @@ pub(super) struct EntryLayout {
     pub(super) reserved: u32,
 }
 
+/// The entry of a timeframe.
+#[repr(C)]
+pub(super) struct TimeframeEntryLayout {
+    pub(super) timeframe: u64,
+    /// Generation of the block of the table, if it is ready.
+    pub(super) generation: u64,
+    /// See [`BlockPlace`].
+    pub(super) place: u64,
+    /// How often the entry has changed.
+    pub(super) changes: u32,
+    /// An [`EntryState`](super::timeframe_entry).
+    pub(super) state: u32,
+}
+
+const _: () = assert!(size_of::<TimeframeEntryLayout>() == 32);
+const _: () = assert!(offset_of!(TimeframeEntryLayout, place) == 16);
+const _: () = assert!(offset_of!(TimeframeEntryLayout, changes) == 24);
+const _: () = assert!(offset_of!(TimeframeEntryLayout, state) == 28);
+
 const _: () = assert!(size_of::<DirectoryHeader>() == 64);
 const _: () = assert!(offset_of!(DirectoryHeader, version) == 8);
 const _: () = assert!(offset_of!(DirectoryHeader, entries) == 12);
 const _: () = assert!(offset_of!(DirectoryHeader, epoch) == 16);
 const _: () = assert!(offset_of!(DirectoryHeader, size) == 24);
+const _: () = assert!(offset_of!(DirectoryHeader, timeframes) == 32);
 const _: () = assert!(size_of::<EntryLayout>() == 32);
 const _: () = assert!(offset_of!(EntryLayout, generation) == 8);
 const _: () = assert!(offset_of!(EntryLayout, place) == 16);
@@ -80,8 +105,35 @@ fn entry_offset(index: u32) -> usize {
     size_of::<DirectoryHeader>() + index as usize * size_of::<EntryLayout>()
 }
 
-/// Indices of the entries that can hold a path of this hash.
-fn probes(hash: u64, entries: u32) -> impl Iterator<Item = u32> {
+/// Numbers of entries of a directory: for paths, and for timeframes. Each is rounded up to a power of
+/// two, and to at least [`PROBES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EntryCounts {
+    pub(crate) paths: u32,
+    pub(crate) timeframes: u32,
+}
+
+impl EntryCounts {
+    fn rounded(self) -> Self {
+        let [paths, timeframes] =
+            [self.paths, self.timeframes].map(|count| count.next_power_of_two().max(PROBES as u32));
+        Self { paths, timeframes }
+    }
+
+    /// Offset of the entry of a timeframe.
+    fn timeframe_offset(self, index: u32) -> usize {
+        entry_offset(self.paths) + index as usize * size_of::<TimeframeEntryLayout>()
+    }
+
+    /// The memory that a directory with this many entries takes.
+    pub(crate) fn bytes(self) -> u64 {
+        let rounded = self.rounded();
+        (rounded.timeframe_offset(rounded.timeframes) as u64).next_multiple_of(4096)
+    }
+}
+
+/// Indices of the entries that can hold a path of this hash, or this timeframe.
+pub(super) fn probes(hash: u64, entries: u32) -> impl Iterator<Item = u32> {
     let mask = u64::from(entries) - 1;
     (0..PROBES.min(u64::from(entries))).map(move |step| (hash.wrapping_add(step) & mask) as u32)
 }
@@ -91,6 +143,7 @@ fn probes(hash: u64, entries: u32) -> impl Iterator<Item = u32> {
 pub(super) struct DirectoryView {
     mapping: Mapping,
     entries: u32,
+    timeframes: u32,
 }
 
 impl DirectoryView {
@@ -106,15 +159,18 @@ impl DirectoryView {
         let word = |at: usize| header[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
         let entries = (word(8) >> 32) as u32;
         let (version, magic) = (word(8) as u32, u64::from_le_bytes(DirectoryHeader::MAGIC));
-        let needed = entry_offset(entries) as u64;
+        let timeframes = word(offset_of!(DirectoryHeader, timeframes)) as u32;
+        let counts = EntryCounts { paths: entries, timeframes };
+        let needed = counts.timeframe_offset(timeframes) as u64;
         let right = word(offset_of!(DirectoryHeader, magic)) == magic
             && version == DirectoryHeader::VERSION
             && word(offset_of!(DirectoryHeader, epoch)) == epoch.0
             && word(offset_of!(DirectoryHeader, size)) == size
             && entries.is_power_of_two()
+            && (timeframes == 0 || timeframes.is_power_of_two())
             && needed <= size;
         match right {
-            true => Ok(Self { mapping, entries }),
+            true => Ok(Self { mapping, entries, timeframes }),
             false => Err(format!("a directory of version {version} with {entries} entries")),
         }
     }
@@ -141,6 +197,17 @@ impl DirectoryView {
     #[inline]
     pub(super) fn changes(&self, index: u32) -> &AtomicU32 {
         self.mapping.atomic_u32(entry_offset(index) + offset_of!(EntryLayout, changes))
+    }
+
+    /// Number of entries of timeframes; 0: the service publishes none.
+    pub(super) fn timeframes(&self) -> u32 {
+        self.timeframes
+    }
+
+    /// The mapping, and the offset of the entry of a timeframe in it.
+    pub(super) fn timeframe_entry(&self, index: u32) -> (&Mapping, usize) {
+        let counts = EntryCounts { paths: self.entries, timeframes: self.timeframes };
+        (&self.mapping, counts.timeframe_offset(index))
     }
 
     /// Entries with this hash that refer to a snapshot. Paths can share a hash, so the caller
@@ -175,29 +242,20 @@ impl EntryWords<'_> {
 pub(crate) struct Directory {
     file: OwnedFd,
     mapping: Mapping,
-    entries: u32,
+    counts: EntryCounts,
     /// Whether each entry is taken.
     taken: Mutex<Vec<bool>>,
+    /// Whether each entry of a timeframe is taken.
+    taken_timeframes: Mutex<Vec<bool>>,
 }
 
 impl Directory {
-    fn rounded(entries: u32) -> u32 {
-        entries.next_power_of_two().max(PROBES as u32)
-    }
-
-    /// The memory that a directory with this many entries takes.
-    pub(crate) fn bytes_for(entries: u32) -> u64 {
-        (entry_offset(Self::rounded(entries)) as u64).next_multiple_of(4096)
-    }
-
-    /// A directory of the instance `epoch`. `entries` is rounded up to a power of two, and to at
-    /// least [`PROBES`].
+    /// A directory of the instance `epoch`.
     ///
     /// # Errors
     /// The error of the system.
-    pub(crate) fn new(epoch: Epoch, entries: u32) -> std::io::Result<Self> {
-        let size = Self::bytes_for(entries);
-        let entries = Self::rounded(entries);
+    pub(crate) fn new(epoch: Epoch, counts: EntryCounts) -> std::io::Result<Self> {
+        let (counts, size) = (counts.rounded(), counts.bytes());
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         let (file, mapping) = make_sealed(c"iovcache-directory", size, seals)?;
         let mut header = [0; size_of::<DirectoryHeader>()];
@@ -206,12 +264,15 @@ impl Directory {
         };
         put(offset_of!(DirectoryHeader, magic), &DirectoryHeader::MAGIC);
         put(offset_of!(DirectoryHeader, version), &DirectoryHeader::VERSION.to_le_bytes());
-        put(offset_of!(DirectoryHeader, entries), &entries.to_le_bytes());
+        put(offset_of!(DirectoryHeader, entries), &counts.paths.to_le_bytes());
         put(offset_of!(DirectoryHeader, epoch), &epoch.0.to_le_bytes());
         put(offset_of!(DirectoryHeader, size), &size.to_le_bytes());
+        put(offset_of!(DirectoryHeader, timeframes), &counts.timeframes.to_le_bytes());
         // SAFETY: no other process has the file yet, and it is longer than its header.
         unsafe { mapping.write(0, &header) };
-        Ok(Self { file, mapping, entries, taken: Mutex::new(vec![false; entries as usize]) })
+        let [taken, taken_timeframes] =
+            [counts.paths, counts.timeframes].map(|count| Mutex::new(vec![false; count as usize]));
+        Ok(Self { file, mapping, counts, taken, taken_timeframes })
     }
 
     /// Descriptor of the file, for consumers.
@@ -232,11 +293,30 @@ impl Directory {
         self.mapping.atomic_u64(entry_offset(index) + field)
     }
 
+    /// The mapping, and the offset of the entry of a timeframe in it.
+    pub(super) fn timeframe_entry(&self, index: u32) -> (&Mapping, usize) {
+        (&self.mapping, self.counts.timeframe_offset(index))
+    }
+
+    /// Takes the index of an entry for a timeframe; `None` if all that can hold it are taken.
+    pub(super) fn take_timeframe_index(&self, timeframe: u64) -> Option<u32> {
+        let mut taken = self.taken_timeframes.lock();
+        let mut places = probes(timeframe, self.counts.timeframes);
+        let index = places.find(|&index| !taken[index as usize])?;
+        taken[index as usize] = true;
+        Some(index)
+    }
+
+    /// Frees the entry of a timeframe.
+    pub(super) fn give_timeframe_index(&self, index: u32) {
+        self.taken_timeframes.lock()[index as usize] = false;
+    }
+
     /// Takes an entry for `path`; `None` if all entries that can hold it are taken.
     pub(crate) fn take(self: &std::sync::Arc<Self>, path: &str) -> Option<DirectoryEntry> {
         let hash = path_hash(path);
         let mut taken = self.taken();
-        let index = probes(hash, self.entries).find(|&index| !taken[index as usize])?;
+        let index = probes(hash, self.counts.paths).find(|&index| !taken[index as usize])?;
         taken[index as usize] = true;
         let stored = self.word(index, offset_of!(EntryLayout, hash));
         stored.store(hash, std::sync::atomic::Ordering::Relaxed);
@@ -300,10 +380,14 @@ mod tests {
 
     use super::*;
 
+    fn counts(paths: u32) -> EntryCounts {
+        EntryCounts { paths, timeframes: 16 }
+    }
+
     #[test]
     fn a_path_is_found_in_its_entries_and_gone_with_them() {
         let epoch = Epoch(7);
-        let directory = Arc::new(Directory::new(epoch, 32).unwrap());
+        let directory = Arc::new(Directory::new(epoch, counts(32)).unwrap());
         let size = directory.size_bytes();
         let view = DirectoryView::open(directory.file(), size, epoch).unwrap();
         let hash = path_hash("A/B");
@@ -319,7 +403,7 @@ mod tests {
 
     #[test]
     fn paths_whose_entries_are_all_taken_are_not_published() {
-        let directory = Arc::new(Directory::new(Epoch(7), 16).unwrap());
+        let directory = Arc::new(Directory::new(Epoch(7), counts(16)).unwrap());
         let taken: Vec<_> = (0..40).filter_map(|n| directory.take(&format!("A/{n}x"))).collect();
         assert_eq!(taken.len(), 16);
         drop(taken);
@@ -328,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_could_change_or_is_anothers_is_not_used() {
-        let directory = Directory::new(Epoch(7), 32).unwrap();
+        let directory = Directory::new(Epoch(7), counts(32)).unwrap();
         let size = directory.size_bytes();
         assert!(DirectoryView::open(directory.file(), size, Epoch(8)).is_err(), "another epoch");
         assert!(DirectoryView::open(directory.file(), size + 1, Epoch(7)).is_err(), "its size");

@@ -26,6 +26,8 @@ mod files;
 #[cfg(test)]
 mod golden;
 mod monotonic;
+#[cfg(feature = "client")]
+mod pinned_timeframe;
 mod pins_page;
 mod plane;
 mod protocol;
@@ -34,19 +36,30 @@ mod sealed;
 mod snapshot;
 #[cfg(feature = "client")]
 mod table_pins;
+mod timeframe_entry;
+mod timeframe_table;
+#[cfg(any(feature = "client", test))]
+mod timeframe_view;
 mod view;
 
 pub use ask_reason::AskReason;
-pub(crate) use directory::{Directory, DirectoryEntry};
+pub(crate) use directory::{Directory, DirectoryEntry, EntryCounts};
 pub(super) use files::LocalFiles;
 pub(crate) use monotonic::monotonic_millis;
+#[cfg(feature = "client")]
+pub(crate) use pinned_timeframe::{LineNumber, PinnedTimeframe, TimeframeLook, TimeframeWait};
 pub(crate) use pins_page::{PageLimits, ServicePage, UseSample};
 pub use plane::{LocalPlane, LookUpCounts};
 pub(super) use protocol::retire;
+pub(crate) use registry::SlotsInUse;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};
 pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
 #[cfg(feature = "client")]
 pub(crate) use table_pins::{SpanReading, SpanSteps, TablePins};
+pub(crate) use timeframe_entry::TimeframeEntry;
+pub(crate) use timeframe_table::{ColumnPart, ConsumerMark, PublishedTimeframe, TimeframeParts};
+#[cfg(feature = "client")]
+pub(crate) use timeframe_view::ColumnArrays;
 #[cfg(feature = "client")]
 pub(crate) use view::LOOK_AGAIN;
 pub use view::{ChangeNotice, OwnedPinnedView, PinnedView, PlanePath};

@@ -13,15 +13,19 @@
 use std::mem::{offset_of, size_of};
 use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd as _, OwnedFd};
+#[cfg(any(feature = "client", test))]
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::SealFlags;
 
 use super::super::mapping::{MapAccess, Mapping};
+use super::change_notice;
 use super::protocol::{self, PinAttempt};
 use super::sealed::{make_sealed, map_sealed};
 
-/// Header of a page. The consumer writes `high_water`, `hits` and `asks`, the service the others.
+/// Header of a page. The consumer writes `high_water`, `hits` and `asks`, the service the others;
+/// `taken` and `refused` change while the session lasts.
 #[repr(C)]
 pub(super) struct PageHeader {
     pub(super) magic: [u8; 8],
@@ -32,9 +36,13 @@ pub(super) struct PageHeader {
     pub(super) high_water: u64,
     /// Maximum number of bytes that the slots may pin; `u64::MAX`: no limit.
     pub(super) quota_bytes: u64,
-    /// [`TABLES_ARE_REQUESTED`] or 0.
+    /// [`TABLES_ARE_REQUESTED`], [`TIMEFRAMES_ARE_REQUESTED`].
     pub(super) flags: u64,
-    pub(super) reserved: [u64; 2],
+    /// Number of lines of the attach socket that the service has taken, modulo 2^32.
+    pub(super) taken: u32,
+    /// Number of them that it has refused, modulo 2^32.
+    pub(super) refused: u32,
+    pub(super) reserved: u64,
     /// Number of look-ups answered from shared memory.
     pub(super) hits: u64,
     /// Number of look-ups for which the service had to be asked, by reason.
@@ -63,6 +71,9 @@ const VERSION: u32 = 2;
 /// Flag of a page: the service limits how long a consumer holds a table, so tables are requested
 /// from it.
 const TABLES_ARE_REQUESTED: u64 = 1;
+/// Flag of a page: the service limits how many timeframes a consumer holds, or for how long, so their
+/// tables are requested from it.
+const TIMEFRAMES_ARE_REQUESTED: u64 = 2;
 
 const _: () = assert!(offset_of!(PageHeader, version) == 8);
 const _: () = assert!(offset_of!(PageHeader, slots) == 12);
@@ -70,6 +81,8 @@ const _: () = assert!(offset_of!(PageHeader, size) == 16);
 const _: () = assert!(offset_of!(PageHeader, high_water) == 24);
 const _: () = assert!(offset_of!(PageHeader, quota_bytes) == 32);
 const _: () = assert!(offset_of!(PageHeader, flags) == 40);
+const _: () = assert!(offset_of!(PageHeader, taken) == 48);
+const _: () = assert!(offset_of!(PageHeader, refused) == 52);
 const _: () = assert!(offset_of!(PageHeader, hits) == 64);
 const _: () = assert!(offset_of!(PageHeader, asks) == 72);
 const _: () = assert!(size_of::<PageHeader>() == 128);
@@ -108,6 +121,8 @@ pub(crate) struct PageLimits {
     pub(crate) quota_bytes: Option<u64>,
     /// Whether tables must be requested from the service.
     pub(crate) tables_are_requested: bool,
+    /// Whether tables of timeframes must be requested from the service.
+    pub(crate) timeframes_are_requested: bool,
 }
 
 /// The bytes that the slots of a page pin, for a page with a limit.
@@ -128,11 +143,13 @@ impl ByteQuota {
     /// Adds bytes; returns `false` if they exceed the limit.
     fn take(&self, bytes: u64) -> bool {
         let add = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
-        self.used.try_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+        // SYNC(quota): the slots of bytes that were given back are clear.
+        self.used.try_update(Ordering::Acquire, Ordering::Relaxed, add).is_ok()
     }
 
     fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        // SYNC(quota): pairs with the Acquire in `take`.
+        self.used.fetch_sub(bytes, Ordering::Release);
     }
 }
 
@@ -143,7 +160,7 @@ pub(super) struct ConsumerPage {
     /// Index of the next sample.
     next_sample: AtomicU64,
     quota: Option<ByteQuota>,
-    tables_are_requested: bool,
+    flags: u64,
 }
 
 impl ConsumerPage {
@@ -165,14 +182,34 @@ impl ConsumerPage {
         let limit = word(offset_of!(PageHeader, quota_bytes));
         let quota = (limit != u64::MAX).then(|| ByteQuota::new(limit));
         let flags = word(offset_of!(PageHeader, flags));
-        let tables_are_requested = flags & TABLES_ARE_REQUESTED != 0;
-        Ok(Self { mapping, next_sample: AtomicU64::new(0), quota, tables_are_requested })
+        Ok(Self { mapping, next_sample: AtomicU64::new(0), quota, flags })
     }
 
     /// Whether tables must be requested from the service.
     #[cfg(any(feature = "client", test))]
     pub(super) fn tables_are_requested(&self) -> bool {
-        self.tables_are_requested
+        self.flags & TABLES_ARE_REQUESTED != 0
+    }
+
+    /// Whether tables of timeframes must be requested from the service.
+    #[cfg(any(feature = "client", test))]
+    pub(super) fn timeframes_are_requested(&self) -> bool {
+        self.flags & TIMEFRAMES_ARE_REQUESTED != 0
+    }
+
+    /// The word with the number of lines that the service has taken, to wait for.
+    #[cfg(any(feature = "client", test))]
+    pub(super) fn taken_word(&self) -> &AtomicU32 {
+        self.mapping.atomic_u32(offset_of!(PageHeader, taken))
+    }
+
+    /// Numbers of lines that the service has taken and refused.
+    #[cfg(any(feature = "client", test))]
+    pub(super) fn lines(&self) -> (u32, u32) {
+        // SYNC(notice): what the lines have changed is visible with their number.
+        let taken = change_notice::note(self.taken_word());
+        let refused = self.mapping.atomic_u32(offset_of!(PageHeader, refused));
+        (taken, refused.load(Ordering::Relaxed))
     }
 
     fn high_water(&self) -> &AtomicU64 {
@@ -251,11 +288,12 @@ impl ConsumerPage {
     /// Ends the pin of a slot.
     #[inline]
     pub(super) fn unpin(&self, index: u32) {
-        if let Some(quota) = &self.quota {
-            // Before the slot is free for another holder.
-            quota.give_back(quota.of_slots[index as usize].swap(0, Ordering::Relaxed));
-        }
+        let Some(quota) = &self.quota else { return protocol::unpin(self.slot(index)) };
+        // Read before the slot is free for another holder, and given back after that: the slots never
+        // name more than the quota, or the service would ignore some.
+        let bytes = quota.of_slots[index as usize].swap(0, Ordering::Relaxed);
         protocol::unpin(self.slot(index));
+        quota.give_back(bytes);
     }
 
     /// Whether no block is pinned.
@@ -323,6 +361,8 @@ fn counts(mapping: &Mapping) -> (u64, [u64; REASONS]) {
 pub(crate) struct ServicePage {
     file: OwnedFd,
     mapping: Mapping,
+    /// The consumer can change the copy in the page.
+    quota_bytes: Option<u64>,
 }
 
 impl ServicePage {
@@ -343,14 +383,37 @@ impl ServicePage {
         put(offset_of!(PageHeader, version), u64::from(SLOTS) << 32 | u64::from(VERSION));
         put(offset_of!(PageHeader, size), PAGE_BYTES);
         put(offset_of!(PageHeader, quota_bytes), limits.quota_bytes.unwrap_or(u64::MAX));
-        let flags = if limits.tables_are_requested { TABLES_ARE_REQUESTED } else { 0 };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let flags = flag(limits.tables_are_requested, TABLES_ARE_REQUESTED)
+            | flag(limits.timeframes_are_requested, TIMEFRAMES_ARE_REQUESTED);
         put(offset_of!(PageHeader, flags), flags);
-        Ok(Self { file, mapping })
+        Ok(Self { file, mapping, quota_bytes: limits.quota_bytes })
+    }
+
+    /// Maximum number of bytes that the slots may pin; `None`: no limit.
+    pub(in crate::shm) fn quota_bytes(&self) -> Option<u64> {
+        self.quota_bytes
+    }
+
+    /// Writes a slot as a consumer can that ignores its quota.
+    #[cfg(test)]
+    pub(super) fn write_slot_for_test(&self, index: u32, generation: u64) {
+        let high_water = self.mapping.atomic_u64(offset_of!(PageHeader, high_water));
+        high_water.fetch_max(u64::from(index) + 1, Ordering::SeqCst);
+        slot(&self.mapping, index).store(generation, Ordering::SeqCst);
     }
 
     /// Descriptor of the file, for its consumer.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// Tells the consumer how many of its lines were taken, and how many of these were refused. What
+    /// they have changed is visible before this.
+    pub(crate) fn tell_lines(&self, taken: u32, refused: u32) {
+        let word = |offset| self.mapping.atomic_u32(offset);
+        word(offset_of!(PageHeader, refused)).store(refused, Ordering::Relaxed);
+        change_notice::tell(word(offset_of!(PageHeader, taken)), taken);
     }
 
     /// The slots that the consumer has used, according to the page.
@@ -458,13 +521,28 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_knows_whether_tables_must_be_requested() {
-        for tables_are_requested in [false, true] {
-            let limits = PageLimits { tables_are_requested, ..PageLimits::default() };
+    fn a_consumer_knows_which_tables_must_be_requested() {
+        for (tables_are_requested, timeframes_are_requested) in
+            [(false, false), (true, false), (false, true), (true, true)]
+        {
+            let limits = PageLimits {
+                tables_are_requested,
+                timeframes_are_requested,
+                ..PageLimits::default()
+            };
             let service = ServicePage::new(limits).unwrap();
             let consumer = ConsumerPage::open(service.file(), PAGE_BYTES).unwrap();
             assert_eq!(consumer.tables_are_requested(), tables_are_requested);
+            assert_eq!(consumer.timeframes_are_requested(), timeframes_are_requested);
         }
+    }
+
+    #[test]
+    fn a_consumer_sees_how_many_of_its_lines_were_taken_and_refused() {
+        let (service, consumer) = pair();
+        assert_eq!(consumer.lines(), (0, 0));
+        service.tell_lines(7, 2);
+        assert_eq!(consumer.lines(), (7, 2));
     }
 
     #[test]

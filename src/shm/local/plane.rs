@@ -72,6 +72,18 @@ impl LocalPlane {
         self.files.page.tables_are_requested()
     }
 
+    /// Whether tables of timeframes must be requested from the service.
+    #[cfg(feature = "client")]
+    pub(crate) fn timeframes_are_requested(&self) -> bool {
+        self.files.directory.timeframes() == 0 || self.files.page.timeframes_are_requested()
+    }
+
+    /// Counts the table of a timeframe that was taken from shared memory.
+    #[cfg(feature = "client")]
+    pub(crate) fn count_timeframe(&self) {
+        self.files.page.count_hits(1);
+    }
+
     /// Counts a look-up for which the service must be asked.
     pub(crate) fn count_ask(&self, reason: AskReason) {
         if !matches!(reason, AskReason::Forked) {

@@ -40,7 +40,7 @@
 //! [`seen`](super::super::sync::seen) and [`seen_again`](super::super::sync::seen_again), as for
 //! every block that is not pinned.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::super::sync::{self, Word};
 
@@ -120,6 +120,46 @@ pub(super) fn load_entry<W: Word>(generation: &W, place: &W) -> (u64, u64) {
     // SYNC(entry): pairs with the store in `store_entry`.
     let seen = generation.load(Ordering::Acquire);
     (seen, place.load(Ordering::Relaxed))
+}
+
+/// The state of an entry.
+pub(super) trait StateWord {
+    fn load(&self, ordering: Ordering) -> u32;
+    fn store(&self, state: u32, ordering: Ordering);
+}
+
+impl StateWord for AtomicU32 {
+    #[inline]
+    fn load(&self, ordering: Ordering) -> u32 {
+        self.load(ordering)
+    }
+
+    fn store(&self, state: u32, ordering: Ordering) {
+        self.store(state, ordering);
+    }
+}
+
+/// Stores the state of an entry, and what it refers to (generation and place).
+pub(super) fn store_state<W: Word, S: StateWord>(
+    state: &S,
+    (generation, place): (&W, &W),
+    next: (u32, (u64, u64)),
+) {
+    store_entry(generation, place, next.1);
+    // SYNC(state): a load of this state makes the block visible; pairs with the load in
+    // `load_state`.
+    state.store(next.0, Ordering::Release);
+}
+
+/// The state of an entry, and generation and place of at least the time when it got this state.
+#[inline]
+pub(super) fn load_state<W: Word, S: StateWord>(
+    state: &S,
+    (generation, place): (&W, &W),
+) -> (u32, (u64, u64)) {
+    // SYNC(state): pairs with the store in `store_state`.
+    let seen = state.load(Ordering::Acquire);
+    (seen, load_entry(generation, place))
 }
 
 #[cfg(test)]

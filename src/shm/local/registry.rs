@@ -9,7 +9,13 @@
 //!
 //! The slots are not looked at for each block: one pass serves all places that wait. A block that no
 //! snapshot has named cannot be pinned, and does not wait.
+//!
+//! A consumer counts the bytes that its slots pin, and keeps within the quota of its session. A page
+//! that names more is not honest: its slots beyond the quota are ignored, so that it keeps no more memory
+//! than its quota from others.
 
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
@@ -26,9 +32,55 @@ pub(in crate::shm) struct QuarantinedPlace {
     /// Offset of the block in its segment.
     pub(in crate::shm) block: usize,
     pub(in crate::shm) segment: Arc<Segment>,
-    pub(in crate::shm) place: AllocatedNode,
+    /// `None`: the place is not used again anyway.
+    pub(in crate::shm) place: Option<AllocatedNode>,
     pub(in crate::shm) bytes: u64,
+    /// Bytes that a consumer counts for a pin of the block.
+    pub(in crate::shm) pinned_bytes: u64,
+    /// Dropped once no slot pins the block.
+    pub(in crate::shm) kept: Option<Arc<dyn Any + Send + Sync>>,
 }
+
+/// The blocks in use by consumers, as of a moment ago.
+#[derive(Debug, Default)]
+pub(crate) struct SlotsInUse {
+    /// Generations in the pages without a quota, sorted.
+    unlimited: Vec<u64>,
+    limited: Vec<LimitedSlots>,
+}
+
+/// The slots of one page with a quota.
+#[derive(Debug)]
+struct LimitedSlots {
+    /// The generations, sorted.
+    generations: Vec<u64>,
+    /// Bytes that the slots can still keep.
+    left: u64,
+}
+
+impl SlotsInUse {
+    /// Bytes that each page with a quota can still keep.
+    pub(crate) fn left(&self) -> SlotBytesLeft {
+        SlotBytesLeft(self.limited.iter().map(|page| page.left).collect())
+    }
+
+    /// Whether a slot within its quota names the block with this generation and size.
+    pub(crate) fn keep(&self, generation: u64, bytes: u64, left: &mut SlotBytesLeft) -> bool {
+        if self.unlimited.binary_search(&generation).is_ok() {
+            return true;
+        }
+        let mut pages = self.limited.iter().zip(&mut left.0);
+        pages.any(|(page, left)| {
+            let is_kept = *left >= bytes && page.generations.binary_search(&generation).is_ok();
+            *left -= if is_kept { bytes } else { 0 };
+            is_kept
+        })
+    }
+}
+
+/// Bytes that each page with a quota can still keep, see [`SlotsInUse::keep`].
+#[derive(Debug)]
+pub(crate) struct SlotBytesLeft(Vec<u64>);
 
 /// The blocks that consumers of this service pin through their pages.
 #[derive(Default)]
@@ -38,7 +90,7 @@ pub(in crate::shm) struct PageRegistry {
     pages: RwLock<Vec<Arc<ServicePage>>>,
     quarantine: Mutex<Quarantine>,
     /// The slots in use as of a moment ago.
-    recent: Mutex<Option<(Instant, Arc<[u64]>)>>,
+    recent: Mutex<Option<(Instant, Arc<SlotsInUse>)>>,
 }
 
 /// Places that wait.
@@ -47,6 +99,36 @@ struct Quarantine {
     places: Vec<QuarantinedPlace>,
     /// How many came since the slots were looked at.
     unseen: usize,
+}
+
+/// Blocks whose places wait, with the bytes of a pin, by generation.
+struct WaitingPlaces(HashMap<u64, u64>);
+
+impl WaitingPlaces {
+    fn of(places: &[QuarantinedPlace]) -> Self {
+        Self(places.iter().map(|one| (one.generation, one.pinned_bytes)).collect())
+    }
+
+    /// Calls `pinned` with each of them that the slots of a page pin within `quota`, and returns their
+    /// bytes. An honest page is never over its quota.
+    fn pinned_by(&self, page: &ServicePage, quota: u64, mut pinned: impl FnMut(u64)) -> u64 {
+        if self.0.is_empty() {
+            return 0;
+        }
+        let (mut bytes, mut counted) = (0_u64, HashSet::new());
+        for generation in page.used_slots() {
+            let Some(size) = self.0.get(&generation) else { continue };
+            if !counted.insert(generation) {
+                continue;
+            }
+            match bytes.checked_add(*size).filter(|sum| *sum <= quota) {
+                Some(sum) => bytes = sum,
+                None => continue,
+            }
+            pinned(generation);
+        }
+        bytes
+    }
 }
 
 /// Places that wait before the slots are looked at; sooner if there is no room for a new block.
@@ -94,37 +176,53 @@ impl PageRegistry {
         self.live.load(Ordering::SeqCst) != 0
     }
 
-    /// The generations in all slots, sorted: what is in use, unless it is garbage. A block that was
-    /// [retired](super::protocol::retire) before this and is not among them is not pinned.
-    pub(in crate::shm) fn used_slots(&self) -> Vec<u64> {
-        if !self.has_pages() {
-            return Vec::new();
-        }
-        let pages = self.pages.read();
-        let mut used: Vec<u64> = pages.iter().flat_map(|page| page.used_slots()).collect();
-        used.sort_unstable();
-        used
-    }
-
-    /// As [`used_slots`](Self::used_slots), as of a moment ago: for guesses.
-    pub(in crate::shm) fn recently_used_slots(&self) -> Arc<[u64]> {
+    /// The blocks in use, as of a moment ago: for guesses.
+    pub(in crate::shm) fn recently_used_slots(&self) -> Arc<SlotsInUse> {
         let mut recent = self.recent.lock();
         match &*recent {
             Some((seen, used)) if seen.elapsed() < RECENT => Arc::clone(used),
             _ => {
-                let used: Arc<[u64]> = self.used_slots().into();
+                let used = Arc::new(self.slots_in_use());
                 *recent = Some((Instant::now(), Arc::clone(&used)));
                 used
             }
         }
     }
 
+    fn slots_in_use(&self) -> SlotsInUse {
+        let mut used = SlotsInUse::default();
+        if !self.has_pages() {
+            return used;
+        }
+        let waiting = WaitingPlaces::of(&self.quarantine().places);
+        for page in self.pages.read().iter() {
+            match page.quota_bytes() {
+                None => used.unlimited.extend(page.used_slots()),
+                Some(quota) => {
+                    let mut generations: Vec<u64> = page.used_slots().collect();
+                    generations.sort_unstable();
+                    let left = quota - waiting.pinned_by(page, quota, |_| ());
+                    used.limited.push(LimitedSlots { generations, left });
+                }
+            }
+        }
+        used.unlimited.sort_unstable();
+        used
+    }
+
     /// Keeps a place until no slot names its block. Whether the slots are to be looked at now.
     pub(in crate::shm) fn keep(&self, place: QuarantinedPlace) -> bool {
         let mut quarantine = self.quarantine();
+        let is_urgent = place.kept.is_some();
         quarantine.places.push(place);
         quarantine.unseen += 1;
-        quarantine.unseen >= SCAN_BATCH
+        is_urgent || quarantine.unseen >= SCAN_BATCH
+    }
+
+    /// Whether a place in quarantine keeps anything beside its memory.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "the service's side"))]
+    pub(in crate::shm) fn keeps_any(&self) -> bool {
+        self.quarantine().places.iter().any(|one| one.kept.is_some())
     }
 
     /// Places whose blocks no slot names any more. Looks at each slot once.
@@ -135,8 +233,17 @@ impl PageRegistry {
         }
         quarantine.unseen = 0;
         // After the lock: every place in quarantine was retired before.
-        let used = self.used_slots();
-        let is_unused = |one: &mut QuarantinedPlace| used.binary_search(&one.generation).is_err();
+        let waiting = WaitingPlaces::of(&quarantine.places);
+        let mut used: HashSet<u64> = HashSet::new();
+        if self.has_pages() {
+            for page in self.pages.read().iter() {
+                let quota = page.quota_bytes().unwrap_or(u64::MAX);
+                waiting.pinned_by(page, quota, |generation| {
+                    used.insert(generation);
+                });
+            }
+        }
+        let is_unused = |one: &mut QuarantinedPlace| !used.contains(&one.generation);
         quarantine.places.extract_if(.., is_unused).collect()
     }
 
@@ -227,6 +334,38 @@ mod tests {
         consumer.pin(0, &other, block.generation() + 1, 1).unwrap();
         drop(block);
         assert_eq!(pool.usage().used_bytes, 0);
+    }
+
+    #[test]
+    fn a_page_that_names_more_than_its_quota_keeps_no_more_than_that() {
+        let pool = Pool::new(PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() });
+        let pool = pool.unwrap();
+        let limits = PageLimits { quota_bytes: Some(20_000), ..PageLimits::default() };
+        let page = Arc::new(ServicePage::new(limits).unwrap());
+        pool.add_pins_page(&page);
+        let blocks: Vec<_> = (0..10).map(|n| object(&pool, n).unwrap()).collect();
+        let each = blocks[0].charged_bytes();
+        let generations: Vec<u64> = blocks.iter().map(|block| block.generation()).collect();
+        // Written past the count of the consumer's side, with each generation twice.
+        for (slot, generation) in generations.iter().chain(&generations).enumerate() {
+            page.write_slot_for_test(slot as u32, *generation);
+        }
+        let used = pool.recently_used_slots();
+        let mut left = used.left();
+        let kept = generations.iter().filter(|one| used.keep(**one, 7_000, &mut left)).count();
+        assert_eq!(kept, 2, "objects in memory that are not evicted for its sake");
+        drop(blocks);
+        assert_eq!(pool.quarantined_bytes(), 2 * each, "20,000 bytes are two of 7,000");
+        assert!(pool.survey().faults.is_empty());
+        // Its bytes in quarantine count against what is not evicted for its sake.
+        let block = object(&pool, 99).unwrap();
+        page.write_slot_for_test(30, block.generation());
+        std::thread::sleep(2 * RECENT);
+        let used = pool.recently_used_slots();
+        assert!(!used.keep(block.generation(), 7_000, &mut used.left()));
+        assert!(used.keep(block.generation(), 6_000, &mut used.left()));
+        pool.remove_pins_page(&page);
+        assert_eq!(pool.quarantined_bytes(), 0);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use super::super::block::{Block, Reservation};
 use super::super::block_location::BlockLocation;
-use super::super::layout::{BLOCK_OVERHEAD_BYTES, GRANULE_BYTES, MetaHeader};
+use super::super::layout::{GRANULE_BYTES, MetaHeader};
 use super::block_place::BlockPlace;
 use crate::object::ObjectId;
 
@@ -139,7 +139,7 @@ impl PublishedSnapshot {
 
     /// Generation and place of the snapshot, for its directory entry.
     pub(crate) fn name(&self) -> (u64, BlockPlace) {
-        (self.block.generation(), self.place())
+        (self.block.generation(), BlockPlace::of(&self.block))
     }
 
     /// Memory charged for it, in bytes.
@@ -150,16 +150,6 @@ impl PublishedSnapshot {
     /// Location of its block.
     pub(crate) fn location(&self) -> BlockLocation {
         self.block.location()
-    }
-
-    fn place(&self) -> BlockPlace {
-        let header = self.block.meta_header();
-        let (managed, overhead) = match header.managed {
-            1 => (true, BLOCK_OVERHEAD_BYTES - 16),
-            _ => (false, BLOCK_OVERHEAD_BYTES),
-        };
-        let id = if managed { header.segment_id } else { header.region_id };
-        BlockPlace { managed, id, offset: header.handle.cast_unsigned() - overhead }
     }
 
     fn word(&self, offset: usize) -> &AtomicU64 {

@@ -12,7 +12,7 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::super::layout::MetaHeader;
 use super::super::resolver::{Mappings, RawBlock};
@@ -35,6 +35,9 @@ pub(crate) struct TablePins {
     /// The time of the table, in milliseconds of CLOCK_MONOTONIC: all spans are confirmed then.
     now: u64,
     pinned: Vec<PinnedBlock>,
+    /// Places in `pinned` in the order of their generations, once a retired block was read. All pins
+    /// are made before the table is read.
+    by_generation: OnceLock<Vec<u32>>,
 }
 
 /// A block and its slot.
@@ -66,7 +69,8 @@ impl TablePins {
         plane.check()?;
         let mappings = plane.attachment().mappings();
         let now = coarse_monotonic_millis();
-        Ok(Self { plane: Arc::clone(plane), mappings, now, pinned: Vec::new() })
+        let (pinned, by_generation) = (Vec::new(), OnceLock::new());
+        Ok(Self { plane: Arc::clone(plane), mappings, now, pinned, by_generation })
     }
 
     /// The plane of its session.
@@ -99,9 +103,16 @@ impl TablePins {
     }
 
     fn pinned_block(&self, header: &MetaHeader) -> Option<&PinnedBlock> {
-        let is_same =
-            |one: &&PinnedBlock| one.generation == header.hint && one.size as u64 == header.size;
-        self.pinned.iter().find(is_same)
+        // A table of many objects is resolved cell by cell, so the order is made once.
+        let order = self.by_generation.get_or_init(|| {
+            let mut order: Vec<u32> = (0..self.pinned.len() as u32).collect();
+            order.sort_unstable_by_key(|place| self.pinned[*place as usize].generation);
+            order
+        });
+        let generation = |place: &u32| self.pinned[*place as usize].generation;
+        let found = order.binary_search_by_key(&header.hint, generation).ok()?;
+        let block = &self.pinned[order[found] as usize];
+        (block.size as u64 == header.size).then_some(block)
     }
 
     /// Pins the object of a span.
@@ -119,6 +130,7 @@ impl TablePins {
             Err(PinAttempt::Gone | PinAttempt::Pinned) => return Err(AskReason::NotResident),
         };
         use_slot_hint(slot.wrapping_add(1));
+        self.by_generation.take();
         self.pinned.push(PinnedBlock { slot, block, size: size as usize, generation });
         Ok(())
     }

@@ -1,0 +1,76 @@
+//! Reports of a consumer about a timeframe.
+
+use std::sync::Arc;
+
+use crate::shm::attach::{ClientMessage, Done};
+use crate::shm::{LocalPlane, TimeframeLook};
+use crate::table::TableRequest;
+
+/// A timeframe whose table a consumer has, to be reported as consumed
+/// ([`Client::report_consumed`](super::Client::report_consumed)) when the table is not needed any
+/// more.
+#[derive(Debug, Clone)]
+pub struct Consumption {
+    timeframe: u64,
+    consumer: String,
+    /// The session that took the table from shared memory, and the registration.
+    taken: Option<(Arc<LocalPlane>, u64)>,
+}
+
+impl Consumption {
+    /// That of a requested table; `None` if it is not the table of a timeframe for a consumer.
+    pub(super) fn requested(request: &TableRequest) -> Option<Self> {
+        let fields = request.fields();
+        let (timeframe, consumer) = (fields.timeframe?, fields.consumer.clone()?);
+        Some(Self { timeframe, consumer, taken: None })
+    }
+
+    /// That of a table from shared memory.
+    pub(super) fn taken(
+        timeframe: u64,
+        consumer: &str,
+        plane: Arc<LocalPlane>,
+        registration: u64,
+    ) -> Self {
+        Self { timeframe, consumer: consumer.to_owned(), taken: Some((plane, registration)) }
+    }
+
+    /// The timeframe.
+    pub fn timeframe(&self) -> u64 {
+        self.timeframe
+    }
+
+    /// The name of the consumer.
+    pub fn consumer(&self) -> &str {
+        &self.consumer
+    }
+
+    /// The line that reports the table as delivered, and the session to send it; `None`: a requested
+    /// table is reported by its request.
+    pub(super) fn delivered(&self) -> Option<(&Arc<LocalPlane>, ClientMessage)> {
+        let (plane, registration) = self.taken.as_ref()?;
+        let (timeframe, consumer) = (self.timeframe, Some(self.consumer.clone()));
+        let registration = Some(*registration);
+        Some((plane, ClientMessage::Delivered { timeframe, consumer, registration }))
+    }
+
+    /// The line that reports the timeframe as consumed, and the session to send it; `None`: it is
+    /// reported by a call.
+    pub(super) fn consumed(&self) -> Option<(&Arc<LocalPlane>, ClientMessage)> {
+        let (plane, registration) = self.taken.as_ref()?;
+        let (done, consumer) = (Done::One(self.timeframe), Some(self.consumer.clone()));
+        let registration = Some(*registration);
+        Some((plane, ClientMessage::Consumed { done, consumer, registration }))
+    }
+
+    /// Whether the id was registered anew since the table was taken.
+    pub(super) fn is_of_an_earlier_registration(&self) -> bool {
+        let Some((plane, registration)) = &self.taken else { return false };
+        match plane.timeframe(self.timeframe) {
+            TimeframeLook::Ready(pinned) => pinned.registration() != *registration,
+            // The segments of the earlier table were mapped.
+            TimeframeLook::Loading(_) | TimeframeLook::Unmapped(_) => true,
+            TimeframeLook::Ask(_) => false,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Requests for timeframes that shared memory can answer, and the schemas and names they need.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::timeframe_columns::TimeframeSchema;
+use crate::shm::PinnedTimeframe;
+use crate::shm::attach::is_consumer_name;
+use crate::table::{CellKind, Encoding, Missing, RequestMessage, TableRequest, View};
+
+/// Schemas that are remembered; beyond, all are decoded anew.
+const MAX_SCHEMAS: usize = 256;
+/// Names of consumers that are remembered; beyond, the first table of each is requested again.
+const MAX_CONSUMERS: usize = 4_096;
+
+/// A timeframe and the consumer that reads it, if shared memory can answer the request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimeframeRequest<'a> {
+    pub(super) timeframe: u64,
+    pub(super) consumer: &'a str,
+}
+
+impl<'a> TimeframeRequest<'a> {
+    /// `None`: the service must be asked.
+    pub(super) fn of(request: &'a TableRequest) -> Option<Self> {
+        // Every field is named here: a new one must be considered.
+        let RequestMessage {
+            columns: None,
+            table: None,
+            timeframe: Some(timeframe),
+            timestamps: None,
+            keys: None,
+            range: None,
+            consumer: Some(consumer),
+            session: None,
+            encoding: None | Some(Encoding::RunEnd),
+            cell: None | Some(CellKind::Binary),
+            view: None | Some(View::Rows),
+            missing: None | Some(Missing::Error),
+            timestamps_column: None | Some(false),
+            schema_metadata: None,
+            not_after: None,
+            not_before: None,
+            lock: None,
+            wait_ms: _,
+        } = request.checked().ok()?
+        else {
+            return None;
+        };
+        // Other names cannot be reported by a line.
+        is_consumer_name(consumer).then_some(Self { timeframe: *timeframe, consumer })
+    }
+}
+
+/// Facts about the timeframes of one session.
+#[derive(Debug, Default)]
+pub(super) struct KnownTimeframes {
+    /// By number.
+    schemas: HashMap<u64, Arc<TimeframeSchema>>,
+    /// Consumers for which the service has answered.
+    consumers: HashSet<String>,
+}
+
+impl KnownTimeframes {
+    pub(super) fn add_consumer(&mut self, name: &str) {
+        if self.consumers.contains(name) {
+            return;
+        }
+        if self.consumers.len() >= MAX_CONSUMERS {
+            self.consumers.clear();
+        }
+        self.consumers.insert(name.to_owned());
+    }
+
+    pub(super) fn has_consumer(&self, name: &str) -> bool {
+        self.consumers.contains(name)
+    }
+
+    /// The next table for each consumer is requested.
+    pub(super) fn forget_consumers(&mut self) {
+        self.consumers.clear();
+    }
+
+    pub(super) fn schema(&mut self, pinned: &PinnedTimeframe) -> Option<Arc<TimeframeSchema>> {
+        let number = pinned.schema_number();
+        if let Some(known) = self.schemas.get(&number) {
+            return Some(Arc::clone(known));
+        }
+        let schema = Arc::new(TimeframeSchema::of(pinned)?);
+        if self.schemas.len() >= MAX_SCHEMAS {
+            self.schemas.clear();
+        }
+        self.schemas.insert(number, Arc::clone(&schema));
+        Some(schema)
+    }
+}
