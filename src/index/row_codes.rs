@@ -172,7 +172,7 @@ fn gather<T: Copy + Into<u32>>(codes: &[T], table: &[u32], into: &mut Vec<u32>) 
     into.extend(codes.iter().map(|&code| table[code.into() as usize]));
 }
 
-/// The same in bytes: as many words as codes.
+/// Like [`gather`], in bytes: as many words as codes.
 fn gather_words<T: Copy + Into<u32>>(codes: &[T], table: &[u32], into: &mut [u8]) {
     let (words, _) = into.as_chunks_mut();
     for (word, &code) in words.iter_mut().zip(codes) {
@@ -185,7 +185,7 @@ fn pays_for_pairs(rows: usize, codes: usize) -> bool {
     codes <= MAX_PAIRED_CODES && rows >= 8 * codes * codes
 }
 
-/// The pairs of so many codes fit into the first cache of the processor.
+/// Maximum number of codes that are looked up in pairs: their 256 pairs fit into the L1 cache.
 const MAX_PAIRED_CODES: usize = 16;
 
 /// Two rows per look-up, in a table of all pairs of codes: a look-up per row would take most of the

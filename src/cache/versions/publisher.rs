@@ -56,12 +56,12 @@ pub(crate) struct Publisher {
     residency: Arc<Residency>,
     /// Made with the first session that reads the directory.
     directory: OnceLock<Option<Arc<Directory>>>,
-    /// Bytes of shared memory that all snapshots take.
+    /// Bytes of shared memory of all snapshots.
     snapshot_bytes: Arc<AtomicU64>,
     state: Mutex<PublisherState>,
 }
 
-/// What is published now: the pages of sessions, and the series by directory entry.
+/// The published state: the pages of sessions, and the series by directory entry.
 #[derive(Default)]
 struct PublisherState {
     /// The pins pages, by session id.
