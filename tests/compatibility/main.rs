@@ -171,7 +171,7 @@ fn replay(calls: Vec<Call>) -> String {
                     && action.as_ref().is_none_or(|name| wire::action(&call.request) == name)
             }
         };
-        let found = calls.iter().position(same.clone()(true));
+        let found = calls.iter().position(same(true));
         let found = found.or_else(|| calls.iter().position(same(false)));
         let answer = found.map_or_else(Answer::unimplemented, |at| calls.remove(at).answer);
         futures::future::ready(answer).right_future()

@@ -134,13 +134,13 @@ impl ListingFormat for PeoplePage {
                 escaped(version.path.as_str())
             ),
         };
-        let _ = write!(
+        let _ = writeln!(
             text,
             "<tr><td data-name=\"Valid from\">{}</td><td data-name=\"until\">{}</td>\
              <td data-name=\"Created\">{}</td><td data-name=\"Bytes\" class=\"number\">{size}</td>\
              <td data-name=\"Metadata\">{metadata}</td><td data-name=\"Object\">{paths}\
              <a href=\"{}\" download>{}</a>\
-             <details><summary>more</summary><dl>{more}</dl></details></td></tr>\n",
+             <details><summary>more</summary><dl>{more}</dl></details></td></tr>",
             time(version.validity.from()),
             time(version.validity.until()),
             time(version.created),

@@ -116,11 +116,11 @@ impl ListingFormat for XmlPage {
         let until = version.validity.until();
         let md5 = version.md5.map(|md5| md5.to_string()).unwrap_or_default();
         let size = version.size_bytes.map(|size| size.to_string()).unwrap_or_default();
-        let _ = write!(
+        let _ = writeln!(
             text,
             "<object id='uuid{}' validFrom='{}' validUntil='{until}' initialValidity='{}' \
              created='{}' lastModified='{}' md5='{md5}' fileName='{}' contentType='{}' \
-             size='{size}'  path='{}'>\n",
+             size='{size}'  path='{}'>",
             version.id,
             version.validity.from(),
             details.initial_until.unwrap_or(until),
