@@ -673,6 +673,23 @@ impl Timeframes {
         now.chain(earlier).chain(published.unwrap_or_default()).collect()
     }
 
+    /// By name of a consumer, the pins of the timeframes that it has received and not consumed.
+    pub(crate) fn delivered_pins(&self) -> BTreeMap<String, Vec<Arc<PinSet>>> {
+        let mut delivered: BTreeMap<String, Vec<Arc<PinSet>>> = BTreeMap::new();
+        for timeframe in self.all() {
+            let pins = match &*timeframe.load.borrow() {
+                LoadState::Ready(assembled) => Arc::clone(&assembled.pins),
+                LoadState::Loading | LoadState::Gone => continue,
+            };
+            for (name, reader) in timeframe.consumers().iter() {
+                if reader.state == ConsumerState::Delivered {
+                    delivered.entry(name.clone()).or_default().push(Arc::clone(&pins));
+                }
+            }
+        }
+        delivered
+    }
+
     /// How long `consumer` has held its oldest delivered timeframe.
     pub(crate) fn held_longest(&self, consumer: &str, now: Moment) -> Option<Duration> {
         let held = |timeframe: &Arc<Timeframe>| {

@@ -30,6 +30,10 @@ impl Holders {
         for (name, sets) in leases.holders() {
             holders.add(name.as_deref().unwrap_or("leases without a name"), &sets);
         }
+        // Tables from shared memory have no lease.
+        for (name, sets) in timeframes.delivered_pins() {
+            holders.add(&name, &sets);
+        }
         holders.add("timeframes in flight", &timeframes.pin_sets());
         holders.add("tables and objects in use", &in_hand);
         holders
