@@ -188,20 +188,25 @@ fn pays_for_pairs(rows: usize, codes: usize) -> bool {
 /// Maximum number of codes that are looked up in pairs: their 256 pairs fit into the L1 cache.
 const MAX_PAIRED_CODES: usize = 16;
 
+/// Places of a table of pairs: the code of the second row stands in the bits from 8 on.
+const PAIR_PLACES: usize = MAX_PAIRED_CODES << u8::BITS;
+
 /// Two rows per look-up, in a table of all pairs of codes: a look-up per row would take most of the
 /// time of a table.
 fn gather_pairs(codes: &[u8], table: &[u32], pairs: &mut Vec<u64>, into: &mut [u8]) {
     let place = |pair: [u8; 2]| usize::from(u16::from_le_bytes(pair));
-    pairs.resize(table.len() << u8::BITS, 0);
+    pairs.resize(PAIR_PLACES, 0);
     for (second, &high) in (0..).zip(table) {
         for (first, &low) in (0..).zip(table) {
             pairs[place([first, second])] = u64::from(high) << u32::BITS | u64::from(low);
         }
     }
+    let Some(pairs) = pairs.first_chunk::<PAIR_PLACES>() else { return };
     let (words, last) = into.as_chunks_mut();
     let (two, one) = codes.as_chunks();
     for (word, &pair) in words.iter_mut().zip(two) {
-        *word = pairs[place(pair)].to_le_bytes();
+        // Every place is below the number of places: the remainder saves a comparison per pair.
+        *word = pairs[place(pair) % PAIR_PLACES].to_le_bytes();
     }
     gather_words(one, table, last);
 }
