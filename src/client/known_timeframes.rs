@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::plane_request::PlaneFields;
 use super::timeframe_columns::TimeframeSchema;
 use crate::shm::PinnedTimeframe;
 use crate::shm::attach::is_consumer_name;
-use crate::table::{CellKind, Encoding, Missing, RequestMessage, TableRequest, View};
+use crate::table::{Missing, TableRequest};
 
 /// Schemas that are remembered; beyond, all are decoded anew.
 const MAX_SCHEMAS: usize = 256;
@@ -23,32 +24,18 @@ pub(super) struct TimeframeRequest<'a> {
 impl<'a> TimeframeRequest<'a> {
     /// `None`: the service must be asked.
     pub(super) fn of(request: &'a TableRequest) -> Option<Self> {
-        // Every field is named here: a new one must be considered.
-        let RequestMessage {
+        let PlaneFields {
             columns: None,
-            table: None,
             timeframe: Some(timeframe),
             timestamps: None,
-            keys: None,
-            range: None,
             consumer: Some(consumer),
-            session: None,
-            encoding: None | Some(Encoding::RunEnd),
-            cell: None | Some(CellKind::Binary),
-            view: None | Some(View::Rows),
             missing: None | Some(Missing::Error),
-            timestamps_column: None | Some(false),
-            schema_metadata: None,
-            not_after: None,
-            not_before: None,
-            lock: None,
-            wait_ms: _,
-        } = request.checked().ok()?
+        } = PlaneFields::of(request)?
         else {
             return None;
         };
         // Other names cannot be reported by a line.
-        is_consumer_name(consumer).then_some(Self { timeframe: *timeframe, consumer })
+        is_consumer_name(consumer).then_some(Self { timeframe, consumer })
     }
 }
 

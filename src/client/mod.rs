@@ -39,6 +39,7 @@ mod listing;
 mod local;
 mod local_join;
 mod options;
+mod plane_request;
 mod plane_table;
 mod plane_timeframe;
 mod retry;

@@ -23,6 +23,7 @@ use arrow_schema::{ArrowError, Field, FieldRef, Schema, SchemaRef};
 use super::cells::Cells;
 use super::error::ClientError;
 use super::known_timeframes::{KnownTimeframes, TimeframeRequest};
+use super::plane_request::PlaneFields;
 use super::table::{Hold, Table};
 use crate::index::{Slot, Timestamps, join_steps};
 use crate::object::ObjectPath;
@@ -32,10 +33,7 @@ use crate::shm::{
     TablePins,
 };
 use crate::sync::Mutex;
-use crate::table::{
-    CellKind, ColumnRequest, ColumnRuns, Encoding, Missing, RequestMessage, TableRequest, Times,
-    View,
-};
+use crate::table::{ColumnRequest, ColumnRuns, Encoding, Missing, TableRequest};
 
 /// Columns that are remembered; beyond, all are forgotten and learned anew.
 const MAX_COLUMNS: usize = 65_536;
@@ -86,35 +84,20 @@ struct PlaneRequest<'a> {
 impl<'a> PlaneRequest<'a> {
     /// `None`: the service must be asked, whatever is in memory.
     fn of(request: &'a TableRequest) -> Option<Self> {
-        // Every field is named here: a new one must be considered.
-        let RequestMessage {
-            columns,
-            table: None,
+        let PlaneFields {
+            columns: Some(columns),
             timeframe: None,
-            timestamps: Some(Times(timestamps)),
-            keys: None,
-            range: None,
+            timestamps: Some(timestamps),
             consumer: None,
-            session: None,
-            encoding: None | Some(Encoding::RunEnd),
-            cell: None | Some(CellKind::Binary),
-            view: None | Some(View::Rows),
             missing,
-            timestamps_column: None | Some(false),
-            schema_metadata: None,
-            not_after: None,
-            not_before: None,
-            lock: None,
-            wait_ms: _,
-        } = request.checked().ok()?
+        } = PlaneFields::of(request)?
         else {
             return None;
         };
-        let columns = &columns.as_ref()?.0;
         if timestamps.is_empty() || columns.is_empty() || columns.len() > MAX_TABLE_COLUMNS {
             return None;
         }
-        let nullable = *missing == Some(Missing::Null) || timestamps.has_nulls();
+        let nullable = missing == Some(Missing::Null) || timestamps.has_nulls();
         let column = |column: &ColumnRequest| {
             let path = column.plain_path().filter(|_| column.metadata.is_empty())?;
             Some(ColumnKey { name: Arc::clone(&column.name), path: path.clone(), nullable })
