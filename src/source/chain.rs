@@ -56,6 +56,13 @@ pub struct Remap {
     pub source: Option<Arc<dyn Source>>,
 }
 
+impl Remap {
+    /// The query for the served path.
+    fn query(&self, query: &Query) -> Query {
+        Query { path: self.to.clone(), ..query.clone() }
+    }
+}
+
 /// Sources that are asked in order.
 pub struct ChainSource {
     url: String,
@@ -327,6 +334,13 @@ fn renamed(version: &ObjectInfo, path: &ObjectPath) -> ObjectInfo {
     ObjectInfo { path: path.clone(), ..version.clone() }
 }
 
+/// Puts the versions of a served path under the requested one.
+fn rename_all(versions: &mut [Arc<ObjectInfo>], path: &ObjectPath) {
+    for version in versions {
+        *version = Arc::new(renamed(version, path));
+    }
+}
+
 #[async_trait]
 impl Source for ChainSource {
     fn url(&self) -> &str {
@@ -366,35 +380,31 @@ impl Source for ChainSource {
         let Some(remap) = self.remaps.get(&query.path) else {
             return self.look_up_in_order(query, at, held).await;
         };
-        let asked = Query { path: remap.to.clone(), ..query.clone() };
+        let asked = remap.query(query);
         let held = held.map(|version| Arc::new(renamed(version, &remap.to)));
         let mut knowledge = match &remap.source {
             Some(source) => source.look_up(&asked, at, held.as_ref()).await?,
             None => self.look_up_in_order(&asked, at, held.as_ref()).await?,
         };
-        for version in &mut knowledge.versions {
-            *version = Arc::new(renamed(version, &query.path));
-        }
+        rename_all(&mut knowledge.versions, &query.path);
         Ok(knowledge)
     }
 
     async fn list(&self, query: &Query) -> Result<Option<Vec<Arc<ObjectInfo>>>, SourceError> {
         let remap = self.remaps.get(&query.path);
         let asked = match remap {
-            Some(remap) => &Query { path: remap.to.clone(), ..query.clone() },
+            Some(remap) => &remap.query(query),
             None => query,
         };
         let own = remap.and_then(|remap| remap.source.as_ref());
-        let listed = match own {
+        let mut listed = match own {
             Some(source) => source.list(asked).await?,
             None => self.list_in_order(asked).await?,
         };
-        Ok(match remap {
-            None => listed,
-            Some(_) => listed.map(|versions| {
-                versions.iter().map(|version| Arc::new(renamed(version, &query.path))).collect()
-            }),
-        })
+        if remap.is_some() {
+            rename_all(listed.as_deref_mut().unwrap_or_default(), &query.path);
+        }
+        Ok(listed)
     }
 
     async fn list_page(
@@ -406,14 +416,12 @@ impl Source for ChainSource {
         let Some(remap) = self.remaps.get(&query.path) else {
             return self.page_in_order(query, after, limit).await;
         };
-        let asked = Query { path: remap.to.clone(), ..query.clone() };
+        let asked = remap.query(query);
         let mut page = match &remap.source {
             Some(source) => source.list_page(&asked, after, limit).await?,
             None => self.page_in_order(&asked, after, limit).await?,
         };
-        for version in &mut page.versions {
-            *version = Arc::new(renamed(version, &query.path));
-        }
+        rename_all(&mut page.versions, &query.path);
         Ok(page)
     }
 
@@ -426,13 +434,13 @@ impl Source for ChainSource {
         let Some(remap) = self.remaps.get(&query.path) else {
             return self.newest_in_order(query, at, limit).await;
         };
-        let asked = Query { path: remap.to.clone(), ..query.clone() };
-        let newest = match &remap.source {
+        let asked = remap.query(query);
+        let mut newest = match &remap.source {
             Some(source) => source.newest(&asked, at, limit).await?,
             None => self.newest_in_order(&asked, at, limit).await?,
         };
-        let back = |version: &Arc<ObjectInfo>| Arc::new(renamed(version, &query.path));
-        Ok(newest.map(|versions| versions.iter().map(back).collect()))
+        rename_all(newest.as_deref_mut().unwrap_or_default(), &query.path);
+        Ok(newest)
     }
 
     async fn scan(&self, scan: &Scan) -> Result<Option<VersionStream>, SourceError> {
