@@ -406,12 +406,10 @@ fn failed(url: &str, root: &Root, what: &str, error: &io::Error) -> SourceError 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::fs;
 
     use super::*;
-    use crate::interval::ValidityInterval;
-    use crate::source::repository::{NewVersion, RepositoryWriter};
+    use crate::source::repository::writer::put_for_test;
 
     const REFRESH: Duration = Duration::from_millis(200);
 
@@ -420,17 +418,20 @@ mod tests {
     }
 
     fn put(root: &Path, from: i64, created: i64) -> ObjectInfo {
-        let [from, until, created] = [from, from + 10, created].map(Timestamp::from_millis);
-        let version = NewVersion {
-            path: path(),
-            validity: ValidityInterval::new(from, until).unwrap(),
-            created,
-            id: None,
-            file_name: String::new(),
-            metadata: BTreeMap::new(),
-        };
-        let writer = RepositoryWriter::new(root).unwrap();
-        writer.put(&version, &mut &b"bytes"[..]).unwrap().info
+        put_for_test(root, "A/B", from, created)
+    }
+
+    /// A repository with an index, 30 folders of versions, and too few watches for them.
+    async fn with_few_watches(root: &Path, refresh: Duration) -> LocalRepository {
+        crate::source::repository::index(root, false, |_, _| {}).unwrap();
+        for n in 0..30 {
+            put(root, n * 100, 1);
+        }
+        let root = Root::open(root).unwrap();
+        let watcher = Watcher::limited(&root, 10);
+        let repository = LocalRepository::new(String::new(), root, refresh, watcher);
+        assert_eq!(listed(&repository).await.len(), 30);
+        repository
     }
 
     async fn listed(repository: &LocalRepository) -> Vec<(i64, i64, i64)> {
@@ -447,15 +448,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn with_few_watches_a_change_of_the_latest_folders_is_seen_at_once() {
         let folder = tempfile::tempdir().unwrap();
-        crate::source::repository::index(folder.path(), false, |_, _| {}).unwrap();
-        for n in 0..30 {
-            put(folder.path(), n * 100, 1);
-        }
-        let root = Root::open(folder.path()).unwrap();
-        let watcher = Watcher::limited(&root, 10);
         let never = Duration::from_secs(3600);
-        let repository = LocalRepository::new(String::new(), root, never, watcher);
-        assert_eq!(listed(&repository).await.len(), 30);
+        let repository = with_few_watches(folder.path(), never).await;
         put(folder.path(), 2800, 2);
         let began = Instant::now();
         while listed(&repository).await.len() != 31 {
@@ -468,15 +462,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_version_in_a_folder_without_a_watch_is_found_by_the_index() {
         let folder = tempfile::tempdir().unwrap();
-        crate::source::repository::index(folder.path(), false, |_, _| {}).unwrap();
-        for n in 0..30 {
-            put(folder.path(), n * 100, 1);
-        }
-        let root = Root::open(folder.path()).unwrap();
-        let watcher = Watcher::limited(&root, 10);
-        let refresh = Duration::from_millis(400);
-        let repository = LocalRepository::new(String::new(), root, refresh, watcher);
-        assert_eq!(listed(&repository).await.len(), 30);
+        let repository = with_few_watches(folder.path(), Duration::from_millis(400)).await;
         {
             let slot = repository.slot(&path());
             slot.state.lock().await.swept = Some((Instant::now(), Duration::MAX));
@@ -487,19 +473,6 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(5), "it is not found");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    }
-
-    fn put_at(root: &Path, path: &str, from: i64) {
-        let at = Timestamp::from_millis;
-        let version = NewVersion {
-            path: ObjectPath::new(path).unwrap(),
-            validity: ValidityInterval::new(at(from), at(from + 10)).unwrap(),
-            created: at(1),
-            id: None,
-            file_name: String::new(),
-            metadata: BTreeMap::new(),
-        };
-        RepositoryWriter::new(root).unwrap().put(&version, &mut &b"bytes"[..]).unwrap();
     }
 
     async fn versions_of(repository: &LocalRepository, path: &str) -> usize {
@@ -520,8 +493,8 @@ mod tests {
     async fn paths_beyond_the_limits_are_dropped_least_recently_used_first_and_read_again() {
         let folder = tempfile::tempdir().unwrap();
         for path in ["A/P1", "A/P2", "A/P3", "A/P4", "A/P5"] {
-            put_at(folder.path(), path, 0);
-            put_at(folder.path(), path, 100);
+            put_for_test(folder.path(), path, 0, 1);
+            put_for_test(folder.path(), path, 100, 1);
         }
         let unused = Duration::from_secs(3600);
         let limited = |limits: KeptLimits| {
@@ -537,7 +510,7 @@ mod tests {
                 assert_eq!(versions_of(&repository, path).await, 2);
             }
             assert_eq!(kept(&repository), ["A/P1", "A/P4", "A/P5"]);
-            put_at(folder.path(), "A/P2", 200);
+            put_for_test(folder.path(), "A/P2", 200, 1);
             assert_eq!(versions_of(&repository, "A/P2").await, 3, "a dropped path is read again");
             fs::remove_dir_all(folder.path().join("A/P2/200")).unwrap();
         }
@@ -546,8 +519,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_path_that_nobody_requests_any_more_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
-        put_at(folder.path(), "A/P1", 0);
-        put_at(folder.path(), "A/P2", 0);
+        put_for_test(folder.path(), "A/P1", 0, 1);
+        put_for_test(folder.path(), "A/P2", 0, 1);
         let root = Root::open(folder.path()).unwrap();
         let repository = LocalRepository::new(String::new(), root, REFRESH, Watcher::none());
         let limits = KeptLimits { unused: Duration::from_millis(200), ..KeptLimits::DEFAULT };

@@ -183,20 +183,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::interval::{Timestamp, ValidityInterval};
-    use crate::source::repository::{NewVersion, RepositoryWriter};
+    use crate::source::repository::writer::put_for_test;
 
     fn put(root: &Path, path: &str, from: i64) {
-        let at = Timestamp::from_millis;
-        let version = NewVersion {
-            path: ObjectPath::new(path).unwrap(),
-            validity: ValidityInterval::new(at(from), at(from + 10)).unwrap(),
-            created: at(1),
-            id: None,
-            file_name: String::new(),
-            metadata: BTreeMap::new(),
-        };
-        RepositoryWriter::new(root).unwrap().put(&version, &mut &b"bytes"[..]).unwrap();
+        put_for_test(root, path, from, 1);
     }
 
     fn listed(root: &Path, prefix: &str) -> Vec<(String, u64)> {

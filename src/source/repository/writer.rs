@@ -224,3 +224,18 @@ impl RepositoryWriter {
         self.root.path()
     }
 }
+
+/// Stores a version of 10 ms with five bytes, for tests of this folder.
+#[cfg(test)]
+pub(super) fn put_for_test(root: &Path, path: &str, from: i64, created: i64) -> ObjectInfo {
+    let [from, until, created] = [from, from + 10, created].map(Timestamp::from_millis);
+    let version = NewVersion {
+        path: ObjectPath::new(path).unwrap(),
+        validity: ValidityInterval::new(from, until).unwrap(),
+        created,
+        id: None,
+        file_name: String::new(),
+        metadata: BTreeMap::new(),
+    };
+    RepositoryWriter::new(root).unwrap().put(&version, &mut &b"bytes"[..]).unwrap().info
+}
