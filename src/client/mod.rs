@@ -33,6 +33,7 @@ mod cells;
 mod connect;
 mod consumption;
 mod error;
+mod events;
 mod known_timeframes;
 mod large;
 mod listing;
@@ -61,5 +62,6 @@ pub use table::{Column, ObjectRun, Table};
 pub use tls_files::TlsFiles;
 
 pub use crate::shm::Mappings as Resolver;
+pub use crate::shm::PlaneEvent;
 pub use crate::shm::attach::Attachment;
 pub use crate::table::TableRequest;

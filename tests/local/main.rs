@@ -2,6 +2,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../fake_ccdb/mod.rs"]
+mod fake_ccdb;
 
 mod accounts;
 mod answers;
@@ -10,6 +12,7 @@ mod gated;
 mod kills;
 mod pressure;
 mod setup;
+mod stopped;
 mod tables;
 mod timeframes;
 mod walk;

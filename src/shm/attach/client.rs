@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "capi"))]
 use rustix::net::SendFlags;
 
 use super::fork::ForkGuard;
@@ -22,7 +22,7 @@ use crate::error::{Code, Coded as _, ErrorKind, coded};
 use crate::secret::Secret;
 use crate::shm::futex::EndWord;
 use crate::shm::layout::{Epoch, MetaHeader};
-use crate::shm::local::LocalFiles;
+use crate::shm::local::{LocalFiles, Notifier};
 use crate::shm::resolve_error::MapError;
 use crate::shm::resolver::Mappings;
 use crate::shm::segment::Kind;
@@ -75,6 +75,12 @@ coded! { AttachError {
 #[derive(Debug)]
 pub struct Attachment {
     session: String,
+    /// The name in the hello.
+    #[cfg_attr(
+        not(any(feature = "client", feature = "capi")),
+        allow(dead_code, reason = "for timeframes")
+    )]
+    consumer: String,
     epoch: Epoch,
     stream: UnixStream,
     shared: Arc<AttachShared>,
@@ -99,6 +105,8 @@ struct AttachShared {
     local: OnceLock<Arc<LocalFiles>>,
     /// Set when the service is gone.
     ended: EndWord,
+    /// Events of the local plane.
+    events: Notifier,
 }
 
 impl AttachShared {
@@ -155,6 +163,7 @@ impl AttachShared {
 
     fn end(&self, why: String) {
         self.ended.set();
+        self.events.end();
         *self.over.lock() = Some(why);
         self.changed.notify_all();
     }
@@ -264,6 +273,7 @@ impl Attachment {
         let session = welcome.session;
         Ok(Self {
             session,
+            consumer: consumer.to_owned(),
             epoch,
             stream,
             shared,
@@ -276,6 +286,12 @@ impl Attachment {
     /// The id of the session, for requests.
     pub fn session(&self) -> &str {
         &self.session
+    }
+
+    /// The name of the consumer that opened the session. The service accepts its reports for this name.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(crate) fn consumer(&self) -> &str {
+        &self.consumer
     }
 
     /// The epoch of the service.
@@ -297,6 +313,11 @@ impl Attachment {
     #[inline]
     pub(in crate::shm) fn has_ended(&self) -> bool {
         self.shared.ended.is_set()
+    }
+
+    /// The events of the local plane.
+    pub(in crate::shm) fn events(&self) -> &Notifier {
+        &self.shared.events
     }
 
     /// The word that wakes waits when the service is gone.
@@ -340,7 +361,7 @@ impl Attachment {
 
     /// Sends a line if that is possible without waiting. Returns its number: that of all lines sent
     /// so far, modulo 2^32. Not in a forked child.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(crate) fn try_report(&self, message: &ClientMessage) -> Option<u32> {
         if self.is_forked() {
             return None;
@@ -408,6 +429,8 @@ impl Drop for Attachment {
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
         }
+        // The listener has ended them.
+        self.shared.events.join();
     }
 }
 
