@@ -332,6 +332,12 @@ impl LineNumber {
         is_taken.then_some(refused == self.refused_before)
     }
 
+    /// Whether the service can still take it.
+    #[cfg(feature = "client")]
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.is_over()
+    }
+
     fn is_over(&self) -> bool {
         self.is_accepted().is_some() || self.plane.check().is_err()
     }
