@@ -25,8 +25,9 @@ use crate::cache::tables::known_columns::{
 use crate::cache::tables::lock_selection::LockTarget;
 use crate::cache::tables::plan::{Plan, PlannedIntervals};
 use crate::cache::tables::run_information::RunInformation;
-use crate::cache::versions::catalog::{Catalog, KnownTimeline, QueryTimes};
+use crate::cache::versions::catalog::{Catalog, KnownTimeline};
 use crate::cache::versions::object_index::ObjectIndex;
+use crate::cache::versions::query_times::QueryTimes;
 use crate::cache::yielder::Turns;
 use crate::clock::Clock;
 use crate::interval::ValidityInterval;

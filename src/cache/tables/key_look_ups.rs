@@ -16,7 +16,8 @@ use arrow_buffer::NullBuffer;
 
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::CacheError;
-use crate::cache::versions::catalog::{KnownTimeline, QueryTimes};
+use crate::cache::versions::catalog::KnownTimeline;
+use crate::cache::versions::query_times::QueryTimes;
 use crate::cache::yielder::Turns;
 use crate::index::{ChoiceSource, KeyColumn, KeyValue, RowChoices, RowRanges, Slot, Timestamps};
 use crate::interval::Timestamp;

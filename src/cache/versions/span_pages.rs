@@ -222,7 +222,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::versions::catalog::QueryTimes;
+    use crate::cache::versions::query_times::QueryTimes;
     use crate::clock::Clock;
     use crate::index::Timestamps;
     use crate::object::{ObjectInfo, ObjectPath};
