@@ -290,7 +290,7 @@ impl Assembled {
     }
 
     /// Unpins the objects, unless there are other holders.
-    pub(crate) fn let_go(assembled: Arc<Self>) {
+    pub(crate) fn release(assembled: Arc<Self>) {
         let Some(Self { columns, pins, encoded, .. }) = Arc::into_inner(assembled) else { return };
         drop(pins);
         if columns.len() >= MANY_COLUMNS {
