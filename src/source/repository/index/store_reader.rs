@@ -21,8 +21,9 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use tokio::sync::Mutex;
 
-use super::file::{IndexFile, IndexRow, RowRef};
+use super::file::IndexFile;
 use super::file_name::{FOLDER, FileName};
+use super::row::{IndexRow, RowRef};
 use super::store_list::{self, ListRead, NO_INODE};
 use crate::source::in_place;
 
