@@ -8,11 +8,13 @@
 //! `cargo bench --bench keys`; what came of it stands in `benches/README.md`.
 
 mod beside;
+#[path = "../tests/in_process/mod.rs"]
+mod in_process;
 
 use std::sync::Arc;
 
 use beside::beside;
-use beside::steady::Steady;
+use in_process::steady::Steady;
 use iovcache::cache::Caller;
 use iovcache::index::{KeyColumn, Timestamps};
 use iovcache::shm::PoolOptions;

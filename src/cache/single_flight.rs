@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_thousand_who_want_the_same_cause_it_once() {
+    async fn a_thousand_callers_of_one_key_start_one_call() {
         let single_flight = Arc::new(SingleFlight::<u8, u32>::default());
         let runs = Arc::new(AtomicUsize::new(0));
         let go = Arc::new(Notify::new());
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_started_it_may_go_and_the_others_still_get_the_result() {
+    async fn the_first_caller_may_be_cancelled_and_the_others_still_get_the_result() {
         let single_flight = Arc::new(SingleFlight::<u8, u32>::default());
         let go = Arc::new(Notify::new());
         let first = tokio::spawn({
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_nobody_waits_any_more_the_work_is_cancelled() {
+    async fn the_work_is_cancelled_when_its_last_waiter_is_gone() {
         struct Flag(Arc<AtomicUsize>);
         impl Drop for Flag {
             fn drop(&mut self) {

@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_successor_made_in_a_folder_that_was_removed_stays_when_the_first_ends() {
+    async fn files_of_a_successor_in_a_folder_made_anew_stay_when_the_first_ends() {
         let base = tempfile::tempdir().unwrap();
         let folder = base.path().join("sockets");
         let options =
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_everybody_can_write_is_refused() {
+    async fn a_folder_that_every_user_can_write_is_refused() {
         let base = tempfile::tempdir().unwrap();
         for mode in [0o777, 0o1777] {
             fs::set_permissions(base.path(), fs::Permissions::from_mode(mode)).unwrap();

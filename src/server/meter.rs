@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_half_sent_is_returned_with_the_call() {
+    fn the_charge_of_a_half_sent_message_is_returned_with_the_call() {
         let budget = Budget::new(4_000);
         let mut messages = MessagePosition::new(budget.client("one"));
         messages.follow(&message(900)[..HEAD_BYTES + 1]).unwrap();

@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_i64_in_milliseconds_is_refused_unless_it_is_null() {
+    fn a_time_that_is_no_i64_in_milliseconds_is_refused_unless_it_is_null() {
         assert!(error(&UInt64Array::from(vec![u64::MAX])).contains("18446744073709551615"));
         assert!(error(&TimestampSecondArray::from(vec![i64::MAX])).contains("no i64"));
         let nulls = Some(NullBuffer::from(vec![false]));

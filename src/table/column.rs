@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_column_is_named_with_the_column() {
+    fn faults_of_a_column_are_named_with_the_column() {
         let wrong = |column: &str, said: &str| {
             let error = parse(column).unwrap_err();
             assert!(error.contains(said) && error.contains("\"c\""), "{error}");

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_built_is_what_the_service_parses() {
+    fn requests_of_the_builders_are_those_that_the_service_parses() {
         let column = r#"{"path": [{"from": 1, "until": 9, "path": "A/B"}, {"path": "A/C"}],
             "key": "run", "as": "metadata:runNumber", "uniform": true, "metadata": {"k": "v"}}"#;
         let request = TableRequest::new()

@@ -233,7 +233,7 @@ fn any_rows() -> impl Strategy<Value = Vec<Option<u32>>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn what_is_encoded_is_what_is_decoded_in_every_form(
+    fn encoded_tables_are_decoded_to_equal_ones_in_every_form(
         one in any_rows(),
         seed in any_rows(),
     ) {

@@ -9,7 +9,6 @@ use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int64Type;
 use arrow_array::{Array as _, RecordBatch};
 use async_trait::async_trait;
-use iovcache::cache::Caller;
 use iovcache::index::{KeyBuilder, KeyColumn, KeyType, KeyValue, Timestamps};
 use iovcache::source::{
     Body, Knowledge, MemorySource, PathSummary, Source, SourceError, SourceHealth,

@@ -246,7 +246,7 @@ mod tests {
 
     /// Breaks each invariant once; both checks must find it.
     #[tokio::test]
-    async fn what_is_broken_on_purpose_is_found() {
+    async fn every_planted_fault_is_found() {
         type Break = fn(&Cache, ObjectId);
         let break_it: [(&str, Break); 4] = [
             ("1 are held", |cache, id| std::mem::forget(cache.0.residency.pin(id))),

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_who_is_listed_may_everything_and_nobody_else() {
+    fn without_keys_listed_users_may_do_everything_and_others_nothing() {
         let access = access("");
         let role = |peer: &Peer| access.identify(peer, None).map(|identity| identity.role);
         assert_eq!(role(&process(100, &[1])), Ok(Role::Administer));

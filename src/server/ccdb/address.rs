@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_taken_apart_is_said_to_be_so() {
+    fn a_path_that_cannot_be_parsed_names_its_fault() {
         for path in ["/A/1/2/3", "/A/1/x", "/a/b/c/d/e/f/g/h/i/j/k/1"] {
             assert_eq!(Wanted::parse(path), Err(Nonsense::Grammar), "{path}");
         }
@@ -125,7 +125,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whatever_is_asked_for_is_taken_apart_or_refused(path in "[/%+=0-9a-fA-F\\.x-]{0,120}|.{0,60}") {
+        fn any_path_is_parsed_or_refused(path in "[/%+=0-9a-fA-F\\.x-]{0,120}|.{0,60}") {
             if let Ok(wanted) = Wanted::parse(&path) {
                 proptest::prop_assert!(!wanted.path.contains('\0'));
             }

@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_behind_the_path_is_kept_as_sent() {
+    fn the_text_after_the_path_is_kept_as_sent() {
         assert_eq!(after_path("/A/B/1/2/k=v%2F", "A/B"), "/1/2/k=v%2F");
         assert_eq!(after_path("//A//B/1", "A/B"), "/1");
         assert_eq!(after_path("/A/B", "A/B"), "");

@@ -13,7 +13,7 @@ use super::backings::{
 use crate::shm::{Backing, Block, Mappings, MetaHeader, Pool, PoolError, PoolOptions};
 
 #[test]
-fn what_does_not_fit_is_told_from_what_never_will() {
+fn an_object_that_does_not_fit_now_is_distinguished_from_one_that_never_will() {
     let pool = Pool::new(PoolOptions {
         memory_bytes: 256 << 10,
         segment_bytes: 64 << 10,
@@ -60,7 +60,7 @@ fn a_spoilt_header_is_found() {
 }
 
 #[test]
-fn what_is_written_again_after_it_was_settled_has_the_checksum_of_what_it_is() {
+fn bytes_rewritten_after_they_were_settled_are_in_the_checksum() {
     let pool = pool(1 << 20, 1 << 20);
     let mut reservation = pool.reserve(10_000).unwrap();
     reservation.rest_mut(0).fill(1);
@@ -74,7 +74,7 @@ fn what_is_written_again_after_it_was_settled_has_the_checksum_of_what_it_is() {
 }
 
 #[test]
-fn what_is_appended_is_there_however_much_it_is_and_wherever_it_begins() {
+fn appended_bytes_are_there_whatever_their_number_and_offset() {
     let pool = pool(64 << 20, 64 << 20);
     let bytes: Vec<u8> = (0..20 << 20).map(|n: u32| (n ^ (n >> 8)) as u8).collect();
     // Small ones, more than one piece, and enough to bypass the caches; to the last byte.
@@ -178,7 +178,7 @@ fn read_objects(mappings: &Mappings, objects: &NewObjects, until: Instant) -> (u
 
 /// Threads create and free objects while others read them with and without a lease.
 #[test]
-fn nobody_ever_reads_half_of_one_object_and_half_of_another() {
+fn no_reader_gets_half_of_one_object_and_half_of_another() {
     for_each_backing(|pool| {
         // So that consumers need no new segment meanwhile.
         let keeps: Vec<Block> =
@@ -203,7 +203,7 @@ proptest! {
     /// If the pool says that payloads fit together, they can be reserved whatever was there before.
     #[cfg(feature = "cache")]
     #[test]
-    fn what_can_be_held_together_is_what_an_empty_pool_takes(
+    fn payloads_that_can_be_held_together_fit_into_an_empty_pool(
         mut sizes in proptest::collection::vec(1..40_000_u64, 1..40),
         segment_kib in 8..64_u64,
         memory_kib in 64..256_u64,

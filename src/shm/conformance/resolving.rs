@@ -8,7 +8,7 @@ use super::backings::{
 use crate::shm::{Block, MetaHeader, Pool, PoolError, PoolOptions, Region, ResolveError};
 
 #[test]
-fn what_is_published_resolves_to_its_bytes_in_every_backing() {
+fn published_blocks_resolve_to_their_bytes_in_every_backing() {
     for_each_backing(|pool| {
         let objects: Vec<Vec<u8>> =
             [0, 1, 63, 64, 65, 5000].iter().map(|&size| vec![size as u8; size]).collect();
@@ -220,7 +220,7 @@ fn the_last_bytes_of_a_segment_can_be_taken_and_none_behind_them() {
 }
 
 #[test]
-fn what_an_earlier_instance_left_in_a_region_does_not_resolve() {
+fn blocks_of_an_earlier_instance_in_a_region_do_not_resolve() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("region");
     std::fs::write(&file, vec![0; 64 << 10]).unwrap();

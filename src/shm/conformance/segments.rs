@@ -144,7 +144,7 @@ fn a_file_with_holes_becomes_a_region_without() {
 }
 
 #[test]
-fn a_segment_that_was_given_back_on_its_way_is_told_from_a_wrong_one() {
+fn a_segment_retired_in_transit_is_distinguished_from_a_wrong_one() {
     for backing in [None, Some("segments")] {
         let folder = tempfile::tempdir().unwrap();
         let backing = match backing {
@@ -197,7 +197,7 @@ fn at_most_one_empty_segment_is_kept() {
 }
 
 #[test]
-fn whoever_hears_of_a_new_segment_may_use_the_pool() {
+fn a_listener_for_new_segments_may_use_the_pool() {
     let pool = pool(1 << 20, 64 << 10);
     let inner = pool.clone();
     let heard = Arc::new(AtomicBool::new(false));

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_pins_is_free_when_its_session_is_over() {
+    fn pins_of_a_page_end_with_its_session() {
         let pool = pool();
         let (page, consumer) = attached(&pool);
         let block = object(&pool, 7).unwrap();

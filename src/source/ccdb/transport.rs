@@ -643,7 +643,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_transient_is_not_tried_again() {
+    async fn errors_that_are_not_transient_are_not_retried() {
         let options = CcdbOptions::default();
         let mut rounds = Rounds::new(&options, Instant::now() + Duration::from_secs(5));
         rounds.note(AttemptFailure::unusable("no ETag"));

@@ -136,7 +136,7 @@ async fn when_the_first_is_down_the_next_answers_and_what_it_has_not_is_not_know
 }
 
 #[tokio::test]
-async fn a_body_comes_from_whoever_has_it() {
+async fn a_body_comes_from_any_source_that_has_it() {
     let (first, second, chain) = two();
     let query = Query::all(path("A/B"));
     let at = Timestamp::from_millis(12);

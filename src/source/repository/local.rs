@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_path_that_nobody_requests_any_more_is_dropped() {
+    async fn a_path_that_is_not_requested_any_more_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         put_for_test(folder.path(), "A/P1", 0, 1);
         put_for_test(folder.path(), "A/P2", 0, 1);

@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_torn_or_for_another_folder_is_refused() {
+    fn a_torn_file_or_one_of_another_folder_is_refused() {
         let (bytes, crc) = encode(rows(), INODE).unwrap();
         let reason = |bytes: &[u8], inode| {
             IndexFile::open(file(bytes), crc, inode).map(|_| ()).unwrap_err().to_string()
