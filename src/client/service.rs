@@ -22,7 +22,7 @@ use crate::shm::attach::{Attachment, process_generation};
 use crate::table::{CheckAnswer, SegmentsAnswer, Status, TableRequest};
 
 /// Time limit of a request for a table that gives none, as in the service.
-const PATIENCE: Duration = Duration::from_secs(60);
+const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
 /// Extra time for an answer after the time limit.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -243,7 +243,7 @@ impl Client {
     }
 
     pub(super) fn patience(&self) -> Duration {
-        self.0.options.patience.unwrap_or(PATIENCE)
+        self.0.options.patience.unwrap_or(DEFAULT_WAIT)
     }
 
     pub(super) fn releases(&self) -> Releases {

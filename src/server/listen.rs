@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::auth::{Access, Exposed};
+use super::auth::{Access, UnprotectedListener};
 use crate::error::coded;
 
 /// The addresses of a service.
@@ -186,8 +186,8 @@ impl Listeners {
     /// and keys, and the CCDB side is allowed only without keys.
     ///
     /// # Errors
-    /// [`Exposed`].
-    pub fn check_exposed(&self, access: &Access) -> Result<(), Exposed> {
+    /// [`UnprotectedListener`].
+    pub fn check_exposed(&self, access: &Access) -> Result<(), UnprotectedListener> {
         let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
         address(&self.flight).map_or(Ok(()), |at| access.check_exposed(at, self.tls))?;
         address(&self.ccdb).map_or(Ok(()), |at| access.check_exposed_ccdb(at, false))

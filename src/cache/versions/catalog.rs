@@ -47,7 +47,7 @@ const SERIES_BYTES: usize = 320;
 const MAX_LOOK_UPS: usize = 100_000;
 /// A path that its source does not list, and for which it has no version at this many timestamps of
 /// one request, is not asked for at the others.
-const MAX_IN_VAIN: usize = 31;
+const MAX_VAIN_LOOK_UPS: usize = 31;
 /// Maximum number of problems remembered.
 const MAX_PROBLEMS: usize = 10_000;
 /// The earliest time of a confirmed answer; answers with an earlier time are not confirmed.
@@ -237,7 +237,7 @@ impl Catalog {
             let Some(&(next, _)) = open.first() else {
                 return Ok(series.known(timeline, stale));
             };
-            if asked_in_all >= MAX_IN_VAIN && timeline.versions() == 0 {
+            if asked_in_all >= MAX_VAIN_LOOK_UPS && timeline.versions() == 0 {
                 return Err(CacheError::NothingFound { path: query.path.clone(), asked_in_all });
             }
             at_once = if expected == Some(next) { (at_once * 2).min(PARALLEL_LOOK_UPS) } else { 1 };

@@ -11,7 +11,7 @@ use crate::interval::Timestamp;
 use crate::object::Query;
 
 /// A series without requests for this long is not refreshed in the background.
-const BUSY: Duration = Duration::from_secs(10);
+const IDLE_AFTER: Duration = Duration::from_secs(10);
 /// Number of look-ups after a change, until one has started after it.
 const REFRESH_ATTEMPTS: usize = 3;
 
@@ -26,7 +26,7 @@ impl Catalog {
             let series = catalog.series.read();
             for (_, series) in series.iter().filter(|(query, _)| paths.contains(&query.path)) {
                 // Series in frequent use are refreshed in the background, so requests do not wait.
-                if Moment::from_millis(now).since(series.used()) < BUSY {
+                if Moment::from_millis(now).since(series.used()) < IDLE_AFTER {
                     series.told.store(true, Ordering::Release);
                     catalog.told.notify_one();
                 } else {
@@ -55,7 +55,8 @@ impl Catalog {
             let now = self.clock.now();
             let busy: Vec<(Query, Arc<Series>)> = {
                 let series = self.series.read();
-                let busy = series.iter().filter(|(_, series)| now.since(series.used()) < BUSY);
+                let busy =
+                    series.iter().filter(|(_, series)| now.since(series.used()) < IDLE_AFTER);
                 busy.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
             };
             for (query, series) in busy {
