@@ -3,7 +3,7 @@
 //! ```text
 //!  HTTP/2 frames ─▶ Metered ─▶ tonic, which buffers a message until all of it is there
 //!                     │ head of a message: flag, length ─▶ charge(length)
-//!                     └ its last byte ─▶ the charge is returned; the call charges what it keeps
+//!                     └ its last byte ─▶ the charge is returned; the call charges the bytes it keeps
 //! ```
 //!
 //! It precedes every service, including health and reflection, which need no token.

@@ -244,7 +244,7 @@ fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping
     cgroup::check_room(bytes)?;
     let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let map = || Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite);
-    // Not without enough room: the advice would use up what others write to.
+    // Not without enough room: the advice would use up memory that others write to.
     if on_advice && bytes <= free_bytes(&file)? {
         ftruncate(&file, bytes)?;
         let mapping = map()?;

@@ -1,7 +1,7 @@
 //! The layout of shared memory: all bytes that cross processes, as drawn in `schemas/segment.md`.
 //!
 //! The MetaHeader is `fair::mq::shmem::MetaHeader` in its x86-64 layout, and the chunk header in
-//! front of a payload is what FairMQ's shmem reads as its own. So an unmodified FairMQ consumer
+//! front of a payload is the header that FairMQ's shmem expects. So an unmodified FairMQ consumer
 //! resolves these headers. All numbers are little endian.
 
 use std::fmt;
@@ -159,7 +159,7 @@ pub(crate) struct BlockHeader {
     pub(crate) reserved: u64,
 }
 
-/// The second part: what FairMQ's shmem reads in front of a payload as its own header.
+/// The second part: the header that FairMQ's shmem expects in front of a payload.
 #[repr(C)]
 pub(crate) struct ChunkHeader {
     pub(crate) fields: [u16; 4],
@@ -206,7 +206,7 @@ pub(crate) const fn usable_bytes(segment_bytes: u64) -> u64 {
 /// gets Boost's out-of-memory error, and FairMQ's monitor shows 16 free bytes.
 #[repr(C)]
 pub(crate) struct SegmentHeader {
-    /// 2: what Boost.Interprocess takes as 'initialised'.
+    /// 2: the value that Boost.Interprocess takes as 'initialised'.
     pub(crate) initialised: u32,
     pub(crate) boost_padding: [u32; 3],
     /// The heap's mutex: glibc's `pthread_mutex_t`, unlocked.

@@ -96,7 +96,7 @@ impl Mapping {
         let length = self.length / HUGE_BYTES * HUGE_BYTES;
         let base = self.base().cast();
         let advise = |advice| -> Result<(), Errno> {
-            // SAFETY: a range of this mapping, and neither advice changes what is in it.
+            // SAFETY: a range of this mapping, and neither advice changes its contents.
             retry_on_intr(|| unsafe { madvise(base, length, advice) })
         };
         // Not by writing to each page: without memory that would be a SIGBUS, while this is an

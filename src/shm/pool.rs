@@ -541,7 +541,7 @@ impl Pool {
         }
     }
 
-    /// Drops what retired blocks keep beside their memory, once no consumer pins them any more.
+    /// Drops the records of retired blocks, once no consumer pins them any more.
     #[cfg(feature = "cache")]
     pub(crate) fn release_kept(&self) {
         if self.0.pages.keeps_any() {

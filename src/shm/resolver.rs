@@ -393,7 +393,7 @@ impl Mappings {
         Some(RawBlock { payload: NonNull::new(payload.cast_mut())?, room: size as u64 })
     }
 
-    /// The block that begins at `offset` of a segment or region, whatever it is.
+    /// The block that begins at `offset` of a segment or region, unchecked against a MetaHeader.
     pub(super) fn raw_block(&self, managed: bool, id: u16, offset: u64) -> Option<RawBlock> {
         let payload = offset.checked_add(BLOCK_OVERHEAD_BYTES)?;
         match managed {

@@ -200,7 +200,7 @@ impl ColumnRequest {
     /// A column as the request's schema describes it: a path, or an object with path, key and more.
     ///
     /// # Errors
-    /// An error that names what is wrong.
+    /// An error that names the fault.
     pub fn from_json(name: &str, json: &str) -> Result<Self, serde_json::Error> {
         let OneColumn(column) = serde_json::from_str(json)?;
         checked(name.into(), column)

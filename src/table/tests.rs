@@ -200,7 +200,7 @@ fn expected(column: &Column, rows: &[Option<u32>], kind: CellKind) -> Vec<Option
     rows.iter().map(value).collect()
 }
 
-/// Only what can be null is declared nullable.
+/// Only columns that can be null are declared nullable.
 fn check_nullability(schema: &SchemaRef, nullable: bool) {
     fn children(data_type: &DataType) {
         match data_type {

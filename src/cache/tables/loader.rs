@@ -218,7 +218,7 @@ impl Loader {
     /// Pins the resident ones of `versions` and reserves memory for the others, all of it or none.
     /// `None` if there was no room during a turn without other takers. The turn grows with the time
     /// `waited` before: a large registration needs more memory than is freed in a short turn, and
-    /// others take what is freed between two turns.
+    /// others take the memory that is freed between two turns.
     ///
     /// # Errors
     /// [`CacheError::Pool`] if the system provides no memory.

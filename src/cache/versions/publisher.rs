@@ -72,7 +72,7 @@ struct PublisherState {
     ended: LookUpSums,
 }
 
-/// The page of a session, and what the session looked up.
+/// The page of a session, and the session's look-ups.
 #[derive(Debug, Clone)]
 struct PageEntry {
     page: Arc<ServicePage>,

@@ -189,7 +189,7 @@ impl<'a> ChoicePieces<'a> {
     }
 
     /// All short runs from this one on, as many as one piece may have, if each row has a timestamp of
-    /// its own and none is null. Gives what it cost.
+    /// its own and none is null. Returns the cost.
     fn join_rows(&mut self, values: &[Millis], runs: &mut Vec<ChoiceRun>) -> usize {
         let (choices, sources) = (self.choices, self.sources);
         let first_row = self.row;

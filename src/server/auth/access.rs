@@ -186,7 +186,7 @@ impl Access {
     /// Checks whether Flight may listen at this address: beyond loopback only with TLS and keys.
     ///
     /// # Errors
-    /// [`UnprotectedListener`] says what is missing.
+    /// [`UnprotectedListener`] names the missing protection.
     pub fn check_exposed(&self, address: SocketAddr, tls: bool) -> Result<(), UnprotectedListener> {
         if is_loopback(address) {
             return Ok(());

@@ -133,7 +133,7 @@ async fn attend(
     }
 }
 
-/// The pages of the HTTP port, and what they show: metrics of the cache and of the process.
+/// The pages of the HTTP port, with their contents: metrics of the cache and of the process.
 struct HttpPages {
     cache: Cache,
     registries: [Registry; 2],

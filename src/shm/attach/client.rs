@@ -46,7 +46,7 @@ pub enum AttachError {
     /// The service refused the client.
     #[error("{message}")]
     Refused {
-        /// The kind of error, which tells what can be done.
+        /// The kind of error: the possible reaction of the caller.
         kind: ErrorKind,
         /// The error code of the service.
         code: Code,

@@ -44,7 +44,7 @@ pub(super) fn private_region(length: usize, id: u16) -> Region {
     let start = words.as_mut_ptr().cast::<u8>();
     let start = start.map_addr(|addr| addr.next_multiple_of(64));
     let start = NonNull::new(start).unwrap();
-    // SAFETY: `length` bytes from the next multiple of 64 on lie in what was leaked, which has 64
+    // SAFETY: `length` bytes from the next multiple of 64 on lie in the leaked memory, which has 64
     // more; nothing else refers to it.
     unsafe { Region::from_range(start, length, id) }.unwrap()
 }

@@ -4,7 +4,7 @@
 //!  look_up ─▶ path in memory? ──fresh──▶ one window of its table
 //!                 │ check due
 //!                 ▼
-//!             read_path: what changed is read again
+//!             read_path: changed folders are read again
 //!  fetch ───▶ blob: bytes and their digest
 //! ```
 
@@ -37,7 +37,7 @@ use crate::source::{
 };
 use crate::sync::Mutex;
 
-/// Bounds of what is kept in memory. Dropped paths are read again when they are requested: the
+/// Bounds of the paths kept in memory. Dropped paths are read again when they are requested: the
 /// index and the folders have them.
 #[derive(Debug, Clone, Copy)]
 struct KeptLimits {

@@ -149,7 +149,7 @@ impl PathList {
         Ok((versions > 0).then_some(PathSummary { path, versions }))
     }
 
-    /// A folder, the names of its folders of versions, and what is beneath it, the last first.
+    /// A folder, the names of its folders of versions, and the folders beneath it, the last first.
     #[allow(clippy::type_complexity, reason = "three parts of one folder, used at once")]
     fn read(
         &self,

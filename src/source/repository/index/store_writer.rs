@@ -74,7 +74,7 @@ impl<'a> StoreIndexWriter<'a> {
         Ok(self.list(true).await?.files.into_keys().collect())
     }
 
-    /// Puts a file with all `rows` in place of the files `replaced`, and removes what is left over.
+    /// Puts a file with all `rows` in place of the files `replaced`, and removes files that are left over.
     ///
     /// # Errors
     /// Those of the store.
