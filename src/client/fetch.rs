@@ -29,8 +29,8 @@ const SHORT_WAIT: Duration = Duration::from_millis(100);
 
 impl Client {
     /// A table. All of its objects stay pinned until it is dropped. It is taken from shared memory
-    /// where all of its objects lie there and the request has no limits, lock, metadata or keys; else
-    /// it is requested from the service.
+    /// where all of its objects lie there and the request has no limits, lock, metadata or keys;
+    /// else it is requested from the service.
     ///
     /// # Errors
     /// [`ClientError`], mostly [`Service`](ClientError::Service) with the error of the service.
@@ -148,7 +148,8 @@ impl Client {
         matches!(&*self.0.attached.lock().await, Attached::Remote)
     }
 
-    /// The objects view of `table`: which versions serve which rows (`schemas/tables.md`).
+    /// The objects view of `table`: which versions serve which rows. One row per run that is not
+    /// null, with the columns of [`View::Objects`].
     ///
     /// # Errors
     /// [`ClientError::Changed`] if other versions serve it by now.
@@ -263,10 +264,15 @@ impl Client {
         Ok(FlightRecordBatchStream::new_from_flight_data(stream))
     }
 
-    /// The bytes of the object of `path` at `at`, sent in chunks over the network.
+    /// The bytes of the object of `path` at `at` (milliseconds since the Unix epoch), sent in
+    /// chunks of at most 1 MiB over the network. `take` gets each chunk, in order. For objects of
+    /// any size; an object of 0 bytes has no chunk.
+    ///
+    /// Only the beginning is repeated if the service is restarted: chunks that were passed to
+    /// `take` cannot be taken back.
     ///
     /// # Errors
-    /// [`ClientError`], or the error of `take`.
+    /// [`ClientError`], or the error of `take` as [`ClientError::Io`].
     pub async fn chunks(
         &self,
         path: &str,
@@ -297,8 +303,8 @@ impl Client {
     }
 }
 
-/// Whether an objects view describes the objects of `table`. Their blocks have the same generations,
-/// but where a slot pins the object and the service has loaded it again.
+/// Whether an objects view describes the objects of `table`. Their blocks have the same
+/// generations, but where a slot pins the object and the service has loaded it again.
 fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError> {
     let mut told: HashMap<String, Vec<(usize, u64, Option<ObjectId>)>> = HashMap::new();
     for batch in objects {

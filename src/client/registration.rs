@@ -13,7 +13,12 @@ use crate::table::{ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Regi
 
 impl Client {
     /// Registers a timeframe with its timestamps (milliseconds since the Unix epoch; `None`: null)
-    /// for these consumers.
+    /// for these consumers, and begins to load its objects. It stays in flight until each consumer
+    /// has reported it as consumed.
+    ///
+    /// While too many timeframes are in flight or memory is short, the call waits, at most for
+    /// [`patience`](crate::client::ClientOptions::patience). Registering the same content again
+    /// gives the same answer.
     ///
     /// # Errors
     /// [`ClientError`], mostly [`Service`](ClientError::Service).
@@ -28,8 +33,9 @@ impl Client {
         self.register(timeframe, Arc::new(Int64Array::from(timestamps)), about).await
     }
 
-    /// Registers a timeframe: timestamps of any Arrow type that the service accepts, and a
-    /// description as in `schemas/register-timeframe.schema.json`.
+    /// Registers a timeframe: timestamps of any Arrow type that the service accepts
+    /// ([`timestamps_from_array`](crate::table::timestamps_from_array)), and its columns and
+    /// consumers in JSON, as in `schemas/register-timeframe.schema.json` ([`Register::to_json`]).
     ///
     /// # Errors
     /// [`ClientError`], mostly [`Service`](ClientError::Service).
@@ -82,7 +88,8 @@ impl Client {
         serde_json::from_slice(&result.app_metadata).map_err(|error| answer(&error.to_string()))
     }
 
-    /// Reports that `consumer` has finished with a timeframe.
+    /// Reports that `consumer` has finished with a timeframe, by a call. A repeated report is no
+    /// error. The answer names the timeframes that this dropped.
     ///
     /// # Errors
     /// [`ClientError`], mostly [`Service`](ClientError::Service).
@@ -95,7 +102,8 @@ impl Client {
         self.act("consumed", &body).await
     }
 
-    /// Reports that `consumer` has finished with all timeframes below `oldest`.
+    /// Reports that `consumer` has finished with all timeframes below `oldest`, those that are
+    /// registered later included. The service keeps the greatest `oldest` of each consumer.
     ///
     /// # Errors
     /// [`ClientError`], mostly [`Service`](ClientError::Service).

@@ -90,7 +90,9 @@ pub(super) enum Attached {
 }
 
 impl Client {
-    /// Connects to `grpc://host:port`, `grpc+tls://host:port` or `grpc+unix:///path/flight.sock`.
+    /// Connects to `grpc://host:port`, `grpc+tls://host:port` or `grpc+unix:///path/flight.sock`,
+    /// within 10 s. The process attaches to the shared memory of a service on its node with the
+    /// first request, not here.
     ///
     /// # Errors
     /// [`ClientError::Address`] for another form of address, [`ClientError::Connect`] if no service
@@ -250,7 +252,8 @@ impl Client {
         self.0.releases.clone()
     }
 
-    /// A snapshot of the service's state.
+    /// A snapshot of the service's state: memory, counts since its start, timeframes in flight,
+    /// sessions and sources.
     ///
     /// # Errors
     /// [`ClientError`] if the service does not answer.
@@ -267,7 +270,8 @@ impl Client {
         self.act("check", &json!({"contents": contents})).await
     }
 
-    /// The segments of the service's shared memory.
+    /// The segments of the service's shared memory, each with kind, id and size in bytes, and the
+    /// path of the attach socket.
     ///
     /// # Errors
     /// [`ClientError`] if the service does not answer.
@@ -275,7 +279,9 @@ impl Client {
         self.act("segments", &json!({})).await
     }
 
-    /// Calls any action with a body in JSON.
+    /// Calls any action ([`action_types`](crate::table::action_types)) with a body in JSON, and
+    /// parses the JSON of its answer. While the service is down the call is repeated, except for
+    /// actions whose repetition could not tell whether the first took effect.
     ///
     /// # Errors
     /// [`ClientError`], mostly [`Service`](ClientError::Service).

@@ -11,14 +11,19 @@ use crate::error::coded;
 
 const _: () = assert!(cfg!(target_endian = "little"), "the layout is little endian");
 
-/// The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
-/// table.
+/// The location of an object in shared memory: 40 bytes, little endian, that fit into a message or
+/// a cell of a table. The layout is that of `fair::mq::shmem::MetaHeader` on x86-64;
+/// `schemas/segment.md` draws it.
+///
+/// A header is a claim: [`Mappings`](crate::shm::Mappings) checks each field before it gives an
+/// address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MetaHeader {
     /// Bytes of the payload.
     pub size: u64,
-    /// The generation of the block; never 0.
+    /// The generation of the block: unique among all blocks of this and earlier instances, never 0.
+    /// A block with another generation holds another object.
     pub hint: u64,
     /// Managed: offset of the chunk header (the payload follows 16 bytes later) from the start of
     /// the segment. Unmanaged: offset of the payload from the start of the region.

@@ -45,11 +45,12 @@ impl Progress {
 }
 
 impl Cache {
-    /// The progress of the table of `request`. The first call starts to load it for `lease`. Its
-    /// memory is charged to `budget`.
+    /// The progress of the table of `request`. The first call starts to load it for `lease`, and
+    /// each call renews the lease. Its memory is charged to the budget of `caller`.
     ///
     /// # Errors
-    /// [`CacheError`], also the error of a failed load; the next call starts a new load.
+    /// [`CacheError::LeaseEnded`]; the errors of [`answer`](Self::answer), also the one of a load that
+    /// failed since the last call. The next call then starts a new load.
     pub async fn poll(
         &self,
         request: &Request,

@@ -17,7 +17,12 @@ use crate::source::{
     Scan, Source, SourceError, SourceHealth, UploadBytes, VersionPage, VersionStream, WriteTarget,
 };
 
-/// Sources that are asked in order.
+/// Sources that are asked in order, as one source.
+///
+/// The first source with a version valid at a timestamp decides, regardless of creation times. A
+/// source that is down is passed over; if no other has a valid version, the answer is its error,
+/// because it may have one. A version is fetched from the source that named it, then from the
+/// others.
 pub struct ChainSource {
     url: String,
     links: Links,
