@@ -466,7 +466,7 @@ fn timeframes_go_on_with_the_successor_of_a_service() {
 }
 
 #[test]
-fn where_the_service_limits_who_holds_timeframes_they_are_requested() {
+fn timeframes_are_requested_where_the_service_limits_their_holders() {
     for limit in [["--quota-timeframes", "5"], ["--slow-after", "1h"]] {
         let (service, _repository) = service(&[("A/B", (0, 100), 1)], &limit);
         let consumer = Consumer::with_local_tables(&service.unix(), "a");

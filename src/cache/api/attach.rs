@@ -220,7 +220,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// A session that looks up by itself. At its end the audit log says what it looked up.
+/// A session that looks up by itself. At its end its look-ups are written to the audit log.
 struct LocalSession {
     page: SessionPage,
     _charge: Charge,

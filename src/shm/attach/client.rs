@@ -45,7 +45,7 @@ pub enum AttachError {
     /// The service refused the client.
     #[error("{message}")]
     Refused {
-        /// The kind of error, which tells what can be done.
+        /// The kind of error: the possible reaction of the caller.
         kind: ErrorKind,
         /// The error code of the service.
         code: Code,
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_given_back_on_its_way_is_left_out_and_the_session_goes_on() {
+    fn a_segment_retired_in_transit_is_left_out_and_the_session_goes_on() {
         let service = Service::new();
         let (stays, goes) = (service.object(1), service.object(2));
         let (kept, gone) = (stays.meta_header(), goes.meta_header());
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_announced_segment_is_refused_by_name() {
+    fn a_file_that_is_not_the_announced_segment_is_refused_by_name() {
         let service = Service::new();
         let _block = service.object(1);
         std::thread::scope(|scope| {

@@ -206,7 +206,7 @@ impl ConsumerPage {
     /// Numbers of lines that the service has taken and refused.
     #[cfg(any(feature = "client", test))]
     pub(super) fn lines(&self) -> (u32, u32) {
-        // SYNC(notice): what the lines have changed is visible with their number.
+        // SYNC(notice): the effects of the lines are visible with their number.
         let taken = change_notice::note(self.taken_word());
         let refused = self.mapping.atomic_u32(offset_of!(PageHeader, refused));
         (taken, refused.load(Ordering::Relaxed))
