@@ -29,7 +29,7 @@ const MAX_PATHS: usize = 65_536;
 /// Longest part of a wait for a change: a wait that a signal ends leaves a thread behind for as long.
 const WAIT_SLICE: Duration = Duration::from_secs(1);
 /// A path, and the places and times of its keys.
-type AskedOfPath<'py> = (Bound<'py, Path>, Vec<(usize, Timestamp)>);
+type PathRequests<'py> = (Bound<'py, Path>, Vec<(usize, Timestamp)>);
 
 /// The look-ups of one client.
 pub(crate) struct LookUps {
@@ -124,7 +124,7 @@ impl LookUps {
     pub(crate) fn get_many<'py>(&self, keys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
         let py = keys.py();
         let found = PyList::empty(py);
-        let mut asked: BTreeMap<String, AskedOfPath<'py>> = BTreeMap::new();
+        let mut asked: BTreeMap<String, PathRequests<'py>> = BTreeMap::new();
         for (place, key) in keys.try_iter()?.enumerate() {
             let (path, at): (Bound<'_, PyAny>, Bound<'_, PyAny>) = key?.extract()?;
             let (path, at) = (self.path(&path)?, millis_of(&at)?);

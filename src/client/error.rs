@@ -51,7 +51,7 @@ pub enum ClientError {
     /// The service answered with an error.
     #[error("{message}")]
     Service {
-        /// Kind of the error, which says what the caller can do.
+        /// Kind of the error: the possible reaction of the caller.
         kind: ErrorKind,
         /// Code of the error in the service.
         code: Code,

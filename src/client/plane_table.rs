@@ -82,7 +82,7 @@ struct PlaneRequest<'a> {
 }
 
 impl<'a> PlaneRequest<'a> {
-    /// `None`: the service must be asked, whatever is in memory.
+    /// `None`: the service must be asked, even if all objects are in memory.
     fn of(request: &'a TableRequest) -> Option<Self> {
         let PlaneFields {
             columns: Some(columns),
@@ -108,7 +108,7 @@ impl<'a> PlaneRequest<'a> {
 }
 
 impl Known {
-    /// Forgets what was known of another session.
+    /// Forgets the facts about another session.
     fn follow(&mut self, session: &Arc<Attachment>) {
         let is_known = |plane: &Arc<LocalPlane>| Arc::ptr_eq(plane.attachment(), session);
         if !self.plane.as_ref().is_some_and(is_known) {

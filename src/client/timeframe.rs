@@ -84,7 +84,7 @@ impl Client {
         self.process() != process_generation()
     }
 
-    /// Waits until the service has taken the reports sent before: a call sees what they changed.
+    /// Waits until the service has taken the reports sent before, so that a call sees their effects.
     pub(super) async fn settle_reports(&self) {
         let Some(tables) = self.plane_tables() else { return };
         if let Some(line) = tables.take_line()

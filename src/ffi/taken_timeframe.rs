@@ -184,7 +184,8 @@ fn deliver(
         consumer: Some(consumer.to_owned()),
         registration: Some(pinned.registration()),
     };
-    let sent = LineNumber::of(plane, || session.try_report(&line));
+    // Where it is awaited, it is sent at once.
+    let sent = LineNumber::of(plane, || session.report_later(&line));
     let sent = sent.ok_or_else(|| unsent(plane, timeframe))?;
     if !is_own && !names.has(consumer, claims) {
         if !is_accepted(plane, &sent, timeframe)? {

@@ -37,7 +37,7 @@ pub struct Timestamps {
 enum Values {
     /// An array of [`Millis`].
     Listed(Buffer),
-    /// At a steady pace; never listed, whatever their number.
+    /// At a steady pace; never listed, however many there are.
     Steps(Steps),
 }
 

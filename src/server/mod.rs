@@ -44,7 +44,7 @@ mod tls;
 mod units;
 mod untrusted_ipc;
 
-pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
+pub use auth::{Access, Denied, Identity, Keys, KeysError, Role, UnprotectedListener};
 pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{
     Config, ConfigError, ConfigFault, ConfigKey, Document, LogFormat, MissingConfig, Override,

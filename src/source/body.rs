@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use super::error::BodyError;
 use crate::object::Md5Sum;
 
-/// Destination of the bytes of an object: a block in shared memory, or a buffer in a test.
+/// Destination of the bytes of an object: a block in shared memory, or a buffer in a test. A source
+/// writes each body once, from its first to its last byte.
 #[async_trait]
 pub trait Body: Send {
     /// Makes room for `size_bytes` in total; bytes already written are kept.

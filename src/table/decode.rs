@@ -171,7 +171,7 @@ impl ColumnRuns {
         }
     }
 
-    /// Appends the rows of a further batch.
+    /// Appends the rows of a further batch. A first run equal to the last one so far continues it.
     ///
     /// # Errors
     /// [`DecodeError`] if the array is no column of a table.
@@ -242,7 +242,8 @@ impl ColumnRuns {
     }
 }
 
-/// Runs of a column.
+/// Runs of a column: dictionary, run-end encoded or plain, with cells `FixedSizeBinary(40)`,
+/// `Struct`, `FixedSizeList<Int64>[3]` or `LargeBinary`.
 ///
 /// # Errors
 /// [`DecodeError`] if the array is no column of a table.

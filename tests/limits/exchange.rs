@@ -23,7 +23,7 @@ fn with(metadata: &Value, message: FlightData) -> FlightData {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_lets_go_is_let_go_while_it_takes_no_tables() {
+async fn tables_that_a_client_releases_are_released_while_it_reads_none() {
     let limited = Limited::start("");
     let watching = limited.client(&limited.service.unix()).await;
     let pinned = async || watching.status().await.unwrap().memory.pinned_bytes;

@@ -9,6 +9,8 @@ mod accounts;
 mod answers;
 mod changes;
 mod gated;
+#[path = "../in_process/mod.rs"]
+mod in_process;
 mod kills;
 mod pressure;
 mod setup;

@@ -220,7 +220,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// A session that looks up by itself. At its end the audit log says what it looked up.
+/// A session that looks up by itself. At its end its look-ups are written to the audit log.
 struct LocalSession {
     page: SessionPage,
     _charge: Charge,
@@ -387,8 +387,9 @@ impl Cache {
                     match parse_line(&line?) {
                         Ok(ClientMessage::Need(Need { kind, id })) => announcer.need(kind, id),
                         Ok(message) => {
+                            let is_report = message.is_report();
                             if let Err(error) = self.take_line(&session, message) {
-                                refused = refused.wrapping_add(1);
+                                refused = refused.wrapping_add(u32::from(is_report));
                                 announcer.tell(&error);
                             }
                         }

@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::{Cache, CacheInner};
 use crate::budget::Budget;
-use crate::cache::holders::lease::Leases;
+use crate::cache::holders::leases::Leases;
 use crate::cache::holders::limits::ConsumerLimits;
 use crate::cache::holders::quota::ConsumerQuotas;
-use crate::cache::holders::timeframe::Timeframes;
 use crate::cache::holders::timeframe_publisher::TimeframePublisher;
+use crate::cache::holders::timeframes::Timeframes;
 use crate::cache::memory::publish::{Description, Verified};
 use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::cache::restart::{

@@ -96,10 +96,12 @@ impl Exchange {
         self.state().queued.entry(timeframe).or_default().push_back(Arc::default());
     }
 
-    /// Makes the table of a timeframe, held until it is consumed.
+    /// Makes the table of a timeframe for these timestamps and keys, held until it is consumed or
+    /// the stream ends. If the stream has reported it as consumed meanwhile, it is returned and not
+    /// held.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// As [`Cache::answer`]. The stream goes on after an error.
     pub async fn answer(
         &self,
         timeframe: u64,

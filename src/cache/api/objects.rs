@@ -19,8 +19,8 @@ use super::handle::Cache;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::memory::in_use::InUseGuard;
-use crate::cache::versions::catalog::QueryTimes;
 use crate::cache::versions::object_index::{Effective, Versions, effective_of};
+use crate::cache::versions::query_times::QueryTimes;
 use crate::index::Timestamps;
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -50,7 +50,8 @@ impl Cache {
     /// cached.
     ///
     /// # Errors
-    /// [`CacheError`], if no older answer is known either.
+    /// If no older answer is known: [`CacheError::LookUp`] with the error of the source, and
+    /// [`CacheError::DeadlineExceeded`] after `patience`. [`CacheError::Draining`].
     pub async fn version_at(
         &self,
         query: &Query,
@@ -101,10 +102,13 @@ impl Cache {
         self.0.catalog.source().write_target(path)
     }
 
-    /// Changes versions at their source and invalidates the path.
+    /// Changes versions at their source and invalidates the path, also after an error. `bytes` are
+    /// the contents of an upload.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::Paths`] with the error of the source
+    /// ([`NotAllowed`](crate::source::SourceError::NotAllowed) if it only reads),
+    /// [`CacheError::Draining`].
     pub async fn change(
         &self,
         change: &Change,
@@ -117,10 +121,10 @@ impl Cache {
         changed.map_err(|error| CacheError::Paths { prefix: path(), error })
     }
 
-    /// The folders one level below a path, as full paths, sorted.
+    /// The folders one level below a path (`""`: the root), as full paths, sorted.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::Paths`] with the error of the source, [`CacheError::Draining`].
     pub async fn subfolders(&self, path: &str) -> Result<Vec<String>, CacheError> {
         self.check_open()?;
         let found = self.0.catalog.source().subfolders(path).await;

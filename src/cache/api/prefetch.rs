@@ -19,7 +19,7 @@ use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::tables::plan::Plan;
-use crate::cache::versions::catalog::QueryTimes;
+use crate::cache::versions::query_times::QueryTimes;
 use crate::error::Coded as _;
 use crate::index::{State, Timestamps};
 use crate::interval::Timestamp;

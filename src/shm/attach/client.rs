@@ -11,10 +11,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-#[cfg(any(feature = "client", feature = "capi"))]
-use rustix::net::SendFlags;
 
 use super::fork::ForkGuard;
+use super::outbox::Outbox;
 use super::wire::{
     Announcement, AttachRefusal, ClientMessage, Hello, LineReader, Need, SharedKind, WireError,
 };
@@ -46,7 +45,7 @@ pub enum AttachError {
     /// The service refused the client.
     #[error("{message}")]
     Refused {
-        /// The kind of error, which tells what can be done.
+        /// The kind of error: the possible reaction of the caller.
         kind: ErrorKind,
         /// The error code of the service.
         code: Code,
@@ -86,8 +85,6 @@ pub struct Attachment {
     shared: Arc<AttachShared>,
     listener: Option<JoinHandle<()>>,
     guard: ForkGuard,
-    /// Number of lines sent after the hello, modulo 2^32. Lines are sent one at a time.
-    sending: Mutex<u32>,
 }
 
 /// The state of a session that its reader thread updates.
@@ -107,6 +104,8 @@ struct AttachShared {
     ended: EndWord,
     /// Events of the local plane.
     events: Notifier,
+    /// Lines sent after the hello.
+    outbox: Outbox,
 }
 
 impl AttachShared {
@@ -261,6 +260,9 @@ impl Attachment {
         let shared = Arc::new(AttachShared::default());
         shared.take(&welcome, epoch, &mut reader)?;
         stream.set_read_timeout(None)?;
+        if shared.local.get().is_some() {
+            shared.outbox.allow_waiting()?;
+        }
         let listener = std::thread::Builder::new().name("iovcache-attach".into()).spawn({
             let (shared, stream) = (Arc::clone(&shared), stream.try_clone()?);
             let listener_guard = ForkGuard::new(&stream);
@@ -271,16 +273,8 @@ impl Attachment {
             }
         })?;
         let session = welcome.session;
-        Ok(Self {
-            session,
-            consumer: consumer.to_owned(),
-            epoch,
-            stream,
-            shared,
-            listener: Some(listener),
-            guard,
-            sending: Mutex::default(),
-        })
+        let (consumer, listener) = (consumer.to_owned(), Some(listener));
+        Ok(Self { session, consumer, epoch, stream, shared, listener, guard })
     }
 
     /// The id of the session, for requests.
@@ -353,10 +347,7 @@ impl Attachment {
 
     /// Sends a line. Blocks for at most 10 s if the service does not read.
     fn send(&self, message: &ClientMessage) -> bool {
-        let mut sent = self.sending.lock();
-        let is_sent = send_json(&mut &self.stream, message).is_ok();
-        *sent = sent.wrapping_add(u32::from(is_sent));
-        is_sent
+        self.shared.outbox.send(&self.stream, message).is_ok()
     }
 
     /// Sends a line if that is possible without waiting. Returns its number: that of all lines sent
@@ -366,17 +357,24 @@ impl Attachment {
         if self.is_forked() {
             return None;
         }
-        let mut line = serde_json::to_vec(message).ok()?;
-        line.push(b'\n');
-        let mut sent = self.sending.lock();
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let length = rustix::net::send(&self.stream, &line, flags).ok()?;
-        if length < line.len() {
-            // The rest must follow, or the next line would be a part of this one.
-            io::Write::write_all(&mut &self.stream, &line[length..]).ok()?;
+        self.shared.outbox.try_send(&self.stream, message)
+    }
+
+    /// Like [`try_report`](Self::try_report), but the line may wait for the next one, for at most 2 ms.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(crate) fn report_later(&self, message: &ClientMessage) -> Option<u32> {
+        if self.is_forked() {
+            return None;
         }
-        *sent = sent.wrapping_add(1);
-        Some(*sent)
+        self.shared.outbox.send_later(&self.stream, message)
+    }
+
+    /// Sends the lines that wait.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(in crate::shm) fn flush(&self) {
+        if !self.is_forked() {
+            self.shared.outbox.flush(&self.stream);
+        }
     }
 
     /// Whether this process is a fork of the one that opened the session.
@@ -424,6 +422,7 @@ impl Drop for Attachment {
             std::mem::forget(self.listener.take());
             return;
         }
+        self.shared.outbox.flush(&self.stream);
         // This ends the session and wakes the listener.
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(listener) = self.listener.take() {
@@ -454,7 +453,8 @@ fn listen(shared: &AttachShared, epoch: Epoch, stream: &UnixStream, mut reader: 
                 return shared.end(error.message());
             }
         }
-        match reader.read(stream) {
+        let input = shared.outbox.until_input(stream).map_err(WireError::from);
+        match input.and_then(|()| reader.read(stream)) {
             Ok(()) => {}
             Err(WireError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return shared.end(error.message()),
@@ -604,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_given_back_on_its_way_is_left_out_and_the_session_goes_on() {
+    fn a_segment_retired_in_transit_is_left_out_and_the_session_goes_on() {
         let service = Service::new();
         let (stays, goes) = (service.object(1), service.object(2));
         let (kept, gone) = (stays.meta_header(), goes.meta_header());
@@ -634,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_announced_segment_is_refused_by_name() {
+    fn a_file_that_is_not_the_announced_segment_is_refused_by_name() {
         let service = Service::new();
         let _block = service.object(1);
         std::thread::scope(|scope| {

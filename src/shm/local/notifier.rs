@@ -15,16 +15,17 @@
 //! is missed. `added` is one more such word, of this process: the thread loads it before it reads the
 //! pending events, so an event that is added later changes it, and the thread does not sleep
 //! (`SYNC(added)`).
-#![allow(unsafe_code)]
 
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::super::futex;
 use super::change_notice;
@@ -115,13 +116,7 @@ struct EventDescriptor(OwnedFd);
 
 impl EventDescriptor {
     fn new() -> io::Result<Self> {
-        // SAFETY: takes no pointers.
-        let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if descriptor < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just opened, and owned by nothing else.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     /// Makes it readable.
@@ -330,6 +325,8 @@ impl EventGroup {
 mod tests {
     use std::time::Duration;
 
+    use rustix::event::{PollFd, PollFlags, poll};
+
     use super::*;
     use crate::shm::attach::process_generation;
     use crate::shm::layout::Epoch;
@@ -361,10 +358,9 @@ mod tests {
     }
 
     fn is_readable(event: &PlaneEvent, limit: Duration) -> bool {
-        let mut polled = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid entry.
-        let count = unsafe { libc::poll(&raw mut polled, 1, limit.as_millis() as libc::c_int) };
-        count == 1 && polled.revents & libc::POLLIN != 0
+        let mut polled = [PollFd::new(event, PollFlags::IN)];
+        let limit = limit.try_into().unwrap();
+        poll(&mut polled, Some(&limit)).unwrap() == 1
     }
 
     const LONG: Duration = Duration::from_secs(20);

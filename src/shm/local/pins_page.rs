@@ -40,7 +40,7 @@ pub(super) struct PageHeader {
     pub(super) flags: u64,
     /// Number of lines of the attach socket that the service has taken, modulo 2^32.
     pub(super) taken: u32,
-    /// Number of them that it has refused, modulo 2^32.
+    /// Number of reports of consumers among them that it has refused, modulo 2^32.
     pub(super) refused: u32,
     pub(super) reserved: u64,
     /// Number of look-ups answered from shared memory.
@@ -206,7 +206,7 @@ impl ConsumerPage {
     /// Numbers of lines that the service has taken and refused.
     #[cfg(any(feature = "client", feature = "capi", test))]
     pub(super) fn lines(&self) -> (u32, u32) {
-        // SYNC(notice): what the lines have changed is visible with their number.
+        // SYNC(notice): the effects of the lines are visible with their number.
         let taken = change_notice::note(self.taken_word());
         let refused = self.mapping.atomic_u32(offset_of!(PageHeader, refused));
         (taken, refused.load(Ordering::Relaxed))

@@ -138,7 +138,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_read_is_there_after_a_restart_when_the_source_is_down() {
+async fn objects_read_before_a_restart_are_there_when_the_source_is_down() {
     let folder = tempfile::tempdir().unwrap();
     let switch = switch();
     let disk = open(folder.path(), 1 << 20, &switch);
@@ -289,7 +289,7 @@ async fn bytes_that_were_written_down_without_a_digest_are_not_taken_for_those_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_never_takes_more_than_its_room_and_who_was_used_last_stays() {
+async fn the_folder_stays_within_its_size_and_keeps_the_files_used_last() {
     let folder = tempfile::tempdir().unwrap();
     let switch = Arc::new(Switch::default());
     let versions: Vec<ObjectInfo> = (1..=40).map(|id| version(id, 0, 100, 20_000)).collect();
