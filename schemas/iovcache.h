@@ -129,8 +129,12 @@ typedef struct iovc_notice_t {
 } iovc_notice_t;
 
 /**
- * The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
- * table.
+ * The location of an object in shared memory: 40 bytes, little endian, that fit into a message or
+ * a cell of a table. The layout is that of `fair::mq::shmem::MetaHeader` on x86-64;
+ * `schemas/segment.md` draws it.
+ *
+ * A header is a claim: [`Mappings`](crate::shm::Mappings) checks each field before it gives an
+ * address.
  */
 typedef struct iovc_meta_header_t {
   /**
@@ -138,7 +142,8 @@ typedef struct iovc_meta_header_t {
    */
   uint64_t size;
   /**
-   * The generation of the block; never 0.
+   * The generation of the block: unique among all blocks of this and earlier instances, never 0.
+   * A block with another generation holds another object.
    */
   uint64_t hint;
   /**

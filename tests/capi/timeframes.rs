@@ -80,8 +80,14 @@ struct Device {
 
 impl Device {
     fn start(program: &Path, socket: &Path, name: &str) -> Self {
+        Self::start_by(&[], program, socket, name)
+    }
+
+    /// Starts the program by a command that executes it.
+    fn start_by(by: &[&str], program: &Path, socket: &Path, name: &str) -> Self {
         let mut child = Command::new("timeout")
             .args(["--kill-after=5", "300"])
+            .args(by)
             .arg(program)
             .arg(socket)
             .arg(name)
@@ -281,5 +287,36 @@ async fn where_the_service_limits_timeframes_a_program_is_sent_to_it() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let said = device.ask("take 1 - 5000");
     assert!(said.starts_with("failed unavailable") && said.contains("[IOV-7160]"), "{said}");
+    device.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_another_user_begins_to_use_is_refused_before_the_next_table() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let allowed = ["--socket-mode", "0666", "--allow-uid", "65534", "--allow-uid", "0"];
+    let setup = Setup::new(&allowed).await;
+    let sockets = setup.service.folder.path().join("s");
+    for path in [setup.service.folder.path(), &sockets, setup.folder.path()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let mut device = Device::start_by(&other, &setup.program, &setup.service.attach(), "stranger");
+    for id in [1, 2] {
+        setup.register(id, [QUICK, QUICK], &["x", "stranger"]).await;
+    }
+    assert_eq!(device.take("take 1 x 5000"), cells([QUICK, QUICK]));
+    assert_eq!(device.take("take 2 x 5000"), cells([QUICK, QUICK]));
+    let owner = iovcache::client::Attachment::open_local(&setup.service.attach(), "x", None);
+    let said = device.ask("take 2 x 5000");
+    assert!(said.starts_with("failed permission denied: [IOV-5017]"), "{said}");
+    let said = device.ask("consumed 1");
+    assert!(said.starts_with("failed permission denied: [IOV-5017]"), "{said}");
+    // Its own name is its own.
+    assert_eq!(device.take("take 2 - 5000"), cells([QUICK, QUICK]));
+    drop(owner);
     device.end();
 }

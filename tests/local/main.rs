@@ -12,6 +12,7 @@ mod gated;
 #[path = "../in_process/mod.rs"]
 mod in_process;
 mod kills;
+mod names;
 mod pressure;
 mod setup;
 mod stopped;
