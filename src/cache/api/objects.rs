@@ -150,10 +150,12 @@ impl Cache {
         }
     }
 
-    /// The version `id` of `path`, which is expected to be valid at `at`.
+    /// The version `id` of `path`, which is expected to be valid at `at`. `None` if the source has
+    /// no such version.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::LookUp`] and [`CacheError::Paths`] with the error of the source,
+    /// [`CacheError::DeadlineExceeded`] after `patience`, [`CacheError::Draining`].
     pub async fn version_of(
         &self,
         path: &ObjectPath,
@@ -193,10 +195,12 @@ impl Cache {
         self.0.objects.known(id)
     }
 
-    /// Loads an object into shared memory and keeps it there.
+    /// Loads an object into shared memory, if it is not there, and keeps it there.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::Load`] with the error of the source; [`CacheError::MemoryPinned`] and
+    /// [`CacheError::NeverFits`] if there is no memory for it; [`CacheError::DeadlineExceeded`] after
+    /// `patience`; [`CacheError::Draining`].
     pub async fn hold(
         &self,
         version: &Arc<ObjectInfo>,
