@@ -38,22 +38,26 @@ fn path(column: usize) -> ObjectPath {
 
 fn objects(count: usize) -> MemorySource {
     let source = MemorySource::new();
-    let at = Timestamp::from_millis;
-    for column in 0..count {
-        let mut id = [1; 16];
-        id[..8].copy_from_slice(&(column as u64).to_be_bytes());
-        let info = ObjectInfo {
-            path: path(column),
-            id: ObjectId::from_bytes(id),
-            validity: ValidityInterval::new(at(0), at(1_000_000)).unwrap(),
-            created: at(1),
-            size_bytes: None,
-            md5: None,
-            metadata: Default::default(),
-        };
-        source.put(info, vec![column as u8; 1_000]);
-    }
+    (0..count).for_each(|column| put(&source, column, (0, 1_000_000)));
     source
+}
+
+/// A version of the object of a column, valid between these times in ms.
+fn put(source: &MemorySource, column: usize, (from, until): (i64, i64)) {
+    let at = Timestamp::from_millis;
+    let mut id = [1; 16];
+    id[..8].copy_from_slice(&(column as u64).to_be_bytes());
+    id[8..].copy_from_slice(&from.to_be_bytes());
+    let info = ObjectInfo {
+        path: path(column),
+        id: ObjectId::from_bytes(id),
+        validity: ValidityInterval::new(at(from), at(until)).unwrap(),
+        created: at(1),
+        size_bytes: None,
+        md5: None,
+        metadata: Default::default(),
+    };
+    source.put(info, vec![column as u8; 1_000]);
 }
 
 fn cache(count: usize) -> Cache {
@@ -237,15 +241,24 @@ struct Local {
     folder: tempfile::TempDir,
 }
 
-/// Rounds of the wait for a timeframe; each loads another object.
+/// Rounds of the wait for a timeframe; each loads another version of the last column.
 const WAITS: usize = 101;
+/// Versions of the last column between two rounds: the cache loads the next version ahead.
+const STEP: i64 = 4;
+/// Validity of a version of the last column.
+const VERSION_MS: i64 = 10;
 
 impl Local {
     fn new() -> Self {
         let server = Runtime::new().unwrap();
         let client = Runtime::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let (source, gate) = Gated::new(objects(COLUMNS + WAITS), true);
+        let objects = objects(COLUMNS - 1);
+        for version in 0..=WAITS as i64 * STEP {
+            let from = version * VERSION_MS;
+            put(&objects, COLUMNS - 1, (from, from + VERSION_MS));
+        }
+        let (source, gate) = Gated::new(objects, true);
         let (cache, socket) = server.block_on(async {
             let cache = cache_over(Arc::new(source));
             let socket = serve(cache.clone(), folder.path()).await;
@@ -351,14 +364,10 @@ fn awaited() {
 fn awaited_once(local: &Local, round: usize) -> Duration {
     let id = 1_000 + round as u64;
     local.gate.send_replace(false);
-    // The last column has an object that is not in memory.
-    let column = |n: usize| {
-        let object = if n + 1 == COLUMNS { COLUMNS + round } else { n };
-        ColumnRequest::new(format!("c{n}"), path(object))
-    };
-    let columns = Columns::Own((0..COLUMNS).map(column).collect());
-    let register = Register { columns, consumers: names() };
-    let registered = local.cache.register(id, times(), &register, Some(TIMEOUT));
+    // At this time the last column has a version that is not in memory.
+    let times = Timestamps::new(vec![(round as i64 + 1) * STEP * VERSION_MS], None);
+    let register = register(COLUMNS, &names());
+    let registered = local.cache.register(id, times, &register, Some(TIMEOUT));
     local.server.block_on(registered).unwrap();
     let (began, names) = (std::sync::OnceLock::<Instant>::new(), names());
     std::thread::scope(|scope| {
@@ -379,10 +388,9 @@ fn awaited_once(local: &Local, round: usize) -> Duration {
         std::thread::sleep(Duration::from_millis(20));
         began.set(Instant::now()).unwrap();
         local.gate.send_replace(true);
-        let mut last = Duration::ZERO;
-        for (wait, client) in waits.into_iter().zip(&local.clients) {
-            let (took, table) = wait.join().unwrap();
-            last = last.max(took);
+        let taken: Vec<_> = waits.into_iter().map(|wait| wait.join().unwrap()).collect();
+        let last = taken.iter().map(|(took, _)| *took).max().unwrap();
+        for ((_, table), client) in taken.into_iter().zip(&local.clients) {
             local.client.block_on(client.consume(table)).unwrap();
         }
         last

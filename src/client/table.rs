@@ -263,7 +263,7 @@ impl Table {
     /// [`ClientError::NoSuchColumn`] if there is none; in a forked child
     /// [`ClientError::ForkedProcess`], if it lies in shared memory and was not read before.
     pub fn column(&self, name: &str) -> Result<Column<'_>, ClientError> {
-        match (0..self.columns.len()).find(|number| self.columns.name(*number) == name) {
+        match self.columns.position(name) {
             Some(number) => Ok(Column { table: self, cells: self.cells(number)? }),
             None => Err(ClientError::NoSuchColumn {
                 name: name.to_owned(),

@@ -384,8 +384,9 @@ impl Cache {
                     match parse_line(&line?) {
                         Ok(ClientMessage::Need(Need { kind, id })) => announcer.need(kind, id),
                         Ok(message) => {
+                            let is_report = message.is_report();
                             if let Err(error) = self.take_line(&session, message) {
-                                refused = refused.wrapping_add(1);
+                                refused = refused.wrapping_add(u32::from(is_report));
                                 announcer.tell(&error);
                             }
                         }

@@ -11,10 +11,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-#[cfg(feature = "client")]
-use rustix::net::SendFlags;
 
 use super::fork::ForkGuard;
+use super::outbox::Outbox;
 use super::wire::{
     Announcement, AttachRefusal, ClientMessage, Hello, LineReader, Need, SharedKind, WireError,
 };
@@ -80,8 +79,6 @@ pub struct Attachment {
     shared: Arc<AttachShared>,
     listener: Option<JoinHandle<()>>,
     guard: ForkGuard,
-    /// Number of lines sent after the hello, modulo 2^32. Lines are sent one at a time.
-    sending: Mutex<u32>,
 }
 
 /// The state of a session that its reader thread updates.
@@ -99,6 +96,8 @@ struct AttachShared {
     local: OnceLock<Arc<LocalFiles>>,
     /// Set when the service is gone.
     ended: EndWord,
+    /// Lines sent after the hello.
+    outbox: Outbox,
 }
 
 impl AttachShared {
@@ -255,6 +254,9 @@ impl Attachment {
         let shared = Arc::new(AttachShared::default());
         shared.take(&welcome, epoch, &mut reader)?;
         stream.set_read_timeout(None)?;
+        if shared.local.get().is_some() {
+            shared.outbox.allow_waiting()?;
+        }
         let listener = std::thread::Builder::new().name("iovcache-attach".into()).spawn({
             let (shared, stream) = (Arc::clone(&shared), stream.try_clone()?);
             let listener_guard = ForkGuard::new(&stream);
@@ -265,15 +267,7 @@ impl Attachment {
             }
         })?;
         let session = welcome.session;
-        Ok(Self {
-            session,
-            epoch,
-            stream,
-            shared,
-            listener: Some(listener),
-            guard,
-            sending: Mutex::default(),
-        })
+        Ok(Self { session, epoch, stream, shared, listener: Some(listener), guard })
     }
 
     /// The id of the session, for requests.
@@ -335,10 +329,7 @@ impl Attachment {
 
     /// Sends a line. Blocks for at most 10 s if the service does not read.
     fn send(&self, message: &ClientMessage) -> bool {
-        let mut sent = self.sending.lock();
-        let is_sent = send_json(&mut &self.stream, message).is_ok();
-        *sent = sent.wrapping_add(u32::from(is_sent));
-        is_sent
+        self.shared.outbox.send(&self.stream, message).is_ok()
     }
 
     /// Sends a line if that is possible without waiting. Returns its number: that of all lines sent
@@ -348,17 +339,24 @@ impl Attachment {
         if self.is_forked() {
             return None;
         }
-        let mut line = serde_json::to_vec(message).ok()?;
-        line.push(b'\n');
-        let mut sent = self.sending.lock();
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let length = rustix::net::send(&self.stream, &line, flags).ok()?;
-        if length < line.len() {
-            // The rest must follow, or the next line would be a part of this one.
-            io::Write::write_all(&mut &self.stream, &line[length..]).ok()?;
+        self.shared.outbox.try_send(&self.stream, message)
+    }
+
+    /// Like [`try_report`](Self::try_report), but the line may wait for the next one, for at most 2 ms.
+    #[cfg(feature = "client")]
+    pub(crate) fn report_later(&self, message: &ClientMessage) -> Option<u32> {
+        if self.is_forked() {
+            return None;
         }
-        *sent = sent.wrapping_add(1);
-        Some(*sent)
+        self.shared.outbox.send_later(&self.stream, message)
+    }
+
+    /// Sends the lines that wait.
+    #[cfg(feature = "client")]
+    pub(in crate::shm) fn flush(&self) {
+        if !self.is_forked() {
+            self.shared.outbox.flush(&self.stream);
+        }
     }
 
     /// Whether this process is a fork of the one that opened the session.
@@ -406,6 +404,7 @@ impl Drop for Attachment {
             std::mem::forget(self.listener.take());
             return;
         }
+        self.shared.outbox.flush(&self.stream);
         // This ends the session and wakes the listener.
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(listener) = self.listener.take() {
@@ -434,7 +433,8 @@ fn listen(shared: &AttachShared, epoch: Epoch, stream: &UnixStream, mut reader: 
                 return shared.end(error.message());
             }
         }
-        match reader.read(stream) {
+        let input = shared.outbox.until_input(stream).map_err(WireError::from);
+        match input.and_then(|()| reader.read(stream)) {
             Ok(()) => {}
             Err(WireError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return shared.end(error.message()),

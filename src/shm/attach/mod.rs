@@ -15,6 +15,7 @@
 
 mod client;
 mod fork;
+mod outbox;
 #[cfg(feature = "client")]
 mod pinned;
 mod wire;

@@ -81,6 +81,14 @@ pub enum ClientMessage {
     },
 }
 
+impl ClientMessage {
+    /// Whether it reports the progress of a consumer: a client waits for the outcome of these lines
+    /// alone.
+    pub(crate) fn is_report(&self) -> bool {
+        matches!(self, Self::Delivered { .. } | Self::Consumed { .. })
+    }
+}
+
 /// The timeframes that a consumer has consumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -327,6 +327,7 @@ impl LineNumber {
 
     /// Waits a few microseconds; whether it was taken, or the session is over.
     pub(crate) fn spin(&self) -> bool {
+        self.plane.attachment().flush();
         spin(|| self.is_over())
     }
 
@@ -334,6 +335,7 @@ impl LineNumber {
     /// was refused since. Blocks the thread.
     pub(crate) fn wait(&self, until: Instant) -> bool {
         let end = self.plane.attachment();
+        end.flush();
         loop {
             let (taken, _) = self.plane.files().page.lines();
             if self.is_over() || Instant::now() >= until {

@@ -40,7 +40,7 @@ pub(super) struct PageHeader {
     pub(super) flags: u64,
     /// Number of lines of the attach socket that the service has taken, modulo 2^32.
     pub(super) taken: u32,
-    /// Number of them that it has refused, modulo 2^32.
+    /// Number of reports of consumers among them that it has refused, modulo 2^32.
     pub(super) refused: u32,
     pub(super) reserved: u64,
     /// Number of look-ups answered from shared memory.
