@@ -101,8 +101,8 @@ pub(crate) fn measure(work: &Work) -> Result<Took, Left> {
 fn one_at_a_time(work: &Work, paths: usize, versions: usize) -> Result<Duration, Left> {
     let starts: Vec<i64> = (0..versions as i64).collect();
     let object = |_| Box::new([7_u8; SMALL_BYTES]);
-    let timelines: Vec<(Vec<i64>, Vec<Box<[u8; SMALL_BYTES]>>)> =
-        (0..paths).map(|_| (starts.clone(), (0..versions).map(object).collect())).collect();
+    let objects = || (0..versions).map(object).collect::<Vec<_>>();
+    let timelines: Vec<_> = (0..paths).map(|_| (starts.clone(), objects())).collect();
     median(work.rounds, || {
         let byte = |key: usize| {
             let (starts, objects) = &timelines[key / versions];

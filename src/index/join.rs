@@ -112,6 +112,35 @@ pub(super) struct Piece {
 /// Joins timestamps with a timeline.
 ///
 /// Sorted timestamps cost O(runs × log(rows)), others O(rows × log(versions)) at most.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use iovcache::index::{Slot, Timeline, Timestamps, join};
+/// # use iovcache::{Clock, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
+/// # let drift = |id: u8, from: i64, until: i64, created: i64| ObjectInfo {
+/// #     path: ObjectPath::new("TPC/Calib/VDrift").unwrap(),
+/// #     id: ObjectId::from_bytes([id; 16]),
+/// #     validity: ValidityInterval::new(
+/// #         Timestamp::from_millis(from), Timestamp::from_millis(until)).unwrap(),
+/// #     created: Timestamp::from_millis(created),
+/// #     size_bytes: None,
+/// #     md5: None,
+/// #     metadata: Default::default(),
+/// # };
+/// // Version 2 was created later, so it is effective where both are valid.
+/// let versions = [Arc::new(drift(1, 0, 90, 1)), Arc::new(drift(2, 30, 50, 2))];
+/// let now = Clock::system().now();
+/// let timeline = Timeline::unknown().learn(ValidityInterval::ALL, &versions, now);
+/// let runs = join(&timeline, &Timestamps::new(vec![10, 20, 30, 40, 50, 95], None));
+/// let ids: Vec<_> = runs
+///     .iter()
+///     .map(|run| match run.slot {
+///         Slot::Version(number) => (run.start..run.end, Some(timeline.id(number).as_bytes()[0])),
+///         _ => (run.start..run.end, None),
+///     })
+///     .collect();
+/// assert_eq!(ids, [(0..2, Some(1)), (2..4, Some(2)), (4..5, Some(1)), (5..6, None)]);
+/// ```
 pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
     let mut runs = Vec::new();
     let piece = Piece { entries: 0..timestamps.entries(), max_runs: usize::MAX };

@@ -137,7 +137,8 @@ impl Listeners {
     /// Binds all sockets, or none.
     ///
     /// # Errors
-    /// [`ListenError`].
+    /// [`ListenError`], which names the address or the folder: it is in use, belongs to another
+    /// service, or may be written by other users.
     pub async fn bind(options: &ListenOptions) -> Result<Self, ListenError> {
         Self::bind_with(options, Vec::new()).await
     }

@@ -109,6 +109,24 @@ impl Default for PoolOptions {
 }
 
 /// Memory for blocks. Clones share one pool.
+///
+/// ```
+/// use iovcache::ObjectId;
+/// use iovcache::shm::{Pool, PoolOptions, ResolveError};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = Pool::new(PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() })?;
+/// let mut reservation = pool.reserve(5)?;
+/// reservation.fill(b"drift");
+/// let block = reservation.publish(ObjectId::from_bytes([1; 16]));
+/// let header = block.meta_header();
+/// assert_eq!(pool.mappings().read(&header)?, b"drift");
+/// // A block that is freed does not resolve any more, even when its memory is used again.
+/// drop(block);
+/// assert!(matches!(pool.mappings().read(&header), Err(ResolveError::Stale { .. })));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Pool(pub(super) Arc<PoolInner>);
 

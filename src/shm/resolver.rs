@@ -266,8 +266,12 @@ impl SegmentHead {
 impl Mappings {
     /// These mappings and one more; a mapping with the same id is replaced.
     ///
+    /// `size_bytes` and `epoch` are those that the service announced with the descriptor `file`.
+    ///
     /// # Errors
-    /// [`MapError`].
+    /// [`MapError::Unlike`] if the file is not the announced segment, [`MapError::NotSealed`] if its
+    /// owner could truncate or overwrite it, [`MapError::Retired`] if the service has retired it
+    /// meanwhile; else the error of the system.
     pub fn with(
         &self,
         kind: Kind,

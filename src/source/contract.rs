@@ -120,6 +120,59 @@ const SCANNED_VERSIONS: usize = 4096;
 /// [`paths`](Self::paths). All others have a default that is right for every source, and may be
 /// slower than what the source can do. The cache calls the methods from many tasks at a time, and
 /// drops the future of a call that no request waits for any more.
+///
+/// A source with one object that is always valid:
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use iovcache::source::{
+///     Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all,
+/// };
+/// use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
+///
+/// #[derive(Debug)]
+/// struct One(Arc<ObjectInfo>);
+///
+/// #[async_trait::async_trait]
+/// impl Source for One {
+///     fn url(&self) -> &str {
+///         "one:"
+///     }
+///     fn refresh(&self) -> Duration {
+///         Duration::from_secs(1)
+///     }
+///     async fn look_up(
+///         &self,
+///         query: &Query,
+///         _at: Timestamp,
+///         _held: Option<&Arc<ObjectInfo>>,
+///     ) -> Result<Knowledge, SourceError> {
+///         let versions = Vec::from_iter(query.matches(&self.0).then(|| Arc::clone(&self.0)));
+///         // The answer holds for all of time: the cache does not ask again before `refresh`.
+///         let span = ValidityInterval::ALL;
+///         Ok(Knowledge { span, versions, problems: Vec::new(), stale: false })
+///     }
+///     async fn fetch(
+///         &self,
+///         version: &ObjectInfo,
+///         body: &mut dyn Body,
+///     ) -> Result<(), SourceError> {
+///         let what = format!("version {} of {}", version.id, version.path);
+///         let written = write_all(body, b"drift").await;
+///         written.map_err(|error| SourceError::Body { what, error })
+///     }
+///     fn health(&self) -> Vec<SourceHealth> {
+///         Vec::new()
+///     }
+///     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+///         let path: ObjectPath = self.0.path.clone();
+///         let found = path.starts_with(prefix).then_some(PathSummary { path, versions: 1 });
+///         Ok(Vec::from_iter(found))
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// URL under which this source was configured, without credentials.

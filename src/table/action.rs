@@ -37,7 +37,7 @@ impl Consumed {
     /// From `{"timeframe", "consumer"}` or `{"consumer", "oldest_possible"}`.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`]: no JSON of one of these forms, or an unknown field, which it names.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -77,10 +77,12 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// From `{"columns" or "table", "range": {"from", "until"}}`.
+    /// From `{"columns" or "table", "range": {"from", "until"}}`; times in milliseconds since the
+    /// Unix epoch, `until` not inside.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`]: malformed JSON, an unknown field, a range that is empty or has a step, or
+    /// neither columns nor a table.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -175,10 +177,10 @@ impl Register {
         Self { columns, consumers: consumers.into_iter().map(Into::into).collect() }
     }
 
-    /// From `{"columns" or "table", "consumers": […]}`.
+    /// From `{"columns" or "table", "consumers": […]}`; at most 1,000 consumers.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`]: malformed JSON, an unknown field, or a value over its limit.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         let message = parse_json("registration of a timeframe", json)?;
         let RegisterMessage { columns, table, consumers } = message;

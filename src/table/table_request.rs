@@ -172,6 +172,15 @@ impl TableRequest {
 
     /// The values of a key on which columns depend, one per timestamp. A null value gives a null
     /// cell. Every key that a column uses must be given, and no other.
+    ///
+    /// ```
+    /// use iovcache::table::TableRequest;
+    /// let request = TableRequest::new()
+    ///     .column_json("map", r#"{"path": "TPC/Calib/Map", "key": "run", "as": "metadata:runNumber"}"#)
+    ///     .timestamps([1_000, 2_000, 3_000])
+    ///     .key("run", [Some(7), Some(7), Some(8)].into_iter().collect());
+    /// assert!(request.build().is_ok());
+    /// ```
     #[must_use]
     pub fn key(self, name: impl Into<Arc<str>>, values: KeyColumn) -> Self {
         self.with(|message| message.keys.get_or_insert_default().insert(name.into(), values))

@@ -194,3 +194,16 @@ fn unsafe_stands_in_two_rooms_only() {
         assert!(!text.contains("allow(unsafe_code)"), "{}", inside.display());
     }
 }
+
+#[test]
+fn the_page_about_the_architecture_names_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let (_, rest) = page.split_once("The files that a timestamp of a DoGet passes").unwrap();
+    let way = rest.split("```").nth(1).unwrap().trim_start_matches("text");
+    let named: Vec<&str> = way.split_whitespace().collect();
+    let is_there = |name: &&&str| root.join(format!("src/{name}.rs")).is_file();
+    let missing: Vec<_> = named.iter().filter(|name| !is_there(name)).collect();
+    assert!(missing.is_empty(), "no such files: {missing:?}");
+    assert!(named.len() <= 27, "a timestamp passes {} files, 27 before the rooms", named.len());
+}

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::common::PATIENCE;
-use crate::foreign::messages;
+use crate::damaged_streams::messages;
 use crate::setup::{DRIFT, Limited};
 
 const ROWS: usize = 20_000;

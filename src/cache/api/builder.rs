@@ -237,10 +237,11 @@ impl CacheBuilder {
         self
     }
 
-    /// Builds the cache. Must be called inside a tokio runtime.
+    /// Builds the cache. Must be called inside a tokio runtime, in which its background tasks run:
+    /// expiry of leases, refresh of timelines, publishing for local look-ups.
     ///
     /// # Errors
-    /// [`BuildError`].
+    /// [`BuildError`]: there is no source, or the shared memory cannot be set up as configured.
     pub fn build(mut self) -> Result<Cache, BuildError> {
         let source = self.source.take().ok_or(BuildError::NoSource)?;
         let counters = Arc::new(Counters::default());

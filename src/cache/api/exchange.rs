@@ -23,6 +23,31 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::table::{Request, TableRows, When, key_names};
 
 /// The state of one stream. Dropping it releases everything that the stream holds.
+///
+/// ```
+/// use iovcache::Cache;
+/// use iovcache::index::Timestamps;
+/// use iovcache::table::Request;
+/// # use std::sync::Arc;
+/// # use iovcache::shm::PoolOptions;
+/// # use iovcache::source::MemorySource;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let memory = PoolOptions { memory_bytes: 4 << 20, ..PoolOptions::default() };
+/// # let source = Arc::new(MemorySource::new());
+/// # let cache = Cache::builder().source(source).memory(memory).build()?;
+/// let template = br#"{"columns": {"drift": "TPC/Calib/VDrift"}, "missing": "null"}"#;
+/// let stream = cache.exchange(Request::parse_template(template)?)?;
+/// for timeframe in 1..=3 {
+///     let times = Timestamps::new(vec![timeframe as i64 * 1_000], None);
+///     let answer = stream.answer(timeframe, times).await?;
+///     assert_eq!(answer.rows(), 1);
+/// }
+/// // The objects of timeframe 3 stay pinned.
+/// stream.oldest_possible(3);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Exchange {
     cache: Cache,

@@ -35,7 +35,8 @@ impl Cache {
     /// the number of objects that are resident now.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::UnknownTable`]; [`CacheError::LookUp`] and [`CacheError::Load`] with the error of
+    /// the source; [`CacheError::MemoryPinned`] and [`CacheError::DeadlineExceeded`].
     pub async fn prefetch(&self, prefetch: &Prefetch, caller: &Caller) -> Result<u64, CacheError> {
         self.check_open()?;
         let wait =

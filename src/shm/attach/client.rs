@@ -192,10 +192,13 @@ fn parse(line: &[u8]) -> Result<(Announcement, Epoch), WireError> {
 }
 
 impl Attachment {
-    /// Opens a session. Blocks for at most 10 s, usually much less.
+    /// Opens a session. Blocks for at most 10 s, usually much less. `path` is that of the attach
+    /// socket, `consumer` the name of this process (at most 256 bytes), `token` the one that the
+    /// service requires, if it does.
     ///
     /// # Errors
-    /// [`AttachError`].
+    /// [`AttachError`]: the socket cannot be reached, the service refuses this user or token, or a
+    /// segment cannot be mapped.
     pub fn open(path: &Path, consumer: &str, token: Option<&str>) -> Result<Self, AttachError> {
         Self::of_stream(UnixStream::connect(path)?, consumer, token)
     }

@@ -23,6 +23,42 @@ use crate::source::{
 /// source that is down is passed over; if no other has a valid version, the answer is its error,
 /// because it may have one. A version is fetched from the source that named it, then from the
 /// others.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use iovcache::source::{ChainSource, Link, MemorySource, Source};
+/// # use iovcache::{ObjectId, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let drift = |id: u8, from: i64, until: i64, created: i64| ObjectInfo {
+/// #     path: ObjectPath::new("TPC/Calib/VDrift").unwrap(),
+/// #     id: ObjectId::from_bytes([id; 16]),
+/// #     validity: ValidityInterval::new(
+/// #         Timestamp::from_millis(from), Timestamp::from_millis(until)).unwrap(),
+/// #     created: Timestamp::from_millis(created),
+/// #     size_bytes: None,
+/// #     md5: None,
+/// #     metadata: Default::default(),
+/// # };
+/// let (folder, server) = (MemorySource::new(), MemorySource::new());
+/// folder.put(drift(1, 0, 10, 1), &b"replacement"[..]);
+/// server.put(drift(2, 0, 90, 2), &b"drift"[..]);
+/// let link = |source: MemorySource| {
+///     let source: Arc<dyn Source> = Arc::new(source);
+///     Link { source, prefixes: Vec::new() }
+/// };
+/// let chain = ChainSource::new(vec![link(folder), link(server)], Vec::new());
+/// let query = Query::all(ObjectPath::new("TPC/Calib/VDrift")?);
+/// for (at, id) in [(5, 1), (50, 2)] {
+///     let at = Timestamp::from_millis(at);
+///     let knowledge = chain.look_up(&query, at, None).await?;
+///     assert!(knowledge.versions.iter().any(|version| version.id.as_bytes()[0] == id));
+///     assert!(knowledge.span.contains(at));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct ChainSource {
     url: String,
     links: Links,
