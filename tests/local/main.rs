@@ -8,6 +8,7 @@ mod fake_ccdb;
 mod accounts;
 mod answers;
 mod changes;
+mod events;
 mod gated;
 #[path = "../in_process/mod.rs"]
 mod in_process;
