@@ -19,6 +19,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyList, PyString};
 
 use crate::error;
+use crate::event::NativeEvent;
 use crate::object::{Pin, new_object};
 use crate::plane_object::{PlaneObject, PlaneView};
 use crate::process::{OwnedByProcess, wait};
@@ -267,6 +268,23 @@ impl Path {
                 return Ok(changed);
             }
         }
+    }
+
+    /// A descriptor that is readable when the object at a time can be another one than `known`; `None`
+    /// if it is another one now.
+    fn change_event(
+        &self,
+        at: &Bound<'_, PyAny>,
+        known: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<NativeEvent>> {
+        let (py, at, known) = (at.py(), millis_of(at)?, version_of(known)?);
+        // Its own handle: others look up meanwhile.
+        let path = self.in_plane.get()?.lock().clone();
+        let made = wait(py, async move {
+            let made = tokio::task::spawn_blocking(move || path.change_event(at, known)).await;
+            made.unwrap_or(Err(ClientError::Closed { what: "event" }))
+        });
+        Ok(made?.map(NativeEvent::new))
     }
 
     fn __repr__(&self) -> String {

@@ -99,8 +99,14 @@ impl Client {
     /// A table of the service, whose columns are remembered for tables from shared memory.
     async fn requested_table(&self, request: TableRequest) -> Result<Table, ClientError> {
         let Some(tables) = self.plane_tables() else { return self.try_table(request).await };
+        let fields = request.fields();
+        let session = match (fields.timeframe, &fields.session) {
+            (Some(_), None) => self.attachment(&request).await?,
+            _ => None,
+        };
+        let claims = session.and_then(|session| tables.claims_before(&request, &session));
         let table = self.try_table(request.clone()).await?;
-        tables.learn(&request, &table);
+        tables.learn(&request, &table, claims);
         Ok(table)
     }
 

@@ -33,6 +33,7 @@ mod cells;
 mod connect;
 mod consumption;
 mod error;
+mod events;
 mod fetch;
 mod known_timeframes;
 mod large;
@@ -63,5 +64,6 @@ pub use table::{Column, ObjectRun, Table};
 pub use tls_files::TlsFiles;
 
 pub use crate::shm::Mappings as Resolver;
+pub use crate::shm::PlaneEvent;
 pub use crate::shm::attach::Attachment;
 pub use crate::table::TableRequest;

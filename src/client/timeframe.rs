@@ -127,8 +127,14 @@ impl Client {
         if let Some(tables) = self.plane_tables()
             && let Some(line) = tables.report_consumed(consumption)
         {
-            if until_accepted(line, Instant::now() + LINE_LIMIT).await {
+            // Not reported again by a call while the service may still take the line: that call would
+            // find the timeframe consumed and dropped.
+            let limit = self.patience();
+            if until_accepted(line.clone(), Instant::now() + limit).await {
                 return Ok(());
+            }
+            if line.is_pending() {
+                return Err(ClientError::NotInTime { limit_millis: limit.as_millis() });
             }
             // The service decides about the names anew.
             tables.with_timeframes(KnownTimeframes::forget_consumers);

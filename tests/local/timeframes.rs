@@ -422,7 +422,7 @@ fn a_service_that_drains_hands_out_no_table() {
 }
 
 #[test]
-fn a_stopped_service_hands_out_ready_timeframes_and_delays_no_wait_beyond_its_limit() {
+fn a_stopped_service_hands_out_ready_timeframes() {
     let (service, _repository) = service(&[("A/B", (0, 100), 1)], &[]);
     let consumer = Consumer::with_local_tables(&service.unix(), "a");
     learn(&consumer, "a");

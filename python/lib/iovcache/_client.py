@@ -93,7 +93,7 @@ def connect(
         "cert_chain": cert_chain,
         "private_key": private_key,
     }
-    return Client(NativeClient.connect(os.fspath(url), options), url)
+    return Client(NativeClient.connect(os.fspath(url), options), url, float(patience))
 
 
 class Client:
@@ -103,8 +103,9 @@ class Client:
     there. It can connect a client of its own.
     """
 
-    def __init__(self, native: NativeClient, url: str) -> None:
+    def __init__(self, native: NativeClient, url: str, patience: float = 60.0) -> None:
         self._native = native
+        self._patience = patience
         #: The address of the service.
         self.url = url
 

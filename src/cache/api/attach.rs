@@ -373,6 +373,9 @@ impl Cache {
         // Subscribed before the segments are listed, so that none is missed in between.
         let mut grown = self.0.grown.subscribe();
         let session = self.0.leases.open_session(consumer, peer.pid, peer.uid, origin);
+        if let Some(publisher) = &self.0.publisher {
+            publisher.note_claim();
+        }
         let _ending = Ending { cache: self, session: &session.id };
         let local = if local { self.local_page(&session, peer) } else { None };
         let page = local.as_ref().map(|local| &local.page);

@@ -225,6 +225,9 @@ impl Cache {
         let stream_schema = StreamSchema { columns, table_schema };
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
+        if let (Some(_), Some(publisher)) = (claim, &self.0.publisher) {
+            publisher.note_claim();
+        }
         let (cache, state) = (self.clone(), Mutex::default());
         Ok(Exchange { cache, template, stream_schema, keys, origin, claim, budget, state })
     }

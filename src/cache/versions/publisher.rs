@@ -242,6 +242,14 @@ impl Publisher {
         self.directory()
     }
 
+    /// A session or a stream has begun to use the name of a consumer: consumers that use it without
+    /// a request ask the service again.
+    pub(crate) fn note_claim(&self) {
+        if let Some(Some(directory)) = self.directory.get() {
+            directory.note_claim();
+        }
+    }
+
     /// A pins page for a session; `None` if the system provides none: the session then asks the
     /// service.
     pub(crate) fn open_page(

@@ -21,7 +21,7 @@ use crate::error::{Code, Coded as _, ErrorKind, coded};
 use crate::secret::Secret;
 use crate::shm::futex::EndWord;
 use crate::shm::layout::{Epoch, MetaHeader};
-use crate::shm::local::LocalFiles;
+use crate::shm::local::{LocalFiles, Notifier};
 use crate::shm::resolve_error::MapError;
 use crate::shm::resolver::Mappings;
 use crate::shm::segment::Kind;
@@ -74,6 +74,12 @@ coded! { AttachError {
 #[derive(Debug)]
 pub struct Attachment {
     session: String,
+    /// The name in the hello.
+    #[cfg_attr(
+        not(any(feature = "client", feature = "capi")),
+        allow(dead_code, reason = "for timeframes")
+    )]
+    consumer: String,
     epoch: Epoch,
     stream: UnixStream,
     shared: Arc<AttachShared>,
@@ -96,6 +102,8 @@ struct AttachShared {
     local: OnceLock<Arc<LocalFiles>>,
     /// Set when the service is gone.
     ended: EndWord,
+    /// Events of the local plane.
+    events: Notifier,
     /// Lines sent after the hello.
     outbox: Outbox,
 }
@@ -154,6 +162,7 @@ impl AttachShared {
 
     fn end(&self, why: String) {
         self.ended.set();
+        self.events.end();
         *self.over.lock() = Some(why);
         self.changed.notify_all();
     }
@@ -267,12 +276,19 @@ impl Attachment {
             }
         })?;
         let session = welcome.session;
-        Ok(Self { session, epoch, stream, shared, listener: Some(listener), guard })
+        let (consumer, listener) = (consumer.to_owned(), Some(listener));
+        Ok(Self { session, consumer, epoch, stream, shared, listener, guard })
     }
 
     /// The id of the session, for requests.
     pub fn session(&self) -> &str {
         &self.session
+    }
+
+    /// The name of the consumer that opened the session. The service accepts its reports for this name.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(crate) fn consumer(&self) -> &str {
+        &self.consumer
     }
 
     /// The epoch of the service.
@@ -294,6 +310,11 @@ impl Attachment {
     #[inline]
     pub(in crate::shm) fn has_ended(&self) -> bool {
         self.shared.ended.is_set()
+    }
+
+    /// The events of the local plane.
+    pub(in crate::shm) fn events(&self) -> &Notifier {
+        &self.shared.events
     }
 
     /// The word that wakes waits when the service is gone.
@@ -334,7 +355,7 @@ impl Attachment {
 
     /// Sends a line if that is possible without waiting. Returns its number: that of all lines sent
     /// so far, modulo 2^32. Not in a forked child.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(crate) fn try_report(&self, message: &ClientMessage) -> Option<u32> {
         if self.is_forked() {
             return None;
@@ -343,7 +364,7 @@ impl Attachment {
     }
 
     /// Like [`try_report`](Self::try_report), but the line may wait for the next one, for at most 2 ms.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(crate) fn report_later(&self, message: &ClientMessage) -> Option<u32> {
         if self.is_forked() {
             return None;
@@ -352,7 +373,7 @@ impl Attachment {
     }
 
     /// Sends the lines that wait.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(in crate::shm) fn flush(&self) {
         if !self.is_forked() {
             self.shared.outbox.flush(&self.stream);
@@ -410,6 +431,8 @@ impl Drop for Attachment {
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
         }
+        // The listener has ended them.
+        self.shared.events.join();
     }
 }
 

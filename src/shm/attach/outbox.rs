@@ -119,7 +119,7 @@ impl Outbox {
     }
 
     /// Sends a line, after those that wait, if that is possible without waiting. Its number.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(super) fn try_send(&self, stream: &UnixStream, message: &ClientMessage) -> Option<u32> {
         let mut queue = self.queue();
         let (number, start) = queue.add(message).ok()?;
@@ -131,7 +131,7 @@ impl Outbox {
     }
 
     /// Sends a line within [`DELAY`], or with the next one. Its number.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(super) fn send_later(&self, stream: &UnixStream, message: &ClientMessage) -> Option<u32> {
         let Some(timer) = self.timer.get() else { return self.try_send(stream, message) };
         let mut queue = self.queue();
