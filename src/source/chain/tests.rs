@@ -1,18 +1,13 @@
 //! Tests of the chain.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-use async_trait::async_trait;
+use std::sync::atomic::Ordering;
 
 use super::{ChainSource, Link, Remap};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::source::{
-    Body, Knowledge, MemorySource, PathSummary, Source, SourceError, SourceHealth, VecBody,
-    page_key,
-};
+use crate::source::switch::Switch;
+use crate::source::{MemorySource, Source, SourceError, VecBody, page_key};
 
 fn path(text: &str) -> ObjectPath {
     ObjectPath::new(text).unwrap()
@@ -30,56 +25,6 @@ fn put(source: &MemorySource, name: &str, id: u8, from: i64, until: i64) {
         metadata: Default::default(),
     };
     source.put(info, vec![id; 3]);
-}
-
-/// A source that can be switched off.
-#[derive(Debug, Default)]
-struct Switch {
-    memory: MemorySource,
-    off: AtomicBool,
-}
-
-impl Switch {
-    fn check(&self) -> Result<(), SourceError> {
-        match self.off.load(Ordering::SeqCst) {
-            false => Ok(()),
-            true => Err(SourceError::Down {
-                url: "switch:".into(),
-                what: "anything".into(),
-                reason: "switched off".into(),
-            }),
-        }
-    }
-}
-
-#[async_trait]
-impl Source for Switch {
-    fn url(&self) -> &str {
-        "switch:"
-    }
-    fn refresh(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-    async fn look_up(
-        &self,
-        query: &Query,
-        at: Timestamp,
-        held: Option<&Arc<ObjectInfo>>,
-    ) -> Result<Knowledge, SourceError> {
-        self.check()?;
-        self.memory.look_up(query, at, held).await
-    }
-    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
-        self.check()?;
-        self.memory.fetch(version, body).await
-    }
-    fn health(&self) -> Vec<SourceHealth> {
-        self.memory.health()
-    }
-    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        self.check()?;
-        self.memory.paths(prefix).await
-    }
 }
 
 /// First byte of the id in effect at a time, according to the chain.
