@@ -16,7 +16,9 @@ use std::sync::Arc;
 use super::carry::{Carried, Carry};
 use super::index::RowRef;
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{
+    CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query, VersionMetadata,
+};
 
 /// Maximum number of rows of a chunk before it is split. Rows with the same `from` stay together.
 pub(super) const CHUNK_ROWS: usize = 1024;
@@ -33,8 +35,6 @@ const MAX_DESCRIBED: usize = 8 * CHUNK_ROWS;
 /// Number of rows assumed for the limit of metadata while the index is read.
 const INDEX_ROWS: usize = 4096;
 
-pub(super) type Metadata = BTreeMap<String, String>;
-
 /// One version. Its metadata is stored as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Row {
@@ -49,6 +49,9 @@ pub(super) struct Row {
     metadata: u32,
     has_md5: bool,
 }
+
+/// Maximum number of distinct metadata that are searched linearly.
+const FEW_METADATA: usize = 32;
 
 /// Number that stands for metadata not in memory.
 const ON_DISK: u32 = u32::MAX;
@@ -76,8 +79,9 @@ impl Row {
 /// Distinct metadata of the versions of a path.
 #[derive(Debug, Default)]
 struct Interned {
-    all: Vec<Arc<Metadata>>,
-    numbers: HashMap<Arc<Metadata>, u32>,
+    all: Vec<VersionMetadata>,
+    /// Numbers of all of them; empty as long as there are at most [`FEW_METADATA`].
+    numbers: HashMap<VersionMetadata, u32>,
     bytes: usize,
     /// The most recently returned number.
     last: u32,
@@ -85,11 +89,11 @@ struct Interned {
 }
 
 impl Interned {
-    fn number(&mut self, metadata: Metadata, rows: usize) -> u32 {
-        if let Some(number) = self.numbers.get(&metadata) {
-            return *number;
+    fn number(&mut self, metadata: VersionMetadata, rows: usize) -> u32 {
+        if let Some(number) = self.known(&metadata) {
+            return number;
         }
-        let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len() + 96).sum();
+        let bytes = size_of::<VersionMetadata>() + metadata.heap_bytes();
         let limit = METADATA_BYTES.max(rows.saturating_mul(METADATA_ROW_BYTES));
         if self.bytes + bytes > limit {
             self.is_full = true;
@@ -97,14 +101,27 @@ impl Interned {
         }
         self.bytes += bytes;
         let number = self.all.len() as u32;
-        let metadata = Arc::new(metadata);
-        self.all.push(Arc::clone(&metadata));
-        self.numbers.insert(metadata, number);
+        self.all.push(metadata.clone());
+        match self.all.len() {
+            ..=FEW_METADATA => {}
+            // Earlier ones were found by linear search and are not in the map yet.
+            count if count == FEW_METADATA + 1 => {
+                self.numbers = self.all.iter().cloned().zip(0..).collect()
+            }
+            _ => drop(self.numbers.insert(metadata, number)),
+        }
         number
     }
-}
 
-impl Interned {
+    /// The number of known metadata.
+    fn known(&self, metadata: &VersionMetadata) -> Option<u32> {
+        if self.all.len() > FEW_METADATA {
+            return self.numbers.get(metadata).copied();
+        }
+        let place = self.all.iter().position(|known| known == metadata)?;
+        u32::try_from(place).ok()
+    }
+
     /// Like [`number`](Self::number), for entries that are not collected yet. Neighbouring versions
     /// mostly have equal metadata.
     fn number_of<'a>(
@@ -112,10 +129,10 @@ impl Interned {
         entries: impl Iterator<Item = (&'a str, &'a str)> + Clone,
         rows: usize,
     ) -> u32 {
-        let is_last = |last: &Arc<Metadata>| {
-            let mut entries = entries.clone();
-            last.iter().all(|(key, value)| entries.next() == Some((key, value)))
-                && entries.next().is_none()
+        let is_last = |last: &VersionMetadata| {
+            let mut given = entries.clone();
+            let is_next = |(key, value)| given.next().is_some_and(|(k, v)| k == key && v == value);
+            last.iter().all(is_next) && given.next().is_none()
         };
         if self.all.get(self.last as usize).is_some_and(is_last) {
             return self.last;
@@ -123,8 +140,7 @@ impl Interned {
         if self.is_full {
             return ON_DISK;
         }
-        let owned = entries.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        self.last = self.number(owned.collect(), rows);
+        self.last = self.number(entries.collect(), rows);
         self.last
     }
 }
@@ -157,7 +173,7 @@ fn latest_creation(rows: &[Row]) -> i64 {
 }
 
 /// Conditions of a query besides its path.
-type Filter = (CreationLimits, Metadata);
+type Filter = (CreationLimits, BTreeMap<String, String>);
 
 /// All versions of one path.
 #[derive(Debug)]
@@ -180,7 +196,7 @@ pub(super) struct DecidingWindow {
 }
 
 /// Function that reads the metadata of a version from its files.
-pub(super) type ReadMetadata<'a> = &'a dyn Fn(&Row) -> io::Result<Metadata>;
+pub(super) type ReadMetadata<'a> = &'a dyn Fn(&Row) -> io::Result<VersionMetadata>;
 
 impl PathTable {
     pub(super) fn new(path: ObjectPath) -> Self {
@@ -329,6 +345,8 @@ impl PathTable {
             self.chunks.push(Chunk::new(rest[..end].to_vec()));
             rest = &rest[end..];
         }
+        self.chunks.shrink_to_fit();
+        self.metadata.all.shrink_to_fit();
         self.carry_from(0);
     }
 
@@ -610,7 +628,7 @@ impl PathTable {
     /// If its metadata must be read from a file and cannot be.
     pub(super) fn info(&self, row: &Row, read: ReadMetadata<'_>) -> io::Result<Option<ObjectInfo>> {
         let metadata = match self.metadata.all.get(row.metadata as usize) {
-            Some(metadata) => Metadata::clone(metadata),
+            Some(metadata) => metadata.clone(),
             None => read(row)?,
         };
         Ok(row.validity().map(|validity| ObjectInfo {
@@ -632,8 +650,8 @@ impl Chunk {
     }
 }
 
-fn has_all(metadata: &Metadata, query: &Query) -> bool {
-    query.metadata.iter().all(|(key, value)| metadata.get(key) == Some(value))
+fn has_all(metadata: &VersionMetadata, query: &Query) -> bool {
+    query.metadata.iter().all(|(key, value)| metadata.get(key) == Some(value.as_str()))
 }
 
 #[cfg(test)]
@@ -659,7 +677,7 @@ mod tests {
             created,
             size_bytes: Some(1),
             md5: None,
-            metadata: [("k".to_owned(), metadata.to_owned())].into(),
+            metadata: [("k", metadata)].into(),
         }
     }
 
@@ -669,7 +687,7 @@ mod tests {
         valid.max_by_key(|version| version.rank()).map(|version| version.id)
     }
 
-    fn never(_: &Row) -> io::Result<Metadata> {
+    fn never(_: &Row) -> io::Result<VersionMetadata> {
         panic!("all metadata is in memory")
     }
 

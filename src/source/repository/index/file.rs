@@ -23,7 +23,7 @@ use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
 use crc_fast::{CrcAlgorithm, Digest};
 
 use super::file_name::VERSION;
-use crate::object::{Md5Sum, ObjectId};
+use crate::object::{Md5Sum, ObjectId, VersionMetadata};
 
 /// Number of rows of a record batch, the smallest unit that is read.
 const BATCH_ROWS: usize = 8192;
@@ -44,7 +44,7 @@ pub(in crate::source::repository) struct IndexRow {
     pub(in crate::source::repository) id: ObjectId,
     pub(in crate::source::repository) size_bytes: u64,
     pub(in crate::source::repository) md5: Option<Md5Sum>,
-    pub(in crate::source::repository) metadata: Arc<BTreeMap<String, String>>,
+    pub(in crate::source::repository) metadata: VersionMetadata,
     /// State of its files; 0 if unknown.
     pub(in crate::source::repository) stamp: u64,
     /// Change time (ns) of the path's folder when the row was written.
@@ -65,8 +65,7 @@ impl IndexRow {
             listed: self.listed,
             metadata: (&none, &none, 0, 0),
         };
-        let metadata = self.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        RowCheck::new(&self.path).of_row(&row, metadata)
+        RowCheck::new(&self.path).of_row(&row, self.metadata.iter())
     }
 }
 
@@ -93,7 +92,6 @@ impl RowRef<'_> {
     }
 
     fn to_row(self, path: &Arc<str>) -> IndexRow {
-        let metadata = self.metadata().map(|(key, value)| (key.to_owned(), value.to_owned()));
         IndexRow {
             path: Arc::clone(path),
             from: self.from,
@@ -102,7 +100,7 @@ impl RowRef<'_> {
             id: self.id,
             size_bytes: self.size_bytes,
             md5: self.md5,
-            metadata: Arc::new(metadata.collect()),
+            metadata: self.metadata().collect(),
             stamp: self.stamp,
             listed: self.listed,
         }
@@ -284,7 +282,7 @@ fn columns_of(rows: &[IndexRow]) -> Result<Vec<ArrayRef>, ArrowError> {
             Some(sum) => md5.append_value(sum.0)?,
             None => md5.append_null(),
         }
-        for (key, value) in &*row.metadata {
+        for (key, value) in &row.metadata {
             metadata.keys().append_value(key);
             metadata.values().append_value(value);
         }
@@ -492,7 +490,7 @@ impl IndexFile {
             let mut row = row.to_row(&path);
             // Neighbouring rows mostly have equal metadata.
             if let Some(last) = rows.last().filter(|last| last.metadata == row.metadata) {
-                row.metadata = Arc::clone(&last.metadata);
+                row.metadata = last.metadata.clone();
             }
             rows.push(row);
         })?;
@@ -641,9 +639,7 @@ mod tests {
             id: ObjectId::from_bytes([id; 16]),
             size_bytes: u64::from(id) * 1000,
             md5: (id != 3).then_some(Md5Sum([id; 16])),
-            metadata: Arc::new(
-                metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-            ),
+            metadata: metadata.iter().copied().collect(),
             stamp: u64::from(id) << 40,
             listed: 1_730_000_000_000_000_000,
         };
