@@ -71,7 +71,7 @@ pub use cgroup::memory_allowed;
 #[cfg(feature = "cache")]
 pub use fairmq::{shmid_of_session, shmid_of_text};
 #[cfg(feature = "cache")]
-pub(crate) use heap::give_back_free_memory;
+pub(crate) use heap::{HeapTrim, KEPT_FREE_BYTES};
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{Epoch, MetaHeader, NotAMetaHeader};

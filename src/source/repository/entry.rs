@@ -96,7 +96,10 @@ pub(super) fn metadata(properties: &Properties) -> VersionMetadata {
 }
 
 /// File names that the bytes of a version can have: its id, or the `source_id` of a derived id.
-pub(super) fn names(id: ObjectId, metadata: &VersionMetadata) -> impl Iterator<Item = String> {
+pub(super) fn names(
+    id: ObjectId,
+    metadata: &VersionMetadata,
+) -> impl Iterator<Item = String> + Send + use<> {
     let is_name = |name: &&str| !name.contains('/') && !name.is_empty();
     let derived = metadata.get("source_id").filter(is_name).map(str::to_owned);
     std::iter::once(id.to_string()).chain(derived)
