@@ -38,10 +38,10 @@ fn private_bytes() -> u64 {
 }
 
 /// Decides when the free memory of the heap is returned.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HeapTrim {
-    /// Private memory after the last return, or the least since then.
-    least_bytes: Option<u64>,
+    /// Private memory at the start or after the last return, or the least since then.
+    least_bytes: u64,
     /// Number of checks until the next return.
     pause: u32,
     /// The pause after the next return in vain.
@@ -49,6 +49,14 @@ pub(crate) struct HeapTrim {
 }
 
 impl HeapTrim {
+    pub(crate) fn new() -> Self {
+        Self::from_bytes(private_bytes())
+    }
+
+    fn from_bytes(least_bytes: u64) -> Self {
+        Self { least_bytes, pause: 0, next_pause: 0 }
+    }
+
     /// Returns free memory to the system if private memory has grown, or if `freed` says that much
     /// of it was freed. To be called at intervals, on a blocking thread.
     pub(crate) fn check(&mut self, freed: bool) {
@@ -57,9 +65,8 @@ impl HeapTrim {
 
     fn check_by(&mut self, freed: bool, measured: impl Fn() -> u64, give_back: impl FnOnce()) {
         let before = measured();
-        let least = self.least_bytes.map_or(before, |least| least.min(before));
-        self.least_bytes = Some(least);
-        let has_grown = before >= least.saturating_add(KEPT_FREE_BYTES);
+        self.least_bytes = self.least_bytes.min(before);
+        let has_grown = before >= self.least_bytes.saturating_add(KEPT_FREE_BYTES);
         self.pause = self.pause.saturating_sub(1);
         if !freed && (!has_grown || self.pause > 0) {
             return;
@@ -67,7 +74,7 @@ impl HeapTrim {
         give_back();
         let after = measured();
         if before.saturating_sub(after) >= WORTH_BYTES {
-            *self = Self { least_bytes: Some(after), ..Self::default() };
+            *self = Self::from_bytes(after);
         } else {
             self.next_pause = (2 * self.next_pause).clamp(1, MAX_PAUSE);
             self.pause = self.next_pause;
@@ -105,9 +112,8 @@ mod tests {
 
     #[test]
     fn memory_that_was_freed_is_returned_once_it_is_much() {
-        let (process, mut trim) = (Process::default(), HeapTrim::default());
+        let (process, mut trim) = (Process::default(), HeapTrim::from_bytes(10 * MIB));
         process.used.set(10);
-        assert_eq!(process.check(&mut trim, false), 0);
         process.free.set(15);
         assert_eq!(process.check(&mut trim, false), 0);
         process.free.set(16);
@@ -119,8 +125,7 @@ mod tests {
 
     #[test]
     fn memory_that_stays_in_use_is_tried_more_and_more_seldom_until_it_is_freed() {
-        let (process, mut trim) = (Process::default(), HeapTrim::default());
-        process.check(&mut trim, false);
+        let (process, mut trim) = (Process::default(), HeapTrim::from_bytes(0));
         process.used.set(100);
         let tries: u32 = (0..1_000).map(|_| process.check(&mut trim, false)).sum();
         assert!((10..30).contains(&tries), "{tries}");
@@ -132,8 +137,7 @@ mod tests {
 
     #[test]
     fn the_memory_of_many_small_buffers_is_returned() {
-        let mut trim = HeapTrim::default();
-        trim.check(false);
+        let mut trim = HeapTrim::new();
         let before = private_bytes();
         assert!(before > 0);
         // Every tenth one stays, so that the heap does not shrink at its end.

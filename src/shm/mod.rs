@@ -94,7 +94,7 @@ pub(crate) use local::{
     monotonic_millis,
 };
 #[cfg(feature = "cache")]
-pub(crate) use md5_lanes::md5_of_each;
+pub(crate) use md5_lanes::{MANY_LANES, md5_of_each};
 pub use pool::{Pool, PoolError, PoolOptions, Usage};
 pub(crate) use pool_state::InFlight;
 #[cfg(any(feature = "cache", feature = "client"))]

@@ -448,7 +448,7 @@ fn report_segments(
 /// charges and when private memory has grown.
 async fn sweep(catalog: Arc<Catalog>, residency: Arc<Residency>, budget: Budget) {
     let mut charged = 0;
-    let mut heap = HeapTrim::default();
+    let mut heap = HeapTrim::new();
     loop {
         tokio::time::sleep(SWEEP_PAUSE).await;
         charged += budget.take_charged_bytes();
@@ -460,7 +460,7 @@ async fn sweep(catalog: Arc<Catalog>, residency: Arc<Residency>, budget: Budget)
             heap.check(freed);
             heap
         });
-        heap = checked.await.unwrap_or_default();
+        heap = checked.await.unwrap_or_else(|_| HeapTrim::new());
         residency.sweep(|| catalog.sweep());
     }
 }

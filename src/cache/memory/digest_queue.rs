@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  loads ──LoadBuffer, read──▶ queue ──one by one──▶ blocking thread: reads some objects,
-//!    ◀──LoadBuffer, MD5──────────────────────────────┘ MD5 of eight at a time, until it is empty
+//!    ◀──LoadBuffer, MD5──────────────────────────────┘ MD5 of several at a time, until it is empty
 //! ```
 //!
 //! A load that comes alone is read at once. While a thread is busy, further loads queue up: they are
-//! hashed together, up to three times as many bytes per second as one by one, while their bytes are
+//! hashed together, three to four times as many bytes per second as one by one, while their bytes are
 //! still in the processor's cache. No load moves other tasks to another thread, as it does when it
 //! blocks a thread of the runtime. Slow reads (disks, network file systems) start more threads.
 
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::publish::md5_of;
 use super::reservations::LoadBuffer;
 use crate::object::Md5Sum;
-use crate::shm::md5_of_each;
+use crate::shm::{MANY_LANES, md5_of_each};
 use crate::source::ReadBytes;
 use crate::sync::Mutex;
 
@@ -30,9 +30,8 @@ const MAX_WORKERS: usize = 32;
 /// A read that takes this long waits for a disk or a network, so that other reads can be done
 /// meanwhile.
 const SLOW_READ: Duration = Duration::from_millis(1);
-/// Number of objects that are hashed together if they are large, and at most. Fewer than eight leave
-/// lanes empty.
-const TOGETHER: std::ops::Range<usize> = 8..32;
+/// Number of objects that are hashed together: if they are large, and at most.
+const TOGETHER: std::ops::Range<usize> = MANY_LANES..32;
 /// Bytes of small objects that are hashed together.
 const BYTES_TOGETHER: usize = 512 << 10;
 /// With fewer inputs most lanes would stay empty.
