@@ -3,16 +3,18 @@
 //!
 //! Two kinds of rows: each run has its own time, so rows that are out of the order of their runs are
 //! out of the order of their timestamps too; and all runs at the same time, so the timestamps ascend
-//! whatever the runs are, and the table without keys has 100 runs of rows per column.
+//! for every order of the runs, and the table without keys has 100 runs of rows per column.
 //!
-//! `cargo bench --bench keys`; what came of it stands in `benches/README.md`.
+//! `cargo bench --bench keys`; the results are in `benches/README.md`.
 
 mod beside;
+#[path = "../tests/in_process/mod.rs"]
+mod in_process;
 
 use std::sync::Arc;
 
 use beside::beside;
-use beside::steady::Steady;
+use in_process::steady::Steady;
 use iovcache::cache::Caller;
 use iovcache::index::{KeyColumn, Timestamps};
 use iovcache::shm::PoolOptions;

@@ -3,6 +3,8 @@
 //! `cargo bench --bench table`; the results are in `benches/README.md`.
 
 mod beside;
+#[path = "../tests/in_process/mod.rs"]
+mod in_process;
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -12,14 +14,13 @@ use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{FlightData, Ticket};
 use beside::bare::Bare;
 use beside::exchange::{Open, bytes_of, messages_of};
-use beside::steady::Steady;
 use beside::{beside, beside_timed, connect, timed, wanted};
 use criterion::{Criterion, Throughput};
 use futures::stream::TryStreamExt as _;
+use in_process::steady::Steady;
 use iovcache::cache::Caller;
 use iovcache::client::{Client, TableRequest};
 use iovcache::index::{Timeline, Timestamps, join};
-use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
 use iovcache::table::{ColumnRequest, Columns, Prefetch, Register, Request};
@@ -110,15 +111,8 @@ async fn serve(folder: &Path) -> (Cache, PathBuf) {
     let memory =
         PoolOptions { memory_bytes: 64 << 20, segment_bytes: 64 << 20, ..PoolOptions::default() };
     let cache = Cache::builder().source(Arc::new(Steady(source))).memory(memory).build().unwrap();
-    let sockets = folder.join("sockets");
-    let options =
-        ListenOptions { socket_folder: Some(sockets.clone()), ..ListenOptions::default() };
-    let listeners = Listeners::bind(&options).await.unwrap();
-    let forever = std::future::pending();
-    let run =
-        iovcache::server::run(listeners, cache.clone(), ServeOptions::default(), forever, || ());
-    tokio::spawn(run);
-    (cache, sockets.join("flight.sock"))
+    let socket = in_process::serve(cache.clone(), folder).await;
+    (cache, socket)
 }
 
 fn columns(count: usize) -> Vec<ColumnRequest> {

@@ -5,6 +5,8 @@
 //! `cargo bench --bench timeframes`.
 
 mod beside;
+#[path = "../tests/in_process/mod.rs"]
+mod in_process;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,17 +15,15 @@ use std::time::{Duration, Instant};
 use arrow_flight::FlightData;
 use beside::bare::Bare;
 use beside::exchange::{Open, bytes_of, messages_of};
-use beside::steady::Steady;
 use beside::{beside, connect, wanted};
+use in_process::gated::{Gate, Gated};
+use in_process::steady::Steady;
+use in_process::{serve, url_of};
 use iovcache::cache::Caller;
 use iovcache::client::{Client, ClientOptions};
 use iovcache::index::Timestamps;
-use iovcache::object::Query;
-use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
-use iovcache::source::{
-    Body, Knowledge, MemorySource, PathSummary, Source, SourceError, SourceHealth,
-};
+use iovcache::source::{MemorySource, Source};
 use iovcache::table::{ColumnRequest, Columns, Consumed, Register, Request};
 use iovcache::{Cache, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
 use tokio::runtime::Runtime;
@@ -38,22 +38,26 @@ fn path(column: usize) -> ObjectPath {
 
 fn objects(count: usize) -> MemorySource {
     let source = MemorySource::new();
-    let at = Timestamp::from_millis;
-    for column in 0..count {
-        let mut id = [1; 16];
-        id[..8].copy_from_slice(&(column as u64).to_be_bytes());
-        let info = ObjectInfo {
-            path: path(column),
-            id: ObjectId::from_bytes(id),
-            validity: ValidityInterval::new(at(0), at(1_000_000)).unwrap(),
-            created: at(1),
-            size_bytes: None,
-            md5: None,
-            metadata: Default::default(),
-        };
-        source.put(info, vec![column as u8; 1_000]);
-    }
+    (0..count).for_each(|column| put(&source, column, (0, 1_000_000)));
     source
+}
+
+/// A version of the object of a column, valid between these times in ms.
+fn put(source: &MemorySource, column: usize, (from, until): (i64, i64)) {
+    let at = Timestamp::from_millis;
+    let mut id = [1; 16];
+    id[..8].copy_from_slice(&(column as u64).to_be_bytes());
+    id[8..].copy_from_slice(&from.to_be_bytes());
+    let info = ObjectInfo {
+        path: path(column),
+        id: ObjectId::from_bytes(id),
+        validity: ValidityInterval::new(at(from), at(until)).unwrap(),
+        created: at(1),
+        size_bytes: None,
+        md5: None,
+        metadata: Default::default(),
+    };
+    source.put(info, vec![column as u8; 1_000]);
 }
 
 fn cache(count: usize) -> Cache {
@@ -100,13 +104,8 @@ fn delivered() {
     let (schema, batch) = messages_of(vec![5]);
     let (cache, socket) = server.block_on(async {
         let cache = cache(COLUMNS);
-        let sockets = folder.path().join("sockets");
-        let options =
-            ListenOptions { socket_folder: Some(sockets.clone()), ..ListenOptions::default() };
-        let listeners = Listeners::bind(&options).await.unwrap();
-        let (forever, options) = (std::future::pending(), ServeOptions::default());
-        tokio::spawn(iovcache::server::run(listeners, cache.clone(), options, forever, || ()));
-        (cache, sockets.join("flight.sock"))
+        let socket = serve(cache.clone(), folder.path()).await;
+        (cache, socket)
     });
     let columns: Vec<String> = (0..COLUMNS).map(|n| format!(r#""c{n}": "{}""#, path(n))).collect();
     let register = register(COLUMNS, &names());
@@ -193,7 +192,7 @@ async fn turn(cache: &Cache, register: &Register, id: u64) {
     done(cache, id);
 }
 
-fn letting_go() {
+fn releasing() {
     const OBJECTS: usize = 1_000;
     const ROUNDS: usize = 301;
     let name = "release of a timeframe with 1,000 objects";
@@ -231,75 +230,41 @@ fn letting_go() {
     }
 }
 
-/// A source that loads objects only while its gate is open.
-#[derive(Debug)]
-struct Gated(Steady, tokio::sync::watch::Receiver<bool>);
-
-#[async_trait::async_trait]
-impl Source for Gated {
-    fn url(&self) -> &str {
-        self.0.url()
-    }
-
-    fn refresh(&self) -> Duration {
-        self.0.refresh()
-    }
-
-    async fn look_up(
-        &self,
-        query: &Query,
-        at: Timestamp,
-        held: Option<&Arc<ObjectInfo>>,
-    ) -> Result<Knowledge, SourceError> {
-        self.0.look_up(query, at, held).await
-    }
-
-    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
-        let mut is_open = self.1.clone();
-        let _ = is_open.wait_for(|is_open| *is_open).await;
-        self.0.fetch(version, body).await
-    }
-
-    fn health(&self) -> Vec<SourceHealth> {
-        self.0.health()
-    }
-
-    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        self.0.paths(prefix).await
-    }
-}
-
 /// A service with a gate before its objects, and attached consumers.
 struct Local {
     server: Runtime,
     client: Runtime,
     cache: Cache,
-    gate: tokio::sync::watch::Sender<bool>,
+    gate: Gate,
     clients: Vec<Client>,
-    _folder: tempfile::TempDir,
+    socket: PathBuf,
+    folder: tempfile::TempDir,
 }
 
-/// Rounds of the wait for a timeframe; each loads another object.
+/// Rounds of the wait for a timeframe; each loads another version of the last column.
 const WAITS: usize = 101;
+/// Versions of the last column between two rounds: the cache loads the next version ahead.
+const STEP: i64 = 4;
+/// Validity of a version of the last column.
+const VERSION_MS: i64 = 10;
 
 impl Local {
     fn new() -> Self {
         let server = Runtime::new().unwrap();
         let client = Runtime::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let (gate, is_open) = tokio::sync::watch::channel(true);
-        let sockets = folder.path().join("sockets");
-        let cache = server.block_on(async {
-            let source = Arc::new(Gated(Steady(objects(COLUMNS + WAITS)), is_open));
-            let cache = cache_over(source);
-            let socket_folder = Some(sockets.clone());
-            let options = ListenOptions { socket_folder, ..ListenOptions::default() };
-            let listeners = Listeners::bind(&options).await.unwrap();
-            let (forever, options) = (std::future::pending(), ServeOptions::default());
-            tokio::spawn(iovcache::server::run(listeners, cache.clone(), options, forever, || ()));
-            cache
+        let objects = objects(COLUMNS - 1);
+        for version in 0..=WAITS as i64 * STEP {
+            let from = version * VERSION_MS;
+            put(&objects, COLUMNS - 1, (from, from + VERSION_MS));
+        }
+        let (source, gate) = Gated::new(objects, true);
+        let (cache, socket) = server.block_on(async {
+            let cache = cache_over(Arc::new(source));
+            let socket = serve(cache.clone(), folder.path()).await;
+            (cache, socket)
         });
-        let url = format!("grpc+unix://{}", sockets.join("flight.sock").display());
+        let url = url_of(&socket);
         let register = register(COLUMNS, &names());
         server.block_on(cache.register(0, times(), &register, Some(TIMEOUT))).unwrap();
         let clients = names().into_iter().map(|name| {
@@ -313,7 +278,7 @@ impl Local {
             })
         });
         let clients = clients.collect();
-        Self { clients, server, client, cache, gate, _folder: folder }
+        Self { clients, server, client, cache, gate, socket, folder }
     }
 }
 
@@ -359,7 +324,6 @@ fn awaited() {
     let columns: Vec<String> = (0..COLUMNS).map(|n| format!(r#""c{n}": "{}""#, path(n))).collect();
     let columns = columns.join(", ");
     let request = format!(r#"{{"columns": {{{columns}}}, "encoding": "run_end"}}"#);
-    let sockets = local._folder.path().join("sockets").join("flight.sock");
     let open = async |socket: &PathBuf| {
         let mut all = Vec::new();
         for _ in 0..CONSUMERS {
@@ -369,10 +333,10 @@ fn awaited() {
         all
     };
     let client = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut ours = client.block_on(open(&sockets));
+    let mut ours = client.block_on(open(&local.socket));
     let answer = client.block_on(all(&mut ours, 1, &batch)).remove(0);
     drop(ours);
-    let bare = local.server.block_on(async { Bare::serve(local._folder.path(), answer) });
+    let bare = local.server.block_on(async { Bare::serve(local.folder.path(), answer) });
     let mut bare = client.block_on(open(&bare));
     let mut ratios = Vec::new();
     for round in 0..WAITS {
@@ -400,14 +364,10 @@ fn awaited() {
 fn awaited_once(local: &Local, round: usize) -> Duration {
     let id = 1_000 + round as u64;
     local.gate.send_replace(false);
-    // The last column has an object that is not in memory.
-    let column = |n: usize| {
-        let object = if n + 1 == COLUMNS { COLUMNS + round } else { n };
-        ColumnRequest::new(format!("c{n}"), path(object))
-    };
-    let columns = Columns::Own((0..COLUMNS).map(column).collect());
-    let register = Register { columns, consumers: names() };
-    let registered = local.cache.register(id, times(), &register, Some(TIMEOUT));
+    // At this time the last column has a version that is not in memory.
+    let times = Timestamps::new(vec![(round as i64 + 1) * STEP * VERSION_MS], None);
+    let register = register(COLUMNS, &names());
+    let registered = local.cache.register(id, times, &register, Some(TIMEOUT));
     local.server.block_on(registered).unwrap();
     let (began, names) = (std::sync::OnceLock::<Instant>::new(), names());
     std::thread::scope(|scope| {
@@ -428,10 +388,9 @@ fn awaited_once(local: &Local, round: usize) -> Duration {
         std::thread::sleep(Duration::from_millis(20));
         began.set(Instant::now()).unwrap();
         local.gate.send_replace(true);
-        let mut last = Duration::ZERO;
-        for (wait, client) in waits.into_iter().zip(&local.clients) {
-            let (took, table) = wait.join().unwrap();
-            last = last.max(took);
+        let taken: Vec<_> = waits.into_iter().map(|wait| wait.join().unwrap()).collect();
+        let last = taken.iter().map(|(took, _)| *took).max().unwrap();
+        for ((_, table), client) in taken.into_iter().zip(&local.clients) {
             local.client.block_on(client.consume(table)).unwrap();
         }
         last
@@ -443,5 +402,5 @@ fn main() {
     awaited();
     delivered();
     in_flight();
-    letting_go();
+    releasing();
 }

@@ -3,8 +3,8 @@
  * iovcache: condition objects in shared memory, for C.
  *
  * Resolve the MetaHeaders of tables to read-only pointers (iovc_attach, iovc_resolve), look objects
- * up by path and time without a call (iovc_local_open, iovc_local_get), or host a cache in a process
- * of your own (iovc_cache_open). Every function that can fail returns an
+ * up by path and time without a call (iovc_local_open, iovc_local_get), take the tables of timeframes
+ * (iovc_timeframe_get), or host a cache in a process of your own (iovc_cache_open). Every function that can fail returns an
  * iovc_status_t; iovc_last_error describes the failure. `iovcache.hpp` is C++17 over this.
  *
  * Generated from src/ffi; changes here are lost.
@@ -109,8 +109,32 @@ typedef struct iovc_local_t iovc_local_t;
 typedef struct iovc_local_path_t iovc_local_path_t;
 
 /**
- * The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
- * table.
+ * A descriptor that becomes readable once. Threads may share a handle.
+ */
+typedef struct iovc_event_t iovc_event_t;
+
+/**
+ * The table of a timeframe in shared memory. Threads may share a handle.
+ */
+typedef struct iovc_timeframe_t iovc_timeframe_t;
+
+/**
+ * The state of a path at a moment, for iovc_local_wait.
+ */
+typedef struct iovc_notice_t {
+  /**
+   * Opaque.
+   */
+  uint64_t words[2];
+} iovc_notice_t;
+
+/**
+ * The location of an object in shared memory: 40 bytes, little endian, that fit into a message or
+ * a cell of a table. The layout is that of `fair::mq::shmem::MetaHeader` on x86-64;
+ * `schemas/segment.md` draws it.
+ *
+ * A header is a claim: [`Mappings`](crate::shm::Mappings) checks each field before it gives an
+ * address.
  */
 typedef struct iovc_meta_header_t {
   /**
@@ -118,7 +142,8 @@ typedef struct iovc_meta_header_t {
    */
   uint64_t size;
   /**
-   * The generation of the block; never 0.
+   * The generation of the block: unique among all blocks of this and earlier instances, never 0.
+   * A block with another generation holds another object.
    */
   uint64_t hint;
   /**
@@ -316,16 +341,6 @@ typedef struct iovc_view_t {
 } iovc_view_t;
 
 /**
- * The state of a path at a moment, for iovc_local_wait.
- */
-typedef struct iovc_notice_t {
-  /**
-   * Opaque.
-   */
-  uint64_t words[2];
-} iovc_notice_t;
-
-/**
  * Registry in which devices look up segments by number, such as FairMQ's management segment. The
  * functions are called on the thread that calls iovc_cache_renew, and must not call into the cache.
  */
@@ -363,6 +378,38 @@ typedef struct iovc_renewal_t {
    */
   size_t waiting;
 } iovc_renewal_t;
+
+/**
+ * The arrays of a column, in shared memory. They are valid until the table is released.
+ */
+typedef struct iovc_column_t {
+  /**
+   * Name of the column; ends with a 0.
+   */
+  const char *name;
+  /**
+   * Number of runs of rows with the same object.
+   */
+  size_t runs;
+  /**
+   * For each run, the row after its last one, ascending.
+   */
+  const int32_t *run_ends;
+  /**
+   * For each run, the MetaHeader of its object.
+   */
+  const struct iovc_meta_header_t *cells;
+  /**
+   * For each run a bit, least significant first: 1 if its cell is not null. Null if no cell is
+   * null.
+   */
+  const uint8_t *validity;
+  /**
+   * For each run, start (inclusive) and end (exclusive) of the version's validity interval in
+   * milliseconds since the Unix epoch. Null if an older service has not told them.
+   */
+  const int64_t *intervals;
+} iovc_column_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -466,6 +513,66 @@ iovc_status_t iovc_release(const struct iovc_attach_t *attach, const char *lease
  * `attach` is null or a handle; no thread reads through a pointer to a released object.
  */
 iovc_status_t iovc_unmap_unused(const struct iovc_attach_t *attach);
+
+/**
+ * Makes a descriptor for a timeframe. It is readable as soon as iovc_timeframe_get need not wait: the
+ * table is ready, the service must be asked, or the session has ended.
+ *
+ * @param local      handle of iovc_local_open
+ * @param timeframe  id of the timeframe
+ * @param event      receives the handle, or null on failure
+ * @return IOVC_FAILED_PRECONDITION if the session has ended; IOVC_RESOURCE_EXHAUSTED if the system
+ *         provides no descriptor or thread
+ *
+ * Then call iovc_timeframe_get with a time limit of 0. If it returns IOVC_DEADLINE_EXCEEDED, the
+ * timeframe is being loaded again: make another event.
+ *
+ * The caller owns the event and closes it by iovc_event_close. An event holds no pin. Any number of
+ * threads may call this at a time. One thread of the library waits for all events of a session; it
+ * uses no CPU time meanwhile.
+ *
+ * # Safety
+ * `local` is null or a handle, `event` is null or writable.
+ */
+iovc_status_t iovc_timeframe_event(const struct iovc_local_t *local,
+                                   uint64_t timeframe,
+                                   struct iovc_event_t **event);
+
+/**
+ * Makes a descriptor for a change of a path. It is readable when the answer for the path can differ
+ * from that at the time of `notice`, or the session has ended; as iovc_local_wait.
+ *
+ * @param path    handle of iovc_local_path
+ * @param notice  written by iovc_local_notice
+ * @param event   receives the handle, or null on failure; close it by iovc_event_close
+ * @return IOVC_FAILED_PRECONDITION if the session has ended; IOVC_RESOURCE_EXHAUSTED if the system
+ *         provides no descriptor or thread
+ *
+ * # Safety
+ * As `iovc_local_notice`; `event` is null or writable.
+ */
+iovc_status_t iovc_local_event(const struct iovc_local_path_t *path,
+                               const struct iovc_notice_t *notice,
+                               struct iovc_event_t **event);
+
+/**
+ * The descriptor of an event, for epoll, poll or an event loop. Only wait for it to be readable: do
+ * not read, write or close it. It stays readable once it is, and is open until iovc_event_close.
+ * -1 if `event` is null.
+ *
+ * # Safety
+ * `event` is null or a handle.
+ */
+int32_t iovc_event_fd(const struct iovc_event_t *event);
+
+/**
+ * Closes an event and its descriptor. Null is allowed. Remove the descriptor from event loops
+ * before. Any thread may call it, also after the end of the session.
+ *
+ * # Safety
+ * `event` is null or a handle that was not closed yet.
+ */
+void iovc_event_close(struct iovc_event_t *event);
 
 /**
  * Makes a cache in this process, with a few threads of its own. Threads may share the handle.
@@ -697,8 +804,8 @@ iovc_status_t iovc_local_wait(const struct iovc_local_path_t *path,
  * nothing, are allowed. Any thread may call it.
  *
  * # Safety
- * `view` is null or points to a view written by iovc_local_get or iovc_local_get_many, no copy of
- * which was released.
+ * `view` is null or points to a view written by iovc_local_get, iovc_local_get_many or
+ * iovc_timeframe_object, no copy of which was released.
  */
 void iovc_view_release(struct iovc_view_t *view);
 
@@ -871,6 +978,129 @@ iovc_status_t iovc_cache_table(const struct iovc_cache_t *cache,
                                struct ArrowArray *table,
                                struct ArrowSchema *schema,
                                char *lease);
+
+/**
+ * Takes the table of a timeframe that is registered for a consumer. If its objects are still being
+ * loaded, it blocks the thread until the table is ready, without using CPU time. The service learns
+ * that the table was delivered.
+ *
+ * @param local           handle of iovc_local_open
+ * @param timeframe       id of the timeframe
+ * @param consumer        name of the consumer; null: the name given to iovc_attach
+ * @param timeout_millis  time limit of the wait; 0: do not wait; less than 0: none
+ * @param table           receives the table, or null on failure
+ * @return IOVC_UNAVAILABLE if the service must be asked by Flight (with iovc_session in the field
+ *         "session"): the timeframe is unknown, or its table is not in shared memory;
+ *         IOVC_DEADLINE_EXCEEDED if it is still being loaded; IOVC_NOT_FOUND if the timeframe is not
+ *         registered for the consumer; IOVC_FAILED_PRECONDITION if the consumer has consumed it, or
+ *         if the session has ended, also during the wait; IOVC_PERMISSION_DENIED if another client
+ *         uses the name; IOVC_RESOURCE_EXHAUSTED if the session can pin no more
+ *
+ * The caller owns the table and releases it by iovc_timeframe_release. One slot of the session pins
+ * the table and all of its objects. The table keeps the session alive, also after iovc_local_close and
+ * iovc_detach.
+ *
+ * For a name other than that given to iovc_attach, the call waits until the service has accepted the
+ * name, for at most 1 s. Any number of threads may call it at a time.
+ *
+ * # Safety
+ * `local` is null or a handle, `consumer` is null or ends with a 0, `table` is null or writable.
+ */
+iovc_status_t iovc_timeframe_get(const struct iovc_local_t *local,
+                                 uint64_t timeframe,
+                                 const char *consumer,
+                                 int64_t timeout_millis,
+                                 struct iovc_timeframe_t **table);
+
+/**
+ * Gets the size of a table.
+ *
+ * @param rows     receives the number of rows; may be null
+ * @param columns  receives the number of columns; may be null
+ *
+ * # Safety
+ * `table` is null or a handle, `rows` and `columns` are null or writable.
+ */
+iovc_status_t iovc_timeframe_shape(const struct iovc_timeframe_t *table,
+                                   size_t *rows,
+                                   size_t *columns);
+
+/**
+ * Finds a column by its name.
+ *
+ * @param name    name of the column
+ * @param column  receives its number
+ * @return IOVC_NOT_FOUND if there is no such column
+ *
+ * # Safety
+ * `table` is null or a handle, `name` is null or ends with a 0, `column` is null or writable.
+ */
+iovc_status_t iovc_timeframe_find(const struct iovc_timeframe_t *table,
+                                  const char *name,
+                                  size_t *column);
+
+/**
+ * Gets the arrays of a column, without a copy.
+ *
+ * @param number  number of the column, from 0
+ * @param column  receives the arrays, which are valid until iovc_timeframe_release
+ * @return IOVC_INVALID_ARGUMENT if there is no such column; IOVC_FAILED_PRECONDITION in a forked
+ *         child of the process that took the table
+ *
+ * The cells resolve by iovc_resolve_runs of the handle of iovc_attach.
+ *
+ * # Safety
+ * `table` is null or a handle, `column` is null or writable.
+ */
+iovc_status_t iovc_timeframe_column(const struct iovc_timeframe_t *table,
+                                    size_t number,
+                                    struct iovc_column_t *column);
+
+/**
+ * Gets the object of a cell.
+ *
+ * @param column  number of the column, from 0
+ * @param row     number of the row, from 0
+ * @param view    receives the object with its id and validity interval (0 to 0 if an older service
+ *                has not told it); pins nothing on failure (any status but IOVC_OK)
+ * @return IOVC_NOT_FOUND if the cell is null; IOVC_INVALID_ARGUMENT if there is no such column or
+ *         row; IOVC_FAILED_PRECONDITION in a forked child
+ *
+ * The view keeps the table pinned with all of its objects until iovc_view_release, also after
+ * iovc_timeframe_release, after the timeframe was dropped, and after the end of the service. Any number
+ * of threads may call it at a time.
+ *
+ * # Safety
+ * `table` is null or a handle, `view` is null or writable.
+ */
+iovc_status_t iovc_timeframe_object(const struct iovc_timeframe_t *table,
+                                    size_t column,
+                                    size_t row,
+                                    struct iovc_view_t *view);
+
+/**
+ * Reports a timeframe as consumed by the consumer that took its table, and waits until the service
+ * has taken the report, at most 1 s. The table stays valid until it is released; memory is free for
+ * other objects after both.
+ *
+ * @return IOVC_OK also if it was reported before by this handle; IOVC_NOT_FOUND if the timeframe was
+ *         dropped since; IOVC_UNAVAILABLE if the service does not take the report: try again;
+ *         IOVC_FAILED_PRECONDITION if the session has ended; IOVC_PERMISSION_DENIED if another client
+ *         uses the name now
+ *
+ * # Safety
+ * `table` is null or a handle.
+ */
+iovc_status_t iovc_timeframe_consumed(const struct iovc_timeframe_t *table);
+
+/**
+ * Releases a table. Null is allowed. Its views stay valid; the pin ends with the last of them. The
+ * timeframe is not reported as consumed. Any thread may call it, also after the end of the session.
+ *
+ * # Safety
+ * `table` is null or a handle that was not released yet.
+ */
+void iovc_timeframe_release(struct iovc_timeframe_t *table);
 
 /**
  * Version of the interface in the library; compare it with `IOVC_ABI_VERSION`.

@@ -349,6 +349,90 @@ class [[nodiscard]] View
   iovc_view_t mView{};
 };
 
+/**
+ * A descriptor that becomes readable once, for epoll, poll and event loops; see iovc_timeframe_event.
+ * It is closed when this is destroyed.
+ */
+class [[nodiscard]] Event
+{
+ public:
+  /** The descriptor: only to be waited for. */
+  [[nodiscard]] int fd() const noexcept { return iovc_event_fd(mHandle.get()); }
+
+ private:
+  friend class Local;
+  friend class LocalPath;
+  explicit Event(iovc_event_t* event) noexcept : mHandle(event) {}
+
+  detail::Handle<iovc_event_t, iovc_event_close> mHandle;
+};
+
+/** The table of a timeframe, pinned with its objects as long as this lives; see iovc_timeframe_get. */
+class [[nodiscard]] Timeframe
+{
+ public:
+  /** Number of rows. */
+  [[nodiscard]] std::size_t rows() const noexcept
+  {
+    std::size_t rows = 0;
+    (void)iovc_timeframe_shape(mHandle.get(), &rows, nullptr);
+    return rows;
+  }
+
+  /** Number of columns. */
+  [[nodiscard]] std::size_t columns() const noexcept
+  {
+    std::size_t columns = 0;
+    (void)iovc_timeframe_shape(mHandle.get(), nullptr, &columns);
+    return columns;
+  }
+
+  /** The number of a column; IOVC_NOT_FOUND if there is none of this name. */
+  [[nodiscard]] Result<std::size_t> find(const std::string& name) const noexcept
+  {
+    std::size_t column = 0;
+    const auto status = iovc_timeframe_find(mHandle.get(), name.c_str(), &column);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return column;
+  }
+
+  /** The arrays of a column, valid as long as this lives; see iovc_timeframe_column. */
+  [[nodiscard]] Result<iovc_column_t> column(std::size_t number) const noexcept
+  {
+    iovc_column_t column{};
+    const auto status = iovc_timeframe_column(mHandle.get(), number, &column);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return column;
+  }
+
+  /** The object of a cell, which stays pinned also after this is gone; IOVC_NOT_FOUND: it is null. */
+  [[nodiscard]] Result<View> object(std::size_t column, std::size_t row) const noexcept
+  {
+    iovc_view_t view{};
+    const auto status = iovc_timeframe_object(mHandle.get(), column, row, &view);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return View(view);
+  }
+
+  /** Reports the timeframe as consumed; see iovc_timeframe_consumed. */
+  [[nodiscard]] iovc_status_t consumed() const noexcept
+  {
+    return iovc_timeframe_consumed(mHandle.get());
+  }
+
+ private:
+  friend class Local;
+  explicit Timeframe(iovc_timeframe_t* table) noexcept : mHandle(table) {}
+
+  detail::Handle<iovc_timeframe_t, iovc_timeframe_release> mHandle;
+};
+
 /** A path to look up in, for one thread at a time; see iovc_local_path. */
 class LocalPath
 {
@@ -405,6 +489,17 @@ class LocalPath
     return changed;
   }
 
+  /** A descriptor for such a change, for event loops; see iovc_local_event. */
+  [[nodiscard]] Result<Event> event(const iovc_notice_t& notice) const noexcept
+  {
+    iovc_event_t* event = nullptr;
+    const auto status = iovc_local_event(mHandle.get(), &notice, &event);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return Event(event);
+  }
+
  private:
   friend class Local;
   explicit LocalPath(iovc_local_path_t* path) noexcept : mHandle(path) {}
@@ -434,6 +529,33 @@ class Local
       return status;
     }
     return LocalPath(handle);
+  }
+
+  /**
+   * Takes the table of a timeframe, or waits for it; a negative limit is none. An empty name is that
+   * given to the attachment. IOVC_UNAVAILABLE: ask the service. See iovc_timeframe_get.
+   */
+  [[nodiscard]] Result<Timeframe> timeframe(std::uint64_t timeframe, const std::string& consumer = {},
+                                            std::chrono::milliseconds limit = std::chrono::milliseconds(-1)) const noexcept
+  {
+    iovc_timeframe_t* table = nullptr;
+    const auto* name = consumer.empty() ? nullptr : consumer.c_str();
+    const auto status = iovc_timeframe_get(mHandle.get(), timeframe, name, limit.count(), &table);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return Timeframe(table);
+  }
+
+  /** A descriptor that is readable when timeframe() need not wait; see iovc_timeframe_event. */
+  [[nodiscard]] Result<Event> timeframe_event(std::uint64_t timeframe) const noexcept
+  {
+    iovc_event_t* event = nullptr;
+    const auto status = iovc_timeframe_event(mHandle.get(), timeframe, &event);
+    if (status != IOVC_OK) {
+      return status;
+    }
+    return Event(event);
   }
 
  private:

@@ -137,6 +137,18 @@ impl Drop for ClientAccount {
 }
 
 /// The memory that all requests together may hold. Clones share it.
+///
+/// ```
+/// use iovcache::budget::Budget;
+/// let budget = Budget::new(4_000);
+/// let client = budget.client("one");
+/// let charge = client.charge(900, "a request").unwrap();
+/// assert_eq!(budget.used_bytes(), 900);
+/// // One client may have a quarter of the budget.
+/// assert!(client.charge(900, "another request").is_err());
+/// drop(charge);
+/// assert_eq!(budget.used_bytes(), 0);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<BudgetShared>);
 

@@ -29,6 +29,17 @@ impl Moment {
 }
 
 /// A source of monotonic time and of the time of day.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use iovcache::{Clock, Timestamp};
+/// let clock = Clock::manual(Timestamp::from_millis(1_000));
+/// let began = clock.now();
+/// clock.advance(Duration::from_secs(60));
+/// assert_eq!(clock.now().since(began), Duration::from_secs(60));
+/// assert_eq!(clock.wall(), Timestamp::from_millis(61_000));
+/// ```
 #[derive(Debug, Clone)]
 pub struct Clock(ClockKind);
 

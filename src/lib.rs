@@ -62,6 +62,15 @@
 //! | `cli` (default) | the program `iovcache` |
 //! | `clouds` (default) | repositories in object stores |
 //!
+//! | term | meaning |
+//! |---|---|
+//! | object path, version, object id | the name of a condition, one of its states over time, and the UUID of that state |
+//! | timeframe | a table of timestamps that is registered for named *consumers*; its objects stay in memory until each has reported it as consumed |
+//! | segment, block | a sealed file of shared memory, and the place of one object in it |
+//! | MetaHeader, generation | 40 bytes that name a block; the number that tells whether it still holds that object |
+//! | pin, lease, session | a hold on an object, which stays in its place; the pins of a table; the pins of an attached process |
+//! | source | the store of versions and their bytes: a CCDB, a repository, memory |
+//!
 //! Imports run downwards only:
 //!
 //! ```text
@@ -73,7 +82,8 @@
 //!
 //! Linux only: memfd, SCM_RIGHTS, SO_PEERCRED.
 
-// Items of the lower rooms that only the server or only the client uses are compiled without it too.
+// Items of the lower rooms that only the server or only the client uses are compiled without it
+// too.
 #![cfg_attr(not(all(feature = "server", feature = "client")), allow(dead_code, unused_imports))]
 
 pub mod budget;

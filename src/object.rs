@@ -310,6 +310,13 @@ impl VersionClaim {
 }
 
 /// Inclusive limits on creation times, to repeat an earlier run with the versions of that time.
+///
+/// ```
+/// use iovcache::{CreationLimits, Timestamp};
+/// let at = Timestamp::from_millis;
+/// let limits = CreationLimits { not_after: Some(at(100)), ..CreationLimits::default() };
+/// assert!(limits.admit(at(100)) && !limits.admit(at(101)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CreationLimits {
     /// Versions created before this are ignored.

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_token_is_not_quoted() {
+    fn a_text_that_is_no_token_is_not_quoted() {
         let error = serde_json::from_str::<Secret>("123456789").unwrap_err();
         assert!(!error.to_string().contains("123456789"), "{error}");
         assert_eq!(serde_json::from_str::<Secret>("\"a\"").unwrap().reveal(), "a");

@@ -405,7 +405,7 @@ mod tests {
         }
 
         #[test]
-        fn what_chrono_writes_is_read_as_the_same_time(
+        fn texts_written_by_chrono_are_read_as_the_same_time(
             millis in -62_000_000_000_000_i64..253_000_000_000_000,
             minutes in -1_439_i32..1_440,
         ) {

@@ -265,7 +265,7 @@ fn a_service_that_runs_already_is_measured_with_what_was_prepared_for_it() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_said_with_its_status() {
+fn a_measurement_that_cannot_be_made_ends_with_its_status() {
     let status = |arguments: &[&str]| {
         let output = iovcache().arg("bench").args(arguments).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())

@@ -85,7 +85,7 @@ fn times_are_taken_in_iso_8601_and_shown_so_unless_milliseconds_are_asked_for() 
 }
 
 #[test]
-fn what_is_not_found_is_told_with_what_is_near() {
+fn an_unknown_name_is_reported_with_similar_ones() {
     let repository = tempfile::tempdir().unwrap();
     let service = service(repository.path());
     let told = |path: &str, at: &str| {

@@ -17,7 +17,7 @@ fn show(environment: &[(&str, &str)], arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn what_holds_is_shown_with_where_it_came_from_and_is_a_configuration_itself() {
+fn the_settings_are_shown_with_their_origins_and_are_a_configuration_themselves() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("iovcache.toml");
     fs::write(

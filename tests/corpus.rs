@@ -97,7 +97,7 @@ impl Damage {
 
 proptest! {
     #[test]
-    fn what_is_damaged_at_random_is_read_without_a_fault(
+    fn randomly_damaged_input_is_read_without_a_fault(
         which in any::<Index>(),
         damages in prop::collection::vec(damage(), 1..6),
     ) {

@@ -492,3 +492,57 @@ fn a_hidden_subject_is_a_fault_and_a_named_one_is_not() {
         assert_eq!(faults(good), 0, "{good}");
     }
 }
+
+/// Words that hide the subject in the name of a function.
+const NAMELESS: &[&str] = &[
+    "anybody",
+    "everybody",
+    "nobody",
+    "somebody",
+    "thing",
+    "things",
+    "who",
+    "whoever",
+    "whom",
+    "whose",
+];
+
+/// The fault of a function's name in a line, if it has one: its subject is hidden.
+fn fault_of_name(line: &str) -> Option<String> {
+    let begin = line.find("fn ").map(|at| at + 3).or_else(|| line.find("def ").map(|at| at + 4))?;
+    let is_of_a_name = |letter: &char| letter.is_alphanumeric() || *letter == '_';
+    let name: String = line[begin..].chars().take_while(is_of_a_name).collect();
+    let words: Vec<&str> = name.trim_start_matches("test_").split('_').collect();
+    let named = |at: usize| at > 0 && words[at] == "whose";
+    let hidden = words.iter().enumerate().find(|(at, word)| NAMELESS.contains(word) && !named(*at));
+    let begins = words.len() > 1 && words[0] == "what";
+    let word = hidden.map(|(_, word)| *word).or_else(|| begins.then_some("what"))?;
+    Some(format!("{name}: {word:?} hides the subject"))
+}
+
+#[test]
+fn names_of_functions_name_their_subjects() {
+    let mut found = Vec::new();
+    files(Path::new(ROOT), &mut found);
+    let is_read = |path: &&PathBuf| {
+        let inside = path.strip_prefix(ROOT).unwrap().to_str().unwrap();
+        let language = Language::of(path);
+        inside != "tests/prose.rs"
+            && (language == Some(Language::Python) || inside.ends_with(".rs"))
+    };
+    let mut faults = Vec::new();
+    for path in found.iter().filter(is_read) {
+        let text = fs::read_to_string(path).unwrap();
+        let places = text.lines().zip(1..).filter_map(|(line, n)| Some((n, fault_of_name(line)?)));
+        faults.extend(places.map(|(n, fault)| format!("{}:{n}: {fault}", path.display())));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_name_without_a_subject_is_a_fault_and_one_with_a_subject_is_not() {
+    let bad = ["fn nobody_waits()", "async fn what_is_sent_comes()", "def test_who_asks_waits(a):"];
+    assert!(bad.iter().all(|line| fault_of_name(line).is_some()));
+    let good = ["fn what()", "fn a_load_whose_consumer_dies_goes_on()", "let nobody = 1;"];
+    assert!(good.iter().all(|line| fault_of_name(line).is_none()));
+}

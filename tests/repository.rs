@@ -233,7 +233,7 @@ fn an_import_costs_the_same_for_each_version() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_put_is_told_and_seen_at_once() {
+async fn versions_of_other_writers_are_announced_and_seen_at_once() {
     let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let root = folder.path();
     put(root, 0, 1);

@@ -133,7 +133,7 @@ async fn real_objects_with_their_real_intervals_are_right_at_every_border() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_put_is_seen_in_time_and_a_timeframe_keeps_what_it_got() {
+async fn new_versions_are_seen_in_time_and_a_timeframe_keeps_its_own() {
     let folder = tempfile::tempdir().unwrap();
     small(folder.path());
     let service = Service::over(folder.path(), &[]);
@@ -175,7 +175,7 @@ fn a_consumer_that_holds_a_table() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_process_held_is_let_go() {
+async fn pins_of_a_killed_process_are_released() {
     let folder = tempfile::tempdir().unwrap();
     small(folder.path());
     let service = Service::over(folder.path(), &[]);
@@ -535,7 +535,7 @@ fn both_ready_addresses_are_there_when_the_line_is_printed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn named_segments_and_a_region_of_somebody_else_serve_the_same_bytes() {
+async fn named_segments_and_a_region_of_another_program_serve_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let repository = folder.path().join("repository");
     small(&repository);
@@ -614,7 +614,7 @@ async fn a_configuration_names_sources_tables_and_paths_that_stand_for_others() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_that_never_lets_go_is_refused_or_its_tables_revoked_as_the_service_is_told() {
+async fn a_consumer_that_never_releases_is_refused_or_its_tables_are_revoked_as_configured() {
     let folder = tempfile::tempdir().unwrap();
     small(folder.path());
     let counted = |service: &Service, name: &str| {
@@ -659,17 +659,17 @@ async fn a_consumer_that_never_lets_go_is_refused_or_its_tables_revoked_as_the_s
         Service::over(folder.path(), &["--slow-after", "300ms", "--slow-consumer", "revoke"]);
     let client = fill(&service).await;
     let _held = client.table(of(1)).await.unwrap();
-    let until_let_go = async || {
+    let until_released = async || {
         let status = client.status().await.unwrap();
         status.timeframes.is_empty() && status.memory.pinned_bytes == 0
     };
     for _ in 0..1000 {
-        if until_let_go().await {
+        if until_released().await {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(until_let_go().await);
+    assert!(until_released().await);
     assert_eq!(counted(&service, "iovcache_slow_revoked_total"), Some(3));
     let output = run(&["serve", "--source", "memory:", "--slow-consumer", "never"]);
     assert_eq!(output.status.code(), Some(2));

@@ -107,7 +107,7 @@ async fn a_start_with_an_index_reads_no_properties_and_a_later_look_up_is_one_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_writer_adds_is_seen_within_refresh_and_only_its_folders_are_listed() {
+async fn versions_of_another_writer_are_seen_within_refresh_and_only_their_folders_are_listed() {
     let server = S3Server::start();
     copied(&server, (0..40).map(|n| n * 100), 1).await;
     let source = open(&server, Duration::from_millis(500));

@@ -3,11 +3,13 @@
 //! Each kind of view is kept over evictions: 4,000 by default, or `IOVCACHE_EVICTIONS` (the nightly
 //! tests: 1,000,000). Every byte of every view is compared, again and again.
 
+mod in_process;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use in_process::url_of;
 use iovcache::client::{Attachment, Client, ClientOptions, LocalPath, Table, TableRequest, View};
-use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::{MemorySource, PathPolicy, PolicySource};
 use iovcache::table::CellKind;
@@ -67,17 +69,9 @@ async fn serve() -> Service {
     let source = PolicySource::new(Arc::new(source), [policy].into_iter().collect());
     let cache = Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let sockets = folder.path().join("s");
-    let options =
-        ListenOptions { socket_folder: Some(sockets.clone()), ..ListenOptions::default() };
-    let listeners = Listeners::bind(&options).await.unwrap();
-    let served = cache.clone();
-    let forever = std::future::pending();
-    tokio::spawn(async move {
-        iovcache::server::run(listeners, served, ServeOptions::default(), forever, || ()).await
-    });
-    let url = format!("grpc+unix://{}", sockets.join("flight.sock").display());
-    Service { cache, url, attach: sockets.join("attach.sock"), _folder: folder }
+    let socket = in_process::serve(cache.clone(), folder.path()).await;
+    let (url, attach) = (url_of(&socket), socket.with_file_name("attach.sock"));
+    Service { cache, url, attach, _folder: folder }
 }
 
 fn request(number: usize) -> TableRequest {

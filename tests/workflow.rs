@@ -112,7 +112,7 @@ fn a_run_that_changes_inside_of_a_timeframe_gives_each_row_the_objects_of_its_ow
 }
 
 #[test]
-fn a_consumer_that_is_killed_while_it_holds_a_table_takes_nobody_along() {
+fn a_consumer_killed_while_it_holds_a_table_ends_no_other() {
     let report = run_well(&["--timeframes", "40", "--kill", "tracker_t1@13"], LIMIT);
     assert_eq!(number(&report, "/timeframes"), 40);
     assert_eq!(number(&report, "/cache/ended_holding"), 1);
@@ -154,7 +154,7 @@ fn a_kill_that_does_not_happen_and_a_name_that_is_none_are_failures() {
 /// 20 consumers, 64 timeframes in flight, four times as many objects as there is memory, and every
 /// second a consumer that is killed and restarted.
 #[test]
-fn consumers_that_die_every_second_and_come_back_harm_nobody() {
+fn consumers_that_die_every_second_and_come_back_harm_no_other() {
     let seconds = std::env::var("IOVCACHE_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     let seconds: u64 = seconds.unwrap_or(60);
     let soak = format!("{seconds}s");

@@ -4,7 +4,6 @@
 
 pub(crate) mod bare;
 pub(crate) mod exchange;
-pub(crate) mod steady;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

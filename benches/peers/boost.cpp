@@ -1,5 +1,6 @@
 // Objects by name in a managed segment of Boost.Interprocess: one process constructs them, another
-// finds them. Prints nanoseconds: looking all up, getting all large ones, storing all.
+// finds them. Prints nanoseconds: looking up one of few and one of many at random, looking all up,
+// getting all large ones, storing all.
 
 #include <algorithm>
 #include <boost/interprocess/managed_shared_memory.hpp>
@@ -14,6 +15,9 @@
 
 namespace bip = boost::interprocess;
 using Clock = std::chrono::steady_clock;
+
+// Look-ups of one object each that a round makes, as in the bench.
+static const std::size_t look_ups = 100000;
 
 static std::vector<std::string> names(const char *kind, std::size_t count) {
   std::vector<std::string> names;
@@ -42,11 +46,11 @@ template <typename Turn> static long long median(std::size_t rounds, Turn turn) 
 }
 
 int main(int argc, char **argv) {
-  if (argc != 7) return 2;
-  std::size_t of[6];
-  for (int n = 0; n < 6; ++n) of[n] = std::strtoull(argv[n + 1], nullptr, 10);
-  const std::size_t keys = of[0], large = of[1], large_bytes = of[2];
-  const std::size_t stored = of[3], stored_bytes = of[4], rounds = of[5];
+  if (argc != 9) return 2;
+  std::size_t of[8];
+  for (int n = 0; n < 8; ++n) of[n] = std::strtoull(argv[n + 1], nullptr, 10);
+  const std::size_t few = of[0], many = of[1], keys = of[2], large = of[3], large_bytes = of[4];
+  const std::size_t stored = of[5], stored_bytes = of[6], rounds = of[7];
   const std::string name = "iovcache-peers-" + std::to_string(getpid());
   struct Remove {
     std::string name;
@@ -56,7 +60,7 @@ int main(int argc, char **argv) {
     }
   } remove{name};
   const std::size_t bytes =
-      keys * 512 + large * (large_bytes + 4096) + stored * (stored_bytes + 4096) + (16u << 20);
+      (few + many + keys) * 512 + large * (large_bytes + 4096) + stored * (stored_bytes + 4096) + (16u << 20);
   bip::managed_shared_memory segment(bip::create_only, name.c_str(), bytes);
   const auto small_names = names("small", keys), large_names = names("large", large);
   for (const auto &one : small_names) segment.construct<unsigned char>(one.c_str())[64](7);
@@ -64,18 +68,32 @@ int main(int argc, char **argv) {
     auto *place = segment.construct<unsigned char>(one.c_str())[large_bytes](0);
     std::memset(place, 7, large_bytes);
   }
+  const auto few_names = names("few", few), many_names = names("many", many);
+  for (const auto &one : few_names) segment.construct<unsigned char>(one.c_str())[64](7);
+  for (const auto &one : many_names) segment.construct<unsigned char>(one.c_str())[64](7);
   std::fflush(stdout);
   const pid_t reader = fork();
   if (reader == 0) {
     bip::managed_shared_memory opened(bip::open_only, name.c_str());
     volatile unsigned long long sum = 0;
+    const auto one_at_a_time = [&](const std::vector<std::string> &names) {
+      return median(rounds, [&] {
+        unsigned long long state = 1;
+        for (std::size_t n = 0; n < look_ups; ++n) {
+          const auto &one = names[(state >> 33) % names.size()];
+          sum = sum + opened.find<unsigned char>(one.c_str()).first[0];
+          state = state * 6364136223846793005ull + 1442695040888963407ull;
+        }
+      });
+    };
+    const long long of_few = one_at_a_time(few_names), of_many = one_at_a_time(many_names);
     const long long look_up = median(rounds, [&] {
       for (const auto &one : small_names) sum = sum + touch(opened, one);
     });
     const long long get = median(rounds, [&] {
       for (const auto &one : large_names) sum = sum + touch(opened, one);
     });
-    std::printf("%lld %lld ", look_up, get);
+    std::printf("%lld %lld %lld %lld ", of_few, of_many, look_up, get);
     std::fflush(stdout);
     _exit(0);
   }

@@ -2,12 +2,14 @@
 #![allow(unsafe_code, reason = "plain pointers are what a floor is")]
 
 use std::collections::HashMap;
+use std::hint::black_box;
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::work::{Left, SMALL_BYTES, Took, Work, median, touch};
+use crate::work::{Left, SMALL_BYTES, Took, VERSIONS, Work, at_random, median, touch};
 
 /// A mapping of a whole memfd.
 struct Mapped {
@@ -86,5 +88,28 @@ pub(crate) fn measure(work: &Work) -> Result<Took, Left> {
         }
         Ok(places.len() as u64)
     })?;
-    Ok(Took { look_up, get, store })
+    Ok(Took {
+        few: Some(one_at_a_time(work, 1, work.few)?),
+        many: Some(one_at_a_time(work, work.many / VERSIONS, VERSIONS)?),
+        look_up: Some(look_up),
+        get: Some(get),
+        store: Some(store),
+    })
+}
+
+/// Looks up objects by their times in sorted vectors of private memory, one for each path.
+fn one_at_a_time(work: &Work, paths: usize, versions: usize) -> Result<Duration, Left> {
+    let starts: Vec<i64> = (0..versions as i64).collect();
+    let object = |_| Box::new([7_u8; SMALL_BYTES]);
+    let objects = || (0..versions).map(object).collect::<Vec<_>>();
+    let timelines: Vec<_> = (0..paths).map(|_| (starts.clone(), objects())).collect();
+    median(work.rounds, || {
+        let byte = |key: usize| {
+            let (starts, objects) = &timelines[key / versions];
+            let at = black_box((key % versions) as i64);
+            let place = starts.partition_point(|start| *start <= at) - 1;
+            u64::from(objects[place][0])
+        };
+        Ok(at_random(paths * versions).map(byte).sum())
+    })
 }

@@ -2,8 +2,9 @@
 //! work.
 //!
 //! ```text
+//!  look up one object of 1,000, one of 1,000,000
 //!  look up 10,000 keys   get 100 × 8 MiB   store 1,000 × 64 KiB
-//!   ours: a service and a table of it; a table that is kept
+//!   ours: a service and a table of it; look-ups in shared memory; a table that is kept
 //!    floors: plain shared memory and a hash map; Boost.Interprocess (C++, compiled here)
 //!   peers: iceoryx2, LMDB (their own package, compiled here), Redis, memcached (started here)
 //! ```
@@ -24,7 +25,7 @@ mod work;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use work::{Left, Took, Work};
+use work::{LOOK_UPS, Left, Took, Work};
 
 /// A peer: its name, how it does the work, and the function that measures it.
 struct Peer {
@@ -33,10 +34,10 @@ struct Peer {
     measure: fn(&Work) -> Result<Took, Left>,
 }
 
-const PEERS: [Peer; 8] = [
+const PEERS: [Peer; 9] = [
     Peer {
         name: "plain shm and a hash map",
-        how: "floor: one process, a std HashMap, a memfd mapped twice",
+        how: "floor: one process, a std HashMap, a memfd mapped twice; one by its time in a sorted vector",
         measure: floor::measure,
     },
     Peer {
@@ -50,18 +51,23 @@ const PEERS: [Peer; 8] = [
         measure: ours::service,
     },
     Peer {
+        name: "iovcache, shared memory",
+        how: "LocalPath::at of held paths, get_many: no request",
+        measure: ours::local,
+    },
+    Peer {
         name: "iovcache, held",
         how: "cells of a table that is held; storing: reserve, fill with CRC-32C, publish",
         measure: ours::held,
     },
     Peer {
         name: "iceoryx2",
-        how: "one request with all keys to a hand-written server; storing: publish",
+        how: "one request with all keys to a hand-written server; one of few: a held handle of a blackboard; storing: publish",
         measure: foreign::iceoryx2,
     },
     Peer {
         name: "LMDB",
-        how: "one read transaction; storing: one write transaction, not synced",
+        how: "one read transaction for all, one for each; storing: one write transaction, not synced",
         measure: foreign::lmdb,
     },
     Peer {
@@ -87,14 +93,16 @@ fn main() -> ExitCode {
         .collect();
     let work = if quick { Work::QUICK } else { Work::FULL };
     println!(
-        "| | look up {} keys, each | get {} × {} MiB, each | store {} × {} KiB, each | how |",
+        "| | one of {}, pinned, read, released | one of {} | look up {} keys, each | get {} × {} MiB, each | store {} × {} KiB, each | how |",
+        work.few,
+        work.many,
         work.keys,
         work.large,
         work.large_bytes >> 20,
         work.stored,
         work.stored_bytes >> 10
     );
-    println!("|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     let mut failed = false;
     for peer in PEERS {
         let name = peer.name.to_lowercase();
@@ -103,15 +111,23 @@ fn main() -> ExitCode {
         }
         match (peer.measure)(&work) {
             Ok(took) => {
-                let [look_up, get, store] =
-                    [(took.look_up, work.keys), (took.get, work.large), (took.store, work.stored)]
-                        .map(|(took, count)| each(took, count));
-                println!("| {} | {look_up} | {get} | {store} | {} |", peer.name, peer.how);
+                let parts = [
+                    (took.few, LOOK_UPS),
+                    (took.many, LOOK_UPS),
+                    (took.look_up, work.keys),
+                    (took.get, work.large),
+                    (took.store, work.stored),
+                ];
+                let cells = parts
+                    .map(|(took, count)| took.map_or("-".to_owned(), |took| each(took, count)));
+                println!("| {} | {} | {} |", peer.name, cells.join(" | "), peer.how);
             }
-            Err(Left::NotThere(why)) => println!("| {} | - | - | - | left out: {why} |", peer.name),
+            Err(Left::NotThere(why)) => {
+                println!("| {} | - | - | - | - | - | left out: {why} |", peer.name)
+            }
             Err(Left::Failed(why)) => {
                 failed = true;
-                println!("| {} | - | - | - | failed: {why} |", peer.name);
+                println!("| {} | - | - | - | - | - | failed: {why} |", peer.name);
             }
         }
     }
@@ -120,6 +136,7 @@ fn main() -> ExitCode {
 
 fn each(took: Duration, count: usize) -> String {
     match took.as_secs_f64() * 1e6 / count.max(1) as f64 {
+        us if us < 0.1 => format!("{:.1} ns", us * 1e3),
         us if us < 1.0 => format!("{us:.3} µs"),
         us if us < 100.0 => format!("{us:.2} µs"),
         us => format!("{us:.0} µs"),

@@ -54,7 +54,7 @@ pub(crate) fn measure(work: &Work) -> Result<Took, Left> {
         };
         numbers.chunks(SETS_AT_ONCE).map(some).sum()
     })?;
-    Ok(Took { look_up, get, store })
+    Ok(Took { look_up: Some(look_up), get: Some(get), store: Some(store), ..Took::default() })
 }
 
 struct Memcached {

@@ -3,12 +3,12 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use iovcache::ObjectId;
-use iovcache::client::{Client, Table, TableRequest};
+use iovcache::client::{Client, ClientOptions, LocalPath, Table, TableRequest};
 use iovcache::shm::{Pool, PoolOptions};
+use iovcache::{ObjectId, Timestamp};
 use tokio::runtime::Runtime;
 
-use crate::work::{Left, SMALL_BYTES, Took, Work, median, touch};
+use crate::work::{Left, SMALL_BYTES, Took, VERSIONS, Work, at_random, median, touch};
 
 /// Room for all large and small objects, and for the stored ones of each round.
 const MEMORY_BYTES: u64 = 3 << 30;
@@ -59,7 +59,9 @@ fn read(table: &Table) -> Result<u64, Left> {
 /// Measures with one request per round.
 pub(crate) fn service(work: &Work) -> Result<Took, Left> {
     let (runtime, service) = (Runtime::new()?, Service::start()?);
-    let client = runtime.block_on(Client::connect(&service.url))?;
+    // Not from shared memory.
+    let options = ClientOptions { always_request: true, ..ClientOptions::default() };
+    let client = runtime.block_on(Client::connect_with(&service.url, options))?;
     let ask = |request: TableRequest| read(&runtime.block_on(client.table(request))?);
     let small = request(0, work.keys, SMALL_BYTES);
     let look_up = median(work.rounds, || ask(small.clone()))?;
@@ -71,7 +73,63 @@ pub(crate) fn service(work: &Work) -> Result<Took, Left> {
         place += 1;
         ask(request(place, work.stored, work.stored_bytes))
     })?;
-    Ok(Took { look_up, get, store })
+    Ok(Took { look_up: Some(look_up), get: Some(get), store: Some(store), ..Took::default() })
+}
+
+/// Measures look-ups in shared memory, without a request.
+pub(crate) fn local(work: &Work) -> Result<Took, Left> {
+    let (runtime, service) = (Runtime::new()?, Service::start()?);
+    let client = runtime.block_on(Client::connect(&service.url))?;
+    let local = client.local()?;
+    let path = |place: usize, count: usize, bytes: usize| {
+        let path = format!("Bench/Curve/C{place}/V{count}/B{bytes}");
+        local.path(&path)
+    };
+    // A first table of each path has it published, with its objects in memory.
+    let loaded = |place: usize, count: usize, bytes: usize| {
+        read(&runtime.block_on(client.table(request(place, count, bytes)))?)?;
+        Ok::<_, Left>(path(place, count, bytes)?)
+    };
+    let one_at_a_time = |paths: &[LocalPath], versions: usize| {
+        let is_local = std::cell::Cell::new(true);
+        let took = median(work.rounds, || {
+            is_local.set(true);
+            let byte = |key: usize| {
+                let at = Timestamp::from_millis((key % versions) as i64);
+                let view = paths[key / versions].at(at)?.ok_or("an object is not there")?;
+                is_local.set(is_local.get() && view.is_local());
+                Ok(u64::from(view[0]))
+            };
+            at_random(paths.len() * versions).map(byte).sum()
+        })?;
+        match is_local.get() {
+            true => Ok::<_, Left>(took),
+            false => Err(Left::Failed("an object was requested in the last round".to_owned())),
+        }
+    };
+    let few = one_at_a_time(&[loaded(10, work.few, SMALL_BYTES)?], work.few)?;
+    let places = 11..11 + work.many / VERSIONS;
+    let many = places.map(|place| loaded(place, VERSIONS, SMALL_BYTES));
+    let many = one_at_a_time(&many.collect::<Result<Vec<_>, _>>()?, VERSIONS)?;
+    let small = loaded(0, work.keys, SMALL_BYTES)?;
+    let keys: Vec<_> =
+        (0..work.keys as i64).map(|at| (&small, Timestamp::from_millis(at))).collect();
+    let look_up = median(work.rounds, || {
+        let views = local.get_many(&keys)?;
+        Ok(views.iter().flatten().map(|view| touch(view)).sum())
+    })?;
+    let large = loaded(1, work.large, work.large_bytes)?;
+    let get = median(work.rounds, || {
+        let at = |at| Ok(large.at(Timestamp::from_millis(at))?.map_or(0, |view| touch(&view)));
+        (0..work.large as i64).map(at).sum()
+    })?;
+    Ok(Took {
+        few: Some(few),
+        many: Some(many),
+        look_up: Some(look_up),
+        get: Some(get),
+        store: None,
+    })
 }
 
 /// Measures tables that are kept.
@@ -98,5 +156,5 @@ pub(crate) fn held(work: &Work) -> Result<Took, Left> {
         }
         Ok(blocks.len() as u64)
     })?;
-    Ok(Took { look_up, get, store })
+    Ok(Took { look_up: Some(look_up), get: Some(get), store: Some(store), ..Took::default() })
 }

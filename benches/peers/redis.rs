@@ -33,7 +33,7 @@ pub(crate) fn measure(work: &Work) -> Result<Took, Left> {
         }
         (0..work.stored).map(|_| redis.answer()).sum()
     })?;
-    Ok(Took { look_up, get, store })
+    Ok(Took { look_up: Some(look_up), get: Some(get), store: Some(store), ..Took::default() })
 }
 
 fn key(kind: &str, n: usize) -> String {

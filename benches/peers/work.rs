@@ -4,6 +4,8 @@ use std::fmt;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+/// Versions of each path among many objects.
+pub(crate) const VERSIONS: usize = 1_000;
 /// Bytes of each object that is looked up by key.
 pub(crate) const SMALL_BYTES: usize = 64;
 const PAGE_BYTES: usize = 4096;
@@ -11,6 +13,10 @@ const PAGE_BYTES: usize = 4096;
 /// Sizes of the work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Work {
+    /// Objects of 64 bytes that are looked up one at a time, in the processor's cache.
+    pub(crate) few: usize,
+    /// The same, at random in memory.
+    pub(crate) many: usize,
     pub(crate) keys: usize,
     pub(crate) large: usize,
     pub(crate) large_bytes: usize,
@@ -22,6 +28,8 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) const FULL: Self = Self {
+        few: 1_000,
+        many: 1_000_000,
         keys: 10_000,
         large: 100,
         large_bytes: 8 << 20,
@@ -29,35 +37,63 @@ impl Work {
         stored_bytes: 64 << 10,
         rounds: 7,
     };
-    pub(crate) const QUICK: Self =
-        Self { keys: 1_000, large: 4, large_bytes: 1 << 20, stored: 50, rounds: 1, ..Self::FULL };
+    pub(crate) const QUICK: Self = Self {
+        few: 100,
+        many: 10_000,
+        keys: 1_000,
+        large: 4,
+        large_bytes: 1 << 20,
+        stored: 50,
+        rounds: 1,
+        ..Self::FULL
+    };
 
     /// The numbers in this order: the arguments of another program.
-    pub(crate) fn arguments(&self) -> [String; 6] {
-        let Self { keys, large, large_bytes, stored, stored_bytes, rounds } = *self;
-        [keys, large, large_bytes, stored, stored_bytes, rounds].map(|number| number.to_string())
+    pub(crate) fn arguments(&self) -> [String; 8] {
+        let Self { few, many, keys, large, large_bytes, stored, stored_bytes, rounds } = *self;
+        [few, many, keys, large, large_bytes, stored, stored_bytes, rounds]
+            .map(|number| number.to_string())
     }
 }
 
-/// Durations of the three parts of the work.
-#[derive(Debug, Clone, Copy)]
+/// Look-ups of one object each that a round makes.
+pub(crate) const LOOK_UPS: usize = 100_000;
+
+/// The numbers of [`LOOK_UPS`] objects of `count`, at random.
+pub(crate) fn at_random(count: usize) -> impl Iterator<Item = usize> {
+    let step = |state: &u64| {
+        let next =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        Some(next)
+    };
+    let states = std::iter::successors(Some(1_u64), step);
+    states.take(LOOK_UPS).map(move |state| (state >> 33) as usize % count)
+}
+
+/// Durations of the parts of the work; `None`: the peer has no such part.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Took {
-    pub(crate) look_up: Duration,
-    pub(crate) get: Duration,
-    pub(crate) store: Duration,
+    /// [`LOOK_UPS`] objects of few, one at a time.
+    pub(crate) few: Option<Duration>,
+    /// [`LOOK_UPS`] objects of many, one at a time.
+    pub(crate) many: Option<Duration>,
+    /// All keys.
+    pub(crate) look_up: Option<Duration>,
+    pub(crate) get: Option<Duration>,
+    pub(crate) store: Option<Duration>,
 }
 
 impl Took {
-    /// Parses the output of another program: three numbers of nanoseconds.
+    /// Parses the output of another program: five numbers of nanoseconds, or `-`.
     pub(crate) fn parse(text: &str) -> Result<Self, Left> {
-        let numbers: Vec<u64> =
-            text.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let number = |word: &str| match word {
+            "-" => Ok(None),
+            word => word.parse().map(|nanos| Some(Duration::from_nanos(nanos))),
+        };
+        let numbers = text.split_ascii_whitespace().map(number).collect::<Result<Vec<_>, _>>()?;
         match numbers[..] {
-            [look_up, get, store] => {
-                let [look_up, get, store] = [look_up, get, store].map(Duration::from_nanos);
-                Ok(Self { look_up, get, store })
-            }
-            _ => Err(Left::Failed(format!("it said {text:?}, expected three numbers"))),
+            [few, many, look_up, get, store] => Ok(Self { few, many, look_up, get, store }),
+            _ => Err(Left::Failed(format!("it said {text:?}, expected five numbers"))),
         }
     }
 }

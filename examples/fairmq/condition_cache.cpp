@@ -30,7 +30,7 @@ namespace bpo = boost::program_options;
 
 namespace
 {
-// All consumers together: the sink tells what the slowest of them is done with.
+// All consumers together: the sink reports up to which timeslice the slowest of them is done.
 constexpr const char* consumer = "topology";
 constexpr int poll_ms = 10;
 // Time for the consumers to finish when the device stops.
@@ -136,7 +136,7 @@ class ConditionCache : public fair::mq::Device
   }
 
   // Consumers may still read: their tables name our messages. Objects that they do not finish in time
-  // stay allocated until the session ends, since the cache does not free what timeslices hold.
+  // stay allocated until the session ends, since the cache does not free blocks that timeslices hold.
   void ResetTask() override
   {
     const auto until = std::chrono::steady_clock::now() + drain_limit;
@@ -158,7 +158,7 @@ class ConditionCache : public fair::mq::Device
   bool serve(std::uint64_t timeslice, std::vector<std::int64_t> timestamps)
   {
     iovc_status_t status = IOVC_UNAVAILABLE;
-    // While memory is short, feedback has to be read: it is what frees some.
+    // While memory is short, feedback has to be read: it frees memory.
     do {
       ArrowArray array;
       ArrowSchema schema;

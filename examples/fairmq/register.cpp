@@ -70,7 +70,7 @@ bool parse(const char* text, Entry& entry)
   return entry.bytes != 0 && *rest == '\0' && number <= UINT16_MAX;
 }
 
-// Takes `gone` out of the book, and what has no file any more. No book, nothing to do.
+// Removes `gone` and entries without a file from the book. Without a book nothing is done.
 void remove_from_book(const std::string& shmid, const std::vector<Entry>& gone)
 {
   const std::string book_name = "fmq_" + shmid + "_mng";

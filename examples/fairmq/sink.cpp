@@ -1,4 +1,4 @@
-// Collects what the consumers tell, and sends the cache the 'oldest possible timeslice': the least of
+// Collects the reports of the consumers, and sends the cache the 'oldest possible timeslice': the least of
 // those of all consumers.
 //
 //   sink --consumers N --output FILE

@@ -73,7 +73,7 @@ impl Column {
         }
     }
 
-    /// The look-up for each row; `None`: the cell is null, whatever the repository has.
+    /// The look-up for each row; `None`: the cell is null, independent of the repository.
     pub(crate) fn look_ups(&self, rows: &[Row]) -> Vec<Option<LookUp<'_>>> {
         let of_row = |&(at, run): &Row| match &self.rule {
             Rule::Path(path) => Some(LookUp { path, at, run: None }),

@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyList};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::event::NativeEvent;
 use crate::local::{LookUps, Path};
 use crate::process::{OwnedByProcess, wait};
 use crate::table::NativeTable;
@@ -164,6 +165,14 @@ impl NativeClient {
         let batch = arrow::rows(Arc::new(arrow::millis(timestamps)?), keys)?;
         let answer = wait(py, client.register_rows(timeframe, &batch, about))?;
         serde_json::to_string(&answer).map_err(|error| error::invalid(&error.to_string()))
+    }
+
+    /// A descriptor that is readable when a timeframe is no longer being loaded; `None` if there is
+    /// nothing to wait for.
+    fn timeframe_event(&self, py: Python<'_>, timeframe: u64) -> PyResult<Option<NativeEvent>> {
+        let owned = self.client()?;
+        let event = wait(py, owned.get()?.timeframe_event(timeframe))?;
+        Ok(event.map(NativeEvent::new))
     }
 
     /// Reports the timeframe of a table as consumed.

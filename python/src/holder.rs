@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use crate::plane_object::PlaneObject;
 use crate::shared::Shared;
 
-/// The pin of an object, and where what is known of its version comes from.
+/// The pin of an object, and the source of the facts about its version.
 pub(crate) enum Holder {
     /// A cell of a table, whose lease pins it.
     Table {

@@ -15,6 +15,7 @@ mod attachment;
 mod client;
 mod column;
 mod error;
+mod event;
 mod holder;
 mod local;
 mod object;
@@ -38,6 +39,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<column::Runs>()?;
     module.add_class::<attachment::Attachment>()?;
     module.add_class::<local::Path>()?;
+    module.add_class::<event::NativeEvent>()?;
     module.add("Object", object::object_type(module.py())?)?;
     module.add_function(wrap_pyfunction!(milliseconds, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))

@@ -19,6 +19,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyList, PyString};
 
 use crate::error;
+use crate::event::NativeEvent;
 use crate::object::{Pin, new_object};
 use crate::plane_object::{PlaneObject, PlaneView};
 use crate::process::{OwnedByProcess, wait};
@@ -28,7 +29,7 @@ const MAX_PATHS: usize = 65_536;
 /// Longest part of a wait for a change: a wait that a signal ends leaves a thread behind for as long.
 const WAIT_SLICE: Duration = Duration::from_secs(1);
 /// A path, and the places and times of its keys.
-type AskedOfPath<'py> = (Bound<'py, Path>, Vec<(usize, Timestamp)>);
+type PathRequests<'py> = (Bound<'py, Path>, Vec<(usize, Timestamp)>);
 
 /// The look-ups of one client.
 pub(crate) struct LookUps {
@@ -123,7 +124,7 @@ impl LookUps {
     pub(crate) fn get_many<'py>(&self, keys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
         let py = keys.py();
         let found = PyList::empty(py);
-        let mut asked: BTreeMap<String, AskedOfPath<'py>> = BTreeMap::new();
+        let mut asked: BTreeMap<String, PathRequests<'py>> = BTreeMap::new();
         for (place, key) in keys.try_iter()?.enumerate() {
             let (path, at): (Bound<'_, PyAny>, Bound<'_, PyAny>) = key?.extract()?;
             let (path, at) = (self.path(&path)?, millis_of(&at)?);
@@ -267,6 +268,23 @@ impl Path {
                 return Ok(changed);
             }
         }
+    }
+
+    /// A descriptor that is readable when the object at a time can be another one than `known`; `None`
+    /// if it is another one now.
+    fn change_event(
+        &self,
+        at: &Bound<'_, PyAny>,
+        known: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<NativeEvent>> {
+        let (py, at, known) = (at.py(), millis_of(at)?, version_of(known)?);
+        // Its own handle: others look up meanwhile.
+        let path = self.in_plane.get()?.lock().clone();
+        let made = wait(py, async move {
+            let made = tokio::task::spawn_blocking(move || path.change_event(at, known)).await;
+            made.unwrap_or(Err(ClientError::Closed { what: "event" }))
+        });
+        Ok(made?.map(NativeEvent::new))
     }
 
     fn __repr__(&self) -> String {

@@ -11,7 +11,7 @@ use crate::error;
 use crate::process::{OwnedByProcess, wait};
 use crate::shared::record;
 
-/// The column of a request for what is known of a version.
+/// The column of a request for the facts about a version.
 const COLUMN: &str = "object";
 
 /// An object that was looked up, with its pin.

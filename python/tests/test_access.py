@@ -20,7 +20,7 @@ def keys(tmp_path):
     return file, tokens
 
 
-def test_without_a_token_nobody_is_let_in(start, keys):
+def test_a_call_without_a_token_is_refused(start, keys):
     file, tokens = keys
     ready = start("--tokens", str(file)).ready
     for url in ready["flight"]:

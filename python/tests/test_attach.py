@@ -103,7 +103,7 @@ def test_a_consumer_can_neither_write_nor_truncate_a_segment(service):
         b"x" * 100_000,
     ],
 )
-def test_who_does_not_say_hello_is_told_and_hung_up_on(service, line):
+def test_a_process_that_says_no_hello_gets_an_error_and_is_disconnected(service, line):
     told = b""
     with attach(service) as connection:
         try:
@@ -127,7 +127,7 @@ def status(service):
         client.close()
 
 
-def test_what_is_no_need_ends_the_session(service):
+def test_a_message_that_is_no_need_ends_the_session(service):
     for line in (b'{"need": {}}\n', b'{"need": {"kind": "x", "id": 1}}\n', b'{"give": 1}\n'):
         with attach(service) as connection:
             connection.sendall(b'{"hello": 1, "consumer": "me"}\n')
@@ -216,7 +216,7 @@ def test_named_segments_are_files_that_others_can_only_read(start, tmp_path):
     assert not list(folder.glob("segment-*"))
 
 
-def test_a_region_of_somebody_else_holds_the_objects_and_headers_say_so(start, tmp_path):
+def test_a_region_of_another_program_holds_the_objects_and_headers_say_so(start, tmp_path):
     region = tmp_path / "fmq_0badcafe_rg_7"
     region.write_bytes(bytes(8 << 20))
     client = ByHand(start("--region", f"7={region}", name="region"))

@@ -143,7 +143,7 @@ def test_a_consumer_is_delivered_by_its_get_and_by_nothing_before(alone):
     alone.ask("drop_timeframe", timeframe=3)
 
 
-def test_a_timeframe_without_named_consumers_waits_for_those_who_ask(alone):
+def test_a_timeframe_without_named_consumers_waits_for_those_that_ask(alone):
     alone.put(7, TIMES, {"columns": {"drift": DRIFT}})
     alone.get({"timeframe": 7, "consumer": "who comes"})
     assert alone.ask("status")["timeframes"][0]["consumers"] == {"who comes": "delivered"}
@@ -220,7 +220,7 @@ def test_many_batches_are_one_timeframe_and_none_is_one_without_rows(by_hand):
     by_hand.ask("drop_timeframe", timeframe=timeframe)
 
 
-def test_who_registers_too_much_waits_in_order_and_by_the_clients_deadline(start):
+def test_registrations_beyond_the_limit_wait_in_order_and_by_the_clients_deadline(start):
     client = ByHand(start("--max-timeframes", "2"))
     about = {"columns": {"drift": DRIFT}, "consumers": ["a"]}
     client.put(1, TIMES, about)
@@ -269,7 +269,7 @@ def big(*numbers):
     return {f"x{number}": f"Big/Object{number}" for number in numbers}
 
 
-def test_what_can_never_fit_is_refused_at_once_with_what_it_needs(tight):
+def test_a_timeframe_that_can_never_fit_is_refused_at_once_with_its_size(tight):
     began = time.monotonic()
     status, message = tight.status_of({"columns": big(*range(8)), "timestamps": [5]})
     assert status == "RESOURCE_EXHAUSTED" and message.startswith("[IOV-4011] ")
@@ -313,7 +313,7 @@ def test_when_all_memory_is_pinned_one_waits_by_its_deadline_and_nothing_deadloc
     assert sorted(status for status, _ in came)[-1] == "OK" and len(came) == 2
 
 
-def test_a_timeframe_for_which_memory_is_short_waits_and_does_not_pass_who_came_first(tight):
+def test_a_timeframe_for_which_memory_is_short_waits_and_does_not_pass_earlier_ones(tight):
     tight.put(1, [5], {"columns": big(0, 1), "consumers": ["a"]})
     came, waiting = [], []
     for timeframe, numbers in ((2, (2, 3)), (3, (4,))):
@@ -382,7 +382,7 @@ def test_a_consumer_that_dies_comes_back_under_its_name_and_goes_on(start):
     alone.close()
 
 
-def test_a_request_of_nobody_has_a_lease_with_a_time_limit(alone):
+def test_a_request_without_a_session_has_a_lease_with_a_time_limit(alone):
     request = {"columns": {"noise": NOISE}, "timestamps": [5]}
     table = alone.get(request)
     lease = table.schema.metadata[b"iovcache.lease"].decode()
@@ -488,7 +488,7 @@ def test_status_is_as_it_is_drawn(alone, service):
     assert all(set(one) == {"kind", "id", "size"} for one in segments["segments"])
 
 
-def test_what_is_prefetched_is_a_hit_and_what_is_invalidated_is_asked_for_anew(alone):
+def test_a_prefetched_object_is_a_hit_and_an_invalidated_path_is_looked_up_anew(alone):
     assert alone.ask("prefetch", columns={"drift": DRIFT}, range={"from": 0, "until": 9000}) == {
         "objects": 3
     }
@@ -584,7 +584,7 @@ def test_an_exchange_in_its_details(alone):
     until("the end to let go", lambda: alone.pinned() == 0)
 
 
-def test_what_an_exchange_cannot_answer_ends_it_with_the_reason(alone):
+def test_a_message_that_an_exchange_cannot_answer_ends_it_with_the_reason(alone):
     def ask(template, times, about):
         writer, reader = alone.flight.do_exchange(descriptor(template))
         batch = pa.record_batch({"timestamp": pa.array(times)})

@@ -106,7 +106,7 @@ def test_timestamps_come_in_every_kind(service, timestamps):
             assert [bytes(view) for view in table["drift"]] == [b"drift 1", b"drift 2"]
 
 
-def test_what_are_no_timestamps_is_refused(service):
+def test_values_that_are_no_timestamps_are_refused(service):
     with iovcache.connect(service.unix) as client:
         for wrong in (["noon"], [1.5], [datetime.timedelta(1)], pa.array(["noon"])):
             with pytest.raises(iovcache.InvalidArgument):
@@ -217,7 +217,7 @@ def test_paths_and_prefetch_and_invalidate(client):
     assert client.segments()["epoch"] == client.status()["epoch"]
 
 
-def test_what_is_put_while_the_service_runs_is_seen(start, repository, tmp_path):
+def test_a_version_stored_while_the_service_runs_is_seen(start, repository, tmp_path):
     own = tmp_path / "repository"
     shutil.copytree(repository, own)
     service = start(source=own)

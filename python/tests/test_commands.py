@@ -87,7 +87,7 @@ def test_a_server_that_is_not_there_is_status_4(tmp_path):
     run("ls", "--server", "http//nonsense", status=2)
 
 
-def test_what_is_not_found_is_status_3(server, tmp_path):
+def test_an_object_that_is_not_found_is_status_3(server, tmp_path):
     run("cat", DRIFT, "--at", "999", *server, status=3)
     run("cat", "No/Such", "--at", "1", *server, status=3)
     done = run("table", "--column", f"x={DRIFT}", "--at", "1,2", *server, status=3)
@@ -252,7 +252,7 @@ def test_the_ready_line_is_one_line_of_json_and_all_else_is_on_stderr(start, tmp
     assert service.process.stdout.read() == b""
 
 
-def test_a_second_service_in_one_folder_says_who_has_it(service):
+def test_a_second_service_in_one_folder_names_the_process_of_the_first(service):
     folder = os.path.dirname(service.ready["attach"])
     done = run("serve", "--source", "memory:", "--socket", folder, "--listen=127.0.0.1:0", status=1)
     assert done.stdout == b"" and str(service.ready["pid"]).encode() in done.stderr

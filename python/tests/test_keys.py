@@ -146,7 +146,7 @@ def test_a_numpy_column_of_strings_is_a_key(client):
         ({"run": [1, 2], "fill": [1, 2]}, "IOV-1041"),
     ],
 )
-def test_what_is_no_key_is_told(client, keys, said):
+def test_a_value_that_is_no_key_is_an_error(client, keys, said):
     with pytest.raises(iovcache.InvalidArgument, match=said):
         client.table({"ecs": COLUMNS["ecs"]}, timestamps=[1, 2], keys=keys)
 

@@ -95,7 +95,7 @@ def test_times_are_those_of_every_call(client):
 
 
 @pytest.mark.parametrize("path", ["", "a//b", "A/123", "../x", "A/B\ud800", 5, None])
-def test_what_is_no_path_is_refused(client, path):
+def test_a_text_that_is_no_path_is_refused(client, path):
     for call in (client.path, lambda path: client.get(path, 4000)):
         with pytest.raises((iovcache.InvalidArgument, UnicodeEncodeError)):
             call(path)

@@ -115,7 +115,7 @@ def test_each_encoding_of_each_cell_has_its_type_and_its_bytes(by_hand, encoding
 
 
 @pytest.mark.parametrize("encoding, cell", ALL)
-def test_what_is_missing_is_null_where_that_is_asked_for(by_hand, encoding, cell):
+def test_missing_objects_are_null_where_the_request_says_so(by_hand, encoding, cell):
     request = {"columns": {"drift": DRIFT}, "timestamps": [999, 1000, 9000], "encoding": encoding}
     request |= {"cell": cell, "session": by_hand.session}
     status, message = by_hand.status_of(request)
@@ -324,7 +324,7 @@ def test_timestamps_come_in_every_type_that_arrow_has(by_hand, name, array):
     by_hand.ask("drop_timeframe", timeframe=timeframe)
 
 
-def test_what_is_no_timestamp_is_refused_with_column_got_and_expected(by_hand):
+def test_a_value_that_is_no_timestamp_is_refused_with_column_got_and_expected(by_hand):
     about = {"columns": {"drift": DRIFT}}
     wrong = {
         "text": pa.table({"timestamp": ["noon"]}),

@@ -27,10 +27,10 @@ pub(crate) struct CallLost;
 /// All calls in progress, by key, with result channels and abort handles.
 #[derive(Debug)]
 pub(crate) struct SingleFlight<K: Eq + Hash, V> {
-    board: SharedBoard<K, watch::Receiver<Option<V>>, AbortHandle>,
+    calls: SharedCallTable<K, watch::Receiver<Option<V>>, AbortHandle>,
 }
 
-type SharedBoard<K, R, T> = Arc<Mutex<Board<K, R, T>>>;
+type SharedCallTable<K, R, T> = Arc<Mutex<CallTable<K, R, T>>>;
 
 /// A task that can be cancelled.
 trait Abort {
@@ -46,7 +46,7 @@ impl Abort for AbortHandle {
 /// The calls in progress, each with the number of its waiters. Generic over channel and task, so
 /// that the model below runs this code with threads in place of tasks.
 #[derive(Debug)]
-struct Board<K, R, T> {
+struct CallTable<K, R, T> {
     under_way: HashMap<K, Call<R, T>>,
 }
 
@@ -68,7 +68,7 @@ enum JoinOutcome<V, R> {
     Landed(V),
 }
 
-impl<K: Eq + Hash, R: Clone, T> Board<K, R, T> {
+impl<K: Eq + Hash, R: Clone, T> CallTable<K, R, T> {
     fn join<V>(
         &mut self,
         key: K,
@@ -130,7 +130,7 @@ enum JoinStep<V, W> {
 /// Joins the call of `key`, or starts it: `begin` makes the channel, and `start` the task, which
 /// drops the guard after its work and before it sends the result.
 fn join_or_start<K: Clone + Eq + Hash, V, R: Clone, S, T: Abort>(
-    board: &SharedBoard<K, R, T>,
+    calls: &SharedCallTable<K, R, T>,
     key: K,
     landed: impl FnOnce() -> Option<V>,
     begin: impl FnOnce() -> (S, R),
@@ -142,26 +142,26 @@ fn join_or_start<K: Clone + Eq + Hash, V, R: Clone, S, T: Abort>(
         sender = Some(tells);
         (next_number(), result)
     };
-    let joined = board.lock().join(key.clone(), landed, begin);
+    let joined = calls.lock().join(key.clone(), landed, begin);
     let waiter = match joined {
         JoinOutcome::Landed(value) => return JoinStep::Landed(value),
         JoinOutcome::Waits { number, result } => {
-            Waiter { board: Arc::clone(board), key, number, result }
+            Waiter { calls: Arc::clone(calls), key, number, result }
         }
     };
     if let Some(sender) = sender {
-        let (board, key, number) = (Arc::clone(board), waiter.key.clone(), waiter.number);
+        let (calls, key, number) = (Arc::clone(calls), waiter.key.clone(), waiter.number);
         // Not under the lock: a runtime that shuts down drops the task at once, and with it the
         // guard, which takes the lock.
-        let task = start(sender, CallGuard { board, key, number });
-        waiter.board.lock().start(&waiter.key, waiter.number, task);
+        let task = start(sender, CallGuard { calls, key, number });
+        waiter.calls.lock().start(&waiter.key, waiter.number, task);
     }
     JoinStep::Waits(waiter)
 }
 
 impl<K: Eq + Hash, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
-        Self { board: Arc::new(Mutex::new(Board { under_way: HashMap::new() })) }
+        Self { calls: Arc::new(Mutex::new(CallTable { under_way: HashMap::new() })) }
     }
 }
 
@@ -196,7 +196,7 @@ where
             });
             task.abort_handle()
         };
-        let joined = join_or_start(&self.board, key, landed, || watch::channel(None), start);
+        let joined = join_or_start(&self.calls, key, landed, || watch::channel(None), start);
         let mut waiter = match joined {
             JoinStep::Landed(value) => return Ok(value),
             JoinStep::Waits(waiter) => waiter,
@@ -210,7 +210,7 @@ where
     /// Number of calls in progress.
     #[cfg(all(test, not(feature = "loom")))]
     fn len(&self) -> usize {
-        self.board.lock().under_way.len()
+        self.calls.lock().under_way.len()
     }
 }
 
@@ -222,20 +222,20 @@ fn next_number() -> u64 {
 
 /// Removes a call when its task ends, with or without a result.
 struct CallGuard<K: Eq + Hash, R: Clone, T> {
-    board: SharedBoard<K, R, T>,
+    calls: SharedCallTable<K, R, T>,
     key: K,
     number: u64,
 }
 
 impl<K: Eq + Hash, R: Clone, T> Drop for CallGuard<K, R, T> {
     fn drop(&mut self) {
-        self.board.lock().finish(&self.key, self.number);
+        self.calls.lock().finish(&self.key, self.number);
     }
 }
 
 /// A waiter for a call; dropping the last waiter cancels the task.
 struct Waiter<K: Eq + Hash, R: Clone, T: Abort> {
-    board: SharedBoard<K, R, T>,
+    calls: SharedCallTable<K, R, T>,
     key: K,
     number: u64,
     result: R,
@@ -243,7 +243,7 @@ struct Waiter<K: Eq + Hash, R: Clone, T: Abort> {
 
 impl<K: Eq + Hash, R: Clone, T: Abort> Drop for Waiter<K, R, T> {
     fn drop(&mut self) {
-        let abandoned = self.board.lock().leave(&self.key, self.number);
+        let abandoned = self.calls.lock().leave(&self.key, self.number);
         if let Some(task) = abandoned {
             task.abort();
         }
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_thousand_who_want_the_same_cause_it_once() {
+    async fn a_thousand_callers_of_one_key_start_one_call() {
         let single_flight = Arc::new(SingleFlight::<u8, u32>::default());
         let runs = Arc::new(AtomicUsize::new(0));
         let go = Arc::new(Notify::new());
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_started_it_may_go_and_the_others_still_get_the_result() {
+    async fn the_first_caller_may_be_cancelled_and_the_others_still_get_the_result() {
         let single_flight = Arc::new(SingleFlight::<u8, u32>::default());
         let go = Arc::new(Notify::new());
         let first = tokio::spawn({
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_nobody_waits_any_more_the_work_is_cancelled() {
+    async fn the_work_is_cancelled_when_its_last_waiter_is_gone() {
         struct Flag(Arc<AtomicUsize>);
         impl Drop for Flag {
             fn drop(&mut self) {
@@ -393,7 +393,7 @@ mod loom_model {
     }
 
     struct Calls {
-        board: SharedBoard<u8, Arc<Work>, Arc<Work>>,
+        calls: SharedCallTable<u8, Arc<Work>, Arc<Work>>,
         /// The value is available to later callers.
         landed: AtomicBool,
         tasks: Mutex<Vec<thread::JoinHandle<()>>>,
@@ -424,7 +424,7 @@ mod loom_model {
                 calls.tasks.lock().push(thread);
                 work
             };
-            join_or_start(&calls.board, 1, landed, begin, start)
+            join_or_start(&calls.calls, 1, landed, begin, start)
         }
     }
 
@@ -435,7 +435,7 @@ mod loom_model {
         orders.preemption_bound = Some(3);
         orders.check(|| {
             let calls = Arc::new(Calls {
-                board: Arc::new(Mutex::new(Board { under_way: HashMap::new() })),
+                calls: Arc::new(Mutex::new(CallTable { under_way: HashMap::new() })),
                 landed: AtomicBool::new(false),
                 tasks: Mutex::default(),
             });
@@ -455,7 +455,7 @@ mod loom_model {
                     assert!(waiter.result.told.load(Ordering::Acquire));
                 }
             }
-            assert!(calls.board.lock().under_way.is_empty());
+            assert!(calls.calls.lock().under_way.is_empty());
         });
     }
 }

@@ -15,12 +15,12 @@ const UNITS_PER_LOOK: usize = 1_024;
 
 /// Measures how long the current work has kept its thread.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct WorkClock {
     began: Instant,
     units: usize,
 }
 
-impl Turns {
+impl WorkClock {
     /// Starts the measurement now.
     pub(super) fn new() -> Self {
         Self { began: Instant::now(), units: 0 }
@@ -46,7 +46,7 @@ mod tests {
     #[tokio::test]
     async fn long_work_ends_at_its_deadline() {
         let work = async {
-            let mut turns = Turns::new();
+            let mut turns = WorkClock::new();
             loop {
                 std::hint::black_box((0..100).sum::<u64>());
                 turns.take(1).await;

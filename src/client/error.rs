@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use tonic::Status;
 
 use crate::error::{Code, ErrorKind, coded, kind_of_file};
-use crate::shm::ResolveError;
 use crate::shm::attach::AttachError;
+use crate::shm::{EventError, ResolveError};
 use crate::table::{DecodeError, RequestError};
 
 /// Error of a client.
@@ -51,7 +51,7 @@ pub enum ClientError {
     /// The service answered with an error.
     #[error("{message}")]
     Service {
-        /// Kind of the error, which says what the caller can do.
+        /// Kind of the error: the possible reaction of the caller.
         kind: ErrorKind,
         /// Code of the error in the service.
         code: Code,
@@ -134,6 +134,9 @@ pub enum ClientError {
         /// Number of rows of the table.
         rows: usize,
     },
+    /// No event can be made.
+    #[error(transparent)]
+    Event(#[from] EventError),
     /// A file or a socket could not be read or written.
     #[error("{what}")]
     Io {
@@ -216,6 +219,7 @@ coded! { ClientError {
     Request(error) => error,
     Attach { error, .. } => error,
     Resolve(error) => error,
+    Event(error) => error,
     Service { kind, code, .. } => (*kind, *code),
     Address => InvalidArgument 7001,
     Connect => Unavailable 7002,

@@ -1,6 +1,6 @@
 //! Requests for timeframes that shared memory can answer, and the schemas and names they need.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::plane_request::PlaneFields;
@@ -44,23 +44,28 @@ impl<'a> TimeframeRequest<'a> {
 pub(super) struct KnownTimeframes {
     /// By number.
     schemas: HashMap<u64, Arc<TimeframeSchema>>,
-    /// Consumers for which the service has answered.
-    consumers: HashSet<String>,
+    /// Consumers for which the service has answered, with the count of claims before the request.
+    consumers: HashMap<String, Option<u32>>,
 }
 
 impl KnownTimeframes {
-    pub(super) fn add_consumer(&mut self, name: &str) {
-        if self.consumers.contains(name) {
+    /// Remembers that the service has answered for a consumer. `claims` is the count of claims before
+    /// the request.
+    pub(super) fn add_consumer(&mut self, name: &str, claims: Option<u32>) {
+        if let Some(known) = self.consumers.get_mut(name) {
+            *known = claims;
             return;
         }
         if self.consumers.len() >= MAX_CONSUMERS {
             self.consumers.clear();
         }
-        self.consumers.insert(name.to_owned());
+        self.consumers.insert(name.to_owned(), claims);
     }
 
-    pub(super) fn has_consumer(&self, name: &str) -> bool {
-        self.consumers.contains(name)
+    /// Whether the service accepts the name of a consumer. `claims` is the count of claims now: if it
+    /// has risen, another user may have the name. The session's own name is always accepted.
+    pub(super) fn has_consumer(&self, name: &str, is_own: bool, claims: Option<u32>) -> bool {
+        self.consumers.get(name).is_some_and(|known| is_own || *known == claims)
     }
 
     /// The next table for each consumer is requested.

@@ -1,4 +1,4 @@
-//! Lists what a service knows: its paths, and the timeline of a path. Nothing is loaded.
+//! Lists the paths of a service, and the timeline of a path. No object is loaded.
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int64Type;

@@ -19,7 +19,7 @@ pub(super) struct PlaneFields<'a> {
 }
 
 impl<'a> PlaneFields<'a> {
-    /// `None`: the service must be asked, whatever is in memory.
+    /// `None`: the service must be asked, even if all objects are in memory.
     pub(super) fn of(request: &'a TableRequest) -> Option<Self> {
         // Every field is named here: a new one must be considered.
         let RequestMessage {

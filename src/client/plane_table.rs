@@ -82,7 +82,7 @@ struct PlaneRequest<'a> {
 }
 
 impl<'a> PlaneRequest<'a> {
-    /// `None`: the service must be asked, whatever is in memory.
+    /// `None`: the service must be asked, even if all objects are in memory.
     fn of(request: &'a TableRequest) -> Option<Self> {
         let PlaneFields {
             columns: Some(columns),
@@ -108,7 +108,7 @@ impl<'a> PlaneRequest<'a> {
 }
 
 impl Known {
-    /// Forgets what was known of another session.
+    /// Forgets the facts about another session.
     fn follow(&mut self, session: &Arc<Attachment>) {
         let is_known = |plane: &Arc<LocalPlane>| Arc::ptr_eq(plane.attachment(), session);
         if !self.plane.as_ref().is_some_and(is_known) {
@@ -170,8 +170,19 @@ impl PlaneTables {
     /// name before.
     pub(super) fn plane_for(&self, consumer: &str) -> Option<Arc<LocalPlane>> {
         let known = self.state.lock();
-        let plane = known.plane.as_ref().filter(|_| known.timeframes.has_consumer(consumer))?;
+        let is_accepted = |plane: &&Arc<LocalPlane>| {
+            let is_own = plane.attachment().consumer() == consumer;
+            known.timeframes.has_consumer(consumer, is_own, plane.claims())
+        };
+        let plane = known.plane.as_ref().filter(is_accepted)?;
         (!plane.timeframes_are_requested()).then(|| Arc::clone(plane))
+    }
+
+    /// The plane of a session.
+    pub(super) fn plane_of(&self, session: &Arc<Attachment>) -> Option<Arc<LocalPlane>> {
+        let mut known = self.state.lock();
+        known.follow(session);
+        known.plane.clone()
     }
 
     pub(super) fn with_timeframes<T>(&self, work: impl FnOnce(&mut KnownTimeframes) -> T) -> T {
@@ -188,19 +199,37 @@ impl PlaneTables {
         self.state.lock().line.take()
     }
 
+    /// The count of claims of consumers' names, before a request for a timeframe in this session.
+    pub(super) fn claims_before(
+        &self,
+        request: &TableRequest,
+        session: &Arc<Attachment>,
+    ) -> Option<u32> {
+        TimeframeRequest::of(request)?;
+        let mut known = self.state.lock();
+        known.follow(session);
+        known.plane.as_ref()?.claims()
+    }
+
     /// Remembers that the service has answered for the consumer of a timeframe.
-    fn learn_consumer(&self, wanted: TimeframeRequest<'_>, session: &Arc<Attachment>) {
+    fn learn_consumer(
+        &self,
+        wanted: TimeframeRequest<'_>,
+        session: &Arc<Attachment>,
+        claims: Option<u32>,
+    ) {
         let mut known = self.state.lock();
         known.follow(session);
         if known.plane.is_some() {
-            known.timeframes.add_consumer(wanted.consumer);
+            known.timeframes.add_consumer(wanted.consumer, claims);
         }
     }
 
-    /// Remembers the columns of an answer of the service.
-    pub(super) fn learn(&self, request: &TableRequest, table: &Table) {
+    /// Remembers the columns of an answer of the service, or the consumer of its timeframe. `claims`
+    /// is the result of [`claims_before`](Self::claims_before) the request.
+    pub(super) fn learn(&self, request: &TableRequest, table: &Table, claims: Option<u32>) {
         if let (Some(wanted), Some(session)) = (TimeframeRequest::of(request), table.attachment()) {
-            return self.learn_consumer(wanted, &session);
+            return self.learn_consumer(wanted, &session, claims);
         }
         let (Some(wanted), Some(session)) = (PlaneRequest::of(request), table.attachment()) else {
             return;

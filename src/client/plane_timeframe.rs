@@ -95,7 +95,10 @@ impl PlaneTables {
         let registration = pinned.registration();
         let consumption = Consumption::taken(timeframe, consumer, Arc::clone(&plane), registration);
         // The table is not handed out without the report.
-        self.report(consumption.delivered()?)?;
+        let (plane_of_report, line) = consumption.delivered()?;
+        let sent =
+            LineNumber::of(plane_of_report, || plane_of_report.attachment().report_later(&line));
+        self.note_line(sent?);
         let columns = TimeframeColumns::new(timeframe, schema);
         let hold = Hold::Pinned(PinnedBlocks::of_timeframe(pinned));
         let request = request.clone().encoding(Encoding::RunEnd);

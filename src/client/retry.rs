@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_service_told_is_told_at_once() {
+    async fn an_error_of_the_service_is_returned_at_once() {
         let mut calls = 0;
         let answered = until_answered(Duration::from_secs(10), |_| {
             calls += 1;

@@ -17,8 +17,8 @@ use crate::shm::attach::{Attachment, PinnedBlocks};
 use crate::shm::{AHEAD, MetaHeader, PinnedTimeframe};
 use crate::table::{CellValue, ColumnRuns, TableRequest, run_end_batch};
 
-/// A table and the objects of its cells. It holds the lease or the slots that pin them, and releases
-/// these when it is dropped.
+/// A table and the objects of its cells. It holds the lease or the slots that pin them, and
+/// releases these when it is dropped.
 #[derive(Debug)]
 pub struct Table {
     /// Made on first use for the table of a timeframe from shared memory.
@@ -195,12 +195,14 @@ impl Table {
         })
     }
 
-    /// Number of rows.
+    /// Number of rows: that of the timestamps.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Arrow schema, as received.
+    /// Arrow schema, as received: one field per column with the metadata `url` (its object path),
+    /// and the metadata `iovcache.version`, `iovcache.epoch`, `iovcache.lease` and others of the
+    /// table.
     pub fn schema(&self) -> &SchemaRef {
         self.schema.get_or_init(|| match &self.columns {
             TableColumns::OfTimeframe(columns) => columns.schema(),
@@ -209,7 +211,10 @@ impl Table {
         })
     }
 
-    /// The batches as received; a single batch if the client joined the rows.
+    /// The batches as received; a single batch if the client joined the rows. Columns are
+    /// `RunEndEncoded<Int32, cell>` unless the request says otherwise, and the cell is
+    /// `FixedSizeBinary(40)` (a MetaHeader), or `LargeBinary` (the bytes) for a client without the
+    /// service's shared memory.
     pub fn batches(&self) -> &[RecordBatch] {
         self.batches.get_or_init(|| {
             let columns = (0..self.columns.len()).map(|number| self.cells(number));
@@ -243,7 +248,7 @@ impl Table {
         &self.request
     }
 
-    /// Names of its columns.
+    /// Names of its columns, in the order of the request.
     pub fn columns(&self) -> impl ExactSizeIterator<Item = &str> {
         (0..self.columns.len()).map(|number| self.columns.name(number))
     }
@@ -258,7 +263,7 @@ impl Table {
     /// [`ClientError::NoSuchColumn`] if there is none; in a forked child
     /// [`ClientError::ForkedProcess`], if it lies in shared memory and was not read before.
     pub fn column(&self, name: &str) -> Result<Column<'_>, ClientError> {
-        match (0..self.columns.len()).find(|number| self.columns.name(*number) == name) {
+        match self.columns.position(name) {
             Some(number) => Ok(Column { table: self, cells: self.cells(number)? }),
             None => Err(ClientError::NoSuchColumn {
                 name: name.to_owned(),

@@ -21,6 +21,14 @@ impl TableColumns {
         }
     }
 
+    /// Number of the first column with this name.
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
+        match self {
+            Self::Decoded(columns) => columns.iter().position(|column| column.name == name),
+            Self::OfTimeframe(columns) => columns.position(name),
+        }
+    }
+
     /// Name of a column.
     pub(super) fn name(&self, number: usize) -> &str {
         match self {

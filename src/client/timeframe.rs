@@ -84,7 +84,7 @@ impl Client {
         self.process() != process_generation()
     }
 
-    /// Waits until the service has taken the reports sent before: a call sees what they changed.
+    /// Waits until the service has taken the reports sent before, so that a call sees their effects.
     pub(super) async fn settle_reports(&self) {
         let Some(tables) = self.plane_tables() else { return };
         if let Some(line) = tables.take_line()
@@ -127,8 +127,14 @@ impl Client {
         if let Some(tables) = self.plane_tables()
             && let Some(line) = tables.report_consumed(consumption)
         {
-            if until_accepted(line, Instant::now() + LINE_LIMIT).await {
+            // Not reported again by a call while the service may still take the line: that call would
+            // find the timeframe consumed and dropped.
+            let limit = self.patience();
+            if until_accepted(line.clone(), Instant::now() + limit).await {
                 return Ok(());
+            }
+            if line.is_pending() {
+                return Err(ClientError::NotInTime { limit_millis: limit.as_millis() });
             }
             // The service decides about the names anew.
             tables.with_timeframes(KnownTimeframes::forget_consumers);

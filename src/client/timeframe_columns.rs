@@ -21,6 +21,8 @@ const TIMEFRAME: &str = "iovcache.timeframe";
 #[derive(Debug)]
 pub(super) struct TimeframeSchema {
     fields: Fields,
+    /// Number of the first column with each name.
+    numbers: HashMap<Box<str>, usize>,
     /// Without the timeframe.
     metadata: HashMap<String, String>,
 }
@@ -33,7 +35,11 @@ impl TimeframeSchema {
         let Schema { fields, metadata } = schema;
         let mut metadata: HashMap<String, String> = metadata.into();
         metadata.remove(TIMEFRAME);
-        (fields.len() == pinned.columns()).then_some(Self { fields, metadata })
+        let mut numbers = HashMap::with_capacity(fields.len());
+        for (number, field) in fields.iter().enumerate() {
+            numbers.entry(field.name().as_str().into()).or_insert(number);
+        }
+        (fields.len() == pinned.columns()).then_some(Self { fields, numbers, metadata })
     }
 
     /// The schema of the table of a timeframe.
@@ -50,7 +56,7 @@ pub(super) struct TimeframeColumns {
     timeframe: u64,
     schema: Arc<TimeframeSchema>,
     /// Each is decoded on first use.
-    cells: Box<[OnceLock<Cells>]>,
+    cells: Box<[OnceLock<Box<Cells>>]>,
 }
 
 impl TimeframeColumns {
@@ -66,6 +72,11 @@ impl TimeframeColumns {
 
     pub(super) fn len(&self) -> usize {
         self.cells.len()
+    }
+
+    /// Number of the first column with this name.
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
+        self.schema.numbers.get(name).copied()
     }
 
     /// Name of a column.
@@ -91,7 +102,7 @@ impl TimeframeColumns {
         let arrays = pinned.and_then(|pinned| pinned.column(number));
         let arrays = arrays.ok_or(ClientError::ForkedProcess)?;
         let decoded = cells_of(self.name(number), &arrays, rows)?;
-        Ok(cells.get_or_init(|| decoded))
+        Ok(cells.get_or_init(|| Box::new(decoded)))
     }
 }
 

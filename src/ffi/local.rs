@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::arguments::{borrowed, guarded, many, place, places, text};
 use super::attach::Attach;
 use super::status::{CallFailure, StatusCode};
+use super::taken_timeframe::{AcceptedNames, TableObject, TakenTimeframe};
 use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectPath;
 use crate::shm::{AskReason, ChangeNotice, LocalPlane, OwnedPinnedView, PlanePath};
@@ -14,11 +15,29 @@ use crate::shm::{AskReason, ChangeNotice, LocalPlane, OwnedPinnedView, PlanePath
 /// Look-ups in the shared memory of a service. Threads may share a handle.
 pub struct LocalHandle {
     plane: Arc<LocalPlane>,
+    /// Names of consumers of timeframes.
+    names: AcceptedNames,
+}
+
+impl LocalHandle {
+    pub(super) fn plane(&self) -> &Arc<LocalPlane> {
+        &self.plane
+    }
+
+    pub(super) fn names(&self) -> &AcceptedNames {
+        &self.names
+    }
 }
 
 /// A path to look up objects in. It may be used by one thread at a time.
 pub struct LocalPathHandle {
     path: PlanePath,
+}
+
+impl LocalPathHandle {
+    pub(super) fn path(&self) -> &PlanePath {
+        &self.path
+    }
 }
 
 /// Object in shared memory. Its bytes do not change until iovc_view_release.
@@ -41,8 +60,11 @@ pub struct LocalView {
     pub slot: u32,
 }
 
+/// In place of a slot: the pin is a table with its objects.
+const PIN_IS_TABLE: u32 = u32::MAX;
+
 impl LocalView {
-    const NONE: Self = Self {
+    pub(super) const NONE: Self = Self {
         data: std::ptr::null(),
         size: 0,
         object_id: [0; 16],
@@ -57,6 +79,14 @@ impl LocalView {
         let (data, size, object_id) = (view.as_ptr().cast(), view.len(), *view.id().as_bytes());
         let (pin, slot) = view.into_raw();
         Self { data, size, object_id, valid_from, valid_until, pin: pin.cast(), slot }
+    }
+
+    /// An object of a table, which the view keeps.
+    pub(super) fn of_table(table: Arc<TakenTimeframe>, object: &TableObject) -> Self {
+        let TableObject { location, id, validity: [valid_from, valid_until] } = *object;
+        let (data, size, object_id) = (location.address.cast(), location.size, *id.as_bytes());
+        let (pin, slot) = (Arc::into_raw(table).cast(), PIN_IS_TABLE);
+        Self { data, size, object_id, valid_from, valid_until, pin, slot }
     }
 }
 
@@ -110,7 +140,7 @@ pub unsafe extern "C" fn iovc_local_open(
             let reason = "[IOV-7121] the service offers no look-ups in shared memory";
             return Err(CallFailure::new(ErrorKind::FailedPrecondition, reason));
         };
-        *place = Box::into_raw(Box::new(LocalHandle { plane }));
+        *place = Box::into_raw(Box::new(LocalHandle { plane, names: AcceptedNames::default() }));
         Ok(())
     })
 }
@@ -312,17 +342,20 @@ pub unsafe extern "C" fn iovc_local_wait(
 /// nothing, are allowed. Any thread may call it.
 ///
 /// # Safety
-/// `view` is null or points to a view written by iovc_local_get or iovc_local_get_many, no copy of
-/// which was released.
+/// `view` is null or points to a view written by iovc_local_get, iovc_local_get_many or
+/// iovc_timeframe_object, no copy of which was released.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iovc_view_release(view: *mut LocalView) {
     guarded(|| {
         // SAFETY: as the caller says.
         let Some(view) = (unsafe { view.as_mut() }) else { return Ok(()) };
         let LocalView { pin, slot, .. } = std::mem::replace(view, LocalView::NONE);
-        if !pin.is_null() {
+        match slot {
+            _ if pin.is_null() => {}
+            // SAFETY: as the caller says, `of_table` gave both, and they were not released yet.
+            PIN_IS_TABLE => drop(unsafe { Arc::from_raw(pin.cast::<TakenTimeframe>()) }),
             // SAFETY: as the caller says, `into_raw` gave both, and they were not released yet.
-            unsafe { OwnedPinnedView::release_raw(pin.cast(), slot) };
+            _ => unsafe { OwnedPinnedView::release_raw(pin.cast(), slot) },
         }
         Ok(())
     });

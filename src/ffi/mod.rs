@@ -1,6 +1,8 @@
 //! The C ABI: for devices in C and C++, which resolve MetaHeaders natively or host a cache.
 //!
 //! ```text
+//!  iovc_local_t ◀─iovc_local_open┐   objects by path and time, timeframes: no request, pinned
+//!                                │
 //!  attach socket ─iovc_attach─▶ iovc_attach_t ◀─iovc_cache_attach─ iovc_cache_t ◀─iovc_cache_open
 //!                                   │                                  │ timeframes in, tables out
 //!  MetaHeaders (40 bytes each) ─────┤ iovc_resolve…                    ▼ (Arrow C Data Interface)
@@ -19,6 +21,7 @@
 
 mod arguments;
 pub mod attach;
+pub mod event;
 pub mod host;
 pub mod host_memory;
 pub mod local;
@@ -27,12 +30,16 @@ pub mod renewal;
 pub mod resolve;
 pub mod status;
 pub mod table;
+mod taken_timeframe;
+pub mod timeframe;
 pub mod version;
 
 pub use attach::Attach;
+pub use event::PlaneEventHandle;
 pub use host::{EmbeddedCache, SegmentNumber};
 pub use host_memory::HostMemoryFunctions;
 pub use local::{LocalHandle, LocalPathHandle, LocalView};
 pub use options::CacheOptions;
 pub use renewal::{Renewal, SegmentRegistry};
 pub use status::StatusCode;
+pub use timeframe::{TimeframeColumn, TimeframeHandle};

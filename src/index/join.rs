@@ -8,9 +8,8 @@
 use std::hint::select_unpredictable;
 
 use super::search::{before, gallop, search};
-use super::timeline::{State, Step, Timeline};
+use super::timeline::{State, Timeline};
 use super::timestamps::{BLOCK_ROWS, Millis, Order, Steps, Timestamps, millis};
-use crate::interval::Timestamp;
 
 /// State of a run of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -113,6 +112,35 @@ pub(super) struct Piece {
 /// Joins timestamps with a timeline.
 ///
 /// Sorted timestamps cost O(runs × log(rows)), others O(rows × log(versions)) at most.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use iovcache::index::{Slot, Timeline, Timestamps, join};
+/// # use iovcache::{Clock, ObjectId, ObjectInfo, ObjectPath, Timestamp, ValidityInterval};
+/// # let drift = |id: u8, from: i64, until: i64, created: i64| ObjectInfo {
+/// #     path: ObjectPath::new("TPC/Calib/VDrift").unwrap(),
+/// #     id: ObjectId::from_bytes([id; 16]),
+/// #     validity: ValidityInterval::new(
+/// #         Timestamp::from_millis(from), Timestamp::from_millis(until)).unwrap(),
+/// #     created: Timestamp::from_millis(created),
+/// #     size_bytes: None,
+/// #     md5: None,
+/// #     metadata: Default::default(),
+/// # };
+/// // Version 2 was created later, so it is effective where both are valid.
+/// let versions = [Arc::new(drift(1, 0, 90, 1)), Arc::new(drift(2, 30, 50, 2))];
+/// let now = Clock::system().now();
+/// let timeline = Timeline::unknown().learn(ValidityInterval::ALL, &versions, now);
+/// let runs = join(&timeline, &Timestamps::new(vec![10, 20, 30, 40, 50, 95], None));
+/// let ids: Vec<_> = runs
+///     .iter()
+///     .map(|run| match run.slot {
+///         Slot::Version(number) => (run.start..run.end, Some(timeline.id(number).as_bytes()[0])),
+///         _ => (run.start..run.end, None),
+///     })
+///     .collect();
+/// assert_eq!(ids, [(0..2, Some(1)), (2..4, Some(2)), (4..5, Some(1)), (5..6, None)]);
+/// ```
 pub fn join(timeline: &Timeline, timestamps: &Timestamps) -> Runs {
     let mut runs = Vec::new();
     let piece = Piece { entries: 0..timestamps.entries(), max_runs: usize::MAX };
@@ -386,99 +414,6 @@ fn by_blocks(
     }
 }
 
-/// The first few timestamps at whose step `open` returns a value, with the value. Equal consecutive
-/// timestamps count once.
-///
-/// The cost is that of a join. If no step between the first and the last timestamp is open, only
-/// these steps are read.
-#[doc(hidden)]
-pub fn open_times<T>(
-    timeline: &Timeline,
-    timestamps: &Timestamps,
-    limit: usize,
-    open: impl Fn(&Step) -> Option<T>,
-) -> Vec<(Timestamp, T)> {
-    let entries = 0..timestamps.entries();
-    match closed_between_bounds(timeline, timestamps, &open) {
-        true => Vec::new(),
-        false => open_times_of(timeline, timestamps, entries, limit, &open),
-    }
-}
-
-/// Whether `open` returns no value for any step between the first and the last timestamp. It reads
-/// no timestamps, and returns `false` at once if there are fewer entries than steps.
-#[doc(hidden)]
-pub fn closed_between_bounds<T>(
-    timeline: &Timeline,
-    timestamps: &Timestamps,
-    open: impl Fn(&Step) -> Option<T>,
-) -> bool {
-    let Some((least, most)) = timestamps.bounds() else { return true };
-    let (firsts, segments) = timeline.segments();
-    let parts = search(firsts, least)..search(firsts, most) + 1;
-    let steps: usize = segments[parts.clone()].iter().map(|segment| segment.steps.len()).sum();
-    steps <= timestamps.entries().max(FEW_STEPS)
-        && segments[parts].iter().all(|segment| {
-            let range = search(&segment.starts, least)..search(&segment.starts, most) + 1;
-            segment.steps[range].iter().all(|step| open(step).is_none())
-        })
-}
-
-/// Like [`open_times`], for some entries of the timestamps. It always reads them.
-pub(super) fn open_times_of<T>(
-    timeline: &Timeline,
-    timestamps: &Timestamps,
-    entries: EntryRange,
-    limit: usize,
-    open: &impl Fn(&Step) -> Option<T>,
-) -> Vec<(Timestamp, T)> {
-    let mut found = Vec::new();
-    if let Some(pace) = timestamps.steps() {
-        let mut entry = entries.start;
-        while entry < entries.end && found.len() < limit {
-            let at = Timestamp::from_millis(pace.value(entry));
-            let (step, border) = timeline.step_at(at);
-            match open(&step) {
-                Some(told) => {
-                    found.push((at, told));
-                    entry += 1;
-                }
-                None if at.as_millis() < border => entry = pace.before(border),
-                None => break,
-            }
-        }
-        return found;
-    }
-    let sorted = matches!(timestamps.order(), Order::Sorted);
-    for valid in timestamps.valid_within(entries) {
-        let values = &timestamps.values()[..valid.end];
-        let (mut entry, mut last) = (valid.start, None);
-        while entry < values.len() {
-            let at = millis(&values[entry]);
-            let (step, border) = timeline.step_at(Timestamp::from_millis(at));
-            match open(&step) {
-                Some(told) if last != Some(at) => {
-                    found.push((Timestamp::from_millis(at), told));
-                    if found.len() == limit {
-                        return found;
-                    }
-                    entry += 1;
-                }
-                None if sorted && at < border => {
-                    entry += before(&values[entry..], millis, border);
-                }
-                None if sorted => break,
-                _ => entry += 1,
-            }
-            last = Some(at);
-        }
-    }
-    found
-}
-
-/// This many steps are always checked at once, even for few timestamps.
-const FEW_STEPS: usize = 16;
-
 /// Number of searches that run interleaved.
 const LANES: usize = 16;
 
@@ -514,7 +449,9 @@ mod tests {
 
     use super::*;
     use crate::clock::Moment;
-    use crate::interval::ValidityInterval;
+    use crate::index::open_times::open_times;
+    use crate::index::timeline::Step;
+    use crate::interval::{Timestamp, ValidityInterval};
     use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 
     fn timeline(pieces: &[(i64, i64)], unknown_from: Option<i64>) -> Timeline {

@@ -51,6 +51,14 @@ impl KeyType {
 }
 
 /// Key column: one value per row, which can be null. Stored as runs of equal values.
+///
+/// ```
+/// use iovcache::index::{KeyColumn, KeyValue};
+/// let runs: KeyColumn = [Some(544_123), Some(544_123), None, Some(544_124)].into_iter().collect();
+/// assert_eq!((runs.len(), runs.run_count(), runs.ids().len()), (4, 3, 2));
+/// assert_eq!(runs.value(3), Some(KeyValue::Integer(544_124)));
+/// assert_eq!(runs.value(2), None);
+/// ```
 #[derive(Debug, Clone)]
 pub struct KeyColumn {
     /// For each run, the row after its last one, ascending.

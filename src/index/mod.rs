@@ -13,6 +13,7 @@
 mod choices;
 mod join;
 mod key_column;
+mod open_times;
 mod row_codes;
 mod search;
 mod slot_segments;
@@ -20,15 +21,14 @@ mod timeline;
 mod timestamps;
 mod version_list;
 
-pub(crate) use choices::{
-    ChoicePieces, ChoiceSource, RowChoices, RowRanges, ValueChoices, open_times_within,
-};
+pub(crate) use choices::{ChoicePieces, ChoiceSource, RowChoices, RowRanges, ValueChoices};
 pub(crate) use join::JoinPieces;
 pub(crate) use join::join_steps;
 pub use join::{Run, Runs, Slot, join};
-#[doc(hidden)]
-pub use join::{closed_between_bounds, open_times};
 pub use key_column::{KeyBuilder, KeyColumn, KeyType, KeyValue};
+pub(crate) use open_times::open_times_within;
+#[doc(hidden)]
+pub use open_times::{closed_between_bounds, open_times};
 pub(crate) use row_codes::RowCodes;
 pub(crate) use slot_segments::SlotSegments;
 pub use timeline::{Span, State, Step, Timeline};

@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_learned_anew_keeps_its_arcs_and_its_moment_moves() {
+    fn versions_learned_anew_keep_their_arcs_and_their_moment_moves() {
         let versions = [version(1, 0, 10, 1), version(2, 5, 20, 2)];
         let first = learned(&versions);
         let again: Vec<_> = versions.iter().map(|v| Arc::new(ObjectInfo::clone(v))).collect();

@@ -19,7 +19,14 @@ pub(super) const fn millis(at: &Millis) -> i64 {
     i64::from_ne_bytes(*at)
 }
 
-/// One timestamp per row; some may be null.
+/// One timestamp per row; some may be null. Milliseconds since the Unix epoch.
+///
+/// ```
+/// use iovcache::index::Timestamps;
+/// let times: Timestamps = [Some(1_000), None, Some(4_000)].into_iter().collect();
+/// assert_eq!((times.len(), times.bounds()), (3, Some((1_000, 4_000))));
+/// assert_eq!(times.value(1), None);
+/// ```
 ///
 /// Timestamps are stored as *entries*: one per row, or, if run-encoded, one per run of rows.
 #[derive(Debug, Clone)]
@@ -37,7 +44,7 @@ pub struct Timestamps {
 enum Values {
     /// An array of [`Millis`].
     Listed(Buffer),
-    /// At a steady pace; never listed, whatever their number.
+    /// At a steady pace; never listed, however many there are.
     Steps(Steps),
 }
 

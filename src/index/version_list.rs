@@ -9,7 +9,7 @@ use crate::sync::Mutex;
 /// Versions per page; adding a version copies one page.
 const PAGE: usize = 1024;
 /// Up to this many versions are searched linearly; more are found by their ids.
-const FEW: usize = 32;
+const LINEAR_SEARCH_VERSIONS: usize = 32;
 
 /// A version of a timeline. Loops over many versions read only their ids, which are contiguous in
 /// memory.
@@ -61,7 +61,7 @@ impl VersionList {
 
     /// The numbers of the versions with this id.
     pub(super) fn with_id(&self, id: ObjectId) -> Vec<u32> {
-        if self.len() <= FEW {
+        if self.len() <= LINEAR_SEARCH_VERSIONS {
             return (0..self.len).filter(|number| self.id(*number) == id).collect();
         }
         let numbers = self.numbers.lock();
@@ -97,13 +97,13 @@ impl VersionList {
         }
         self.len += 1;
         let mut numbers = self.numbers.lock();
-        if self.len() == FEW + 1 {
+        if self.len() == LINEAR_SEARCH_VERSIONS + 1 {
             // Earlier versions were found by linear search and are not in the map yet.
             for earlier in 0..number {
                 numbers.entry(self.pages[0][earlier as usize].id).or_default().push(earlier);
             }
         }
-        if self.len() > FEW {
+        if self.len() > LINEAR_SEARCH_VERSIONS {
             let known = numbers.entry(info.id).or_default();
             if !known.contains(&number) {
                 known.push(number);

@@ -200,9 +200,9 @@ struct SlotCounts {
 /// Time during which no connection is accepted from another node after one of its connections was
 /// cut. Otherwise a flood of cancelled calls continues over the next connection. On this node only
 /// the connection is cut, because local clients cannot be told apart.
-const REST: Duration = Duration::from_secs(1);
+const CUT_LIMIT: Duration = Duration::from_secs(1);
 /// Number of cut addresses kept before expired ones are removed.
-const REMEMBERED: usize = 1_024;
+const MAX_CUT_ADDRESSES: usize = 1_024;
 
 impl PeerSlots {
     fn taken(&self) -> MutexGuard<'_, SlotCounts> {
@@ -211,7 +211,7 @@ impl PeerSlots {
 
     fn take(&self, key: PeerKey) -> Option<SlotGuard> {
         let mut taken = self.taken();
-        let rests = taken.cut.get(&key).is_some_and(|at| at.elapsed() < REST);
+        let rests = taken.cut.get(&key).is_some_and(|at| at.elapsed() < CUT_LIMIT);
         if taken.all >= self.connections || rests {
             return None;
         }
@@ -229,8 +229,8 @@ impl PeerSlots {
     fn cut(&self, key: PeerKey) {
         let PeerKey::Address(_) = key else { return };
         let mut taken = self.taken();
-        if taken.cut.len() >= REMEMBERED {
-            taken.cut.retain(|_, at| at.elapsed() < REST);
+        if taken.cut.len() >= MAX_CUT_ADDRESSES {
+            taken.cut.retain(|_, at| at.elapsed() < CUT_LIMIT);
         }
         taken.cut.insert(key, Instant::now());
     }

@@ -56,7 +56,7 @@ struct Control {
 
 /// The `app_metadata` sent with the table of a timeframe.
 #[derive(Debug, Serialize)]
-struct About<'a> {
+struct TableAppMetadata<'a> {
     timeframe: u64,
     lease: &'a str,
     rows: u64,
@@ -250,14 +250,15 @@ async fn answer_all(
     out: &mpsc::Sender<Result<Outgoing, Status>>,
     budget: &ClientBudget,
 ) -> Result<(), Status> {
-    let mut sent = Sent::default();
+    let mut sent = SentParts::default();
     while let Some(RequestedTimeframe { timeframe, times, queued, mut taken }) = queue.next().await
     {
         let rows = times.read(exchange.keys(), 0, &mut taken)?;
         drop((queued, taken));
         let answered = exchange.answer(timeframe, rows).await;
         let answer = answered.map_err(|error| status(&error))?;
-        let about = About { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
+        let about =
+            TableAppMetadata { timeframe, lease: answer.lease().as_str(), rows: answer.rows() };
         let about = Bytes::from(serde_json::to_vec(&about).unwrap_or_default());
         let (head, body) =
             (answer.schema_message(), answer.body().map_err(|error| status(&error))?);
@@ -288,13 +289,13 @@ async fn answer_all(
 
 /// The parts of the stream that were already sent to the client.
 #[derive(Default)]
-struct Sent {
+struct SentParts {
     schema: bool,
     /// In the order of the columns. A table's batches after the first have none, or all.
     dictionaries: Arc<[Message]>,
 }
 
-impl Sent {
+impl SentParts {
     /// The indices of the dictionaries that differ from those sent before: these are sent now.
     fn take(&mut self, dictionaries: &Arc<[Message]>) -> Vec<usize> {
         if dictionaries.is_empty() || Arc::ptr_eq(dictionaries, &self.dictionaries) {
@@ -331,7 +332,7 @@ mod tests {
     #[test]
     fn only_dictionaries_that_differ_from_those_before_are_sent() {
         let message = |n: u8| Message::new(vec![n].into(), vec![n; 4].into());
-        let mut sent = Sent::default();
+        let mut sent = SentParts::default();
         let first: Arc<[Message]> = [1, 2, 3].map(message).into();
         assert_eq!(sent.take(&first), [0, 1, 2]);
         assert_eq!(sent.take(&first), [0; 0]);

@@ -87,7 +87,7 @@ pub(super) fn charge_message(
 
 /// The service stops waiting this long before the client's deadline, so that the client gets the
 /// reason.
-const HEADSTART: Duration = Duration::from_millis(20);
+const ANSWER_TIME: Duration = Duration::from_millis(20);
 
 /// The client's timeout, if given (`grpc-timeout`: up to 8 digits and a unit).
 pub(super) fn patience<T>(request: &Request<T>) -> Option<Duration> {
@@ -103,7 +103,7 @@ pub(super) fn patience<T>(request: &Request<T>) -> Option<Duration> {
         "n" => Duration::from_nanos(count),
         _ => return None,
     };
-    Some(time.saturating_sub(HEADSTART.min(time / 4)))
+    Some(time.saturating_sub(ANSWER_TIME.min(time / 4)))
 }
 
 pub(super) fn all<T: Send + 'static>(answers: Vec<T>) -> Response<ResponseStream<T>> {

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::auth::{Access, Exposed};
+use super::auth::{Access, UnprotectedListener};
 use crate::error::coded;
 
 /// The addresses of a service.
@@ -137,7 +137,8 @@ impl Listeners {
     /// Binds all sockets, or none.
     ///
     /// # Errors
-    /// [`ListenError`].
+    /// [`ListenError`], which names the address or the folder: it is in use, belongs to another
+    /// service, or may be written by other users.
     pub async fn bind(options: &ListenOptions) -> Result<Self, ListenError> {
         Self::bind_with(options, Vec::new()).await
     }
@@ -186,8 +187,8 @@ impl Listeners {
     /// and keys, and the CCDB side is allowed only without keys.
     ///
     /// # Errors
-    /// [`Exposed`].
-    pub fn check_exposed(&self, access: &Access) -> Result<(), Exposed> {
+    /// [`UnprotectedListener`].
+    pub fn check_exposed(&self, access: &Access) -> Result<(), UnprotectedListener> {
         let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
         address(&self.flight).map_or(Ok(()), |at| access.check_exposed(at, self.tls))?;
         address(&self.ccdb).map_or(Ok(()), |at| access.check_exposed_ccdb(at, false))
@@ -432,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_successor_made_in_a_folder_that_was_removed_stays_when_the_first_ends() {
+    async fn files_of_a_successor_in_a_folder_made_anew_stay_when_the_first_ends() {
         let base = tempfile::tempdir().unwrap();
         let folder = base.path().join("sockets");
         let options =
@@ -470,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_everybody_can_write_is_refused() {
+    async fn a_folder_that_every_user_can_write_is_refused() {
         let base = tempfile::tempdir().unwrap();
         for mode in [0o777, 0o1777] {
             fs::set_permissions(base.path(), fs::Permissions::from_mode(mode)).unwrap();

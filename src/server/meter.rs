@@ -3,7 +3,7 @@
 //! ```text
 //!  HTTP/2 frames ─▶ Metered ─▶ tonic, which buffers a message until all of it is there
 //!                     │ head of a message: flag, length ─▶ charge(length)
-//!                     └ its last byte ─▶ the charge is returned; the call charges what it keeps
+//!                     └ its last byte ─▶ the charge is returned; the call charges the bytes it keeps
 //! ```
 //!
 //! It precedes every service, including health and reflection, which need no token.
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_half_sent_is_returned_with_the_call() {
+    fn the_charge_of_a_half_sent_message_is_returned_with_the_call() {
         let budget = Budget::new(4_000);
         let mut messages = MessagePosition::new(budget.client("one"));
         messages.follow(&message(900)[..HEAD_BYTES + 1]).unwrap();

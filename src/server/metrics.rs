@@ -24,7 +24,7 @@ const MAX_SOURCES: usize = 64;
 /// All metrics of a service.
 pub(super) fn registry(cache: Cache, log: Option<LogWriter>) -> Registry {
     let mut registry = Registry::with_prefix("iovcache");
-    registry.register_collector(Box::new(Figures(cache)));
+    registry.register_collector(Box::new(CacheMetrics(cache)));
     if let Some(log) = log {
         registry.register_collector(Box::new(LogFigures(log)));
     }
@@ -46,9 +46,9 @@ impl Collector for LogFigures {
 
 /// All metrics of a cache, read on each scrape.
 #[derive(Debug)]
-struct Figures(Cache);
+struct CacheMetrics(Cache);
 
-impl Collector for Figures {
+impl Collector for CacheMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let build = ConstGauge::new(1_i64);
         let help = "Version of the service; the value is 1.";

@@ -12,6 +12,25 @@
 //!
 //!  stop: not ready ─▶ stop accepting ─▶ drain ─▶ end sessions ─▶ drop segments
 //! ```
+//!
+//! The program `iovcache serve` is this module with its configuration. Another program serves a cache
+//! of its own:
+//!
+//! ```no_run
+//! use iovcache::Cache;
+//! use iovcache::server::{ListenOptions, Listeners, ServeOptions, run};
+//! use iovcache::source::{SourceOptions, open};
+//!
+//! # async fn serve(shutdown: impl Future<Output = ()>) -> Result<(), Box<dyn std::error::Error>> {
+//! let source = open("file:///data/conditions", &SourceOptions::default())?;
+//! let cache = Cache::builder().source(source).build()?;
+//! let flight = Some("127.0.0.1:50051".parse()?);
+//! let options = ListenOptions { flight, ..ListenOptions::default() };
+//! let listeners = Listeners::bind(&options).await?;
+//! run(listeners, cache, ServeOptions::default(), shutdown, || println!("ready")).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod action;
 mod auth;
@@ -44,7 +63,7 @@ mod tls;
 mod units;
 mod untrusted_ipc;
 
-pub use auth::{Access, Denied, Exposed, Identity, Keys, KeysError, Role};
+pub use auth::{Access, Denied, Identity, Keys, KeysError, Role, UnprotectedListener};
 pub use ccdb::{Answering, CcdbServerConfig};
 pub use config::{
     Config, ConfigError, ConfigFault, ConfigKey, Document, LogFormat, MissingConfig, Override,

@@ -44,9 +44,9 @@ pub(super) struct Outgoing {
 /// Expected maximum of a message: batches are split below it.
 const MESSAGE_BYTES: u64 = 2 << 20;
 /// Pause between two attempts to get room for a message in the client's account.
-const ROOM_PAUSE: Duration = Duration::from_millis(5);
+const CHARGE_RETRY: Duration = Duration::from_millis(5);
 /// An answer ends with an error if there is no room for its next message for this long.
-const ROOM_WAIT: Duration = Duration::from_secs(60);
+const CHARGE_LIMIT: Duration = Duration::from_secs(60);
 /// Time spent on making messages after which the task yields.
 const TURN: Duration = Duration::from_millis(1);
 /// Size of the slices passed to HTTP/2.
@@ -62,15 +62,15 @@ impl MessageRoom {
     /// earlier messages.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED if there is none for [`ROOM_WAIT`].
+    /// RESOURCE_EXHAUSTED if there is none for [`CHARGE_LIMIT`].
     pub(super) async fn for_message(budget: &ClientBudget) -> Result<Self, Status> {
         let wanted = MESSAGE_BYTES.min(budget.limit_bytes() / 4);
         let began = Instant::now();
         loop {
             match budget.charge(wanted, "an answer that is not read") {
                 Ok(charge) => return Ok(Self(charge)),
-                Err(error) if began.elapsed() >= ROOM_WAIT => return Err(status(&error)),
-                Err(_) => tokio::time::sleep(ROOM_PAUSE).await,
+                Err(error) if began.elapsed() >= CHARGE_LIMIT => return Err(status(&error)),
+                Err(_) => tokio::time::sleep(CHARGE_RETRY).await,
             }
         }
     }

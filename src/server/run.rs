@@ -87,11 +87,11 @@ coded! { ServeError {
     Transport => Internal 9021,
 } }
 
-/// Serves until `shutdown`, then stops everything in order. `ready` is called once all servers
-/// accept requests.
+/// Serves until `shutdown`, then stops everything in order: no new work, then the end of running
+/// calls, of sessions and of the segments. `ready` is called once all servers accept requests.
 ///
 /// # Errors
-/// [`ServeError`].
+/// [`ServeError`] if a server cannot start or ends by itself.
 pub async fn run(
     listeners: Listeners,
     cache: Cache,

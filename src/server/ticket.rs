@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_of_a_ticket_is_of_fixed_size() {
+    fn the_key_of_a_ticket_has_a_fixed_size() {
         let ticket = br#"{"columns": {"a": "A/B"}, "timestamps": [1]}"#;
         let padded = [&ticket[..], &[b' '; 100_000]].concat();
         assert_eq!((key(ticket).len(), key(&padded).len()), (32, 32));

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_batch_has_use_for_is_refused_and_not_kept() {
+    fn a_message_that_no_batch_uses_is_refused_and_not_kept() {
         let (_, plain) = messages(std::sync::Arc::new(Int64Array::from(vec![1, 2])));
         let [schema, batch] = &plain[..] else { panic!("{plain:?}") };
         let words: arrow_array::DictionaryArray<arrow_array::types::Int32Type> =

@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exactly_fills_the_segment_is_found() {
+    fn an_object_that_exactly_fills_the_segment_is_found() {
         for length in [1, 15, 16, 17, 33, 1000, 1_000_003] {
             let mut allocator = Allocator::new(length, length);
             let (start, place) = allocator.take(length).unwrap();

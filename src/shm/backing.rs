@@ -244,7 +244,7 @@ fn allocated(file: impl AsFd, bytes: u64, on_advice: bool) -> io::Result<Mapping
     cgroup::check_room(bytes)?;
     let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let map = || Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite);
-    // Not without enough room: the advice would use up what others write to.
+    // Not without enough room: the advice would use up memory that others write to.
     if on_advice && bytes <= free_bytes(&file)? {
         ftruncate(&file, bytes)?;
         let mapping = map()?;
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_service_in_one_folder_is_told_who_has_it() {
+    fn a_second_service_in_one_folder_is_told_the_process_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("segments");
         let first = made_in(&folder).unwrap();
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_service_left_is_removed_and_nothing_else() {
+    fn files_of_a_dead_service_are_removed_and_no_others() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o750))
             .unwrap();

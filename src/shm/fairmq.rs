@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_name_of_a_session_is_refused() {
+    fn a_text_that_can_be_no_name_of_a_session_is_refused() {
         let long = "x".repeat(33);
         for text in ["", "0x", "0xg", "../x", "a b", "99999999999999999999", long.as_str()] {
             let error = shmid_of_text(text).unwrap_err();

@@ -14,6 +14,9 @@ use rustix::time::Timespec;
 /// Longest wait on a kernel that cannot wait for two words at a time (before 5.16).
 const SLICE: Duration = Duration::from_millis(250);
 
+/// Like [`SLICE`], for many words of other processes.
+const MANY_SLICE: Duration = Duration::from_millis(20);
+
 /// Wakes all processes that wait for a word.
 #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "the service's side"))]
 pub(super) fn wake_all(word: &AtomicU32) {
@@ -72,6 +75,25 @@ pub(super) fn wait_any(
     let all: Vec<Wait> =
         [waiter(shared, seen, WaitFlags::SIZE_U32)].into_iter().chain(own).collect();
     wait_all((shared, seen), &all, deadline);
+}
+
+/// Like [`wait_either`], for at most 127 words of other processes, each with its value.
+pub(super) fn wait_many<'a>(
+    shared: impl Iterator<Item = (&'a AtomicU32, u32)>,
+    (own, seen): (&AtomicU32, u32),
+    deadline: Option<Instant>,
+) {
+    let shared = shared.map(|(word, seen)| waiter(word, seen, WaitFlags::SIZE_U32));
+    let own_waiter = waiter(own, seen, WaitFlags::SIZE_U32 | WaitFlags::PRIVATE);
+    let all: Vec<Wait> = [own_waiter].into_iter().chain(shared).collect();
+    let until = deadline.map(monotonic);
+    let waited = waitv(&all, WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic);
+    if let Err(Errno::NOSYS | Errno::PERM) = waited {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let slice = (all.len() > 1).then_some(MANY_SLICE);
+        let limit = left.into_iter().chain(slice).min().map(monotonic_length);
+        let _ = wait(own, Flags::PRIVATE, seen, limit.as_ref());
+    }
 }
 
 fn wait_all((shared, seen): (&AtomicU32, u32), all: &[Wait], deadline: Option<Instant>) {

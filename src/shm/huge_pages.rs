@@ -195,10 +195,19 @@ nonsense
         panic!("no mapping has {place:?}");
     }
 
+    /// Number of huge pages of files that the kernel could not give, since the machine started: its
+    /// free memory was in smaller pieces.
+    fn refused_pages() -> Option<u64> {
+        let counts = fs::read_to_string("/proc/vmstat").ok()?;
+        let line = counts.lines().find_map(|line| line.strip_prefix("thp_file_fallback "))?;
+        line.parse().ok()
+    }
+
     #[test]
     fn where_huge_pages_are_given_on_advice_service_and_consumers_map_them() {
         let test = "where_huge_pages_are_given_on_advice_service_and_consumers_map_them";
         let Some(folder) = tmpfs(test, "128m") else { return };
+        let refused_before = refused_pages();
         let pool = pool(&folder);
         let block = block(&pool, 12 << 20).unwrap();
         let shared = pool.segments().remove(0);
@@ -208,8 +217,13 @@ nonsense
         let seen = consumer.resolved(&block.meta_header()).unwrap();
         assert!(seen.iter().all(|byte| *byte == 7));
         // The maximum: the object lies after the first 4 KiB.
-        assert_eq!(huge_bytes(block.payload().as_ptr()), 16 << 20);
-        assert!(huge_bytes(seen.as_ptr()) >= 12 << 20);
+        let mapped = [block.payload().as_ptr(), seen.as_ptr()].map(huge_bytes);
+        if mapped[0] < 16 << 20 && refused_pages() > refused_before {
+            eprintln!("SKIPPED: the kernel has no free huge pages; {mapped:?} bytes have some");
+        } else {
+            assert_eq!(mapped[0], 16 << 20);
+            assert!(mapped[1] >= 12 << 20);
+        }
         // No more memory than requested.
         let facts = rustix::fs::fstat(file).unwrap();
         assert_eq!((facts.st_size as u64, facts.st_blocks as u64 * 512), (size, size));

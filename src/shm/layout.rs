@@ -1,7 +1,7 @@
 //! The layout of shared memory: all bytes that cross processes, as drawn in `schemas/segment.md`.
 //!
 //! The MetaHeader is `fair::mq::shmem::MetaHeader` in its x86-64 layout, and the chunk header in
-//! front of a payload is what FairMQ's shmem reads as its own. So an unmodified FairMQ consumer
+//! front of a payload is the header that FairMQ's shmem expects. So an unmodified FairMQ consumer
 //! resolves these headers. All numbers are little endian.
 
 use std::fmt;
@@ -11,14 +11,19 @@ use crate::error::coded;
 
 const _: () = assert!(cfg!(target_endian = "little"), "the layout is little endian");
 
-/// The location of an object in shared memory: 40 bytes that fit into a message or a cell of a
-/// table.
+/// The location of an object in shared memory: 40 bytes, little endian, that fit into a message or
+/// a cell of a table. The layout is that of `fair::mq::shmem::MetaHeader` on x86-64;
+/// `schemas/segment.md` draws it.
+///
+/// A header is a claim: [`Mappings`](crate::shm::Mappings) checks each field before it gives an
+/// address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MetaHeader {
     /// Bytes of the payload.
     pub size: u64,
-    /// The generation of the block; never 0.
+    /// The generation of the block: unique among all blocks of this and earlier instances, never 0.
+    /// A block with another generation holds another object.
     pub hint: u64,
     /// Managed: offset of the chunk header (the payload follows 16 bytes later) from the start of
     /// the segment. Unmanaged: offset of the payload from the start of the region.
@@ -159,7 +164,7 @@ pub(crate) struct BlockHeader {
     pub(crate) reserved: u64,
 }
 
-/// The second part: what FairMQ's shmem reads in front of a payload as its own header.
+/// The second part: the header that FairMQ's shmem expects in front of a payload.
 #[repr(C)]
 pub(crate) struct ChunkHeader {
     pub(crate) fields: [u16; 4],
@@ -206,7 +211,7 @@ pub(crate) const fn usable_bytes(segment_bytes: u64) -> u64 {
 /// gets Boost's out-of-memory error, and FairMQ's monitor shows 16 free bytes.
 #[repr(C)]
 pub(crate) struct SegmentHeader {
-    /// 2: what Boost.Interprocess takes as 'initialised'.
+    /// 2: the value that Boost.Interprocess takes as 'initialised'.
     pub(crate) initialised: u32,
     pub(crate) boost_padding: [u32; 3],
     /// The heap's mutex: glibc's `pthread_mutex_t`, unlocked.

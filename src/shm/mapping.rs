@@ -96,7 +96,7 @@ impl Mapping {
         let length = self.length / HUGE_BYTES * HUGE_BYTES;
         let base = self.base().cast();
         let advise = |advice| -> Result<(), Errno> {
-            // SAFETY: a range of this mapping, and neither advice changes what is in it.
+            // SAFETY: a range of this mapping, and neither advice changes its contents.
             retry_on_intr(|| unsafe { madvise(base, length, advice) })
         };
         // Not by writing to each page: without memory that would be a SIGBUS, while this is an
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_have_huge_pages_begins_where_one_begins() {
+    fn memory_for_huge_pages_begins_at_a_multiple_of_their_size() {
         for length in [100, 4096, HUGE_BYTES - 1, HUGE_BYTES, HUGE_BYTES + 1, (64 << 20) + 4096] {
             let file = file_of(c"iovcache-aligned", length);
             let mapping = Mapping::of_file(file.as_fd(), length, MapAccess::ReadWrite).unwrap();

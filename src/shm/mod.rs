@@ -80,19 +80,19 @@ pub(crate) use local::ConsumerMark;
 #[cfg(feature = "client")]
 pub(crate) use local::LOOK_AGAIN;
 pub use local::{
-    AskReason, ChangeNotice, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView, PlanePath,
+    AskReason, ChangeNotice, EventError, LocalPlane, LookUpCounts, OwnedPinnedView, PinnedView,
+    PlaneEvent, PlanePath,
 };
-#[cfg(feature = "client")]
-pub(crate) use local::{
-    ColumnArrays, LineNumber, PinnedTimeframe, SpanReading, SpanSteps, TablePins, TimeframeLook,
-    TimeframeWait,
-};
+#[cfg(any(feature = "client", feature = "capi"))]
+pub(crate) use local::{ColumnArrays, LineNumber, PinnedTimeframe, TimeframeLook};
 #[cfg(feature = "cache")]
 pub(crate) use local::{
     ColumnPart, Directory, DirectoryEntry, EntryCounts, PageLimits, PublishedSnapshot,
     PublishedTimeframe, ServicePage, SnapshotSpan, TimeframeEntry, TimeframeParts, UseSample,
     monotonic_millis,
 };
+#[cfg(feature = "client")]
+pub(crate) use local::{SpanReading, SpanSteps, TablePins, TimeframeWait};
 #[cfg(feature = "cache")]
 pub(crate) use md5_lanes::{MANY_LANES, md5_of_each};
 pub use pool::{Pool, PoolError, PoolOptions, Usage};

@@ -109,6 +109,24 @@ impl Default for PoolOptions {
 }
 
 /// Memory for blocks. Clones share one pool.
+///
+/// ```
+/// use iovcache::ObjectId;
+/// use iovcache::shm::{Pool, PoolOptions, ResolveError};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = Pool::new(PoolOptions { memory_bytes: 1 << 20, ..PoolOptions::default() })?;
+/// let mut reservation = pool.reserve(5)?;
+/// reservation.fill(b"drift");
+/// let block = reservation.publish(ObjectId::from_bytes([1; 16]));
+/// let header = block.meta_header();
+/// assert_eq!(pool.mappings().read(&header)?, b"drift");
+/// // A block that is freed does not resolve any more, even when its memory is used again.
+/// drop(block);
+/// assert!(matches!(pool.mappings().read(&header), Err(ResolveError::Stale { .. })));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Pool(pub(super) Arc<PoolInner>);
 
@@ -278,7 +296,8 @@ impl Pool {
         self.0.epoch
     }
 
-    /// The memory that a payload takes: with its header, rounded up to 64 bytes.
+    /// The memory that a payload of `size_bytes` takes, in bytes: with 64 bytes of headers, rounded
+    /// up to a multiple of 64.
     pub fn charge(size_bytes: u64) -> u64 {
         charge(size_bytes)
     }
@@ -308,7 +327,8 @@ impl Pool {
     /// needs to clear that much.
     ///
     /// # Errors
-    /// [`PoolError`].
+    /// [`PoolError::NeverFits`] if no segment can hold the payload, [`PoolError::NoRoom`] if there is no
+    /// free place for it now, [`PoolError::Segment`] if the system does not provide a segment.
     pub fn reserve(&self, size_bytes: u64) -> Result<Reservation, PoolError> {
         if let Some(host) = &self.0.host {
             return self.reserve_in_host(host, size_bytes);
@@ -532,8 +552,8 @@ impl Pool {
         self.0.pages.recently_used_slots()
     }
 
-    /// Uses a part of the memory beside the segments. To be called before there are any; a region and
-    /// segments that FairMQ knows by name keep their size.
+    /// Uses a part of the memory beside the segments. To be called before there are any; a region
+    /// and segments that FairMQ knows by name keep their size.
     #[cfg(feature = "cache")]
     pub(crate) fn set_aside(&self, bytes: u64) {
         if self.0.fixed_bytes.is_none() {
@@ -541,7 +561,7 @@ impl Pool {
         }
     }
 
-    /// Drops what retired blocks keep beside their memory, once no consumer pins them any more.
+    /// Drops the records of retired blocks, once no consumer pins them any more.
     #[cfg(feature = "cache")]
     pub(crate) fn release_kept(&self) {
         if self.0.pages.keeps_any() {

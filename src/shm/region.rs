@@ -50,7 +50,8 @@ impl Region {
     /// The caller must ensure that its owner does not truncate it.
     ///
     /// # Errors
-    /// [`RegionError`].
+    /// [`RegionError::Open`] if it is no file that can be read and written, [`RegionError::TooSmall`],
+    /// [`RegionError::Taken`] if another service uses it.
     pub fn open(path: &Path, id: u16) -> Result<Self, RegionError> {
         let failed = |error| RegionError::Open { path: path.to_owned(), error };
         // A FIFO under that name must not block.

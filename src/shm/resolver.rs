@@ -167,7 +167,8 @@ impl<const FIRST: u64> MappingTable<FIRST> {
     }
 }
 
-/// The location of a payload in this process: checked once, and not pinned.
+/// The location of a payload in this process: address and size in bytes, checked once, and not
+/// pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
     /// Address of the first byte; valid for `size` bytes as long as the mappings live.
@@ -265,8 +266,12 @@ impl SegmentHead {
 impl Mappings {
     /// These mappings and one more; a mapping with the same id is replaced.
     ///
+    /// `size_bytes` and `epoch` are those that the service announced with the descriptor `file`.
+    ///
     /// # Errors
-    /// [`MapError`].
+    /// [`MapError::Unlike`] if the file is not the announced segment, [`MapError::NotSealed`] if its
+    /// owner could truncate or overwrite it, [`MapError::Retired`] if the service has retired it
+    /// meanwhile; else the error of the system.
     pub fn with(
         &self,
         kind: Kind,
@@ -393,7 +398,7 @@ impl Mappings {
         Some(RawBlock { payload: NonNull::new(payload.cast_mut())?, room: size as u64 })
     }
 
-    /// The block that begins at `offset` of a segment or region, whatever it is.
+    /// The block that begins at `offset` of a segment or region, unchecked against a MetaHeader.
     pub(super) fn raw_block(&self, managed: bool, id: u16, offset: u64) -> Option<RawBlock> {
         let payload = offset.checked_add(BLOCK_OVERHEAD_BYTES)?;
         match managed {
@@ -465,7 +470,10 @@ impl Mappings {
     /// [`read`](Self::read), which does both.
     ///
     /// # Errors
-    /// [`ResolveError`]. Forged headers are safe.
+    /// [`ResolveError`], one variant per failed check: unknown segment or region, misaligned handle,
+    /// place outside of the mapping, other generation (stale), other size. Forged headers are safe.
+    ///
+    /// Takes no lock, allocates nothing and does no I/O.
     // A call would cost as much as the checks.
     #[inline(always)]
     pub fn locate(&self, header: &MetaHeader) -> Result<Location, ResolveError> {
@@ -627,15 +635,16 @@ impl Mappings {
         told.map(|header| self.locate(header))
     }
 
-    /// Locates many headers; returns the first error.
+    /// Locates many headers, in their order.
     ///
     /// # Errors
-    /// [`ResolveError`].
+    /// The first [`ResolveError`].
     pub fn locate_many(&self, headers: &[MetaHeader]) -> Result<Vec<Location>, ResolveError> {
         self.locate_each(headers).collect()
     }
 
-    /// Whether the bytes read so far were still those of the object of `header`.
+    /// Whether the bytes read so far were still those of the object of `header`: its block has the
+    /// same generation as before the read. Call it after the last byte was read.
     pub fn still_valid(&self, header: &MetaHeader) -> bool {
         if let Some(host) = &self.host {
             return host.still_valid(header);
@@ -645,10 +654,10 @@ impl Mappings {
         })
     }
 
-    /// The id of the object of `header`.
+    /// The id of the object of `header`, from the header of its block.
     ///
     /// # Errors
-    /// [`ResolveError`].
+    /// [`ResolveError`], as [`locate`](Self::locate).
     pub fn object_id(&self, header: &MetaHeader) -> Result<ObjectId, ResolveError> {
         if let Some(host) = &self.host {
             return host.object_id(header);

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_sees_the_generation_sees_all_of_the_payload() {
+    fn a_reader_that_sees_the_generation_sees_all_of_the_payload() {
         loom::model(|| {
             let place = Arc::new(Place::default());
             let service = thread::spawn({
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_sees_the_generation_again_has_read_the_object_alone() {
+    fn a_reader_that_sees_the_generation_again_has_read_that_object_alone() {
         loom::model(|| {
             let place = Arc::new(Place::default());
             claim(&place.generation);

@@ -10,7 +10,8 @@ use crate::object::Md5Sum;
 /// Function that fills room from its beginning, and returns the number of bytes that it wrote.
 pub type ReadBytes = Box<dyn FnOnce(&mut [u8]) -> io::Result<usize> + Send>;
 
-/// Destination of the bytes of an object: a block in shared memory, or a buffer in a test.
+/// Destination of the bytes of an object: a block in shared memory, or a buffer in a test. A source
+/// writes each body once, from its first to its last byte.
 #[async_trait]
 pub trait Body: Send {
     /// Makes room for `size_bytes` in total; bytes already written are kept.

@@ -114,6 +114,65 @@ pub type ChangeListener = Arc<dyn Fn(&HashSet<ObjectPath>) + Send + Sync>;
 const SCANNED_VERSIONS: usize = 4096;
 
 /// A store of versions of objects.
+///
+/// An implementation needs [`url`](Self::url), [`refresh`](Self::refresh),
+/// [`look_up`](Self::look_up), [`fetch`](Self::fetch), [`health`](Self::health) and
+/// [`paths`](Self::paths). All others have a default that is right for every source, and may be
+/// slower than what the source can do. The cache calls the methods from many tasks at a time, and
+/// drops the future of a call that no request waits for any more.
+///
+/// A source with one object that is always valid:
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use iovcache::source::{
+///     Body, Knowledge, PathSummary, Source, SourceError, SourceHealth, write_all,
+/// };
+/// use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval};
+///
+/// #[derive(Debug)]
+/// struct One(Arc<ObjectInfo>);
+///
+/// #[async_trait::async_trait]
+/// impl Source for One {
+///     fn url(&self) -> &str {
+///         "one:"
+///     }
+///     fn refresh(&self) -> Duration {
+///         Duration::from_secs(1)
+///     }
+///     async fn look_up(
+///         &self,
+///         query: &Query,
+///         _at: Timestamp,
+///         _held: Option<&Arc<ObjectInfo>>,
+///     ) -> Result<Knowledge, SourceError> {
+///         let versions = Vec::from_iter(query.matches(&self.0).then(|| Arc::clone(&self.0)));
+///         // The answer holds for all of time: the cache does not ask again before `refresh`.
+///         let span = ValidityInterval::ALL;
+///         Ok(Knowledge { span, versions, problems: Vec::new(), stale: false })
+///     }
+///     async fn fetch(
+///         &self,
+///         version: &ObjectInfo,
+///         body: &mut dyn Body,
+///     ) -> Result<(), SourceError> {
+///         let what = format!("version {} of {}", version.id, version.path);
+///         let written = write_all(body, b"drift").await;
+///         written.map_err(|error| SourceError::Body { what, error })
+///     }
+///     fn health(&self) -> Vec<SourceHealth> {
+///         Vec::new()
+///     }
+///     async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
+///         let path: ObjectPath = self.0.path.clone();
+///         let found = path.starts_with(prefix).then_some(PathSummary { path, versions: 1 });
+///         Ok(Vec::from_iter(found))
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// URL under which this source was configured, without credentials.
@@ -126,13 +185,14 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// [`known_details`](Self::known_details), [`details`](Self::details),
     /// [`subfolders`](Self::subfolders), [`write_target`](Self::write_target) and
     /// [`change`](Self::change) forward to it. Those of [`list`](Self::list),
-    /// [`list_page`](Self::list_page), [`newest`](Self::newest) and [`describe`](Self::describe) use
-    /// the wrapper's own look-ups.
+    /// [`list_page`](Self::list_page), [`newest`](Self::newest) and [`describe`](Self::describe)
+    /// use the wrapper's own look-ups.
     fn inner(&self) -> Option<&dyn Source> {
         None
     }
 
-    /// Lifetime of an answer of [`look_up`](Self::look_up).
+    /// Lifetime of an answer of [`look_up`](Self::look_up): a change at the source is seen within
+    /// this time. Zero: an answer is never used twice.
     fn refresh(&self) -> Duration;
 
     /// Lifetime of an answer for `path`. Default: [`refresh`](Self::refresh) for every path.
@@ -265,7 +325,8 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// [`SourceError`], which includes errors of `body`.
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError>;
 
-    /// Drops remembered answers for `path`, so that the next look-up asks the source again.
+    /// Drops remembered answers for `path`, so that the next look-up asks the source again. Makes
+    /// no request.
     fn forget(&self, path: &ObjectPath) {
         if let Some(inner) = self.inner() {
             inner.forget(path);
@@ -339,7 +400,7 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
         })
     }
 
-    /// Reachability and statistics of each host.
+    /// Reachability and statistics of each host, since the start. Makes no request.
     fn health(&self) -> Vec<SourceHealth>;
 
     /// The paths that equal `prefix` or lie below it (`""`: all), sorted.

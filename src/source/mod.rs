@@ -30,6 +30,8 @@ mod open;
 mod policy;
 pub mod repository;
 mod scan;
+#[cfg(test)]
+mod switch;
 mod verify;
 
 pub(crate) use blocking::in_place;

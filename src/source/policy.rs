@@ -56,6 +56,24 @@ impl PathPolicy {
 }
 
 /// All policies, those with the longest prefix first.
+///
+/// ```
+/// use iovcache::ObjectPath;
+/// use iovcache::source::{PathPolicy, Policies, WhenMissing};
+/// let policy = |prefix: &str, missing| PathPolicy {
+///     prefix: prefix.to_owned(),
+///     missing: Some(missing),
+///     ..PathPolicy::default()
+/// };
+/// let policies: Policies =
+///     [policy("TPC", WhenMissing::Required), policy("TPC/Calib", WhenMissing::Optional)]
+///         .into_iter()
+///         .collect();
+/// let path = |text: &str| ObjectPath::new(text).unwrap();
+/// assert_eq!(policies.missing(&path("TPC/Calib/VDrift")), Some(WhenMissing::Optional));
+/// assert_eq!(policies.missing(&path("TPC/Config")), Some(WhenMissing::Required));
+/// assert_eq!(policies.missing(&path("ITS/Noise")), None);
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Policies(Arc<[PathPolicy]>);
 

@@ -12,6 +12,9 @@ use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;
 
 /// Body of `consumed`: a consumer has finished with one timeframe or with all older ones.
+///
+/// A timeframe is dropped when each of its consumers has finished with it. A repeated report is no
+/// error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Consumed {
     /// The consumer has finished with one timeframe.
@@ -34,7 +37,7 @@ impl Consumed {
     /// From `{"timeframe", "consumer"}` or `{"consumer", "oldest_possible"}`.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`]: no JSON of one of these forms, or an unknown field, which it names.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -63,7 +66,8 @@ pub struct ConsumedAnswer {
     pub in_flight: u64,
 }
 
-/// Body of `prefetch`: load objects before they are requested.
+/// Body of `prefetch`: load objects before they are requested. They are not pinned: until a request
+/// uses them they can be evicted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prefetch {
     /// The columns to load.
@@ -73,10 +77,12 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// From `{"columns" or "table", "range": {"from", "until"}}`.
+    /// From `{"columns" or "table", "range": {"from", "until"}}`; times in milliseconds since the
+    /// Unix epoch, `until` not inside.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`]: malformed JSON, an unknown field, a range that is empty or has a step, or
+    /// neither columns nor a table.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -97,7 +103,8 @@ impl Prefetch {
     }
 }
 
-/// Body of `invalidate`: discard the known versions of a path.
+/// Body of `invalidate`: discard the known versions of a path, so that the next request looks them
+/// up at the source. Pinned objects stay readable for their holders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Invalidate {
@@ -105,7 +112,8 @@ pub struct Invalidate {
     pub path: ObjectPath,
 }
 
-/// Body of `drop_timeframe`: drop a timeframe even if consumers still wait for it.
+/// Body of `drop_timeframe`: drop a timeframe even if consumers still wait for it. Its pins end,
+/// and its id can be registered anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DropTimeframe {
@@ -113,7 +121,8 @@ pub struct DropTimeframe {
     pub timeframe: u64,
 }
 
-/// Body of `release`: end a lease.
+/// Body of `release`: end a lease, and with it the pins of its table. A lease that is unknown or
+/// has ended is FAILED_PRECONDITION.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
@@ -168,10 +177,10 @@ impl Register {
         Self { columns, consumers: consumers.into_iter().map(Into::into).collect() }
     }
 
-    /// From `{"columns" or "table", "consumers": […]}`.
+    /// From `{"columns" or "table", "consumers": […]}`; at most 1,000 consumers.
     ///
     /// # Errors
-    /// [`RequestError`].
+    /// [`RequestError`]: malformed JSON, an unknown field, or a value over its limit.
     pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
         let message = parse_json("registration of a timeframe", json)?;
         let RegisterMessage { columns, table, consumers } = message;

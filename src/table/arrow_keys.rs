@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_i64_is_named_with_its_row_unless_it_is_null() {
+    fn a_value_that_is_no_i64_is_named_with_its_row_unless_it_is_null() {
         let error = key(Arc::new(UInt64Array::from(vec![1, u64::MAX]))).unwrap_err();
         let value = u64::MAX.to_string();
         assert_eq!(error, KeyError::Overflow { key: "run".to_owned(), row: 1, value });

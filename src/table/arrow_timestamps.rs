@@ -111,7 +111,11 @@ pub(crate) fn timestamps_from_batches(
 }
 
 /// Rows of a table: its timestamps, and the key columns of these names that exist. Other columns
-/// are ignored. `charge` gets the bytes that the keys take before they are allocated, and may
+/// are ignored. The timestamps are the column `timestamp`, else `fTimestamp`, else the only one of
+/// a fitting type ([`timestamps_from_array`] lists the types); keys are integers of any width or
+/// strings.
+///
+/// `charge` gets the bytes that the keys take before they are allocated, and may
 /// refuse.
 ///
 /// # Errors
@@ -252,6 +256,10 @@ pub(crate) fn plain_timestamps(
 }
 
 /// Timestamps of one array; `column` is its name for error messages.
+///
+/// Accepted are Int64 and UInt64 (milliseconds) and Timestamp in s, ms, µs or ns with or without a
+/// time zone; plain, dictionary or run-end encoded. Finer units are rounded down to milliseconds.
+/// Nulls stay nulls; run-end encoded arrays are not expanded.
 ///
 /// # Errors
 /// [`TimestampsError`] if the array has another type, or a value does not fit into milliseconds.
@@ -398,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_i64_in_milliseconds_is_refused_unless_it_is_null() {
+    fn a_time_that_is_no_i64_in_milliseconds_is_refused_unless_it_is_null() {
         assert!(error(&UInt64Array::from(vec![u64::MAX])).contains("18446744073709551615"));
         assert!(error(&TimestampSecondArray::from(vec![i64::MAX])).contains("no i64"));
         let nulls = Some(NullBuffer::from(vec![false]));

@@ -27,11 +27,11 @@ pub(crate) struct CellRun {
 
 /// The cell of each row of a column.
 #[derive(Debug, Clone)]
-pub struct CellRows(Form);
+pub struct CellRows(CellForm);
 
 /// Cells as runs of rows, or as codes where runs would be short.
 #[derive(Debug, Clone)]
-enum Form {
+enum CellForm {
     /// Runs that cover all rows without gaps. Neighbouring runs have different cells.
     Runs(Arc<[CellRun]>),
     Coded(Arc<CodedCells>),
@@ -64,25 +64,25 @@ struct RunStarts {
 
 impl From<Vec<CellRun>> for CellRows {
     fn from(runs: Vec<CellRun>) -> Self {
-        Self(Form::Runs(runs.into()))
+        Self(CellForm::Runs(runs.into()))
     }
 }
 
 impl From<&[CellRun]> for CellRows {
     fn from(runs: &[CellRun]) -> Self {
-        Self(Form::Runs(runs.into()))
+        Self(CellForm::Runs(runs.into()))
     }
 }
 
 impl From<CodedCells> for CellRows {
     fn from(cells: CodedCells) -> Self {
-        Self(Form::Coded(Arc::new(cells)))
+        Self(CellForm::Coded(Arc::new(cells)))
     }
 }
 
 impl FromIterator<CellRun> for CellRows {
     fn from_iter<I: IntoIterator<Item = CellRun>>(runs: I) -> Self {
-        Self(Form::Runs(runs.into_iter().collect()))
+        Self(CellForm::Runs(runs.into_iter().collect()))
     }
 }
 
@@ -90,22 +90,22 @@ impl CellRows {
     /// Number of rows.
     pub(crate) fn len(&self) -> usize {
         match &self.0 {
-            Form::Runs(runs) => runs.last().map_or(0, |run| run.end as usize),
-            Form::Coded(coded) => coded.codes.len(),
+            CellForm::Runs(runs) => runs.last().map_or(0, |run| run.end as usize),
+            CellForm::Coded(coded) => coded.codes.len(),
         }
     }
 
     /// Number of runs.
     pub(crate) fn run_count(&self) -> usize {
         match &self.0 {
-            Form::Runs(runs) => runs.len(),
-            Form::Coded(coded) => coded.run_count(0..coded.codes.len()),
+            CellForm::Runs(runs) => runs.len(),
+            CellForm::Coded(coded) => coded.run_count(0..coded.codes.len()),
         }
     }
 
     /// Derives the runs of coded rows, in one pass over them.
     pub(super) fn prepare_runs(&self) {
-        if let Form::Coded(coded) = &self.0 {
+        if let CellForm::Coded(coded) = &self.0 {
             coded.run_starts();
         }
     }
@@ -113,40 +113,40 @@ impl CellRows {
     /// The codes, if the rows are coded.
     pub(super) fn coded(&self) -> Option<&CodedCells> {
         match &self.0 {
-            Form::Runs(_) => None,
-            Form::Coded(coded) => Some(coded),
+            CellForm::Runs(_) => None,
+            CellForm::Coded(coded) => Some(coded),
         }
     }
 
     /// The runs that touch `rows`. The last one can end after `rows`.
     pub(crate) fn runs_within(&self, rows: Range<usize>) -> Cow<'_, [CellRun]> {
         match &self.0 {
-            Form::Runs(runs) => Cow::Borrowed(&runs[touching(runs, rows)]),
-            Form::Coded(coded) => Cow::Owned(coded.runs_within(rows)),
+            CellForm::Runs(runs) => Cow::Borrowed(&runs[touching(runs, rows)]),
+            CellForm::Coded(coded) => Cow::Owned(coded.runs_within(rows)),
         }
     }
 
     /// The run that `row` is in; the rows must contain it.
     pub(super) fn run_at(&self, row: usize) -> CellRun {
         match &self.0 {
-            Form::Runs(runs) => runs[runs.partition_point(|run| run.end as usize <= row)],
-            Form::Coded(coded) => coded.run_at(row),
+            CellForm::Runs(runs) => runs[runs.partition_point(|run| run.end as usize <= row)],
+            CellForm::Coded(coded) => coded.run_at(row),
         }
     }
 
     /// Number of runs that touch `rows`.
     pub(super) fn run_count_within(&self, rows: Range<usize>) -> usize {
         match &self.0 {
-            Form::Runs(runs) => touching(runs, rows).len(),
-            Form::Coded(coded) => coded.run_count(rows),
+            CellForm::Runs(runs) => touching(runs, rows).len(),
+            CellForm::Coded(coded) => coded.run_count(rows),
         }
     }
 
     /// Whether a run ends before `row`.
     pub(super) fn ends_run(&self, row: usize) -> bool {
         match &self.0 {
-            Form::Runs(runs) => runs.binary_search_by_key(&(row as i32), |run| run.end).is_ok(),
-            Form::Coded(coded) => row == coded.codes.len() || coded.starts_run(row),
+            CellForm::Runs(runs) => runs.binary_search_by_key(&(row as i32), |run| run.end).is_ok(),
+            CellForm::Coded(coded) => row == coded.codes.len() || coded.starts_run(row),
         }
     }
 
@@ -163,7 +163,7 @@ impl CellRows {
             }
         };
         match &self.0 {
-            Form::Runs(runs) => {
+            CellForm::Runs(runs) => {
                 let mut start = 0;
                 for run in runs.iter() {
                     let end = run.end as usize;
@@ -171,7 +171,7 @@ impl CellRows {
                     start = end;
                 }
             }
-            Form::Coded(coded) => coded.each_code(add),
+            CellForm::Coded(coded) => coded.each_code(add),
         }
         served
     }
@@ -179,8 +179,8 @@ impl CellRows {
     /// Memory in bytes, without the codes, which several columns share.
     pub(crate) fn memory_bytes(&self) -> usize {
         match &self.0 {
-            Form::Runs(runs) => size_of_val(&runs[..]),
-            Form::Coded(coded) => coded.memory_bytes(),
+            CellForm::Runs(runs) => size_of_val(&runs[..]),
+            CellForm::Coded(coded) => coded.memory_bytes(),
         }
     }
 }

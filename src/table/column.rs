@@ -200,7 +200,7 @@ impl ColumnRequest {
     /// A column as the request's schema describes it: a path, or an object with path, key and more.
     ///
     /// # Errors
-    /// An error that names what is wrong.
+    /// An error that names the fault.
     pub fn from_json(name: &str, json: &str) -> Result<Self, serde_json::Error> {
         let OneColumn(column) = serde_json::from_str(json)?;
         checked(name.into(), column)
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_column_is_named_with_the_column() {
+    fn faults_of_a_column_are_named_with_the_column() {
         let wrong = |column: &str, said: &str| {
             let error = parse(column).unwrap_err();
             assert!(error.contains(said) && error.contains("\"c\""), "{error}");

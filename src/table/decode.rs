@@ -171,7 +171,7 @@ impl ColumnRuns {
         }
     }
 
-    /// Appends the rows of a further batch.
+    /// Appends the rows of a further batch. A first run equal to the last one so far continues it.
     ///
     /// # Errors
     /// [`DecodeError`] if the array is no column of a table.
@@ -242,7 +242,18 @@ impl ColumnRuns {
     }
 }
 
-/// Runs of a column.
+/// Runs of a column: dictionary, run-end encoded or plain, with cells `FixedSizeBinary(40)`,
+/// `Struct`, `FixedSizeList<Int64>[3]` or `LargeBinary`.
+///
+/// ```
+/// use arrow_array::LargeBinaryArray;
+/// use iovcache::table::{CellValue, column_runs};
+/// let column = LargeBinaryArray::from_opt_vec(vec![Some(b"drift"), None, Some(b"noise")]);
+/// let runs = column_runs(&column).unwrap();
+/// assert_eq!(runs.rows(), 3);
+/// assert!(matches!(runs.at(2), Some(CellValue::Payload(b"noise"))));
+/// assert!(matches!(runs.at(1), Some(CellValue::Null)));
+/// ```
 ///
 /// # Errors
 /// [`DecodeError`] if the array is no column of a table.

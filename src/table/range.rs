@@ -50,7 +50,8 @@ impl RangeRequest {
         ValidityInterval::new(self.from, self.until).map_err(|error| Self::wrong(error.to_string()))
     }
 
-    /// One timestamp per step.
+    /// One timestamp per step, from `from` (inside) to `until` (not inside). The timestamps are
+    /// computed, not stored.
     ///
     /// # Errors
     /// [`RangeError`] if the range has no step, or too many rows.

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn faults_are_named() {
         assert!(
             error(r#"{"columns": {"a": "A"}, "timestamps": [1], "colour": 1}"#).contains("colour")
         );

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_into_its_place_reads_as_if_it_had_been_encoded() {
+    fn values_written_into_a_message_read_as_if_it_had_been_encoded() {
         let leases = [None, Some("0123456789abcdef0123456789abcdef"), Some("short"), Some("")];
         for timeframe in [None, Some(0), Some(42), Some(u64::MAX)] {
             for lease in leases {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_place_is_said() {
+    fn values_too_long_for_the_message_give_none() {
         let made = SchemaMessage::new(&layout(None, Some("lease")));
         assert_eq!(made.message(Some(1), Some("lease")), None);
         assert_eq!(made.message(None, None), None);

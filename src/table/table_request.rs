@@ -106,7 +106,9 @@ impl TableRequest {
         })
     }
 
-    /// One more column with the objects of `path`.
+    /// One more column with the objects of `path`. Columns keep the order in which they are added;
+    /// by default a request has at most 10,000 of them. A name that occurs twice is an error when
+    /// the request is used.
     #[must_use]
     pub fn column(self, name: impl Into<String>, path: impl AsRef<str>) -> Self {
         self.column_with_metadata(name, path, &BTreeMap::new())
@@ -147,7 +149,8 @@ impl TableRequest {
         })
     }
 
-    /// The columns of a table that the service's configuration names, instead of own ones.
+    /// The columns of a table that the service's configuration names (`[tables.<name>]`), instead
+    /// of own ones. An unknown name is NOT_FOUND.
     #[must_use]
     pub fn table(self, name: impl Into<String>) -> Self {
         self.with(|message| message.table = Some(name.into()))
@@ -167,31 +170,46 @@ impl TableRequest {
         self.with(|message| message.timestamps = Some(Times(at)))
     }
 
-    /// The values of a key on which columns depend, one per timestamp.
+    /// The values of a key on which columns depend, one per timestamp. A null value gives a null
+    /// cell. Every key that a column uses must be given, and no other.
+    ///
+    /// ```
+    /// use iovcache::table::TableRequest;
+    /// let request = TableRequest::new()
+    ///     .column_json("map", r#"{"path": "TPC/Calib/Map", "key": "run", "as": "metadata:runNumber"}"#)
+    ///     .timestamps([1_000, 2_000, 3_000])
+    ///     .key("run", [Some(7), Some(7), Some(8)].into_iter().collect());
+    /// assert!(request.build().is_ok());
+    /// ```
     #[must_use]
     pub fn key(self, name: impl Into<Arc<str>>, values: KeyColumn) -> Self {
         self.with(|message| message.keys.get_or_insert_default().insert(name.into(), values))
     }
 
-    /// One row per `step` ms from `from` (inside) to `until` (not inside).
+    /// One row per `step` ms from `from` (inside) to `until` (not inside), both in milliseconds
+    /// since the Unix epoch. At most [`Timestamps::MAX_ROWS`] rows.
     #[must_use]
     pub fn range(self, from: i64, until: i64, step: i64) -> Self {
         self.times(from, until, Some(step))
     }
 
-    /// One row per `step` ms of the time of a run.
+    /// One row per `step` ms of the time of a run, from its beginning (inside) to its end (not
+    /// inside). The service reads both from the metadata of an object whose validity is in run
+    /// numbers, by default `RCT/Info/RunInformation`.
     #[must_use]
     pub fn run(self, run: i64, step: i64) -> Self {
         self.time_of_run(run, Some(step))
     }
 
-    /// All effective spans in the time of a run, instead of rows.
+    /// All effective spans in the time of a run, instead of rows: [`View::Intervals`]. The time is
+    /// found as by [`run`](Self::run).
     #[must_use]
     pub fn intervals_of_run(self, run: i64) -> Self {
         self.time_of_run(run, None).view(View::Intervals)
     }
 
-    /// All effective spans between `from` and `until`, instead of rows.
+    /// All effective spans between `from` (inside) and `until` (not inside), in milliseconds since
+    /// the Unix epoch, instead of rows: [`View::Intervals`]. Spans are cut at the range.
     #[must_use]
     pub fn intervals(self, from: i64, until: i64) -> Self {
         self.times(from, until, None).view(View::Intervals)
@@ -226,49 +244,58 @@ impl TableRequest {
         self.with(|message| message.range = Some(range))
     }
 
-    /// The timestamps, and unless others are named the columns, of a timeframe in flight.
+    /// The timestamps, and unless others are named the columns, of a timeframe in flight. The
+    /// request waits until all its objects are loaded, at most for the time limit
+    /// ([`wait`](Self::wait)).
     #[must_use]
     pub fn timeframe(self, timeframe: u64) -> Self {
         self.with(|message| message.timeframe = Some(timeframe))
     }
 
-    /// The consumer that reads a timeframe.
+    /// The consumer that reads a timeframe; at most 256 bytes. The timeframe counts as delivered to
+    /// it, and stays in flight until it is reported as consumed.
     #[must_use]
     pub fn consumer(self, name: impl Into<String>) -> Self {
         self.with(|message| message.consumer = Some(name.into()))
     }
 
-    /// The session that the objects are pinned for, in place of the client's own.
+    /// The session that the objects are pinned for, in place of the client's own. The cells are
+    /// then resolved by the process of that session. Without a session and a consumer, the objects
+    /// are pinned by a lease of 60 s.
     #[must_use]
     pub fn session(self, session: impl Into<String>) -> Self {
         self.with(|message| message.session = Some(session.into()))
     }
 
-    /// The meaning of a row.
+    /// The meaning of a row; by default [`View::Rows`], one row per timestamp.
     #[must_use]
     pub fn view(self, view: View) -> Self {
         self.with(|message| message.view = Some(view))
     }
 
-    /// The encoding of the columns.
+    /// The Arrow encoding of the columns. The default of the service is [`Encoding::Dictionary`];
+    /// [`Client::table`](crate::client::Client::table) asks for [`Encoding::RunEnd`], whose cost
+    /// follows the runs of equal cells instead of the rows.
     #[must_use]
     pub fn encoding(self, encoding: Encoding) -> Self {
         self.with(|message| message.encoding = Some(encoding))
     }
 
-    /// The content of a cell.
+    /// The content of a cell. The default of the service is [`CellKind::Binary`], the bytes of a
+    /// MetaHeader; a client without shared memory asks for [`CellKind::Payload`].
     #[must_use]
     pub fn cell(self, cell: CellKind) -> Self {
         self.with(|message| message.cell = Some(cell))
     }
 
-    /// A null cell where nothing is valid, instead of an error.
+    /// A null cell where no version is valid, instead of the error NOT_FOUND, which names each such
+    /// column with its first and last timestamp.
     #[must_use]
     pub fn missing_as_null(self) -> Self {
         self.with(|message| message.missing = Some(Missing::Null))
     }
 
-    /// Prepends the timestamps as column `timestamp`.
+    /// Prepends the timestamps as column `timestamp`: Int64, milliseconds since the Unix epoch.
     #[must_use]
     pub fn timestamps_column(self) -> Self {
         self.with(|message| message.timestamps_column = Some(true))
@@ -285,25 +312,30 @@ impl TableRequest {
         })
     }
 
-    /// Only versions created at or before `millis`.
+    /// Only versions created at or before `millis` (milliseconds since the Unix epoch, inclusive).
+    /// It narrows the limit that the service was started with.
     #[must_use]
     pub fn not_after(self, millis: i64) -> Self {
         self.with(|message| message.not_after = Some(Timestamp::from_millis(millis)))
     }
 
-    /// Only versions created at or after `millis`.
+    /// Only versions created at or after `millis` (milliseconds since the Unix epoch, inclusive).
+    /// It narrows the limit that the service was started with.
     #[must_use]
     pub fn not_before(self, millis: i64) -> Self {
         self.with(|message| message.not_before = Some(Timestamp::from_millis(millis)))
     }
 
-    /// Exactly the versions of an earlier table: the rows of its `objects` view.
+    /// Exactly the versions of an earlier table: the rows of its view [`View::Objects`], at most
+    /// 100,000 by default. A lock selects among the versions that the source has: one that is gone
+    /// is NOT_FOUND.
     #[must_use]
     pub fn lock(self, rows: Vec<LockEntry>) -> Self {
         self.with(|message| message.lock = Some(AtMost(rows)))
     }
 
-    /// Time limit of the service, its source included.
+    /// Time limit of the service, its source included; rounded down to milliseconds. By default 60
+    /// s. After it the request is DEADLINE_EXCEEDED.
     #[must_use]
     pub fn wait(self, limit: Duration) -> Self {
         let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -347,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_built_is_what_the_service_parses() {
+    fn requests_of_the_builders_are_those_that_the_service_parses() {
         let column = r#"{"path": [{"from": 1, "until": 9, "path": "A/B"}, {"path": "A/C"}],
             "key": "run", "as": "metadata:runNumber", "uniform": true, "metadata": {"k": "v"}}"#;
         let request = TableRequest::new()

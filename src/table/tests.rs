@@ -200,7 +200,7 @@ fn expected(column: &Column, rows: &[Option<u32>], kind: CellKind) -> Vec<Option
     rows.iter().map(value).collect()
 }
 
-/// Only what can be null is declared nullable.
+/// Only columns that can be null are declared nullable.
 fn check_nullability(schema: &SchemaRef, nullable: bool) {
     fn children(data_type: &DataType) {
         match data_type {
@@ -233,7 +233,7 @@ fn any_rows() -> impl Strategy<Value = Vec<Option<u32>>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn what_is_encoded_is_what_is_decoded_in_every_form(
+    fn encoded_tables_are_decoded_to_equal_ones_in_every_form(
         one in any_rows(),
         seed in any_rows(),
     ) {

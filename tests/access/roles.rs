@@ -16,7 +16,7 @@ const EXPIRED: Option<(ErrorKind, u16)> = Some((ErrorKind::Unauthenticated, 6003
 const ROLE: Option<(ErrorKind, u16)> = Some((ErrorKind::PermissionDenied, 6007));
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_token_or_with_a_wrong_one_nobody_is_let_in_on_any_transport() {
+async fn a_missing_or_wrong_token_is_refused_on_every_transport() {
     let files = Files::new();
     let service = files.serve(&["--tokens", &files.keys(&ALL_ROLES)]);
     for url in [service.tcp(), service.unix()] {

@@ -144,7 +144,7 @@ fn client_hello() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_finish_the_handshake_is_hung_up_on_and_a_good_client_goes_on() {
+async fn a_client_that_does_not_finish_the_handshake_is_disconnected_and_a_good_one_goes_on() {
     let files = Files::new();
     let authority = Authority::new();
     let (chain, key) = authority.sign("localhost");

@@ -199,7 +199,7 @@ fn another_user_gets_at_nothing_and_swaps_nothing() {
 }
 
 #[test]
-fn who_reaches_the_sockets_is_asked_who_it_is_by_the_kernel() {
+fn the_kernel_identifies_every_process_that_reaches_the_sockets() {
     if !is_root() {
         return;
     }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::sources::source_files;
+
 /// Maximum number of lines of a function, its signature and its braces included.
 const MAX_LINES: usize = 50;
 
@@ -53,7 +55,7 @@ fn no_function_is_longer_than_a_screen() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut files, mut long) = (Vec::new(), Vec::new());
     for folder in ["src", "python/src"] {
-        super::source_files(&root.join(folder), &mut files);
+        source_files(&root.join(folder), &mut files);
     }
     for file in files {
         let text = fs::read_to_string(&file).unwrap();

@@ -31,7 +31,7 @@ async fn register_for_two(cache: &Cache, count: u64) {
 }
 
 #[tokio::test]
-async fn a_consumer_over_its_quota_is_refused_until_it_has_let_go_and_others_are_not() {
+async fn a_consumer_over_its_quota_is_refused_until_it_releases_and_others_are_not() {
     let quota = ConsumerLimits { quota_timeframes: Some(2), ..ConsumerLimits::default() };
     let (cache, _) = limited(quota);
     register_for_two(&cache, 4).await;
@@ -116,7 +116,7 @@ async fn a_slow_consumer_is_told_once_and_nothing_is_taken_from_it() {
 }
 
 #[tokio::test]
-async fn a_slow_consumer_is_refused_until_it_has_let_go() {
+async fn a_slow_consumer_is_refused_until_it_releases_its_tables() {
     let slow_after = Some(Duration::from_millis(100));
     let slow_consumer = SlowConsumer::Refuse;
     let limits = ConsumerLimits { slow_after, slow_consumer, ..ConsumerLimits::default() };
@@ -145,7 +145,7 @@ async fn a_slow_consumer_is_refused_until_it_has_let_go() {
 }
 
 #[tokio::test]
-async fn what_a_slow_consumer_holds_is_revoked_and_what_it_reads_on_is_stale_once_it_is_gone() {
+async fn tables_of_a_slow_consumer_are_revoked_and_its_reads_are_stale_once_the_objects_are_gone() {
     let slow_after = Some(Duration::from_millis(100));
     let slow_consumer = SlowConsumer::Revoke;
     let limits = ConsumerLimits { slow_after, slow_consumer, ..ConsumerLimits::default() };
@@ -188,7 +188,7 @@ async fn what_a_slow_consumer_holds_is_revoked_and_what_it_reads_on_is_stale_onc
 }
 
 #[tokio::test]
-async fn what_is_sent_to_a_client_that_does_not_read_ends_with_its_lease() {
+async fn messages_to_a_client_that_does_not_read_end_with_their_lease() {
     let slow_after = Some(Duration::from_millis(100));
     let slow_consumer = SlowConsumer::Revoke;
     let limits = ConsumerLimits { slow_after, slow_consumer, ..ConsumerLimits::default() };

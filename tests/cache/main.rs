@@ -211,7 +211,7 @@ async fn until_counted(what: &str, counted: impl Fn() -> u64, expected: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_who_want_the_same_cause_one_look_up_and_one_load() {
+async fn five_hundred_requests_for_one_object_cause_one_look_up_and_one_load() {
     let source = slow(30, &["A/B"], 1000);
     let cache = cache_over(Arc::clone(&source) as Arc<dyn Source>, 4 << 20);
     let asked: Vec<_> = (0..500)
@@ -342,7 +342,7 @@ async fn tables_that_each_lack_what_the_other_has_do_not_wait_for_each_other() {
 }
 
 #[tokio::test]
-async fn a_lease_of_nobody_runs_out_and_can_be_renewed() {
+async fn a_lease_without_an_owner_expires_and_can_be_renewed() {
     let clock = Clock::manual(Timestamp::from_millis(0));
     let cache = Cache::builder()
         .source(slow(0, &["A/B"], 1000))
@@ -407,7 +407,7 @@ async fn a_timeframe_is_dropped_when_the_last_consumer_is_done_and_its_id_is_fre
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_registers_too_much_waits_in_order_until_something_is_consumed() {
+async fn registrations_beyond_the_limit_wait_in_order_until_a_timeframe_is_consumed() {
     // Each timeframe needs 600 kB of 2 MiB: three fit.
     let source = slow(1, &["A/A", "B/B"], 600_000);
     let memory =
@@ -519,7 +519,7 @@ async fn a_source_that_tells_single_times_is_asked_for_many_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_moves_forwards_does_not_wait_at_the_border_and_others_load_nothing_ahead() {
+async fn ascending_requests_do_not_wait_at_the_border_and_others_prefetch_nothing() {
     for by_time in [false, true] {
         let source = Arc::new(Slow { by_time, ..Arc::into_inner(slow(0, &["A/B"], 100)).unwrap() });
         let cache = cache_over(Arc::clone(&source) as Arc<dyn Source>, 8 << 20);

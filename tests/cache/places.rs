@@ -28,7 +28,7 @@ async fn register_at_5(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_in_flight_has_its_memory_whatever_comes_after_it() {
+async fn a_timeframe_in_flight_has_its_memory_whatever_comes_after_it() {
     let permits = Arc::new(Semaphore::new(0));
     let source = Slow {
         held_back: Some((ObjectPath::new("A/P0").unwrap(), Arc::clone(&permits))),
@@ -121,7 +121,7 @@ async fn timeframes_with_objects_of_unknown_size_do_not_hold_what_others_wait_fo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_timeframe_that_has_its_memory_passes_who_waits_for_some() {
+async fn a_timeframe_with_its_memory_passes_those_that_wait_for_memory() {
     let permits = Arc::new(Semaphore::new(0));
     let source = Slow {
         held_back: Some((ObjectPath::new("A/P0").unwrap(), Arc::clone(&permits))),
@@ -161,7 +161,7 @@ async fn a_timeframe_that_has_its_memory_passes_who_waits_for_some() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_lies_in_the_way_goes_also_where_the_timeframe_needs_it() {
+async fn blocks_in_the_way_are_evicted_also_where_the_timeframe_needs_them() {
     let source = Slow::default();
     let name = |n: usize| format!("A/P{n}");
     for n in 0..8 {

@@ -43,6 +43,12 @@ fn every_function_of_the_header_is_in_the_libraries_and_no_other_symbol_of_that_
         "iovc_local_notice",
         "iovc_local_wait",
         "iovc_view_release",
+        "iovc_timeframe_get",
+        "iovc_timeframe_object",
+        "iovc_timeframe_consumed",
+        "iovc_timeframe_release",
+        "iovc_timeframe_event",
+        "iovc_local_event",
     ] {
         assert!(named.contains(&function), "{function}");
     }

@@ -6,6 +6,8 @@ mod arrow;
 #[path = "../common/mod.rs"]
 mod common;
 mod fairmq;
+#[path = "../fake_ccdb/mod.rs"]
+mod fake_ccdb;
 mod header;
 mod host;
 mod host_memory;
@@ -15,6 +17,7 @@ mod local;
 mod readme;
 mod renewal;
 mod resolve;
+mod timeframes;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -98,3 +98,67 @@ fn the_program_of_the_page_about_look_ups_compiles_and_looks_up() {
     });
     assert_eq!(well("the program", &run(&program, &[], b"")), "drift 2");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_programs_for_timeframes_compile_take_a_table_and_report_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = folder.path().join("repository");
+    for (from, until, created, bytes) in [(1000, 9000, 1, "drift 1"), (3000, 5000, 2, "drift 2")] {
+        put(&repository, &version("TPC/Calib/VDriftTgl", from, until, created, bytes.as_bytes()));
+    }
+    let service = Service::over(&repository, &[]);
+    let found = blocks_of("docs/local.md", "Timeframes", "cpp");
+    let [program] = &found[..] else { panic!("one block") };
+    let attach = service.attach().display().to_string();
+    let source = folder.path().join("timeframe.cpp");
+    fs::write(&source, program.replace("/tmp/iov/attach.sock", &attach)).unwrap();
+    let source = source.display().to_string();
+    let walk = compile(folder.path(), "c++", &source, &with_library(&["-std=c++17"]));
+    let printed = well("the program", &run(&walk, &[], b""));
+    assert!(printed.starts_with("[IOV-7160] ask the service for timeframe 42"), "{printed}");
+    let path = iovcache::ObjectPath::new("TPC/Calib/VDriftTgl").unwrap();
+    let columns = [iovcache::table::ColumnRequest::new("vdrift", path)];
+    let client = Client::connect(&service.unix()).await.unwrap();
+    let register = async |id| {
+        let times = vec![Some(2000), Some(4000), Some(8000)];
+        client.put_timeframe(id, times, &columns, &["tracker".to_owned()]).await.unwrap();
+    };
+    // A session that reads the directory, so that timeframes are published.
+    let session = iovcache::client::Attachment::open_local(&service.attach(), "other", None);
+    register(42).await;
+    let printed = until("the table in shared memory", || {
+        let printed = well("the program", &run(&walk, &[], b""));
+        (!printed.contains("[IOV-7160]")).then_some(printed)
+    });
+    assert_eq!(printed, "drift 1drift 2drift 1");
+    let options = with_library(&["-std=c11"]);
+    let example = compile(folder.path(), "cc", "examples/c/timeframe.c", &options);
+    let lines = |id| {
+        let line = |row, drift| format!("{id} vdrift {row} 7 drift {drift}\n");
+        line(0, 1) + &line(1, 2) + &line(2, 1)
+    };
+    // A table can be published a moment after the registration.
+    let deadline = std::time::Instant::now() + crate::common::PATIENCE;
+    for first in (1..).step_by(2) {
+        register(first).await;
+        register(first + 1).await;
+        let ids = [first, first + 1].map(|id| id.to_string());
+        let output = run(&example, &[&attach, "tracker", &ids[0], &ids[1]], b"");
+        if String::from_utf8_lossy(&output.stderr).contains("[IOV-7160]") {
+            assert!(std::time::Instant::now() < deadline, "they are not published");
+            let below = client.oldest_possible("tracker", first + 2);
+            below.await.unwrap();
+            continue;
+        }
+        let printed = well("the example", &output);
+        let halves = [lines(first), lines(first + 1)];
+        assert!(
+            printed == halves.concat() || printed == halves[1].clone() + &halves[0],
+            "{printed}"
+        );
+        break;
+    }
+    // All were reported as consumed by their only consumer.
+    assert!(client.status().await.unwrap().timeframes.is_empty());
+    drop(session);
+}

@@ -84,7 +84,7 @@ async fn a_connection_that_ends_without_an_answer_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_slow_body_is_given_up_and_holds_up_nobody_else() {
+async fn a_slow_body_is_given_up_and_delays_no_other() {
     let (server, source, version) =
         one_version(Kind::Sql, CcdbOptions { retries: 0, ..short() }, vec![1; 1000]).await;
     server.upload(Upload::new("A/Two", 1000, 2000).bytes("quick"));
@@ -143,7 +143,7 @@ async fn a_body_that_is_not_the_version_is_never_handed_on() {
 }
 
 #[tokio::test]
-async fn what_failed_before_all_was_right_was_never_said_to_be_written() {
+async fn bytes_of_a_failed_body_are_never_reported_as_written() {
     let (server, source, version) =
         one_version(Kind::Sql, CcdbOptions { retries: 0, ..short() }, vec![3; 500_000]).await;
     for fault in [Fault::FlippedBit, Fault::Torn(1000)] {

@@ -8,7 +8,7 @@ use super::fake_ccdb::{Ask, Fault, Upload};
 use super::*;
 
 /// An address without a listener.
-fn nobody() -> String {
+fn closed_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
 }
@@ -16,7 +16,7 @@ fn nobody() -> String {
 #[tokio::test]
 async fn a_host_that_is_gone_is_stepped_over() {
     let server = FakeCcdb::start(Kind::Sql).await;
-    let gone = nobody();
+    let gone = closed_address();
     server.upload(Upload::new("A/One", 0, 100).bytes("hello"));
     let url = format!("http://{gone},{}", server.url());
     let source = CcdbSource::new(&url, short()).unwrap();
@@ -47,7 +47,7 @@ async fn an_answer_that_makes_no_sense_is_asked_for_at_the_next_host() {
 
 #[tokio::test]
 async fn refused_connections_open_the_breaker_and_a_probe_closes_it() {
-    let address = nobody();
+    let address = closed_address();
     let options = CcdbOptions { retries: 3, breaker_failures: 3, ..by_time() };
     let source = CcdbSource::new(&format!("http://{address}"), options).unwrap();
     let error = look_up(&source, "A/One", 50).await.unwrap_err();
@@ -152,8 +152,8 @@ async fn not_here_is_no_answer_while_another_host_could_not_be_asked() {
     let version = version_at(&source(&server, short()), "A/One", 50).await;
     let empty = FakeCcdb::start(Kind::Sql).await;
     for url in [
-        format!("{},http://{}", empty.url(), nobody()),
-        format!("http://{},{}", nobody(), empty.url()),
+        format!("{},http://{}", empty.url(), closed_address()),
+        format!("http://{},{}", closed_address(), empty.url()),
     ] {
         let source = CcdbSource::new(&url, CcdbOptions { retries: 1, ..short() }).unwrap();
         let error = bytes_of(&source, &version).await.unwrap_err();

@@ -230,7 +230,7 @@ async fn metadata_are_matched_exactly_by_listing_and_by_time() {
 }
 
 #[tokio::test]
-async fn a_filter_that_the_server_takes_the_wrong_way_round_fools_nobody() {
+async fn a_filter_that_the_server_inverts_changes_no_answer() {
     // File-backed: a key that matches except for its case is inverted.
     let server = FakeCcdb::start(Kind::Local).await;
     server.upload(Upload::new("A/One", 0, 100).created(2).metadata("quality", "good"));

@@ -15,7 +15,7 @@ async fn cells(client: &Client, times: &[i64]) -> Vec<Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_uploaded_to_any_kind_of_server_is_served_and_what_comes_later_wins() {
+async fn uploads_to_any_kind_of_server_are_served_and_later_ones_win() {
     for kind in [Kind::Local, Kind::Sql, Kind::SqlLocalCopyFirst] {
         let server = FakeCcdb::start(kind).await;
         server.upload(Upload::new("A/B", 0, 100).created(1).bytes(b"first".to_vec()));

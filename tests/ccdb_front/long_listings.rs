@@ -210,7 +210,7 @@ fn is_cut_off(address: &str, target: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_do_not_read_their_listings_hold_little_and_hinder_nobody() {
+async fn clients_that_do_not_read_their_listings_hold_little_memory_and_delay_no_other() {
     let (folder, plans) = (tempfile::tempdir().unwrap(), plans(20_000));
     store(folder.path(), &plans);
     let service = Service::over(folder.path(), &["--ccdb", "127.0.0.1:0"]);

@@ -143,7 +143,7 @@ async fn parts_of_a_body_are_sent_as_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_understood_is_never_answered_with_200() {
+async fn a_request_that_cannot_be_parsed_is_never_answered_with_200() {
     let server = server().await;
     let service = before(&server, &[]);
     assert_eq!(Connection::open(&address(&service)).ask("FETCH", "/A/B/1", &[]).status, 501);

@@ -104,7 +104,7 @@ fn post(address: &str, target: &str, bytes: &[u8], more: &str) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_stored_is_retrieved_with_its_metadata_at_once() {
+async fn a_stored_version_is_retrieved_with_its_metadata_at_once() {
     for writable in Writable::each().await {
         let stored = writable.store("Test/th1", 1000, 2000, "Hello=World", b"histogram");
         assert_eq!(stored.status, 201, "{}", stored.text());
@@ -306,7 +306,7 @@ async fn where_nothing_may_be_written_ccdbapi_is_told_an_error_or_sent_to_the_so
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_there_are_tokens_only_who_may_administer_writes() {
+async fn where_there_are_tokens_only_administrators_write() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens.toml");
     let tokens = tokens.to_str().unwrap();

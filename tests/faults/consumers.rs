@@ -51,7 +51,7 @@ fn metric(service: &Service, name: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_consumer_lets_go_and_the_bytes_of_others_stay() {
+async fn a_killed_consumer_releases_its_pins_and_the_bytes_of_others_stay() {
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path());
     let service = service(folder.path(), &[]);
@@ -85,7 +85,7 @@ async fn a_killed_consumer_lets_go_and_the_bytes_of_others_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_and_not_yet_received_is_pinned_for_the_session_and_goes_with_it() {
+async fn tables_sent_and_not_yet_received_are_pinned_until_the_session_ends() {
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path());
     let service = service(folder.path(), &[]);

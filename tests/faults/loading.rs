@@ -28,7 +28,7 @@ fn one(number: u64) -> TableRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_whose_consumer_dies_is_taken_over_by_those_who_wait_too() {
+async fn a_load_whose_consumer_dies_goes_on_for_the_other_waiters() {
     let (server, service) = slow_server().await;
     let client = observer(&service).await;
     server.habits().latency = Duration::from_millis(700);
@@ -52,7 +52,7 @@ async fn a_load_whose_consumer_dies_is_taken_over_by_those_who_wait_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_that_nobody_waits_for_any_more_ends_and_its_room_is_free_again() {
+async fn a_load_without_waiters_ends_and_its_memory_is_free_again() {
     let (server, service) = slow_server().await;
     let client = observer(&service).await;
     // The load would take minutes.
@@ -85,7 +85,7 @@ async fn a_load_that_nobody_waits_for_any_more_ends_and_its_room_is_free_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_who_want_one_absent_object_cause_one_request_also_when_it_fails() {
+async fn a_thousand_requests_for_one_absent_object_cause_one_look_up_also_when_it_fails() {
     let (server, service) = slow_server().await;
     let client = observer(&service).await;
     // The valid version is known in advance, so all requests need the body.

@@ -189,7 +189,7 @@ impl Drop for Group {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_control_group_that_is_full_is_an_error_that_names_the_bytes_and_ends_nobody() {
+async fn a_full_control_group_is_an_error_that_names_the_bytes_and_ends_no_process() {
     const LIMIT: u64 = 96 << 20;
     let Some(group) = Group::of(LIMIT) else { return };
     let repository = tempfile::tempdir().unwrap();

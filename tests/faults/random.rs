@@ -49,7 +49,7 @@ async fn adds_up(client: &Client, contents: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn consumers_killed_and_stopped_at_any_moment_harm_nobody() {
+async fn consumers_killed_and_stopped_at_any_moment_harm_no_other() {
     let mut chance = Chance::of_the_test("consumers");
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path());

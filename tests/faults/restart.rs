@@ -207,7 +207,7 @@ fn moved_away(repository: &Path) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_resident_is_resident_again_after_a_kill_and_after_a_stop() {
+async fn resident_objects_are_resident_again_after_a_kill_and_after_a_stop() {
     let manager = Manager::new();
     let mut service = manager.start_with(6, 1).await;
     noted();
@@ -323,7 +323,7 @@ async fn killed_at_any_moment_nothing_wrong_is_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_predecessor_left_damaged_is_not_taken_over() {
+async fn a_damaged_state_of_a_predecessor_is_not_taken_over() {
     let manager = Manager::new();
     let service = manager.start_with(3, 1).await;
     service.kill();

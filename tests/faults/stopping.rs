@@ -56,7 +56,7 @@ async fn consumers_of_a_killed_service_read_on_and_come_back_by_themselves_and_o
 }
 
 #[test]
-fn a_second_service_of_one_name_ends_and_says_who_has_it() {
+fn a_second_service_of_one_name_ends_and_names_the_process_of_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let (sockets, segments) = (folder.path().join("s"), folder.path().join("m"));
     let named = |sockets: &str, segments: &str| {

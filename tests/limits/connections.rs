@@ -56,7 +56,7 @@ async fn connections_beyond_the_limit_are_closed_at_once_and_the_others_go_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_says_nothing_or_too_little_is_hung_up_on() {
+async fn a_client_that_sends_nothing_or_too_little_is_disconnected() {
     let limited = Limited::start("handshake = \"500ms\"");
     let half = Duration::from_millis(250);
     for first in [&b""[..], b"P", &PREFACE[..20], PREFACE, b"\x16\x03\x01"] {
@@ -76,7 +76,7 @@ async fn who_says_nothing_or_too_little_is_hung_up_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_answer_a_ping_is_hung_up_on_and_who_does_can_be_silent_for_long() {
+async fn a_client_that_answers_no_ping_is_disconnected_and_one_that_does_may_stay_idle() {
     let limited = Limited::start("keepalive = \"300ms\"");
     let quiet = limited.client(&limited.service.tcp()).await;
     quiet.table(drift()).await.unwrap();
@@ -171,7 +171,7 @@ async fn over_all_connections_so_many_calls_are_under_way_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_breaks_off_call_after_call_is_cut_off() {
+async fn a_client_that_cancels_call_after_call_is_disconnected() {
     let limited = Limited::start("resets = 64");
     let mut flooding = Connection::open(&limited.address()).unwrap();
     let mut begun: u32 = 0;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::common::PATIENCE;
-use crate::foreign::messages;
+use crate::damaged_streams::messages;
 use crate::setup::{DRIFT, Limited};
 
 const ROWS: usize = 20_000;
@@ -23,7 +23,7 @@ fn with(metadata: &Value, message: FlightData) -> FlightData {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_lets_go_is_let_go_while_it_takes_no_tables() {
+async fn tables_that_a_client_releases_are_released_while_it_reads_none() {
     let limited = Limited::start("");
     let watching = limited.client(&limited.service.unix()).await;
     let pinned = async || watching.status().await.unwrap().memory.pinned_bytes;

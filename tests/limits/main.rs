@@ -5,8 +5,8 @@ mod common;
 
 mod connections;
 mod crowd;
+mod damaged_streams;
 mod exchange;
-mod foreign;
 mod frames;
 mod messages;
 mod setup;

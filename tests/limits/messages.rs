@@ -117,7 +117,7 @@ fn unfinished(id: &str, bytes: usize) -> impl futures::Stream<Item = FlightData>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_sends_is_bounded_in_bytes_and_in_time() {
+async fn input_of_a_client_is_bounded_in_bytes_and_in_time() {
     let limited = Limited::start("request_memory = \"10MiB\"\nmessage_pause = \"2s\"");
     let bare = limited.bare().await;
     let put = |id: &'static str, bytes| {
@@ -143,7 +143,7 @@ async fn what_a_client_sends_is_bounded_in_bytes_and_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_request_may_have_is_set_by_options() {
+async fn limits_of_one_request_are_set_by_options() {
     let folder = tempfile::tempdir().unwrap();
     let repository = folder.path().join("repository");
     put(&repository, &Version { path: DRIFT, from: 0, until: 9, created: 1, bytes: b"drift" });

@@ -131,7 +131,7 @@ fn a_newer_version_is_seen_within_the_refresh_time_and_the_older_one_never_after
 }
 
 #[test]
-fn what_the_service_does_not_see_is_not_found_here_either() {
+fn an_object_that_the_service_does_not_see_is_not_found_locally_either() {
     let versions = [(PATH, (0, 100), 1), (PATH, (0, 100), 5), (PATH, (0, 100), 9)];
     let (service, _repository) = service(&versions, &["--not-after", "5"]);
     let consumer = Consumer::new(&service.unix(), "one");
@@ -230,7 +230,7 @@ fn over_tcp_and_from_afar_the_answers_are_the_same() {
 }
 
 #[test]
-fn what_is_no_path_is_said_to_be_none() {
+fn a_text_that_is_no_path_is_refused_as_one() {
     let (service, _repository) = service(&[], &[]);
     let consumer = Consumer::new(&service.unix(), "one");
     let wrong = consumer.local().path("A//B").unwrap_err();

@@ -422,7 +422,7 @@ fn a_service_that_drains_hands_out_no_table() {
 }
 
 #[test]
-fn a_stopped_service_hands_out_ready_timeframes_and_delays_no_wait_beyond_its_limit() {
+fn a_stopped_service_hands_out_ready_timeframes() {
     let (service, _repository) = service(&[("A/B", (0, 100), 1)], &[]);
     let consumer = Consumer::with_local_tables(&service.unix(), "a");
     learn(&consumer, "a");
@@ -466,7 +466,7 @@ fn timeframes_go_on_with_the_successor_of_a_service() {
 }
 
 #[test]
-fn where_the_service_limits_who_holds_timeframes_they_are_requested() {
+fn timeframes_are_requested_where_the_service_limits_their_holders() {
     for limit in [["--quota-timeframes", "5"], ["--slow-after", "1h"]] {
         let (service, _repository) = service(&[("A/B", (0, 100), 1)], &limit);
         let consumer = Consumer::with_local_tables(&service.unix(), "a");

@@ -294,7 +294,7 @@ fn listen(address: &str) -> (u16, impl Iterator<Item = (String, Value)>) {
 }
 
 #[test]
-fn listeners_are_bounded_and_where_nobody_listens_nothing_is_drawn() {
+fn listeners_are_bounded_and_without_one_nothing_is_drawn() {
     let service = Service::start(&["--source", "memory:"]);
     let address = service.http();
     let samples = |event: (String, Value)| {

@@ -93,7 +93,7 @@ def connect(
         "cert_chain": cert_chain,
         "private_key": private_key,
     }
-    return Client(NativeClient.connect(os.fspath(url), options), url)
+    return Client(NativeClient.connect(os.fspath(url), options), url, float(patience))
 
 
 class Client:
@@ -103,8 +103,9 @@ class Client:
     there. It can connect a client of its own.
     """
 
-    def __init__(self, native: NativeClient, url: str) -> None:
+    def __init__(self, native: NativeClient, url: str, patience: float = 60.0) -> None:
         self._native = native
+        self._patience = patience
         #: The address of the service.
         self.url = url
 
@@ -224,7 +225,7 @@ class Client:
         """The object of a path at a time. It is pinned while it, or a view of it, is in use.
 
         On the node of the service it is looked up in shared memory, without a call: that takes less
-        than a microsecond. The service is asked for what does not lie there, and if one of
+        than a microsecond. The service is asked if the object is not there, or if one of
         ``metadata``, ``not_after``, ``not_before`` and ``wait_ms`` is given.
 
         Raises:
@@ -250,8 +251,8 @@ class Client:
     def get_many(self, keys: Iterable[Tuple[str, Time]]) -> List[Optional[Object]]:
         """The objects of many (path, time) pairs, in their order; None where nothing is valid.
 
-        As :meth:`get`; what does not lie in shared memory is requested together, one request per
-        path.
+        As :meth:`get`; objects that are not in shared memory are requested together, with one
+        request per path.
         """
         return self._native.get_many(keys)
 

@@ -25,6 +25,7 @@ class NativeClient:
     def register(
         self, timeframe: int, timestamps: object, keys: List[Tuple[str, Any]], about: str
     ) -> str: ...
+    def timeframe_event(self, timeframe: int) -> Optional[NativeEvent]: ...
     def report_consumed(self, table: NativeTable) -> None: ...
     def act(self, name: str, body: str) -> str: ...
     def paths(self, prefix: str) -> List[Tuple[str, int]]: ...
@@ -57,6 +58,21 @@ class Path:
         Returns:
             False after ``timeout`` seconds.
         """
+
+    def change_event(
+        self, at: Time, known: Union[Object, str, None]
+    ) -> Optional[NativeEvent]:
+        """A descriptor that is readable when the object at a time can be another one than ``known``.
+
+        For event loops; None if it is another one now. Close it after use.
+        """
+
+@final
+class NativeEvent:
+    """A descriptor that becomes readable once, and stays readable."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
 @final
 class ArrowStream:

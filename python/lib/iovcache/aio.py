@@ -1,5 +1,8 @@
 """The calls of :mod:`iovcache` for asyncio. Each runs in a thread, so the event loop is not blocked.
 
+Waits for a timeframe or a change take no thread: the loop waits for a descriptor, if it can
+(``loop.add_reader``), and the thread is for the result.
+
     >>> from iovcache import aio
     >>> async def main():
     ...     async with await aio.connect("grpc://localhost:50051") as client:
@@ -11,17 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Optional, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Optional, Type, TypeVar, Union
 
 from . import _client
+from ._errors import Unavailable
+from ._native import NativeEvent, Object
 from ._table import Table, TableContents
+from ._times import Time, integer
 
 if TYPE_CHECKING:  # for type checkers alone: Python 3.9 does not have them
     from typing_extensions import Concatenate, ParamSpec
 
     _P = ParamSpec("_P")
+
+#: Longest wait for a path that the service does not publish, in seconds.
+_SLICE = 1.0
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -63,6 +73,64 @@ def _of_client(
 
 def _same(result: _T) -> _T:
     return result
+
+
+async def _until_readable(event: NativeEvent, limit: Optional[float]) -> bool:
+    """Waits for the descriptor of an event, which is then closed; False after ``limit`` seconds."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    descriptor = event.fileno()
+
+    def is_readable() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(descriptor, is_readable)
+    try:
+        await asyncio.wait_for(ready, limit)
+    except asyncio.TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(descriptor)
+        event.close()
+    return True
+
+
+class _Limit:
+    """A time limit in seconds; None: no limit."""
+
+    def __init__(self, seconds: Optional[float]) -> None:
+        self._ends = None if seconds is None else time.monotonic() + seconds
+
+    def left(self) -> Optional[float]:
+        return None if self._ends is None else max(0.0, self._ends - time.monotonic())
+
+
+async def _until_loaded(client: _client.Client, timeframe: int, limit: _Limit) -> None:
+    """Waits until a timeframe is no longer being loaded, as far as shared memory tells."""
+    number = integer(timeframe, "timeframe")
+    while 0 <= number < 1 << 64:
+        event = await asyncio.to_thread(client._native.timeframe_event, number)
+        if event is None or not await _until_readable(event, limit.left()):
+            return
+
+
+def _after_loading(
+    take: Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, AsyncTable]],
+) -> Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, AsyncTable]]:
+    """Waits for the timeframe before ``take``, without a thread."""
+
+    @functools.wraps(take)
+    async def run(self: AsyncClient, *args: _P.args, **options: _P.kwargs) -> AsyncTable:
+        wait_ms: Any = options.get("wait_ms")
+        limit = _Limit(self.client._patience if wait_ms is None else wait_ms / 1000)
+        timeframe: Any = args[0] if args else options["timeframe"]
+        await _until_loaded(self.client, timeframe, limit)
+        if wait_ms is not None:
+            options["wait_ms"] = int(1000 * (limit.left() or 0))
+        return await take(self, *args, **options)
+
+    return run
 
 
 class AsyncTable(TableContents):
@@ -111,8 +179,35 @@ class AsyncClient:
     @_of_client(_client.Client.table, AsyncTable)
     def table(self) -> None: ...
 
+    @_after_loading
     @_of_client(_client.Client.timeframe, AsyncTable)
     def timeframe(self) -> None: ...
+
+    async def changed(
+        self,
+        path: str,
+        at: Time,
+        known: Union[Object, str, None],
+        timeout: Optional[float] = None,
+    ) -> bool:
+        """As :meth:`iovcache.Path.changed`."""
+        limit, handle = _Limit(timeout), await self.path(path)
+        while True:
+            try:
+                event = await asyncio.to_thread(handle.change_event, at, known)
+            except Unavailable:
+                # The path does not lie in shared memory.
+                left = limit.left()
+                part = _SLICE if left is None else min(left, _SLICE)
+                if await asyncio.to_thread(handle.changed, at, known, part):
+                    return True
+                if left is not None and left <= part:
+                    return False
+                continue
+            if event is None:
+                return True
+            if not await _until_readable(event, limit.left()):
+                return False
 
     @_of_client(_client.Client.get, _same)
     def get(self) -> None: ...

@@ -107,7 +107,7 @@ fn written(settings: Option<&Settings>) -> Result<String, Failure> {
                 if let (Some(value), Some(origin)) =
                     (value, origin.filter(|o| **o != ValueOrigin::Default))
                 {
-                    // As it stands: what is in it cannot come from elsewhere.
+                    // Unchanged: its values come from this file alone.
                     let only = toml::Table::from_iter([((*name).to_owned(), value.clone())]);
                     text += &format!("# From: {origin}\n");
                     text += &toml::to_string(&only).map_err(failed)?;
@@ -155,7 +155,7 @@ fn comment(text: &str) -> String {
     lines.iter().filter(|line| !line.is_empty()).map(|line| format!("# {line}\n")).collect()
 }
 
-/// All that is wrong with a file, and what may be meant so.
+/// All faults of a file, and values that may be mistakes.
 fn check_file(file: &Path) -> Result<(Vec<ConfigFault>, Vec<String>), Failure> {
     let text = crate::input::text(file)?;
     let (document, mut faults) = Document::parse_all(&text, Some(file));

@@ -155,7 +155,7 @@ fn line_of(level: &str, target: &str, message: &str, format: LogFormat) -> Strin
     }
 }
 
-/// Writes a line to the log, whatever its filter.
+/// Writes a line to the log, past its filter.
 pub(crate) fn say_as(message: &str, format: LogFormat) {
     stderr::say(&line_of("INFO", "iovcache::serve", message, format));
 }

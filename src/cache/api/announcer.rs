@@ -49,31 +49,31 @@ impl DescriptorsInFlight {
     }
 
     /// Takes room for up to `wanted` descriptors, and for `least` even beyond the limit.
-    fn take(self: &Arc<Self>, wanted: usize, least: usize) -> DescriptorRoom {
+    fn take(self: &Arc<Self>, wanted: usize, least: usize) -> DescriptorPermit {
         let mut count = 0;
         let _ = self.unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unread| {
             count = wanted.min(self.limit.saturating_sub(unread).max(least));
             Some(unread + count)
         });
-        DescriptorRoom { descriptors: Arc::clone(self), count }
+        DescriptorPermit { descriptors: Arc::clone(self), count }
     }
 }
 
 /// Room for descriptors in flight; returned on drop.
 #[derive(Debug)]
-struct DescriptorRoom {
+struct DescriptorPermit {
     descriptors: Arc<DescriptorsInFlight>,
     count: usize,
 }
 
-impl DescriptorRoom {
+impl DescriptorPermit {
     fn shrink_to(&mut self, count: usize) {
         self.descriptors.unread.fetch_sub(self.count - count, Ordering::Relaxed);
         self.count = count;
     }
 }
 
-impl Drop for DescriptorRoom {
+impl Drop for DescriptorPermit {
     fn drop(&mut self) {
         self.descriptors.unread.fetch_sub(self.count, Ordering::Relaxed);
     }
@@ -86,7 +86,7 @@ struct SentLine {
     sent: usize,
     /// The segments whose descriptors are in the line.
     _in_flight: Vec<InFlight>,
-    _room: Option<DescriptorRoom>,
+    _room: Option<DescriptorPermit>,
 }
 
 impl SentLine {
@@ -289,7 +289,7 @@ impl<'a> Announcer<'a> {
     fn part_of(
         &self,
         untold: &[SharedSegment],
-    ) -> (Vec<SharedSegment>, Vec<InFlight>, DescriptorRoom) {
+    ) -> (Vec<SharedSegment>, Vec<InFlight>, DescriptorPermit) {
         let of_segments = MAX_DESCRIPTORS - 2 * usize::from(self.local.is_some());
         let (least, most) = (usize::from(self.reads), of_segments.min(untold.len()));
         let mut freed = self.descriptors.take(most, least.min(most));
@@ -315,7 +315,7 @@ impl<'a> Announcer<'a> {
         bytes: Vec<u8>,
         segments: &[SharedSegment],
         in_flight: Vec<InFlight>,
-        freed: Option<DescriptorRoom>,
+        freed: Option<DescriptorPermit>,
     ) -> Result<bool, WireError> {
         let local = self.local.filter(|_| freed.is_some());
         let local = local.map(|local| [local.directory().file(), local.page().file()]);

@@ -49,7 +49,10 @@ impl Answer {
         &self.lease
     }
 
-    /// The table's schema.
+    /// The table's schema: a field per column with the metadata `url` (its object path), in the
+    /// encoding and with the cells that the request names. Its own metadata are `iovcache.version`,
+    /// `iovcache.epoch`, and, where they apply, `iovcache.attach`, `iovcache.timeframe` and
+    /// `iovcache.lease`.
     pub fn schema(&self) -> SchemaRef {
         let (timeframe, lease) = self.named();
         self.table_schema.layout.schema_of(&self.table_schema.schema, timeframe, lease)
@@ -70,15 +73,19 @@ impl Answer {
         made.unwrap_or_else(|| MessageWriter::begin(&self.schema()).1)
     }
 
-    /// Number of rows: timestamps, or effective spans.
+    /// Number of rows: timestamps in the view `rows`, else the rows of its view (runs, effective
+    /// spans, distinct objects, chunks).
     pub fn rows(&self) -> u64 {
         self.rows
     }
 
-    /// The table as IPC messages, the schema first. Each message is made on demand.
+    /// The table as IPC messages, the schema first. Each message is made on demand. Batches of
+    /// MetaHeaders are split below 2 MiB; a dictionary is sent once, before the first batch that
+    /// uses it.
     ///
     /// # Errors
-    /// [`EncodeError`].
+    /// [`EncodeError`] if an object is too large for a cell of its bytes (64 MiB), or lies in memory
+    /// that the kind of cell cannot name.
     pub fn messages(
         &self,
     ) -> Result<impl Iterator<Item = Result<Message, EncodeError>> + Send + 'static, EncodeError>
@@ -97,7 +104,7 @@ impl Answer {
     /// Like [`messages`](Self::messages) without the schema, one batch at a time.
     ///
     /// # Errors
-    /// [`EncodeError`].
+    /// As [`messages`](Self::messages).
     pub fn body(
         &self,
     ) -> Result<
@@ -156,7 +163,7 @@ impl Answer {
     /// All batches at once.
     ///
     /// # Errors
-    /// [`EncodeError`].
+    /// As [`messages`](Self::messages).
     pub fn to_batches(&self) -> Result<Vec<RecordBatch>, EncodeError> {
         self.batches().collect()
     }

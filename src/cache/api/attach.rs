@@ -220,7 +220,7 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// A session that looks up by itself. At its end the audit log says what it looked up.
+/// A session that looks up by itself. At its end its look-ups are written to the audit log.
 struct LocalSession {
     page: SessionPage,
     _charge: Charge,
@@ -373,6 +373,9 @@ impl Cache {
         // Subscribed before the segments are listed, so that none is missed in between.
         let mut grown = self.0.grown.subscribe();
         let session = self.0.leases.open_session(consumer, peer.pid, peer.uid, origin);
+        if let Some(publisher) = &self.0.publisher {
+            publisher.note_claim();
+        }
         let _ending = Ending { cache: self, session: &session.id };
         let local = if local { self.local_page(&session, peer) } else { None };
         let page = local.as_ref().map(|local| &local.page);
@@ -384,8 +387,9 @@ impl Cache {
                     match parse_line(&line?) {
                         Ok(ClientMessage::Need(Need { kind, id })) => announcer.need(kind, id),
                         Ok(message) => {
+                            let is_report = message.is_report();
                             if let Err(error) = self.take_line(&session, message) {
-                                refused = refused.wrapping_add(1);
+                                refused = refused.wrapping_add(u32::from(is_report));
                                 announcer.tell(&error);
                             }
                         }

@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::{Cache, CacheInner};
 use crate::budget::Budget;
-use crate::cache::holders::lease::Leases;
+use crate::cache::holders::leases::Leases;
 use crate::cache::holders::limits::ConsumerLimits;
 use crate::cache::holders::quota::ConsumerQuotas;
-use crate::cache::holders::timeframe::Timeframes;
 use crate::cache::holders::timeframe_publisher::TimeframePublisher;
+use crate::cache::holders::timeframes::Timeframes;
 use crate::cache::memory::publish::{Description, Verified};
 use crate::cache::memory::residency::{Reclaimable, Residency};
 use crate::cache::restart::{
@@ -233,10 +233,11 @@ impl CacheBuilder {
         self
     }
 
-    /// Builds the cache. Must be called inside a tokio runtime.
+    /// Builds the cache. Must be called inside a tokio runtime, in which its background tasks run:
+    /// expiry of leases, refresh of timelines, publishing for local look-ups.
     ///
     /// # Errors
-    /// [`BuildError`].
+    /// [`BuildError`]: there is no source, or the shared memory cannot be set up as configured.
     pub fn build(mut self) -> Result<Cache, BuildError> {
         let source = self.source.take().ok_or(BuildError::NoSource)?;
         let counters = Arc::new(Counters::default());

@@ -23,6 +23,31 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::table::{Request, TableRows, When, key_names};
 
 /// The state of one stream. Dropping it releases everything that the stream holds.
+///
+/// ```
+/// use iovcache::Cache;
+/// use iovcache::index::Timestamps;
+/// use iovcache::table::Request;
+/// # use std::sync::Arc;
+/// # use iovcache::shm::PoolOptions;
+/// # use iovcache::source::MemorySource;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let memory = PoolOptions { memory_bytes: 4 << 20, ..PoolOptions::default() };
+/// # let source = Arc::new(MemorySource::new());
+/// # let cache = Cache::builder().source(source).memory(memory).build()?;
+/// let template = br#"{"columns": {"drift": "TPC/Calib/VDrift"}, "missing": "null"}"#;
+/// let stream = cache.exchange(Request::parse_template(template)?)?;
+/// for timeframe in 1..=3 {
+///     let times = Timestamps::new(vec![timeframe as i64 * 1_000], None);
+///     let answer = stream.answer(timeframe, times).await?;
+///     assert_eq!(answer.rows(), 1);
+/// }
+/// // The objects of timeframe 3 stay pinned.
+/// stream.oldest_possible(3);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Exchange {
     cache: Cache,
@@ -96,10 +121,12 @@ impl Exchange {
         self.state().queued.entry(timeframe).or_default().push_back(Arc::default());
     }
 
-    /// Makes the table of a timeframe, held until it is consumed.
+    /// Makes the table of a timeframe for these timestamps and keys, held until it is consumed or
+    /// the stream ends. If the stream has reported it as consumed meanwhile, it is returned and not
+    /// held.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// As [`Cache::answer`]. The stream goes on after an error.
     pub async fn answer(
         &self,
         timeframe: u64,
@@ -198,6 +225,9 @@ impl Cache {
         let stream_schema = StreamSchema { columns, table_schema };
         let consumer = template.consumer.as_deref();
         let claim = consumer.map(|consumer| self.0.leases.claim(consumer, origin.clone()));
+        if let (Some(_), Some(publisher)) = (claim, &self.0.publisher) {
+            publisher.note_claim();
+        }
         let (cache, state) = (self.clone(), Mutex::default());
         Ok(Exchange { cache, template, stream_schema, keys, origin, claim, budget, state })
     }

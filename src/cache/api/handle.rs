@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
-use crate::cache::holders::lease::Leases;
+use crate::cache::holders::leases::Leases;
 use crate::cache::holders::polls::Polls;
 use crate::cache::holders::quota::ConsumerQuotas;
-use crate::cache::holders::timeframe::Timeframes;
+use crate::cache::holders::timeframes::Timeframes;
 use crate::cache::memory::in_use::InUse;
 use crate::cache::memory::residency::Residency;
 use crate::cache::restart::RestartState;

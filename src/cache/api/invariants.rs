@@ -27,7 +27,7 @@ use crate::shm::BlockLocation;
 use crate::table::CheckAnswer;
 
 /// Longest time over which the check of a running service is repeated.
-const PATIENCE: Duration = Duration::from_secs(2);
+const CHECK_LIMIT: Duration = Duration::from_secs(2);
 /// Pause between two checks.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -63,7 +63,7 @@ impl Cache {
         };
         let began = Instant::now();
         let (mut wrong, mut answer) = self.look(false);
-        while !wrong.is_empty() && began.elapsed() < PATIENCE {
+        while !wrong.is_empty() && began.elapsed() < CHECK_LIMIT {
             tokio::time::sleep(PAUSE).await;
             let (again, seen) = self.look(false);
             // With the sentence of the latest check.
@@ -246,7 +246,7 @@ mod tests {
 
     /// Breaks each invariant once; both checks must find it.
     #[tokio::test]
-    async fn what_is_broken_on_purpose_is_found() {
+    async fn every_planted_fault_is_found() {
         type Break = fn(&Cache, ObjectId);
         let break_it: [(&str, Break); 4] = [
             ("1 are held", |cache, id| std::mem::forget(cache.0.residency.pin(id))),

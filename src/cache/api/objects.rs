@@ -19,8 +19,8 @@ use super::handle::Cache;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::memory::in_use::InUseGuard;
-use crate::cache::versions::catalog::QueryTimes;
 use crate::cache::versions::object_index::{Effective, Versions, effective_of};
+use crate::cache::versions::query_times::QueryTimes;
 use crate::index::Timestamps;
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
@@ -30,6 +30,40 @@ use crate::source::{Change, Changed, Details, UploadBytes, WriteTarget};
 const HASH_BESIDE_FROM_BYTES: usize = 256 << 10;
 
 /// One object in shared memory, which stays there until this is dropped.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use iovcache::source::MemorySource;
+/// use iovcache::{Cache, ObjectPath, Query, Timestamp};
+/// # use iovcache::shm::PoolOptions;
+/// # use iovcache::{ObjectId, ObjectInfo, ValidityInterval};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let drift = |id: u8, from: i64, until: i64, created: i64| ObjectInfo {
+/// #     path: ObjectPath::new("TPC/Calib/VDrift").unwrap(),
+/// #     id: ObjectId::from_bytes([id; 16]),
+/// #     validity: ValidityInterval::new(
+/// #         Timestamp::from_millis(from), Timestamp::from_millis(until)).unwrap(),
+/// #     created: Timestamp::from_millis(created),
+/// #     size_bytes: None,
+/// #     md5: None,
+/// #     metadata: Default::default(),
+/// # };
+/// # let memory = PoolOptions { memory_bytes: 4 << 20, ..PoolOptions::default() };
+/// let source = MemorySource::new();
+/// source.put(drift(1, 0, 90, 1), &b"drift"[..]);
+/// let cache = Cache::builder().source(Arc::new(source)).memory(memory).build()?;
+///
+/// let (at, limit) = (Timestamp::from_millis(5), Duration::from_secs(10));
+/// let query = Query::all(ObjectPath::new("TPC/Calib/VDrift")?);
+/// let effective = cache.version_at(&query, at, limit).await?.expect("a version is valid");
+/// let object = cache.hold(&effective.version, limit).await?;
+/// assert_eq!(object.payload(), b"drift");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct HeldObject {
     pins: InUseGuard,
@@ -50,7 +84,8 @@ impl Cache {
     /// cached.
     ///
     /// # Errors
-    /// [`CacheError`], if no older answer is known either.
+    /// If no older answer is known: [`CacheError::LookUp`] with the error of the source, and
+    /// [`CacheError::DeadlineExceeded`] after `patience`. [`CacheError::Draining`].
     pub async fn version_at(
         &self,
         query: &Query,
@@ -101,10 +136,13 @@ impl Cache {
         self.0.catalog.source().write_target(path)
     }
 
-    /// Changes versions at their source and invalidates the path.
+    /// Changes versions at their source and invalidates the path, also after an error. `bytes` are
+    /// the contents of an upload.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::Paths`] with the error of the source
+    /// ([`NotAllowed`](crate::source::SourceError::NotAllowed) if it only reads),
+    /// [`CacheError::Draining`].
     pub async fn change(
         &self,
         change: &Change,
@@ -117,10 +155,10 @@ impl Cache {
         changed.map_err(|error| CacheError::Paths { prefix: path(), error })
     }
 
-    /// The folders one level below a path, as full paths, sorted.
+    /// The folders one level below a path (`""`: the root), as full paths, sorted.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::Paths`] with the error of the source, [`CacheError::Draining`].
     pub async fn subfolders(&self, path: &str) -> Result<Vec<String>, CacheError> {
         self.check_open()?;
         let found = self.0.catalog.source().subfolders(path).await;
@@ -146,10 +184,12 @@ impl Cache {
         }
     }
 
-    /// The version `id` of `path`, which is expected to be valid at `at`.
+    /// The version `id` of `path`, which is expected to be valid at `at`. `None` if the source has
+    /// no such version.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::LookUp`] and [`CacheError::Paths`] with the error of the source,
+    /// [`CacheError::DeadlineExceeded`] after `patience`, [`CacheError::Draining`].
     pub async fn version_of(
         &self,
         path: &ObjectPath,
@@ -189,10 +229,12 @@ impl Cache {
         self.0.objects.known(id)
     }
 
-    /// Loads an object into shared memory and keeps it there.
+    /// Loads an object into shared memory, if it is not there, and keeps it there.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::Load`] with the error of the source; [`CacheError::MemoryPinned`] and
+    /// [`CacheError::NeverFits`] if there is no memory for it; [`CacheError::DeadlineExceeded`] after
+    /// `patience`; [`CacheError::Draining`].
     pub async fn hold(
         &self,
         version: &Arc<ObjectInfo>,

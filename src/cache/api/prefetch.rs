@@ -19,7 +19,7 @@ use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
 use crate::cache::tables::plan::Plan;
-use crate::cache::versions::catalog::QueryTimes;
+use crate::cache::versions::query_times::QueryTimes;
 use crate::error::Coded as _;
 use crate::index::{State, Timestamps};
 use crate::interval::Timestamp;
@@ -35,7 +35,8 @@ impl Cache {
     /// the number of objects that are resident now.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::UnknownTable`]; [`CacheError::LookUp`] and [`CacheError::Load`] with the error of
+    /// the source; [`CacheError::MemoryPinned`] and [`CacheError::DeadlineExceeded`].
     pub async fn prefetch(&self, prefetch: &Prefetch, caller: &Caller) -> Result<u64, CacheError> {
         self.check_open()?;
         let wait =

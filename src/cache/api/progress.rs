@@ -14,7 +14,7 @@ use crate::cache::holders::lease_terms::{LeaseHolder, charge_lease};
 use crate::cache::holders::polls::{Polled, Polls};
 use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::versions::linked_timeline::VersionSet;
-use crate::cache::yielder::Turns;
+use crate::cache::yielder::WorkClock;
 use crate::sync::MutexGuard;
 use crate::table::Request;
 
@@ -45,11 +45,12 @@ impl Progress {
 }
 
 impl Cache {
-    /// The progress of the table of `request`. The first call starts to load it for `lease`. Its
-    /// memory is charged to `budget`.
+    /// The progress of the table of `request`. The first call starts to load it for `lease`, and
+    /// each call renews the lease. Its memory is charged to the budget of `caller`.
     ///
     /// # Errors
-    /// [`CacheError`], also the error of a failed load; the next call starts a new load.
+    /// [`CacheError::LeaseEnded`]; the errors of [`answer`](Self::answer), also the one of a load that
+    /// failed since the last call. The next call then starts a new load.
     pub async fn poll(
         &self,
         request: &Request,
@@ -76,7 +77,7 @@ impl Cache {
         }
         let mut progress =
             Progress { objects: 0, objects_loaded: 0, bytes: 0, bytes_loaded: 0, done: false };
-        let mut turns = Turns::new();
+        let mut turns = WorkClock::new();
         for version in versions.infos() {
             let resident = self.0.residency.size_of(version.id);
             let bytes = resident.or(version.size_bytes).unwrap_or(0);

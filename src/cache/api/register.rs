@@ -11,8 +11,9 @@ use super::handle::Cache;
 use crate::cache::deadline::{PLANNING, by_deadline};
 use crate::cache::error::CacheError;
 use crate::cache::holders::caller::Caller;
-use crate::cache::holders::timeframe::{LoadState, Registered, Registration, Timeframe};
+use crate::cache::holders::timeframe::{LoadState, Registration, Timeframe};
 use crate::cache::holders::timeframe_load::load_timeframe;
+use crate::cache::holders::timeframes::Registered;
 use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::memory::reservations::Claim;
 use crate::cache::tables::column_sets::{ColumnSet, SchemaKey, TableSchema};
@@ -39,10 +40,14 @@ impl Cache {
     /// The versions are decided now: later changes at the source do not affect the timeframe.
     /// Timestamps without a valid object are reported to requests for the table.
     ///
+    /// While too many timeframes are in flight or their objects leave no memory, the registration
+    /// waits in the order of arrival, at most for `patience`, and at most 60 s.
+    ///
     /// # Errors
     /// [`CacheError::TimeframeExists`] if the id is in flight with other content,
-    /// [`CacheError::NeverFits`] if its objects can never be in memory together, and the errors of
-    /// the source.
+    /// [`CacheError::NeverFits`] if its objects can never be in memory together,
+    /// [`CacheError::NoPlace`] if it could not be admitted within `patience`, and the errors of the
+    /// source.
     pub async fn register(
         &self,
         timeframe: u64,
@@ -141,8 +146,8 @@ impl Cache {
         }
     }
 
-    /// The schema of the table of a timeframe in the form that clients request by default; `None` if
-    /// they must request it: it has errors to report, or no consumer reads shared memory.
+    /// The schema of the table of a timeframe in the form that clients request by default; `None`
+    /// if they must request it: it has errors to report, or no consumer reads shared memory.
     fn plane_schema(&self, plan: &Plan, columns: &Arc<ColumnSet>) -> Option<Arc<TableSchema>> {
         self.0.publisher.as_ref()?;
         let request = TableRequest::new().timeframe(0).encoding(Encoding::RunEnd).build().ok()?;

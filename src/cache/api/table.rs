@@ -183,10 +183,12 @@ impl Cache {
         Ok(key_names(self.0.columns.requested(columns, None)?))
     }
 
-    /// The schema of the table that `request` asks for. Loads nothing and asks no source.
+    /// The schema of the table that `request` asks for, and the number of its rows where that is
+    /// known without a look-up. Loads nothing and asks no source.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError::UnknownTimeframe`], [`CacheError::UnknownTable`], and [`CacheError::Request`] for
+    /// columns and keys that do not go together.
     pub fn describe(&self, request: &Request) -> Result<Described, CacheError> {
         let subject = self.subject(&request.when)?;
         let (registered, rows) = match &subject {
@@ -211,10 +213,19 @@ impl Cache {
         })
     }
 
-    /// Waits until every object of the table is in shared memory and pinned for the caller.
+    /// Waits until every object of the table is in shared memory and pinned for the caller, at most
+    /// for the time limit of the request.
+    ///
+    /// The pins belong to the session of the request, else to its timeframe and consumer, else to a
+    /// lease of 60 s ([`CacheBuilder::lease_limit`](crate::cache::CacheBuilder::lease_limit)), and
+    /// to the answer itself until it is dropped.
     ///
     /// # Errors
-    /// [`CacheError`]. On error nothing stays pinned.
+    /// [`CacheError::Missing`] and [`CacheError::NoPath`] if rows have no object and the request does
+    /// not allow null cells; [`CacheError::LookUp`] and [`CacheError::Load`] with the error of the
+    /// source; [`CacheError::MemoryPinned`], [`CacheError::NeverFits`] and
+    /// [`CacheError::DeadlineExceeded`] for memory and time; the others for requests that are wrong or
+    /// over a limit. On error nothing stays pinned.
     pub async fn answer(&self, request: &Request, caller: &Caller) -> Result<Answer, CacheError> {
         self.answer_for(request, &request.when, caller, None).await
     }

@@ -208,7 +208,7 @@ async fn bytes_that_the_source_does_not_describe_are_never_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_of_other_bytes_gives_way_once_nobody_pins_it() {
+async fn an_object_of_other_bytes_is_replaced_once_it_is_not_pinned() {
     let (cache, source) = cache(8, 1);
     // First the source gives no digest, later other bytes.
     source.memory.put(ObjectInfo { md5: None, ..version("A/B", 0) }, vec![200; SIZE]);
@@ -319,7 +319,7 @@ async fn rows_without_an_object_are_counted_by_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn runs_times_columns_are_charged_to_who_asks() {
+async fn runs_times_columns_are_charged_to_the_client_that_asks() {
     let (cache, _source) = cache(4, 2);
     let times: Vec<i64> = (0..100_000).map(|n| n % 2).collect();
     let columns: serde_json::Map<String, Value> =
@@ -340,7 +340,7 @@ async fn runs_times_columns_are_charged_to_who_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_nobody_has_is_not_asked_for_at_each_timestamp() {
+async fn a_path_without_versions_is_not_asked_for_at_each_timestamp() {
     let (cache, source) = cache(4, 2);
     source.by_time.store(true, Ordering::SeqCst);
     let times: Vec<i64> = (0..1_000).map(|n| n * 1_000).collect();
@@ -355,7 +355,7 @@ async fn a_path_that_nobody_has_is_not_asked_for_at_each_timestamp() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_stream_reports_as_consumed_before_it_came_is_not_held() {
+async fn a_timeframe_that_a_stream_consumes_before_it_comes_is_not_held() {
     let (cache, _source) = cache(4, 4);
     let template = Request::parse_template(br#"{"columns": {"b": "A/B"}}"#).unwrap();
     let exchange = cache.exchange(template).unwrap();

@@ -14,10 +14,12 @@ use crate::table::{Request, TimelinePage, TimelineRequest, TimelineSpan};
 const SPAN_BYTES: u64 = 200;
 
 impl Cache {
-    /// A page of the effective spans of a path. It loads no object, and does not keep the versions.
+    /// A page of the effective spans of a path: at most 10,000, cut at the range of `request`, in
+    /// ascending order. It loads no object, and does not keep the versions.
     ///
     /// # Errors
-    /// [`CacheError`], if no older answer is known either.
+    /// [`CacheError::Request`] for an empty range, [`CacheError::Budget`], and, if no older answer is
+    /// known, [`CacheError::LookUp`] and [`CacheError::DeadlineExceeded`].
     pub async fn timeline(
         &self,
         request: &TimelineRequest,

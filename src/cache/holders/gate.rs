@@ -11,7 +11,8 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use crate::cache::holders::lease::{LeaseId, Leases, OnEnd};
+use crate::cache::holders::lease::{LeaseId, OnEnd};
+use crate::cache::holders::leases::Leases;
 use crate::clock::Moment;
 use crate::sync::{Mutex, MutexGuard};
 use crate::table::{EncodeError, PayloadPins};

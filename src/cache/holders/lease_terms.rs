@@ -1,4 +1,4 @@
-//! The terms under which a lease is opened: its owner, its holder, and what it is charged.
+//! The terms under which a lease is opened: its owner, its holder, and its charges.
 
 use std::sync::Arc;
 

@@ -7,8 +7,8 @@ use loom::thread;
 
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::CacheError;
-use crate::cache::holders::lease::Leases;
 use crate::cache::holders::lease_terms::{HolderName, LeaseHolder, LeaseOwner, LeaseTerms};
+use crate::cache::holders::leases::Leases;
 use crate::cache::holders::limits::ConsumerLimits;
 use crate::cache::holders::origin::{Account, Origin};
 use crate::clock::Clock;

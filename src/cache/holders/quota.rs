@@ -13,10 +13,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::cache::error::CacheError;
-use crate::cache::holders::lease::Leases;
 use crate::cache::holders::lease_terms::HolderName;
+use crate::cache::holders::leases::Leases;
 use crate::cache::holders::limits::{ConsumerLimits, SlowConsumer, SlowHolder};
-use crate::cache::holders::timeframe::Timeframes;
+use crate::cache::holders::timeframes::Timeframes;
 use crate::clock::Clock;
 use crate::sync::Mutex;
 use crate::telemetry::Counters;

@@ -13,17 +13,25 @@
 //! flight is never lost with its table.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt;
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use foldhash::fast::RandomState;
+
 use crate::cache::memory::object::{Pin, PinSet};
+use crate::cache::memory::pin_request::PinRequest as _;
 use crate::cache::memory::residency::Residency;
 use crate::cache::tables::column_sets::TableSchema;
 use crate::cache::tables::plan::{Assembled, Plan};
 use crate::cache::tables::plan_objects::content_of;
 use crate::cache::versions::publisher::Publisher;
-use crate::shm::{BlockLocation, ConsumerMark, PublishedTimeframe, TimeframeEntry, TimeframeParts};
+use crate::shm::{
+    BlockLocation, ColumnPart, ConsumerMark, MetaHeader, PublishedTimeframe, TimeframeEntry,
+    TimeframeParts,
+};
 use crate::sync::{Mutex, MutexGuard};
 use crate::table::column_parts;
 
@@ -111,6 +119,7 @@ impl TimeframePublisher {
         let columns = column_parts(&batch.batch, assembled.columns.len())?;
         let schema_message = schema.schema_message.message(Some(timeframe), None)?;
         let pins = assembled.pins.pins();
+        let intervals = intervals_of(plan, pins, &columns, &batch.batch.body);
         let parts = TimeframeParts {
             timeframe,
             registration,
@@ -123,6 +132,7 @@ impl TimeframePublisher {
             schema_message: &schema_message.header,
             batch_message: &batch.batch.header,
             body: &batch.batch.body,
+            intervals: &intervals,
         };
         let size = PublishedTimeframe::size_bytes(&parts)?;
         let limit = self.residency.pool().total_bytes() / MEMORY_SHARE;
@@ -137,6 +147,27 @@ impl TimeframePublisher {
         all_bytes.fetch_add(table.charged_bytes(), Ordering::Relaxed);
         Some(CountedTable { table, all_bytes })
     }
+}
+
+/// The validity interval of the version of each run, column after column; 0 to 0 for a null cell.
+fn intervals_of(plan: &Plan, pins: &[Pin], columns: &[ColumnPart], body: &[u8]) -> Vec<[i64; 2]> {
+    let generation = |pin: &Pin| pin.meta_header().hint;
+    let numbers: HashMap<u64, usize, RandomState> =
+        pins.iter().enumerate().map(|(number, pin)| (generation(pin), number)).collect();
+    let interval = |cell: &[u8]| {
+        let hint = cell.get(offset_of!(MetaHeader, hint)..).and_then(|rest| rest.first_chunk());
+        let number = hint.and_then(|hint| numbers.get(&u64::from_le_bytes(*hint)));
+        number.map_or([0; 2], |number| {
+            let validity = plan.versions().info(*number).validity;
+            [validity.from().as_millis(), validity.until().as_millis()]
+        })
+    };
+    let cells = columns.iter().flat_map(|column| {
+        let (first, runs) = (column.cells as usize, column.runs as usize);
+        let cells = body.get(first..first + runs * MetaHeader::BYTES).unwrap_or_default();
+        cells.chunks_exact(MetaHeader::BYTES)
+    });
+    cells.map(interval).collect()
 }
 
 /// The segments (`true`) and regions of objects, each once.

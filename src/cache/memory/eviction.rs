@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_again_outlives_a_scan() {
+    fn objects_used_again_outlive_a_scan() {
         let home = home(ROOM);
         for _ in 0..2 {
             (0..50).for_each(|n| drop(used(&home, n)));
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_but_is_not_any_more_goes_in_the_end() {
+    fn objects_that_are_not_used_any_more_are_evicted_in_the_end() {
         let home = home(ROOM);
         for _ in 0..3 {
             (0..ROOM).for_each(|n| drop(used(&home, n)));
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_back_soon_after_it_was_evicted_is_proven() {
+    fn an_object_that_comes_back_soon_after_its_eviction_enters_the_main_queue() {
         let home = home(ROOM);
         (0..ROOM + 1).for_each(|n| drop(used(&home, n)));
         assert_eq!(there(&home, 0..1), 0, "the first object is evicted first");
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pinned_stays_and_can_go_when_it_is_not() {
+    fn pinned_objects_stay_and_unpinned_ones_can_be_evicted() {
         let home = home(ROOM);
         let pins: Vec<Pin> = (0..ROOM - 1).map(|n| used(&home, n)).collect();
         (1_000..1_200).for_each(|n| drop(used(&home, n)));

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_read_and_what_went_is_not() {
+    fn present_files_are_read_and_removed_ones_are_not() {
         let object_log = Arc::new(ObjectLog::new().unwrap());
         let read = |object_log: &ObjectLog| {
             let mut read = ObjectLog::read(object_log.file()).unwrap();

@@ -1,5 +1,5 @@
 //! The audit log: one line per answered table, and one per session that looked up by itself, to prove
-//! later which version served what.
+//! later which version served which rows.
 //!
 //! Written at level info under [`TARGET`]; without a subscriber for it, it costs nothing:
 //! `serve --log warn,iovcache::table=info`.

@@ -25,9 +25,10 @@ use crate::cache::tables::known_columns::{
 use crate::cache::tables::lock_selection::LockTarget;
 use crate::cache::tables::plan::{Plan, PlannedIntervals};
 use crate::cache::tables::run_information::RunInformation;
-use crate::cache::versions::catalog::{Catalog, KnownTimeline, QueryTimes};
+use crate::cache::versions::catalog::{Catalog, KnownTimeline};
 use crate::cache::versions::object_index::ObjectIndex;
-use crate::cache::yielder::Turns;
+use crate::cache::versions::query_times::QueryTimes;
+use crate::cache::yielder::WorkClock;
 use crate::clock::Clock;
 use crate::interval::ValidityInterval;
 use crate::object::{CreationLimits, ObjectPath, Query};
@@ -167,14 +168,14 @@ impl ColumnLookUp {
     /// Looks up the timelines of all queries.
     async fn ask_all(
         &self,
-        asked: &mut [AskedQuery<'_>],
+        asked: &mut [KnownQuery<'_>],
         entries: usize,
         deadline: Instant,
     ) -> Result<(), CacheError> {
         let now = self.clock.now();
-        let (mut turns, cost) = (Turns::new(), 4 + entries / 16);
+        let (mut turns, cost) = (WorkClock::new(), 4 + entries / 16);
         let look = async {
-            for AskedQuery { query, times, known } in asked.iter_mut() {
+            for KnownQuery { query, times, known } in asked.iter_mut() {
                 *known = self.catalog.known_now(query, times, now);
                 let is_one = matches!(times, QueryTimes::All(times) if times.len() == 1);
                 turns.take(if is_one { 4 } else { cost }).await;
@@ -183,7 +184,7 @@ impl ColumnLookUp {
         };
         by_deadline(PLANNING, deadline, look).await?;
         let open = asked.iter_mut().filter(|asked| asked.known.is_none());
-        let look_ups = open.map(async |AskedQuery { query, times, known }| {
+        let look_ups = open.map(async |KnownQuery { query, times, known }| {
             *known = Some(self.catalog.known_at(query, times).await?);
             Ok::<_, CacheError>(())
         });
@@ -334,19 +335,19 @@ fn open_queries<'a>(
     keyed: &'a [Option<KeyedLookUps>],
     rows: &'a TableRows,
     limits: CreationLimits,
-) -> Vec<AskedQuery<'a>> {
+) -> Vec<KnownQuery<'a>> {
     let mut asked = Vec::with_capacity(columns.len());
     for ((known, keyed), column) in known.iter().zip(keyed).zip(columns) {
         match (known, keyed, column.plain_path()) {
             (None, Some(look_ups), _) => {
                 let queries = look_ups.queries.iter().enumerate();
-                asked.extend(queries.map(|(number, query)| AskedQuery {
+                asked.extend(queries.map(|(number, query)| KnownQuery {
                     query: query.query(limits),
                     times: look_ups.times_of(number),
                     known: None,
                 }));
             }
-            (None, None, Some(path)) => asked.push(AskedQuery {
+            (None, None, Some(path)) => asked.push(KnownQuery {
                 query: plain_query(path, column, limits),
                 times: QueryTimes::All(&rows.timestamps),
                 known: None,
@@ -370,7 +371,7 @@ fn plain_query(path: &ObjectPath, column: &ColumnRequest, limits: CreationLimits
 const PARALLEL_QUERIES: usize = 10_000;
 
 /// A query of a table, and its known timeline.
-struct AskedQuery<'a> {
+struct KnownQuery<'a> {
     query: Query,
     times: QueryTimes<'a>,
     known: Option<KnownTimeline>,

@@ -16,8 +16,9 @@ use arrow_buffer::NullBuffer;
 
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::error::CacheError;
-use crate::cache::versions::catalog::{KnownTimeline, QueryTimes};
-use crate::cache::yielder::Turns;
+use crate::cache::versions::catalog::KnownTimeline;
+use crate::cache::versions::query_times::QueryTimes;
+use crate::cache::yielder::WorkClock;
 use crate::index::{ChoiceSource, KeyColumn, KeyValue, RowChoices, RowRanges, Slot, Timestamps};
 use crate::interval::Timestamp;
 use crate::object::{CreationLimits, ObjectPath, Query};
@@ -141,7 +142,7 @@ impl KeyedLookUps {
             false => Arc::clone(&rows.timestamps),
         };
         let builder =
-            LookUpBuilder { column, used, rows, terms, key: &key, charge, turns: Turns::new() };
+            LookUpBuilder { column, used, rows, terms, key: &key, charge, turns: WorkClock::new() };
         let (choices, look_ups, queries, charge) = match by_value {
             true => builder.by_value().await?,
             false => builder.by_path().await?,
@@ -241,7 +242,7 @@ struct LookUpBuilder<'a> {
     terms: KeyTerms<'a>,
     key: &'a KeyColumn,
     charge: Charge,
-    turns: Turns,
+    turns: WorkClock,
 }
 
 impl LookUpBuilder<'_> {

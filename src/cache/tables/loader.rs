@@ -50,7 +50,7 @@ const TURN: Duration = Duration::from_millis(200);
 /// Longest turn of a registration, after a long wait.
 const LONG_TURN: Duration = Duration::from_secs(2);
 /// Longest pause after a turn in which there was no room.
-const REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Number of objects of one table fetched in parallel.
 const PARALLEL_LOADS: usize = 64;
 /// From this number of absent objects of a table on, their digests are computed together.
@@ -218,7 +218,7 @@ impl Loader {
     /// Pins the resident ones of `versions` and reserves memory for the others, all of it or none.
     /// `None` if there was no room during a turn without other takers. The turn grows with the time
     /// `waited` before: a large registration needs more memory than is freed in a short turn, and
-    /// others take what is freed between two turns.
+    /// others take the memory that is freed between two turns.
     ///
     /// # Errors
     /// [`CacheError::Pool`] if the system provides no memory.
@@ -425,7 +425,7 @@ impl Loader {
                 }
             }
         };
-        let _ = tokio::time::timeout(REST, fits).await;
+        let _ = tokio::time::timeout(LONGEST_REST, fits).await;
     }
 
     /// # Errors

@@ -19,7 +19,7 @@ use crate::cache::error::CacheError;
 use crate::cache::versions::catalog::KnownTimeline;
 use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::cache::versions::object_index::{ObjectIndex, Versions};
-use crate::cache::yielder::Turns;
+use crate::cache::yielder::WorkClock;
 use crate::clock::Moment;
 use crate::index::Timeline;
 use crate::interval::ValidityInterval;
@@ -101,7 +101,7 @@ impl ObjectIndex {
         limits: CreationLimits,
         budget: &ClientBudget,
     ) -> Result<Vec<KnownTimeline>, CacheError> {
-        let mut turns = Turns::new();
+        let mut turns = WorkClock::new();
         let mut charge = budget.charge(0, "lock of a request")?;
         let by_path = by_path(lock, targets, &mut turns).await?;
         let paths: Vec<_> = by_path.iter().collect();
@@ -162,7 +162,7 @@ impl ObjectIndex {
 async fn by_path<'a>(
     lock: &'a [LockEntry],
     targets: &'a [LockTarget<'a>],
-    turns: &mut Turns,
+    turns: &mut WorkClock,
 ) -> Result<HashMap<&'a ObjectPath, PathEntries<'a>>, CacheError> {
     let mut by_path: HashMap<&ObjectPath, PathEntries<'_>> = HashMap::new();
     for target in targets {

@@ -25,7 +25,7 @@ use crate::cache::tables::loader::PinnedVersions;
 use crate::cache::tables::planning::{CELL_BYTES, Planned, PlannedColumn, Planning, VERSION_BYTES};
 use crate::cache::versions::catalog::KnownTimeline;
 use crate::cache::versions::linked_timeline::VersionSet;
-use crate::cache::yielder::Turns;
+use crate::cache::yielder::WorkClock;
 use crate::index::{State, Timestamps};
 use crate::interval::ValidityInterval;
 use crate::object::ObjectPath;
@@ -290,7 +290,7 @@ impl Assembled {
     }
 
     /// Unpins the objects, unless there are other holders.
-    pub(crate) fn let_go(assembled: Arc<Self>) {
+    pub(crate) fn release(assembled: Arc<Self>) {
         let Some(Self { columns, pins, encoded, .. }) = Arc::into_inner(assembled) else { return };
         drop(pins);
         if columns.len() >= MANY_COLUMNS {
@@ -336,7 +336,7 @@ impl PlannedIntervals {
         budget: &ClientBudget,
     ) -> Result<Self, CacheError> {
         let mut charge = budget.charge(0, "plan of a table")?;
-        let mut turns = Turns::new();
+        let mut turns = WorkClock::new();
         let versions = known.iter().map(|one| one.known.timeline.versions());
         let mut distinct = Distinct::with_capacity(versions.sum::<usize>().min(EXPECTED_VERSIONS));
         let mut columns = Vec::with_capacity(known.len());

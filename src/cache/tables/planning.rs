@@ -11,7 +11,7 @@ use crate::budget::Charge;
 use crate::cache::error::{CacheError, MissingColumn, UnmatchedColumn};
 use crate::cache::versions::catalog::KnownTimeline;
 use crate::cache::versions::linked_timeline::VersionSet;
-use crate::cache::yielder::Turns;
+use crate::cache::yielder::WorkClock;
 use crate::index::{ChoicePieces, ChoiceSource, JoinPieces, KeyColumn, Run, Slot, Timestamps};
 use crate::interval::Timestamp;
 use crate::object::ObjectPath;
@@ -65,7 +65,7 @@ pub(super) struct Planning {
     pub(super) row_bytes: u64,
     /// The keys whose codes are charged.
     coded_keys: Vec<KeyColumn>,
-    pub(super) turns: Turns,
+    pub(super) turns: WorkClock,
 }
 
 /// The parts of a finished plan.
@@ -89,7 +89,7 @@ impl Planning {
             charge,
             row_bytes: 0,
             coded_keys: Vec::new(),
-            turns: Turns::new(),
+            turns: WorkClock::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use super::columns::ColumnLookUp;
 use super::run_information::RunInformation;
 use crate::cache::deadline::{LOOK_UP, by_deadline};
 use crate::cache::error::CacheError;
-use crate::cache::versions::catalog::QueryTimes;
+use crate::cache::versions::query_times::QueryTimes;
 use crate::index::Timestamps;
 use crate::interval::Timestamp;
 use crate::object::{CreationLimits, Query};

@@ -11,7 +11,6 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -22,21 +21,18 @@ use tracing::Instrument as _;
 
 use crate::budget::Charge;
 use crate::cache::error::CacheError;
-use crate::cache::restart::{SavedSeries, SavedTimelines};
 use crate::cache::single_flight::{CallLost, SingleFlight};
 use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::cache::versions::pace::Pace;
-use crate::cache::versions::publication::{Draft, Freshness};
-use crate::cache::versions::series::{PublishOutcome, Series};
+use crate::cache::versions::publication::Freshness;
+use crate::cache::versions::query_times::{PARALLEL_LOOK_UPS, QueryTimes, open_at};
+use crate::cache::versions::series::Series;
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
-use crate::index::{
-    State, Step, Timeline, Timestamps, closed_between_bounds, open_times, open_times_within,
-};
+use crate::index::{State, Timeline};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::shm::DirectoryEntry;
-use crate::source::{Knowledge, PathSummary, Problem, Source, SourceError, VersionRecord};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::{Knowledge, PathSummary, Problem, Source, SourceError};
 use crate::sync::{Mutex, RwLock};
 use crate::telemetry::Counters;
 
@@ -51,44 +47,34 @@ const SERIES_BYTES: usize = 320;
 const MAX_LOOK_UPS: usize = 100_000;
 /// A path that its source does not list, and for which it has no version at this many timestamps of
 /// one request, is not asked for at the others.
-const MAX_IN_VAIN: usize = 31;
+const MAX_VAIN_LOOK_UPS: usize = 31;
 /// Maximum number of problems remembered.
 const MAX_PROBLEMS: usize = 10_000;
 /// The earliest time of a confirmed answer; answers with an earlier time are not confirmed.
 const FIRST_MOMENT: Moment = Moment::from_millis(1);
 /// The part of the refresh time for which an answer of the source is used.
 const FRESH_PART: f64 = 0.75;
-/// Pause before a snapshot whose content would be unchanged is made again.
-const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
-/// Interval between checks for deferred snapshots.
-const PUBLISH_RETRY: Duration = Duration::from_millis(50);
-/// Maximum number of parallel look-ups if each answer covers a single time.
-const PARALLEL_LOOK_UPS: usize = 16;
 /// Time for the source to confirm a known answer.
 const CONFIRM_TIME: Duration = Duration::from_secs(2);
-/// A series without requests for this long is not refreshed in the background.
-const BUSY: Duration = Duration::from_secs(10);
-/// Number of look-ups after a change, until one has started after it.
-const REFRESH_ATTEMPTS: usize = 3;
 
 /// The timelines of all queries so far.
 #[derive(Debug)]
 pub(crate) struct Catalog {
-    source: Arc<dyn Source>,
-    clock: Clock,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) clock: Clock,
     counters: Arc<Counters>,
-    series: RwLock<HashMap<Query, Arc<Series>, RandomState>>,
+    pub(super) series: RwLock<HashMap<Query, Arc<Series>, RandomState>>,
     /// Bytes of the queries of all timelines; written under the lock of `series`.
     query_bytes: AtomicUsize,
     look_ups: SingleFlight<(Query, Timestamp), Result<LookUpResult, SourceError>>,
     /// Notified when a source has reported a change of some series.
-    told: tokio::sync::Notify,
+    pub(super) told: tokio::sync::Notify,
     /// The entries that were skipped, so that each is reported once.
     problems: Mutex<HashSet<Problem>>,
     /// Series that are queued for a snapshot.
-    to_publish: Mutex<Vec<(Query, Weak<Series>)>>,
+    pub(super) to_publish: Mutex<Vec<(Query, Weak<Series>)>>,
     /// Notified when a series is queued for a snapshot.
-    publish: tokio::sync::Notify,
+    pub(super) publish: tokio::sync::Notify,
 }
 
 impl Series {
@@ -99,7 +85,7 @@ impl Series {
 
 /// The result of a look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LookUpResult {
+pub(super) enum LookUpResult {
     /// The source has answered.
     Now,
     /// The source did not answer, but an earlier answer is known.
@@ -124,64 +110,6 @@ fn query_bytes(query: &Query) -> usize {
     SERIES_BYTES + query.path.as_str().len() + metadata.sum::<usize>()
 }
 
-/// The times at which a query is looked up.
-pub(crate) enum QueryTimes<'a> {
-    /// All of these timestamps.
-    All(&'a Timestamps),
-    /// The timestamps of some ranges of rows, which are computed on demand.
-    Rows(&'a Timestamps, Box<dyn Fn() -> &'a [Range<u32>] + Send + Sync + 'a>),
-}
-
-impl QueryTimes<'_> {
-    /// The first time that can have an object: in the last millisecond of the time range nothing is
-    /// ever valid, so the source is not asked for it.
-    fn first(&self) -> Option<Timestamp> {
-        let is_possible = |at: &Timestamp| *at != Timestamp::MAX;
-        match self {
-            Self::All(timestamps) => timestamps.runs().filter_map(|(_, at)| at).find(is_possible),
-            Self::Rows(timestamps, ranges) => {
-                let rows = ranges().iter().flat_map(|rows| rows.clone());
-                rows.filter_map(|row| timestamps.value(row as usize)).find(is_possible)
-            }
-        }
-    }
-}
-
-/// The first timestamps where the timeline is unknown or too old, each with whether it is unknown.
-fn open_at(timeline: &Timeline, times: &QueryTimes<'_>, oldest: Moment) -> Vec<(Timestamp, bool)> {
-    let open = |step: &Step| {
-        let unknown = step.state == State::Unknown;
-        (unknown || step.learned < oldest).then_some(unknown)
-    };
-    // Everything was learned at once, so one timestamp stands for all.
-    if timeline.is_whole() {
-        let known = match times {
-            QueryTimes::All(_) => None,
-            // Freshness is the same at all times, so the rows are not needed.
-            QueryTimes::Rows(..) => Some(open(&timeline.at(Timestamp::default())).is_none()),
-        };
-        if known == Some(true) {
-            return Vec::new();
-        }
-        return times
-            .first()
-            .and_then(|at| Some((at, open(&timeline.at(at))?)))
-            .into_iter()
-            .collect();
-    }
-    match times {
-        QueryTimes::All(timestamps) => {
-            open_times(timeline, timestamps, PARALLEL_LOOK_UPS + 1, open)
-        }
-        QueryTimes::Rows(timestamps, _) if closed_between_bounds(timeline, timestamps, open) => {
-            Vec::new()
-        }
-        QueryTimes::Rows(timestamps, ranges) => {
-            open_times_within(timeline, timestamps, ranges(), PARALLEL_LOOK_UPS + 1, open)
-        }
-    }
-}
-
 impl Catalog {
     pub(crate) fn new(source: Arc<dyn Source>, clock: Clock, counters: Arc<Counters>) -> Self {
         Self {
@@ -198,32 +126,11 @@ impl Catalog {
         }
     }
 
-    /// Subscribes to changes at the source, so that they are seen before the timelines get old.
-    pub(crate) fn listen(self: &Arc<Self>) {
-        let catalog = Arc::downgrade(self);
-        self.source.subscribe(Arc::new(move |paths| {
-            let Some(catalog) = catalog.upgrade() else { return };
-            let now = catalog.clock.now().since(Moment::default()).as_millis();
-            let now = u64::try_from(now).unwrap_or(u64::MAX);
-            let series = catalog.series.read();
-            for (_, series) in series.iter().filter(|(query, _)| paths.contains(&query.path)) {
-                // Series in frequent use are refreshed in the background, so requests do not wait.
-                if Moment::from_millis(now).since(series.used()) < BUSY {
-                    series.told.store(true, Ordering::Release);
-                    catalog.told.notify_one();
-                } else {
-                    series.changed.store(now, Ordering::Release);
-                    series.withdraw();
-                }
-            }
-        }));
-    }
-
     pub(crate) fn source(&self) -> &Arc<dyn Source> {
         &self.source
     }
 
-    fn series(&self, query: &Query, now: Moment) -> Arc<Series> {
+    pub(super) fn series(&self, query: &Query, now: Moment) -> Arc<Series> {
         let millis = u64::try_from(now.since(Moment::default()).as_millis()).unwrap_or(u64::MAX);
         let known = {
             let series = self.series.read();
@@ -330,7 +237,7 @@ impl Catalog {
             let Some(&(next, _)) = open.first() else {
                 return Ok(series.known(timeline, stale));
             };
-            if asked_in_all >= MAX_IN_VAIN && timeline.versions() == 0 {
+            if asked_in_all >= MAX_VAIN_LOOK_UPS && timeline.versions() == 0 {
                 return Err(CacheError::NothingFound { path: query.path.clone(), asked_in_all });
             }
             at_once = if expected == Some(next) { (at_once * 2).min(PARALLEL_LOOK_UPS) } else { 1 };
@@ -375,7 +282,7 @@ impl Catalog {
         }
     }
 
-    async fn look_up(
+    pub(super) async fn look_up(
         self: &Arc<Self>,
         query: &Query,
         series: &Arc<Series>,
@@ -475,87 +382,13 @@ impl Catalog {
     }
 
     /// How long consumers may use the answers for a series without a call.
-    fn freshness(&self, path: &ObjectPath, series: &Series) -> Freshness {
+    pub(super) fn freshness(&self, path: &ObjectPath, series: &Series) -> Freshness {
         let fresh_for = self.source.refresh_of(path).mul_f64(FRESH_PART);
         Freshness {
             clock: self.clock.clone(),
             fresh_for,
             oldest: series.changed().max(FIRST_MOMENT),
         }
-    }
-
-    fn add_to_publish(&self, query: &Query, series: &Arc<Series>) {
-        if !series.to_publish.swap(true, Ordering::AcqRel) {
-            let mut to_publish = self.to_publish.lock();
-            to_publish.push((query.clone(), Arc::downgrade(series)));
-            drop(to_publish);
-            self.publish.notify_one();
-        }
-    }
-
-    /// Queues the series of this query for a snapshot: a consumer that looks up by itself needs it.
-    pub(crate) fn want_published(&self, query: &Query) {
-        let found = {
-            let series = self.series.read();
-            series.get(query).map(Arc::clone)
-        };
-        if let Some(series) = found {
-            self.add_to_publish(query, &series);
-        }
-    }
-
-    /// Completes when a snapshot of some series is to be made.
-    pub(crate) async fn to_publish(&self) {
-        let deferred = !self.to_publish.lock().is_empty();
-        match deferred {
-            false => self.publish.notified().await,
-            true => {
-                let _ = tokio::time::timeout(PUBLISH_RETRY, self.publish.notified()).await;
-            }
-        }
-    }
-
-    /// Defers the next snapshot of a series whose content would be unchanged, regardless of the
-    /// number of requests for it.
-    pub(crate) fn defer_publishing(&self, series: &Series) {
-        let after = self.clock.now().after(PUBLISH_PAUSE).since(Moment::default()).as_millis();
-        series.publish_after.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// Takes the series whose snapshots are due.
-    pub(crate) fn take_to_publish(&self) -> Vec<(Query, Arc<Series>)> {
-        let now = self.clock.now();
-        let is_due = |series: &Series| {
-            Moment::from_millis(series.publish_after.load(Ordering::Relaxed)) <= now
-        };
-        let mut to_publish = self.to_publish.lock();
-        let due = to_publish
-            .extract_if(.., |(_, series)| series.upgrade().is_none_or(|series| is_due(&series)));
-        let taken: Vec<_> = due.collect();
-        drop(to_publish);
-        let there = taken.into_iter().filter_map(|(query, series)| {
-            let series = series.upgrade()?;
-            // Changes from here on are published again.
-            series.to_publish.store(false, Ordering::Release);
-            Some((query, series))
-        });
-        there.collect()
-    }
-
-    /// Publishes a draft of a series. If its timeline was replaced meanwhile, the series is queued
-    /// again. `entry` takes an entry of the directory, if one is free.
-    pub(crate) fn publish(
-        &self,
-        query: &Query,
-        series: &Arc<Series>,
-        draft: Draft,
-        entry: impl FnOnce() -> Option<DirectoryEntry>,
-    ) -> PublishOutcome {
-        let outcome = series.publish(draft, || self.freshness(&query.path, series), entry);
-        if outcome == PublishOutcome::Changed {
-            self.add_to_publish(query, series);
-        }
-        outcome
     }
 
     /// Records that a consumer used a series by itself, so that it is kept fresh like requested
@@ -586,69 +419,6 @@ impl Catalog {
         let mut problems: Vec<Problem> = told.iter().cloned().collect();
         problems.sort_by(|a, b| a.entry.cmp(&b.entry));
         problems
-    }
-
-    /// Refreshes every timeline in use whose answer gets old, so that requests need not wait.
-    ///
-    /// Runs until it is dropped.
-    pub(crate) async fn keep_fresh(self: Arc<Self>) {
-        let pause = self.source.refresh().mul_f64(0.5).max(Duration::from_millis(20));
-        let mut next = tokio::time::Instant::now() + pause;
-        loop {
-            tokio::select! {
-                () = self.told.notified() => {
-                    self.refresh_told().await;
-                    continue;
-                }
-                () = tokio::time::sleep_until(next) => {}
-            }
-            next = tokio::time::Instant::now() + pause;
-            let now = self.clock.now();
-            let busy: Vec<(Query, Arc<Series>)> = {
-                let series = self.series.read();
-                let busy = series.iter().filter(|(_, series)| now.since(series.used()) < BUSY);
-                busy.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
-            };
-            for (query, series) in busy {
-                // Only if one answer covers everything: otherwise the next time is unknown, and
-                // requests look up their own times.
-                let timeline = series.timeline.load();
-                let whole = timeline.is_whole();
-                drop(timeline);
-                if whole {
-                    // A request that needs the answer reports the error.
-                    let at = Timestamp::default();
-                    let _ = self.look_up(&query, &series, at, self.clock.now()).await;
-                }
-            }
-        }
-    }
-
-    /// Refreshes each series with a reported change, around the time of its latest look-up.
-    async fn refresh_told(self: &Arc<Self>) {
-        let told: Vec<(Query, Arc<Series>)> = {
-            let series = self.series.read();
-            let told = series.iter().filter(|(_, one)| one.told.swap(false, Ordering::AcqRel));
-            told.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
-        };
-        for (query, series) in told {
-            let since = self.clock.now();
-            let at = Timestamp::from_millis(series.asked.load(Ordering::Relaxed));
-            let is_fresh = || series.timeline.load().at(at).learned >= since;
-            for _ in 0..REFRESH_ATTEMPTS {
-                // A look-up already in progress may not see the change.
-                let asked = self.look_up(&query, &series, at, since).await;
-                if asked.is_err() || is_fresh() {
-                    break;
-                }
-            }
-            if !is_fresh() {
-                let millis = since.since(Moment::default()).as_millis();
-                let millis = u64::try_from(millis).unwrap_or(u64::MAX);
-                series.changed.store(millis, Ordering::Release);
-                series.withdraw();
-            }
-        }
     }
 
     /// The paths at and below `prefix`, sorted.
@@ -702,67 +472,6 @@ impl Catalog {
         (known.collect(), all.len())
     }
 
-    /// The known timelines, restricted to versions whose objects are resident according to
-    /// `resident`.
-    pub(crate) fn saved_timelines(&self, resident: impl Fn(ObjectId) -> bool) -> SavedTimelines {
-        let all: Vec<(Query, Arc<LinkedTimeline>)> = {
-            let series = self.series.read();
-            series.iter().map(|(query, one)| (query.clone(), one.timeline.load_full())).collect()
-        };
-        let mut places: HashMap<*const ObjectInfo, usize> = HashMap::new();
-        let (mut versions, mut series) = (Vec::new(), Vec::new());
-        for (query, timeline) in &all {
-            let mut pieces = Vec::new();
-            for span in timeline.spans(ValidityInterval::ALL) {
-                let State::Version(index) = span.state else { continue };
-                let version = timeline.version(index);
-                if resident(version.id) {
-                    let place = *places.entry(Arc::as_ptr(version)).or_insert_with(|| {
-                        versions.push(VersionRecord::from(&**version));
-                        versions.len() - 1
-                    });
-                    pieces.push((span.interval.from(), span.interval.until(), place));
-                }
-            }
-            if pieces.is_empty() {
-                continue;
-            }
-            let Query { path, metadata, limits } = query.clone();
-            let (not_before, not_after) = (limits.not_before, limits.not_after);
-            series.push(SavedSeries { path, metadata, not_before, not_after, pieces });
-        }
-        series.sort_by(|a, b| (&a.path, &a.metadata).cmp(&(&b.path, &b.metadata)));
-        SavedTimelines { source: self.source.url().to_owned(), versions, series }
-    }
-
-    /// Adds the timelines of the previous process. They count only until the source says otherwise,
-    /// since they are not confirmed.
-    pub(crate) fn remember(&self, saved_timelines: SavedTimelines) {
-        if saved_timelines.source != self.source.url() {
-            return;
-        }
-        let versions: Vec<Option<Arc<ObjectInfo>>> = saved_timelines
-            .versions
-            .into_iter()
-            .map(|record| record.version().map(Arc::new))
-            .collect();
-        for SavedSeries { path, metadata, not_before, not_after, pieces } in saved_timelines.series
-        {
-            let query = Query { path, metadata, limits: CreationLimits { not_before, not_after } };
-            let series = self.series(&query, self.clock.now());
-            let mut timeline = Timeline::clone(&**series.timeline.load());
-            for (from, until, place) in pieces {
-                let version = versions.get(place).and_then(Option::as_ref);
-                let span = ValidityInterval::new(from, until);
-                if let (Ok(span), Some(version)) = (span, version) {
-                    timeline =
-                        timeline.learn(span, std::slice::from_ref(version), Moment::default());
-                }
-            }
-            series.timeline.store(Arc::new(LinkedTimeline::new(timeline)));
-        }
-    }
-
     /// Forgets everything known about a path.
     pub(crate) fn forget(&self, path: &ObjectPath) {
         self.source.forget(path);
@@ -781,6 +490,7 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::CreationLimits;
     use crate::source::MemorySource;
 
     #[tokio::test]

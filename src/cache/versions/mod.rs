@@ -2,11 +2,15 @@
 //! each version to its object.
 
 pub(crate) mod catalog;
+mod catalog_publishing;
+mod catalog_refresh;
+mod catalog_restart;
 pub(crate) mod linked_timeline;
 pub(crate) mod look_up_record;
 pub(crate) mod object_index;
 pub(crate) mod pace;
 mod publication;
 pub(crate) mod publisher;
+pub(crate) mod query_times;
 mod series;
 pub(crate) mod span_pages;

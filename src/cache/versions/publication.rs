@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_has_confirmed_or_is_too_old_is_not_confirmed() {
+    fn answers_that_are_unconfirmed_or_too_old_are_not_confirmed() {
         let clock = Clock::manual(Timestamp::from_millis(0));
         clock.advance(Duration::from_secs(10));
         let oldest = Moment::from_millis(1);

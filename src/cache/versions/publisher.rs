@@ -42,7 +42,7 @@ const MAX_ENTRIES: u64 = 16_384;
 /// Maximum number of entries for timeframes: 128 KiB.
 const MAX_TIMEFRAME_ENTRIES: u64 = 4_096;
 /// Time in which requests are gathered before their snapshots are made.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER_TIME: Duration = Duration::from_millis(1);
 /// Making snapshots takes at most one part in this many of all time.
 const WORK_SHARE: u32 = 5;
 /// Interval at which samples are taken from the pins pages.
@@ -72,7 +72,7 @@ struct PublisherState {
     ended: LookUpSums,
 }
 
-/// The page of a session, and what the session looked up.
+/// The page of a session, and the session's look-ups.
 #[derive(Debug, Clone)]
 struct PageEntry {
     page: Arc<ServicePage>,
@@ -242,6 +242,14 @@ impl Publisher {
         self.directory()
     }
 
+    /// A session or a stream has begun to use the name of a consumer: consumers that use it without
+    /// a request ask the service again.
+    pub(crate) fn note_claim(&self) {
+        if let Some(Some(directory)) = self.directory.get() {
+            directory.note_claim();
+        }
+    }
+
     /// A pins page for a session; `None` if the system provides none: the session then asks the
     /// service.
     pub(crate) fn open_page(
@@ -340,7 +348,7 @@ impl Publisher {
     pub(crate) async fn publish_wanted(self: Arc<Self>) {
         loop {
             self.catalog.to_publish().await;
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(GATHER_TIME).await;
             let began = std::time::Instant::now();
             let publisher = Arc::clone(&self);
             let published = tokio::task::spawn_blocking(move || {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::cache::error::CacheError;
 use crate::cache::versions::catalog::Catalog;
-use crate::cache::yielder::Turns;
+use crate::cache::yielder::WorkClock;
 use crate::clock::Moment;
 use crate::error::Coded as _;
 use crate::index::{Span, State, Timeline};
@@ -116,7 +116,7 @@ pub(crate) async fn span_page(
     PageRange { range, limit, latest }: PageRange,
 ) -> Result<SpanPage, CacheError> {
     let began = Instant::now();
-    let mut turns = Turns::new();
+    let mut turns = WorkClock::new();
     let mut listing = Listing { spans: Vec::new(), limit: limit.max(1), latest };
     let (mut rest, mut stale, mut moments) = (Some(range), false, 0);
     while let Some(open) = rest {
@@ -222,7 +222,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::versions::catalog::QueryTimes;
+    use crate::cache::versions::query_times::QueryTimes;
     use crate::clock::Clock;
     use crate::index::Timestamps;
     use crate::object::{ObjectInfo, ObjectPath};

@@ -11,7 +11,10 @@ use super::view::View;
 use crate::client::error::ClientError;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectPath};
-use crate::shm::{AskReason, ChangeNotice, LOOK_AGAIN, LocalPlane, LookUpCounts, PlanePath};
+use crate::shm::{
+    AskReason, ChangeNotice, EventError, LOOK_AGAIN, LocalPlane, LookUpCounts, PlaneEvent,
+    PlanePath,
+};
 
 /// First pause of a wait for changes of a path that is not published; each pause is twice as long as
 /// the one before.
@@ -138,6 +141,10 @@ impl PlaneStep {
 
     fn notice(&self) -> Result<ChangeNotice, AskReason> {
         self.in_plane()?.notice()
+    }
+
+    fn change_event(&self, notice: &ChangeNotice) -> Result<PlaneEvent, EventError> {
+        self.in_plane().map_err(EventError::Ask)?.change_event(notice)
     }
 
     fn wait_change(
@@ -268,6 +275,41 @@ impl LocalPath {
                     std::thread::sleep(left.map_or(pause, |left| left.min(pause)));
                     pause = (pause * 2).min(LOOK_AGAIN);
                 }
+            }
+        }
+    }
+
+    /// A descriptor that becomes readable when the object at `at` can be another one than `known`
+    /// (`None`: no object is valid), for event loops. `None`: it is another one now. Blocks this thread
+    /// only where the service must be asked. After the descriptor is readable, look the object up: it
+    /// can be the same one.
+    ///
+    /// # Errors
+    /// As [`at`](Self::at); [`ClientError::Event`] if the path does not lie in shared memory, or the
+    /// system provides no descriptor or thread.
+    pub fn change_event(
+        &self,
+        at: Timestamp,
+        known: Option<ObjectId>,
+    ) -> Result<Option<PlaneEvent>, ClientError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let step = self.last();
+            // Before the answer: no change after it is missed.
+            let notice = step.notice();
+            if self.at(at)?.map(|view| view.id()) != known {
+                return Ok(None);
+            }
+            let event = notice.map_err(EventError::Ask);
+            let event = event.and_then(|notice| step.change_event(&notice));
+            match event {
+                Err(EventError::Ask(AskReason::Forked)) => return Err(ClientError::ForkedProcess),
+                // The request that was just made has the path published, if that is possible.
+                Err(EventError::Ask(_)) if pause < LOOK_AGAIN => {
+                    std::thread::sleep(pause);
+                    pause *= 4;
+                }
+                made => return Ok(Some(made?)),
             }
         }
     }

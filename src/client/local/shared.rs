@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Bytes of an object requested from the service.
 #[derive(Debug, Clone)]
-pub(super) enum AskedBytes {
+pub(super) enum RequestedBytes {
     /// In shared memory, pinned by a lease.
     Leased(Arc<LeasedBytes>),
     /// A copy, from a service on another node.
@@ -26,22 +26,22 @@ pub(super) enum AskedBytes {
 
 /// An object requested from the service.
 #[derive(Debug, Clone)]
-pub(super) struct AskedObject {
-    pub(super) bytes: AskedBytes,
+pub(super) struct RequestedObject {
+    pub(super) bytes: RequestedBytes,
     pub(super) id: ObjectId,
     /// The version's own validity interval, in milliseconds since the Unix epoch.
     pub(super) validity: (i64, i64),
 }
 
 /// Objects of several times, in the given order; `None`: no object is valid.
-pub(super) type AskedObjects = Result<Vec<Option<AskedObject>>, ClientError>;
+pub(super) type RequestedObjects = Result<Vec<Option<RequestedObject>>, ClientError>;
 
 /// A question to the worker.
 pub(super) struct Question {
     pub(super) path: ObjectPath,
     pub(super) times: Vec<i64>,
     /// Hands the answer to the caller, which may have given up.
-    pub(super) answer: Box<dyn FnOnce(AskedObjects) + Send>,
+    pub(super) answer: Box<dyn FnOnce(RequestedObjects) + Send>,
 }
 
 /// State shared by all handles.
@@ -64,7 +64,7 @@ impl LocalShared {
         &self,
         path: &ObjectPath,
         times: Vec<i64>,
-        answer: impl FnOnce(AskedObjects) + Send + 'static,
+        answer: impl FnOnce(RequestedObjects) + Send + 'static,
     ) -> Result<(), ClientError> {
         let question = Question { path: path.clone(), times, answer: Box::new(answer) };
         self.questions.send(question).map_err(|_| closed())
@@ -76,7 +76,7 @@ impl LocalShared {
     }
 
     /// Asks the service by the worker, and waits for its answer.
-    pub(super) fn ask(&self, path: &ObjectPath, times: Vec<i64>) -> AskedObjects {
+    pub(super) fn ask(&self, path: &ObjectPath, times: Vec<i64>) -> RequestedObjects {
         let (answer, answered) = sync_channel(1);
         self.send(path, times, move |objects| {
             let _ = answer.send(objects);
@@ -89,7 +89,7 @@ impl LocalShared {
     }
 
     /// Like [`ask`](Self::ask), for a caller in a runtime with a timer.
-    pub(super) async fn ask_async(&self, path: &ObjectPath, times: Vec<i64>) -> AskedObjects {
+    pub(super) async fn ask_async(&self, path: &ObjectPath, times: Vec<i64>) -> RequestedObjects {
         let (answer, answered) = tokio::sync::oneshot::channel();
         self.send(path, times, move |objects| {
             let _ = answer.send(objects);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 
-use super::shared::{AskedBytes, AskedObject};
+use super::shared::{RequestedBytes, RequestedObject};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::ObjectId;
 use crate::shm::{OwnedPinnedView, PinnedView};
@@ -26,7 +26,7 @@ pub struct View<'a>(ViewBytes<'a>);
 enum ViewBytes<'a> {
     Pinned(PinnedView<'a>),
     Owned(OwnedPinnedView),
-    Asked(AskedObject),
+    Asked(RequestedObject),
 }
 
 impl<'a> View<'a> {
@@ -34,7 +34,7 @@ impl<'a> View<'a> {
         Self(ViewBytes::Pinned(view))
     }
 
-    pub(super) fn asked(object: AskedObject) -> Self {
+    pub(super) fn asked(object: RequestedObject) -> Self {
         Self(ViewBytes::Asked(object))
     }
 
@@ -65,10 +65,10 @@ impl<'a> View<'a> {
         match &self.0 {
             ViewBytes::Pinned(view) => view.is_live(),
             ViewBytes::Owned(view) => view.is_live(),
-            ViewBytes::Asked(AskedObject { bytes: AskedBytes::Leased(bytes), .. }) => {
+            ViewBytes::Asked(RequestedObject { bytes: RequestedBytes::Leased(bytes), .. }) => {
                 bytes.is_live()
             }
-            ViewBytes::Asked(AskedObject { bytes: AskedBytes::Copied(_), .. }) => true,
+            ViewBytes::Asked(RequestedObject { bytes: RequestedBytes::Copied(_), .. }) => true,
         }
     }
 
@@ -95,8 +95,8 @@ impl Deref for View<'_> {
         match &self.0 {
             ViewBytes::Pinned(view) => view,
             ViewBytes::Owned(view) => view,
-            ViewBytes::Asked(AskedObject { bytes: AskedBytes::Leased(bytes), .. }) => bytes,
-            ViewBytes::Asked(AskedObject { bytes: AskedBytes::Copied(bytes), .. }) => bytes,
+            ViewBytes::Asked(RequestedObject { bytes: RequestedBytes::Leased(bytes), .. }) => bytes,
+            ViewBytes::Asked(RequestedObject { bytes: RequestedBytes::Copied(bytes), .. }) => bytes,
         }
     }
 }

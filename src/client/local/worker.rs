@@ -12,7 +12,7 @@ use arrow_array::types::Int64Type;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::path::Local;
-use super::shared::{AskedBytes, AskedObject, AskedObjects, LocalShared, Question};
+use super::shared::{LocalShared, Question, RequestedBytes, RequestedObject, RequestedObjects};
 use crate::client::error::ClientError;
 use crate::client::options::ClientOptions;
 use crate::client::service::{Client, PlaneUse};
@@ -123,7 +123,7 @@ async fn publish_plane(client: &Client, plane: &ArcSwapOption<LocalPlane>) {
 }
 
 /// Requests the objects of several times.
-async fn ask(client: &Client, path: &str, times: &[i64]) -> AskedObjects {
+async fn ask(client: &Client, path: &str, times: &[i64]) -> RequestedObjects {
     match ask_together(client, path, times).await {
         Err(error) if error.kind() == ErrorKind::NotFound => match times {
             // The path has the policy that an object must be valid.
@@ -144,7 +144,7 @@ async fn ask(client: &Client, path: &str, times: &[i64]) -> AskedObjects {
     }
 }
 
-async fn ask_together(client: &Client, path: &str, times: &[i64]) -> AskedObjects {
+async fn ask_together(client: &Client, path: &str, times: &[i64]) -> RequestedObjects {
     let mut attempts = ATTEMPTS;
     loop {
         let request = TableRequest::new().column(COLUMN, path);
@@ -182,7 +182,7 @@ fn descriptions(batches: &[RecordBatch]) -> Result<HashMap<usize, VersionFacts>,
 }
 
 /// Object of each row of a table with one column.
-fn objects_of(table: Table, described: &HashMap<usize, VersionFacts>) -> AskedObjects {
+fn objects_of(table: Table, described: &HashMap<usize, VersionFacts>) -> RequestedObjects {
     let (rows, is_mapped) = (table.rows(), table.is_mapped());
     let column = table.column(COLUMN)?;
     let mut start = 0;
@@ -206,11 +206,11 @@ fn objects_of(table: Table, described: &HashMap<usize, VersionFacts>) -> AskedOb
         let object = match (cell, &pinned) {
             (None, _) => None,
             (Some((_, Some(copied), (id, validity))), _) => {
-                Some(AskedObject { bytes: AskedBytes::Copied(copied), id, validity })
+                Some(RequestedObject { bytes: RequestedBytes::Copied(copied), id, validity })
             }
             (Some((Some(header), None, (id, validity))), Some(pinned)) => {
                 let bytes = Arc::new(LeasedBytes::new(Arc::clone(pinned), &header)?);
-                Some(AskedObject { bytes: AskedBytes::Leased(bytes), id, validity })
+                Some(RequestedObject { bytes: RequestedBytes::Leased(bytes), id, validity })
             }
             (Some(_), _) => return Err(ClientError::NotAttached),
         };

@@ -186,15 +186,17 @@ impl Access {
     /// Checks whether Flight may listen at this address: beyond loopback only with TLS and keys.
     ///
     /// # Errors
-    /// [`Exposed`] says what is missing.
-    pub fn check_exposed(&self, address: SocketAddr, tls: bool) -> Result<(), Exposed> {
+    /// [`UnprotectedListener`] names the missing protection.
+    pub fn check_exposed(&self, address: SocketAddr, tls: bool) -> Result<(), UnprotectedListener> {
         if is_loopback(address) {
             return Ok(());
         }
         match (tls, self.0.keys.load().is_empty()) {
             (true, false) => Ok(()),
-            (false, _) => Err(Exposed { address, missing: "no TLS (--tls-cert, --tls-key)" }),
-            (true, true) => Err(Exposed { address, missing: "no keys (--tokens)" }),
+            (false, _) => {
+                Err(UnprotectedListener { address, missing: "no TLS (--tls-cert, --tls-key)" })
+            }
+            (true, true) => Err(UnprotectedListener { address, missing: "no keys (--tokens)" }),
         }
     }
 
@@ -202,15 +204,19 @@ impl Access {
     /// loopback it would publish the data that keys protect.
     ///
     /// # Errors
-    /// [`Exposed`].
-    pub fn check_exposed_ccdb(&self, address: SocketAddr, writable: bool) -> Result<(), Exposed> {
+    /// [`UnprotectedListener`].
+    pub fn check_exposed_ccdb(
+        &self,
+        address: SocketAddr,
+        writable: bool,
+    ) -> Result<(), UnprotectedListener> {
         if writable && !is_loopback(address) {
             let missing = "a CCDB that takes changes (--ccdb-writable)";
-            return Err(Exposed { address, missing });
+            return Err(UnprotectedListener { address, missing });
         }
         let open = is_loopback(address) || self.0.keys.load().is_empty();
         let missing = "a CCDB that reads without a key, and this service has keys (--tokens)";
-        if open { Ok(()) } else { Err(Exposed { address, missing }) }
+        if open { Ok(()) } else { Err(UnprotectedListener { address, missing }) }
     }
 }
 
@@ -240,14 +246,14 @@ impl AttachGate for Access {
 #[error(
     "{address} can be reached from other nodes: {missing}; listen on loopback, or use --insecure"
 )]
-pub struct Exposed {
+pub struct UnprotectedListener {
     /// The address of the listener.
     pub address: SocketAddr,
     /// The missing protection.
     pub missing: &'static str,
 }
 
-coded! { Exposed => PermissionDenied 6020 }
+coded! { UnprotectedListener => PermissionDenied 6020 }
 
 #[cfg(test)]
 mod tests {
@@ -271,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_who_is_listed_may_everything_and_nobody_else() {
+    fn without_keys_listed_users_may_do_everything_and_others_nothing() {
         let access = access("");
         let role = |peer: &Peer| access.identify(peer, None).map(|identity| identity.role);
         assert_eq!(role(&process(100, &[1])), Ok(Role::Administer));

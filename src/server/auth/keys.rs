@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_nothing_of_it_is_shown() {
+    fn faults_are_named_without_showing_the_secret() {
         let hash = "ab".repeat(32);
         let with = |rest: &str| format!("[[token]]\nname = \"a\"\nsha256 = \"{hash}\"\n{rest}");
         let wrong = [

@@ -19,7 +19,7 @@ mod error;
 mod keys;
 mod role;
 
-pub use access::{Access, Exposed, Identity};
+pub use access::{Access, Identity, UnprotectedListener};
 pub(super) use access::{Peer, PeerKey};
 pub use error::Denied;
 pub use keys::{Keys, KeysError};

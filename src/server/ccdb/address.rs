@@ -11,7 +11,7 @@ use crate::object::ObjectId;
 
 /// A parsed address.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct ObjectAddress {
     /// The path elements with slashes between them.
     pub(super) path: String,
     pub(super) at: Option<Timestamp>,
@@ -23,7 +23,7 @@ pub(super) struct Wanted {
 
 /// An address that cannot be parsed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Nonsense {
+pub(super) enum AddressFault {
     /// An invalid escape, or invalid UTF-8: 400 at real servers too.
     Encoding,
     /// Against the grammar.
@@ -32,14 +32,14 @@ pub(super) enum Nonsense {
 
 const MAX_ELEMENTS: usize = 10;
 
-impl Wanted {
+impl ObjectAddress {
     /// # Errors
-    /// [`Nonsense`].
-    pub(super) fn parse(path: &str) -> Result<Self, Nonsense> {
+    /// [`AddressFault`].
+    pub(super) fn parse(path: &str) -> Result<Self, AddressFault> {
         let mut wanted = Self::default();
         let (mut elements, mut times) = (0, 0);
         for element in path.split('/').filter(|element| !element.is_empty()) {
-            let element = form_decoded(element).ok_or(Nonsense::Encoding)?;
+            let element = form_decoded(element).ok_or(AddressFault::Encoding)?;
             if let Some((key, value)) = element.split_once('=') {
                 wanted.metadata.insert(key.to_owned(), value.to_owned());
             } else if let Ok(time) = element.parse() {
@@ -58,11 +58,11 @@ impl Wanted {
                 }
                 wanted.path.push_str(&element);
             } else {
-                return Err(Nonsense::Grammar);
+                return Err(AddressFault::Grammar);
             }
         }
         if times > 2 || elements > MAX_ELEMENTS {
-            return Err(Nonsense::Grammar);
+            return Err(AddressFault::Grammar);
         }
         Ok(wanted)
     }
@@ -94,7 +94,7 @@ mod tests {
     const ID: &str = "4d201140-e716-11f1-8b62-7f0000010203";
 
     fn parsed(path: &str) -> (String, Option<i64>, bool, usize) {
-        let wanted = Wanted::parse(path).unwrap();
+        let wanted = ObjectAddress::parse(path).unwrap();
         let at = wanted.at.map(Timestamp::as_millis);
         (wanted.path, at, wanted.id.is_some(), wanted.metadata.len())
     }
@@ -107,26 +107,26 @@ mod tests {
         }
         assert_eq!(parsed(&format!("/A/-5/{ID}")), ("A".into(), Some(-5), true, 0));
         assert_eq!(parsed("/A/k=v/7/b=c%2Fd+e"), ("A".into(), Some(7), false, 2));
-        let wanted = Wanted::parse("/A/7/b=c%2Fd+e=").unwrap();
+        let wanted = ObjectAddress::parse("/A/7/b=c%2Fd+e=").unwrap();
         assert_eq!(wanted.metadata["b"], "c/d e=");
         // A number beyond the range of a long is not a time.
         assert_eq!(parsed("/A/99999999999999999999").1, None);
     }
 
     #[test]
-    fn what_cannot_be_taken_apart_is_said_to_be_so() {
+    fn a_path_that_cannot_be_parsed_names_its_fault() {
         for path in ["/A/1/2/3", "/A/1/x", "/a/b/c/d/e/f/g/h/i/j/k/1"] {
-            assert_eq!(Wanted::parse(path), Err(Nonsense::Grammar), "{path}");
+            assert_eq!(ObjectAddress::parse(path), Err(AddressFault::Grammar), "{path}");
         }
         for path in ["/A/%4", "/A/%zz/1", "/A/%ff/1", "/A/%00/1", "/A/%+1/1"] {
-            assert_eq!(Wanted::parse(path), Err(Nonsense::Encoding), "{path}");
+            assert_eq!(ObjectAddress::parse(path), Err(AddressFault::Encoding), "{path}");
         }
     }
 
     proptest::proptest! {
         #[test]
-        fn whatever_is_asked_for_is_taken_apart_or_refused(path in "[/%+=0-9a-fA-F\\.x-]{0,120}|.{0,60}") {
-            if let Ok(wanted) = Wanted::parse(&path) {
+        fn any_path_is_parsed_or_refused(path in "[/%+=0-9a-fA-F\\.x-]{0,120}|.{0,60}") {
+            if let Ok(wanted) = ObjectAddress::parse(&path) {
                 proptest::prop_assert!(!wanted.path.contains('\0'));
             }
         }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use hyper::Response;
 use hyper::body::Incoming;
 
-use super::address::{Nonsense, Wanted};
+use super::address::{AddressFault, ObjectAddress};
 use super::config::Answering;
-use super::front::{Front, PATIENCE, limits};
+use super::front::{Front, MAX_WAIT, limits};
 use super::range::{BodyPart, part};
 use super::reply::{CcdbReply, ReplyBody};
 use super::request::{CcdbRequest, MAX_TARGET_BYTES, Method, id_of_tag};
@@ -22,11 +22,11 @@ use crate::source::Details;
 
 const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
 /// Longest wait of an answer for optional details.
-const DETAILS_PATIENCE: Duration = Duration::from_secs(2);
+const DETAILS_LIMIT: Duration = Duration::from_secs(2);
 
 /// The kind of address by which a body was requested.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum By {
+enum BodyAddress {
     /// A time.
     Time,
     /// Path, from and UUID.
@@ -93,9 +93,11 @@ impl Front {
             // As at a real server, this GET deletes.
             "truncate" => self.change(request, None, peer).await,
             "" if self.is_a_person(request) => Ok(page::to_browse()),
-            _ => match Wanted::parse(path) {
-                Err(Nonsense::Encoding) => Ok(page::status(400, "the address cannot be decoded")),
-                Err(Nonsense::Grammar) => Ok(page::usage()),
+            _ => match ObjectAddress::parse(path) {
+                Err(AddressFault::Encoding) => {
+                    Ok(page::status(400, "the address cannot be decoded"))
+                }
+                Err(AddressFault::Grammar) => Ok(page::usage()),
                 Ok(wanted) => self.look_up(request, wanted).await,
             },
         }
@@ -109,7 +111,7 @@ impl Front {
     async fn look_up(
         &self,
         request: &CcdbRequest,
-        wanted: Wanted,
+        wanted: ObjectAddress,
     ) -> Result<CcdbReply, CacheError> {
         let (Some(at), false) = (wanted.at, wanted.path.is_empty()) else {
             return Ok(page::usage());
@@ -119,13 +121,13 @@ impl Front {
         let limits = limits(request);
         let query = Query { path, metadata: wanted.metadata, limits };
         if let Some(id) = wanted.id {
-            let found = self.cache.version_of(&query.path, at, id, PATIENCE).await?;
+            let found = self.cache.version_of(&query.path, at, id, MAX_WAIT).await?;
             return match found.filter(|version| query.matches(version)) {
-                Some(version) => self.body(request, &version, By::Path, None).await,
+                Some(version) => self.body(request, &version, BodyAddress::Path, None).await,
                 None => Ok(page::not_found()),
             };
         }
-        let Some(effective) = self.cache.version_at(&query, at, PATIENCE).await? else {
+        let Some(effective) = self.cache.version_at(&query, at, MAX_WAIT).await? else {
             return Ok(page::not_found());
         };
         let (version, until) = (effective.version, effective.span.until());
@@ -133,7 +135,7 @@ impl Front {
             return Ok(not_modified(Some(until)));
         }
         match self.answering {
-            Answering::Body => self.body(request, &version, By::Time, Some(until)).await,
+            Answering::Body => self.body(request, &version, BodyAddress::Time, Some(until)).await,
             Answering::Redirect => {
                 let details = self.details(&version).await;
                 let mut reply = CcdbReply::new(303);
@@ -152,13 +154,13 @@ impl Front {
             return Ok(page::status(400, "expected /download/UUID"));
         };
         match self.cache.version_known(id) {
-            Some(version) => self.body(request, &version, By::Id, None).await,
+            Some(version) => self.body(request, &version, BodyAddress::Id, None).await,
             None => Ok(page::not_found()),
         }
     }
 
     pub(super) async fn details(&self, version: &ObjectInfo) -> Details {
-        self.cache.details_of(version, DETAILS_PATIENCE).await
+        self.cache.details_of(version, DETAILS_LIMIT).await
     }
 
     /// The bytes of a version, or the requested part of them.
@@ -166,7 +168,7 @@ impl Front {
         &self,
         request: &CcdbRequest,
         version: &Arc<ObjectInfo>,
-        by: By,
+        by: BodyAddress,
         until: Option<Timestamp>,
     ) -> Result<CcdbReply, CacheError> {
         if request.if_none_match.contains(&version.id) {
@@ -176,7 +178,7 @@ impl Front {
         let known = version.size_bytes.zip(version.md5);
         let held = match (request.method, known) {
             (Method::Head, Some(_)) => None,
-            _ => Some(Arc::new(self.cache.hold(version, PATIENCE).await?)),
+            _ => Some(Arc::new(self.cache.hold(version, MAX_WAIT).await?)),
         };
         let details = self.details(version).await;
         let reply = ObjectReply::new(version, &details, by, until);
@@ -198,7 +200,7 @@ impl Front {
 struct ObjectReply<'a> {
     version: &'a Arc<ObjectInfo>,
     details: &'a Details,
-    by: By,
+    by: BodyAddress,
     until: Option<Timestamp>,
     content_type: &'a str,
     disposition: String,
@@ -208,7 +210,7 @@ impl<'a> ObjectReply<'a> {
     fn new(
         version: &'a Arc<ObjectInfo>,
         details: &'a Details,
-        by: By,
+        by: BodyAddress,
         until: Option<Timestamp>,
     ) -> Self {
         let content_type = version::content_type(details);
@@ -219,10 +221,10 @@ impl<'a> ObjectReply<'a> {
 
     fn begin(&self, status: u16) -> CcdbReply {
         let mut reply = CcdbReply::new(status);
-        if self.by != By::Id {
+        if self.by != BodyAddress::Id {
             reply.header("Cache-Control", "no-cache");
         }
-        if self.by == By::Time {
+        if self.by == BodyAddress::Time {
             reply.header("Content-Location", format_args!("/download/{}", self.version.id));
         }
         version::describe(&mut reply, self.version, self.details, self.until);

@@ -8,10 +8,10 @@ use futures::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 
-use super::address::Wanted;
+use super::address::ObjectAddress;
 use super::front::{Front, limits};
 use super::json::JsonPage;
-use super::listing::{Found, PICTURED};
+use super::listing::{FolderListing, PICTURED};
 use super::listing_format::ListingFormat;
 use super::listing_stream::ListingRequest;
 use super::pattern::Pattern;
@@ -37,7 +37,7 @@ impl Front {
         path: &str,
     ) -> Result<CcdbReply, CacheError> {
         // Real servers never answer this with the usage page.
-        let wanted = Wanted::parse(path).unwrap_or_default();
+        let wanted = ObjectAddress::parse(path).unwrap_or_default();
         let asked = request.parameter("Accept");
         let accept = asked.as_deref().or(request.accept.as_deref()).unwrap_or("");
         let mut fields: Option<Vec<String>> = request
@@ -82,7 +82,7 @@ impl Front {
     /// Adds the folders, their report, and the versions of the chart to the listing of a path.
     async fn complete(
         &self,
-        found: &mut Found,
+        found: &mut FolderListing,
         request: &CcdbRequest,
         path: &str,
     ) -> Result<(), CacheError> {
@@ -110,7 +110,7 @@ impl Front {
     async fn only_paths(
         &self,
         request: &CcdbRequest,
-        wanted: &Wanted,
+        wanted: &ObjectAddress,
     ) -> Result<Option<CcdbReply>, CacheError> {
         let plain = wanted.at.is_none() && wanted.id.is_none() && wanted.metadata.is_empty();
         let pattern = Pattern::new(&wanted.path);

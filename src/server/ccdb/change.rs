@@ -22,7 +22,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 
-use super::address::Wanted;
+use super::address::ObjectAddress;
 use super::front::{Front, limits};
 use super::pattern::Pattern;
 use super::reply::CcdbReply;
@@ -59,7 +59,7 @@ impl Front {
     ) -> Result<CcdbReply, CacheError> {
         let is_truncate = request.method == Method::Get;
         let path = path_of(request);
-        let Ok(wanted) = Wanted::parse(path) else { return Ok(page::usage()) };
+        let Ok(wanted) = ObjectAddress::parse(path) else { return Ok(page::usage()) };
         if !self.writes.enabled {
             return Ok(self.refuse(request, wanted));
         }
@@ -143,7 +143,7 @@ impl Front {
     async fn truncate(
         &self,
         request: &CcdbRequest,
-        wanted: Wanted,
+        wanted: ObjectAddress,
     ) -> Result<CcdbReply, CacheError> {
         let pattern = Pattern::new(&wanted.path);
         let paths: Vec<ObjectPath> = match (&pattern, ObjectPath::new(&wanted.path)) {
@@ -192,7 +192,7 @@ impl Front {
     }
 
     /// The answer without write permission.
-    fn refuse(&self, request: &CcdbRequest, wanted: Wanted) -> CcdbReply {
+    fn refuse(&self, request: &CcdbRequest, wanted: ObjectAddress) -> CcdbReply {
         let message = "this service only reads: it was started without --ccdb-writable";
         let is_followed = matches!(request.method, Method::Post | Method::Put);
         let descriptor_store =
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_behind_the_path_is_kept_as_sent() {
+    fn the_text_after_the_path_is_kept_as_sent() {
         assert_eq!(after_path("/A/B/1/2/k=v%2F", "A/B"), "/1/2/k=v%2F");
         assert_eq!(after_path("//A//B/1", "A/B"), "/1");
         assert_eq!(after_path("/A/B", "A/B"), "");

@@ -14,7 +14,7 @@ use crate::object::CreationLimits;
 use crate::server::auth::Access;
 
 /// Longest wait of a client for the source and for memory.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Maximum number of listings at one time that are sent while they are read.
 const LONG_LISTINGS: usize = 4;
 /// Maximum number of texts of listings that are written at one time.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::listing::{FolderContents, Found};
+use super::listing::{FolderContents, FolderListing};
 use super::listing_format::ListingFormat;
 use super::version;
 use crate::object::ObjectInfo;
@@ -18,7 +18,7 @@ impl ListingFormat for JsonPage {
         "application/json;charset=ISO-8859-1"
     }
 
-    fn start(&self, _found: &Found) -> String {
+    fn start(&self, _found: &FolderListing) -> String {
         "{\"objects\":[\n".to_owned()
     }
 
@@ -34,7 +34,7 @@ impl ListingFormat for JsonPage {
         self.fields.as_ref().is_none_or(|fields| fields.iter().any(is_detail))
     }
 
-    fn end(&self, found: &Found) -> String {
+    fn end(&self, found: &FolderListing) -> String {
         let mut text = "]\n".to_owned();
         if let Some(folders) = &found.subfolders {
             let folders: Vec<String> = match &found.report {

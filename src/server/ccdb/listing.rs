@@ -14,7 +14,7 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::front::{Front, PATIENCE};
+use super::front::{Front, MAX_WAIT};
 use super::listing_stream::{
     ListedVersion, ListingPiece, ListingRequest, ListingStream, OpenedListing,
 };
@@ -38,13 +38,13 @@ const CHARGED_VERSIONS: usize = 256;
 const LONG_BYTES: u64 = 8 << 20;
 /// Above this number, only the ranks of the versions created last are collected, and the listing is
 /// read twice.
-const COLLECTED: usize = 8_192;
+const MAX_COLLECTED: usize = 8_192;
 /// Maximum versions of a path shown in the chart of a page.
 pub(super) const PICTURED: usize = 200;
 
 /// The result of a listing.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct FolderListing {
     /// In the order of file-backed servers: path, from and UUID as one string.
     pub(super) versions: Vec<ListedVersion>,
     /// Whether there are more versions than requested.
@@ -78,7 +78,7 @@ pub(super) struct LongListing {
 /// A listing.
 pub(super) struct FoundListing {
     /// All versions, or none if the listing is long.
-    pub(super) found: Found,
+    pub(super) found: FolderListing,
     pub(super) long: Option<LongListing>,
 }
 
@@ -105,7 +105,7 @@ impl Front {
         let request = Arc::new(request);
         let mut charge = self.budget.charge(0, "listing")?;
         // The ranks of so many versions take much memory.
-        let mut place = match request.newest.is_some_and(|limit| limit > COLLECTED) {
+        let mut place = match request.newest.is_some_and(|limit| limit > MAX_COLLECTED) {
             true => Some(self.long_place().await?),
             false => None,
         };
@@ -126,7 +126,7 @@ impl Front {
             charge.shrink_to(0);
             place = Some(self.long_place().await?);
             (pieces, found) =
-                (self.open_selected(&request, &mut charge).await?.pieces, Found::default());
+                (self.open_selected(&request, &mut charge).await?.pieces, FolderListing::default());
         }
         let place = match place {
             Some(place) => place,
@@ -141,11 +141,11 @@ impl Front {
     /// A place among the listings that are sent while they are read.
     async fn long_place(&self) -> Result<OwnedSemaphorePermit, CacheError> {
         let place = Arc::clone(&self.long_listings).acquire_owned();
-        match tokio::time::timeout(PATIENCE, place).await {
+        match tokio::time::timeout(MAX_WAIT, place).await {
             Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) | Err(_) => Err(CacheError::DeadlineExceeded {
                 what: "a place among the long listings".to_owned(),
-                wait_ms: u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX),
+                wait_ms: u64::try_from(MAX_WAIT.as_millis()).unwrap_or(u64::MAX),
             }),
         }
     }
@@ -178,7 +178,7 @@ impl Front {
             _ => return Err(error),
         };
         let Ok(path) = path else { return Err(error) };
-        let listed = self.cache.versions(&path, PATIENCE).await?;
+        let listed = self.cache.versions(&path, MAX_WAIT).await?;
         if !listed.whole {
             return Err(error);
         }
@@ -203,7 +203,7 @@ impl Front {
         if request.only_latest && !opened.is_reduced {
             opened = latest_of(opened, charge).await?;
         }
-        if limit <= COLLECTED {
+        if limit <= MAX_COLLECTED {
             let mut newest = NewestVersions::new(limit);
             let mut left_out = Vec::new();
             while let Some(piece) = opened.pieces.try_next().await? {
@@ -321,8 +321,8 @@ async fn collect(
     pieces: &mut ListingStream,
     longest: Option<usize>,
     charge: &mut Charge,
-) -> Result<Found, CacheError> {
-    let mut found = Found::default();
+) -> Result<FolderListing, CacheError> {
+    let mut found = FolderListing::default();
     let most = longest.unwrap_or(SHORT);
     while let Some(piece) = pieces.try_next().await? {
         found.left_out.extend(piece.left_out);
@@ -341,7 +341,7 @@ async fn collect(
 }
 
 /// Sorts collected versions, without those of paths that are not listed completely.
-async fn in_order(mut found: Found) -> Result<Found, CacheError> {
+async fn in_order(mut found: FolderListing) -> Result<FolderListing, CacheError> {
     let sorted = tokio::task::spawn_blocking(move || {
         let left_out = std::mem::take(&mut found.left_out);
         let is_left_out = |path: &str| left_out.binary_search_by(|one| one.as_str().cmp(path));

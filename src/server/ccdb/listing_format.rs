@@ -2,7 +2,7 @@
 
 use hyper::body::Bytes;
 
-use super::listing::Found;
+use super::listing::FolderListing;
 use crate::object::ObjectInfo;
 use crate::source::Details;
 
@@ -10,11 +10,11 @@ use crate::source::Details;
 pub(super) trait ListingFormat: Send + Sync + 'static {
     fn content_type(&self) -> &'static str;
     /// The text before the first version.
-    fn start(&self, found: &Found) -> String;
+    fn start(&self, found: &FolderListing) -> String;
     /// Adds one version to `text`, with the separator before it if it is not the first.
     fn version(&self, text: &mut String, number: usize, version: &ObjectInfo, details: &Details);
     /// The text after the last version.
-    fn end(&self, found: &Found) -> String;
+    fn end(&self, found: &FolderListing) -> String;
     /// The bytes of a text in this format.
     fn encode(&self, text: String) -> Bytes {
         text.into()

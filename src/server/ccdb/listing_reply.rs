@@ -15,7 +15,7 @@ use hyper::body::{Bytes, Frame};
 use tokio::sync::mpsc::{Sender, channel};
 
 use super::front::Front;
-use super::listing::{Found, FoundListing, LongListing};
+use super::listing::{FolderListing, FoundListing, LongListing};
 use super::listing_format::ListingFormat;
 use super::listing_stream::{ListedVersion, ListingPiece};
 use super::reply::CcdbReply;
@@ -83,7 +83,7 @@ impl Front {
 /// Writes and sends a listing until it ends, fails, or the client is gone.
 async fn send_all(
     writer: ListingWriter,
-    found: Found,
+    found: FolderListing,
     long: Option<LongListing>,
     sender: Sender<io::Result<Bytes>>,
 ) {
@@ -102,7 +102,7 @@ async fn send_all(
 
 async fn try_send_all(
     writer: ListingWriter,
-    found: Found,
+    found: FolderListing,
     long: Option<LongListing>,
     sender: &Sender<io::Result<Bytes>>,
 ) -> Result<(), CacheError> {
@@ -168,7 +168,7 @@ impl ListingWriter {
     async fn write(
         &self,
         part: TextPart,
-        found: Arc<Found>,
+        found: Arc<FolderListing>,
         versions: Vec<ListedVersion>,
         first: usize,
     ) -> Result<Bytes, CacheError> {

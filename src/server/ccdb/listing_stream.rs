@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::address::Wanted;
+use super::address::ObjectAddress;
 use super::front::Front;
 use super::order::{OrderedPiece, OrderedVersions, PAGE};
 use super::pattern::{Pattern, glob_matches};
@@ -47,7 +47,7 @@ pub(super) type ListingStream = BoxStream<'static, Result<ListingPiece, CacheErr
 /// Selection of versions for a listing.
 #[derive(Debug)]
 pub(super) struct ListingRequest {
-    pub(super) wanted: Wanted,
+    pub(super) wanted: ObjectAddress,
     pub(super) limits: CreationLimits,
     /// Of each path only the version created last.
     pub(super) only_latest: bool,

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::address::Wanted;
-use super::listing::{Found, PICTURED};
+use super::address::ObjectAddress;
+use super::listing::{FolderListing, PICTURED};
 use super::listing_format::ListingFormat;
 use super::plain::escaped;
 use super::version;
@@ -12,7 +12,7 @@ use crate::object::ObjectInfo;
 use crate::source::Details;
 
 /// Maximum versions on one page; programs get all.
-const SHOWN: usize = 1_000;
+const MAX_PAGE_VERSIONS: usize = 1_000;
 /// Width of the chart in its own units; it is scaled to the width of the page.
 const WIDTH: f64 = 1000.0;
 
@@ -25,7 +25,7 @@ pub(super) struct PeoplePage {
 }
 
 impl PeoplePage {
-    pub(super) fn new(wanted: &Wanted, only_latest: bool) -> Self {
+    pub(super) fn new(wanted: &ObjectAddress, only_latest: bool) -> Self {
         let command = if only_latest { "latest" } else { "browse" };
         Self { path: wanted.path.clone(), command }
     }
@@ -52,10 +52,10 @@ impl ListingFormat for PeoplePage {
     }
 
     fn longest(&self) -> Option<usize> {
-        Some(SHOWN)
+        Some(MAX_PAGE_VERSIONS)
     }
 
-    fn start(&self, found: &Found) -> String {
+    fn start(&self, found: &FolderListing) -> String {
         let title = if self.path.is_empty() { "all paths" } else { &self.path };
         let title = escaped(title);
         let mut text = format!(
@@ -149,7 +149,7 @@ impl ListingFormat for PeoplePage {
         );
     }
 
-    fn end(&self, found: &Found) -> String {
+    fn end(&self, found: &FolderListing) -> String {
         let mut text = String::new();
         if !found.versions.is_empty() {
             text.push_str("</tbody></table></div>\n");

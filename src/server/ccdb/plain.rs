@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use hyper::body::Bytes;
 
-use super::listing::Found;
+use super::listing::FolderListing;
 use super::listing_format::ListingFormat;
 use super::version;
 use crate::object::ObjectInfo;
@@ -18,7 +18,7 @@ impl ListingFormat for TextPage {
         "text/plain;charset=ISO-8859-1"
     }
 
-    fn start(&self, _found: &Found) -> String {
+    fn start(&self, _found: &FolderListing) -> String {
         String::new()
     }
 
@@ -49,7 +49,7 @@ impl ListingFormat for TextPage {
         text.push_str("\n\n");
     }
 
-    fn end(&self, found: &Found) -> String {
+    fn end(&self, found: &FolderListing) -> String {
         let mut text = String::new();
         if let Some(folders) = &found.subfolders {
             text.push_str("\nSubfolders:\n");
@@ -108,7 +108,7 @@ impl ListingFormat for XmlPage {
         "text/xml;charset=UTF-8"
     }
 
-    fn start(&self, _found: &Found) -> String {
+    fn start(&self, _found: &FolderListing) -> String {
         format!("{DOCUMENT_TYPE}<document>\n<objects>\n")
     }
 
@@ -138,7 +138,7 @@ impl ListingFormat for XmlPage {
         let _ = writeln!(text, "  <replica id='0' addr='{address}'/>\n</object>");
     }
 
-    fn end(&self, found: &Found) -> String {
+    fn end(&self, found: &FolderListing) -> String {
         let mut text = "</objects>\n".to_owned();
         if let Some(folders) = &found.subfolders {
             text.push_str("<folders>\n");

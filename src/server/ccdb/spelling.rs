@@ -22,10 +22,10 @@ use hyper_util::rt::TokioIo;
 use crate::sync::Mutex;
 
 /// Maximum cached sets of names.
-const REMEMBERED: u64 = 4_096;
+const MAX_SPELLINGS: u64 = 4_096;
 
 static SPELLINGS: LazyLock<moka::sync::Cache<Arc<str>, Extensions>> =
-    LazyLock::new(|| moka::sync::Cache::new(REMEMBERED));
+    LazyLock::new(|| moka::sync::Cache::new(MAX_SPELLINGS));
 
 /// Extensions that make hyper preserve the spelling of `names`, one name per line.
 pub(super) fn of(names: &str) -> Extensions {

@@ -141,7 +141,7 @@ mod tests {
     use crate::server::ByteSize;
 
     #[test]
-    fn what_stands_further_right_counts_and_says_where_it_stood() {
+    fn the_setting_with_the_highest_precedence_counts_and_names_its_origin() {
         let file = "memory = \"1GiB\"\nsegment = \"8MiB\"\n[ccdb_server]\nanswer = \"body\"\n";
         let file = Document::parse(file, None).unwrap();
         let said = |key: &str, value: &str, origin: ValueOrigin| Override {

@@ -82,7 +82,7 @@ pub(crate) async fn serve(listener: TcpListener, options: HttpOptions, stop: Can
     let HttpOptions { cache, readiness, log, connections } = options;
     let live = Live::new(cache.clone());
     let registries = [metrics::registry(cache.clone(), log), process::registry()];
-    let site = Arc::new(Site { cache, registries, readiness, live });
+    let site = Arc::new(HttpPages { cache, registries, readiness, live });
     let visitors = Visitors::new(connections);
     loop {
         let accepted = tokio::select! {
@@ -105,7 +105,7 @@ pub(crate) async fn serve(listener: TcpListener, options: HttpOptions, stop: Can
 /// Serves one connection.
 async fn attend(
     stream: TcpStream,
-    site: Arc<Site>,
+    site: Arc<HttpPages>,
     visitor: Arc<Visitor>,
     stop: CancellationToken,
 ) {
@@ -133,15 +133,15 @@ async fn attend(
     }
 }
 
-/// The pages of the HTTP port, and what they show: metrics of the cache and of the process.
-struct Site {
+/// The pages of the HTTP port, with their contents: metrics of the cache and of the process.
+struct HttpPages {
     cache: Cache,
     registries: [Registry; 2],
     readiness: Readiness,
     live: Arc<Live>,
 }
 
-impl Site {
+impl HttpPages {
     fn answer(&self, request: &Request<Incoming>) -> Response<PageBody> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");

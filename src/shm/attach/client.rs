@@ -11,10 +11,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-#[cfg(feature = "client")]
-use rustix::net::SendFlags;
 
 use super::fork::ForkGuard;
+use super::outbox::Outbox;
 use super::wire::{
     Announcement, AttachRefusal, ClientMessage, Hello, LineReader, Need, SharedKind, WireError,
 };
@@ -22,7 +21,7 @@ use crate::error::{Code, Coded as _, ErrorKind, coded};
 use crate::secret::Secret;
 use crate::shm::futex::EndWord;
 use crate::shm::layout::{Epoch, MetaHeader};
-use crate::shm::local::LocalFiles;
+use crate::shm::local::{LocalFiles, Notifier};
 use crate::shm::resolve_error::MapError;
 use crate::shm::resolver::Mappings;
 use crate::shm::segment::Kind;
@@ -46,7 +45,7 @@ pub enum AttachError {
     /// The service refused the client.
     #[error("{message}")]
     Refused {
-        /// The kind of error, which tells what can be done.
+        /// The kind of error: the possible reaction of the caller.
         kind: ErrorKind,
         /// The error code of the service.
         code: Code,
@@ -75,13 +74,17 @@ coded! { AttachError {
 #[derive(Debug)]
 pub struct Attachment {
     session: String,
+    /// The name in the hello.
+    #[cfg_attr(
+        not(any(feature = "client", feature = "capi")),
+        allow(dead_code, reason = "for timeframes")
+    )]
+    consumer: String,
     epoch: Epoch,
     stream: UnixStream,
     shared: Arc<AttachShared>,
     listener: Option<JoinHandle<()>>,
     guard: ForkGuard,
-    /// Number of lines sent after the hello, modulo 2^32. Lines are sent one at a time.
-    sending: Mutex<u32>,
 }
 
 /// The state of a session that its reader thread updates.
@@ -99,6 +102,10 @@ struct AttachShared {
     local: OnceLock<Arc<LocalFiles>>,
     /// Set when the service is gone.
     ended: EndWord,
+    /// Events of the local plane.
+    events: Notifier,
+    /// Lines sent after the hello.
+    outbox: Outbox,
 }
 
 impl AttachShared {
@@ -155,6 +162,7 @@ impl AttachShared {
 
     fn end(&self, why: String) {
         self.ended.set();
+        self.events.end();
         *self.over.lock() = Some(why);
         self.changed.notify_all();
     }
@@ -184,10 +192,13 @@ fn parse(line: &[u8]) -> Result<(Announcement, Epoch), WireError> {
 }
 
 impl Attachment {
-    /// Opens a session. Blocks for at most 10 s, usually much less.
+    /// Opens a session. Blocks for at most 10 s, usually much less. `path` is that of the attach
+    /// socket, `consumer` the name of this process (at most 256 bytes), `token` the one that the
+    /// service requires, if it does.
     ///
     /// # Errors
-    /// [`AttachError`].
+    /// [`AttachError`]: the socket cannot be reached, the service refuses this user or token, or a
+    /// segment cannot be mapped.
     pub fn open(path: &Path, consumer: &str, token: Option<&str>) -> Result<Self, AttachError> {
         Self::of_stream(UnixStream::connect(path)?, consumer, token)
     }
@@ -252,6 +263,9 @@ impl Attachment {
         let shared = Arc::new(AttachShared::default());
         shared.take(&welcome, epoch, &mut reader)?;
         stream.set_read_timeout(None)?;
+        if shared.local.get().is_some() {
+            shared.outbox.allow_waiting()?;
+        }
         let listener = std::thread::Builder::new().name("iovcache-attach".into()).spawn({
             let (shared, stream) = (Arc::clone(&shared), stream.try_clone()?);
             let listener_guard = ForkGuard::new(&stream);
@@ -262,20 +276,19 @@ impl Attachment {
             }
         })?;
         let session = welcome.session;
-        Ok(Self {
-            session,
-            epoch,
-            stream,
-            shared,
-            listener: Some(listener),
-            guard,
-            sending: Mutex::default(),
-        })
+        let (consumer, listener) = (consumer.to_owned(), Some(listener));
+        Ok(Self { session, consumer, epoch, stream, shared, listener, guard })
     }
 
     /// The id of the session, for requests.
     pub fn session(&self) -> &str {
         &self.session
+    }
+
+    /// The name of the consumer that opened the session. The service accepts its reports for this name.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(crate) fn consumer(&self) -> &str {
+        &self.consumer
     }
 
     /// The epoch of the service.
@@ -297,6 +310,11 @@ impl Attachment {
     #[inline]
     pub(in crate::shm) fn has_ended(&self) -> bool {
         self.shared.ended.is_set()
+    }
+
+    /// The events of the local plane.
+    pub(in crate::shm) fn events(&self) -> &Notifier {
+        &self.shared.events
     }
 
     /// The word that wakes waits when the service is gone.
@@ -332,30 +350,34 @@ impl Attachment {
 
     /// Sends a line. Blocks for at most 10 s if the service does not read.
     fn send(&self, message: &ClientMessage) -> bool {
-        let mut sent = self.sending.lock();
-        let is_sent = send_json(&mut &self.stream, message).is_ok();
-        *sent = sent.wrapping_add(u32::from(is_sent));
-        is_sent
+        self.shared.outbox.send(&self.stream, message).is_ok()
     }
 
     /// Sends a line if that is possible without waiting. Returns its number: that of all lines sent
     /// so far, modulo 2^32. Not in a forked child.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(crate) fn try_report(&self, message: &ClientMessage) -> Option<u32> {
         if self.is_forked() {
             return None;
         }
-        let mut line = serde_json::to_vec(message).ok()?;
-        line.push(b'\n');
-        let mut sent = self.sending.lock();
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let length = rustix::net::send(&self.stream, &line, flags).ok()?;
-        if length < line.len() {
-            // The rest must follow, or the next line would be a part of this one.
-            io::Write::write_all(&mut &self.stream, &line[length..]).ok()?;
+        self.shared.outbox.try_send(&self.stream, message)
+    }
+
+    /// Like [`try_report`](Self::try_report), but the line may wait for the next one, for at most 2 ms.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(crate) fn report_later(&self, message: &ClientMessage) -> Option<u32> {
+        if self.is_forked() {
+            return None;
         }
-        *sent = sent.wrapping_add(1);
-        Some(*sent)
+        self.shared.outbox.send_later(&self.stream, message)
+    }
+
+    /// Sends the lines that wait.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(in crate::shm) fn flush(&self) {
+        if !self.is_forked() {
+            self.shared.outbox.flush(&self.stream);
+        }
     }
 
     /// Whether this process is a fork of the one that opened the session.
@@ -403,11 +425,14 @@ impl Drop for Attachment {
             std::mem::forget(self.listener.take());
             return;
         }
+        self.shared.outbox.flush(&self.stream);
         // This ends the session and wakes the listener.
         let _ = self.stream.shutdown(Shutdown::Both);
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
         }
+        // The listener has ended them.
+        self.shared.events.join();
     }
 }
 
@@ -431,7 +456,8 @@ fn listen(shared: &AttachShared, epoch: Epoch, stream: &UnixStream, mut reader: 
                 return shared.end(error.message());
             }
         }
-        match reader.read(stream) {
+        let input = shared.outbox.until_input(stream).map_err(WireError::from);
+        match input.and_then(|()| reader.read(stream)) {
             Ok(()) => {}
             Err(WireError::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return shared.end(error.message()),
@@ -581,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_given_back_on_its_way_is_left_out_and_the_session_goes_on() {
+    fn a_segment_retired_in_transit_is_left_out_and_the_session_goes_on() {
         let service = Service::new();
         let (stays, goes) = (service.object(1), service.object(2));
         let (kept, gone) = (stays.meta_header(), goes.meta_header());
@@ -611,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_announced_segment_is_refused_by_name() {
+    fn a_file_that_is_not_the_announced_segment_is_refused_by_name() {
         let service = Service::new();
         let _block = service.object(1);
         std::thread::scope(|scope| {

@@ -146,7 +146,7 @@ mod tests {
         let mut pipe = [0; 2];
         // SAFETY: room for two descriptors.
         assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
-        // SAFETY: the child calls only what is allowed between fork and exit.
+        // SAFETY: the child calls only functions that are allowed between fork and exit.
         let child = unsafe { libc::fork() };
         if child == 0 {
             let byte = u8::from(guard.is_forked());

@@ -15,6 +15,7 @@
 
 mod client;
 mod fork;
+mod outbox;
 #[cfg(feature = "client")]
 mod pinned;
 mod wire;
@@ -25,7 +26,7 @@ pub use fork::process_generation;
 pub(crate) use pinned::{LeasedBytes, PinnedBlocks};
 #[doc(hidden)]
 pub use wire::is_all_read;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "capi"))]
 pub(crate) use wire::is_consumer_name;
 pub use wire::{
     Announcement, AttachRefusal, Done, Hello, LineReader, SegmentEntry, WireError, parse_hello,

@@ -158,7 +158,7 @@ impl Drop for PinnedBlocks {
     }
 }
 
-/// The bytes of one block, and what pins it.
+/// The bytes of one block, and its pin.
 pub(crate) struct LeasedBytes {
     blocks: Arc<PinnedBlocks>,
     header: MetaHeader,

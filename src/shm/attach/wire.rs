@@ -81,6 +81,14 @@ pub enum ClientMessage {
     },
 }
 
+impl ClientMessage {
+    /// Whether it reports the progress of a consumer: a client waits for the outcome of these lines
+    /// alone.
+    pub(crate) fn is_report(&self) -> bool {
+        matches!(self, Self::Delivered { .. } | Self::Consumed { .. })
+    }
+}
+
 /// The timeframes that a consumer has consumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -545,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_hello_is_named() {
+    fn faults_of_a_hello_are_named() {
         let error = |line: &str| parse_hello(line.as_bytes()).unwrap_err().to_string();
         assert!(error(r#"{"hello": 1, "consumer": "a", "colour": 3}"#).contains("colour"));
         assert!(error(r#"{"hello": 2, "consumer": "a"}"#).contains("hello is 2"));
@@ -561,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_says_is_read_as_it_was_written() {
+    fn lines_of_a_client_are_read_as_they_were_written() {
         let need = Need { kind: Kind::Segment, id: 3 };
         let consumer = Some("a".to_owned());
         for message in [
@@ -586,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_has_not_read_is_seen() {
+    fn unread_bytes_of_a_peer_are_counted() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         assert!(is_all_read(&ours).unwrap());
         send(&ours, b"x", &[]).unwrap();
@@ -596,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_says_who_the_peer_is() {
+    fn the_kernel_identifies_the_peer() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let peer = PeerCredentials::of(&ours).unwrap();
         assert_eq!(peer.pid.unsigned_abs(), std::process::id());

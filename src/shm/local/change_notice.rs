@@ -20,7 +20,7 @@
 //!
 //! **The count is that of an entry of the directory**, and only rises, also when the entry is given
 //! to another path. A consumer loads it before it sees that the entry names a snapshot of its path;
-//! so every later change of its path raises it above what was loaded. An entry that is given up
+//! so every later change of its path raises it above the loaded value. An entry that is given up
 //! raises it, too: its path is not published any more, and waiting consumers ask the service.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -80,7 +80,7 @@ mod tests {
     use super::super::protocol::{StateWord, load_entry, load_state, store_entry, store_state};
     use super::*;
 
-    /// A count, and what the kernel does with those that wait for it.
+    /// A count, and the kernel's operations for threads that wait for it.
     #[derive(Default)]
     struct ModelCount {
         count: AtomicU32,

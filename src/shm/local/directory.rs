@@ -13,7 +13,7 @@
 use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::SealFlags;
 
@@ -38,7 +38,11 @@ pub(super) struct DirectoryHeader {
     /// Number of entries of timeframes behind those of paths: a power of two, or 0. An older service
     /// has 0, and an older consumer ignores them.
     pub(super) timeframes: u32,
-    pub(super) reserved: [u32; 7],
+    pub(super) reserved: u32,
+    /// Rises when a session or a stream begins to use the name of a consumer; never 0. An older
+    /// service has 0.
+    pub(super) claims: u32,
+    pub(super) reserved_end: [u32; 5],
 }
 
 /// Directory entry. It is free if `hash` is 0, and refers to no snapshot if `generation` is 0.
@@ -79,6 +83,7 @@ const _: () = assert!(offset_of!(DirectoryHeader, entries) == 12);
 const _: () = assert!(offset_of!(DirectoryHeader, epoch) == 16);
 const _: () = assert!(offset_of!(DirectoryHeader, size) == 24);
 const _: () = assert!(offset_of!(DirectoryHeader, timeframes) == 32);
+const _: () = assert!(offset_of!(DirectoryHeader, claims) == 40);
 const _: () = assert!(size_of::<EntryLayout>() == 32);
 const _: () = assert!(offset_of!(EntryLayout, generation) == 8);
 const _: () = assert!(offset_of!(EntryLayout, place) == 16);
@@ -154,8 +159,8 @@ impl DirectoryView {
     /// then ask the service.
     pub(super) fn open(file: BorrowedFd<'_>, size: u64, epoch: Epoch) -> Result<Self, String> {
         let mapping = map_sealed(file, size, MapAccess::Read)?;
-        // SAFETY: the service writes the header once, before it sends the descriptor.
-        let header = unsafe { mapping.bytes(0, size_of::<DirectoryHeader>()) };
+        // SAFETY: the service writes this part of the header once, before it sends the descriptor.
+        let header = unsafe { mapping.bytes(0, offset_of!(DirectoryHeader, claims)) };
         let word = |at: usize| header[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
         let entries = (word(8) >> 32) as u32;
         let (version, magic) = (word(8) as u32, u64::from_le_bytes(DirectoryHeader::MAGIC));
@@ -199,6 +204,14 @@ impl DirectoryView {
         self.mapping.atomic_u32(entry_offset(index) + offset_of!(EntryLayout, changes))
     }
 
+    /// The count of claims of consumers' names; `None`: the service does not tell it.
+    #[cfg(any(feature = "client", feature = "capi", test))]
+    pub(super) fn claims(&self) -> Option<u32> {
+        // SYNC(notice): before a name is used, or the service is asked for it.
+        let claims = self.mapping.atomic_u32(offset_of!(DirectoryHeader, claims));
+        Some(change_notice::note(claims)).filter(|count| *count != 0)
+    }
+
     /// Number of entries of timeframes; 0: the service publishes none.
     pub(super) fn timeframes(&self) -> u32 {
         self.timeframes
@@ -216,8 +229,7 @@ impl DirectoryView {
         probes(hash, self.entries).filter(move |&index| {
             let stored = self.word(index, offset_of!(EntryLayout, hash));
             // Relaxed: a wrong candidate is rejected by the path in its snapshot.
-            stored.load(std::sync::atomic::Ordering::Relaxed) == hash
-                && self.entry(index).load().0 != 0
+            stored.load(Ordering::Relaxed) == hash && self.entry(index).load().0 != 0
         })
     }
 }
@@ -268,6 +280,7 @@ impl Directory {
         put(offset_of!(DirectoryHeader, epoch), &epoch.0.to_le_bytes());
         put(offset_of!(DirectoryHeader, size), &size.to_le_bytes());
         put(offset_of!(DirectoryHeader, timeframes), &counts.timeframes.to_le_bytes());
+        put(offset_of!(DirectoryHeader, claims), &1_u32.to_le_bytes());
         // SAFETY: no other process has the file yet, and it is longer than its header.
         unsafe { mapping.write(0, &header) };
         let [taken, taken_timeframes] =
@@ -287,6 +300,16 @@ impl Directory {
 
     fn taken(&self) -> MutexGuard<'_, Vec<bool>> {
         self.taken.lock()
+    }
+
+    /// A session or a stream has begun to use the name of a consumer. The service refuses other users
+    /// of the name before this, and the session or stream does not know of its claim yet.
+    pub(crate) fn note_claim(&self) {
+        let claims = self.mapping.atomic_u32(offset_of!(DirectoryHeader, claims));
+        let next = |count: u32| Some(count.checked_add(1).unwrap_or(1));
+        // SYNC(notice): pairs with the Acquire load in `DirectoryView::claims`. No consumer sleeps on
+        // this word.
+        let _ = claims.try_update(Ordering::Release, Ordering::Relaxed, next);
     }
 
     fn word(&self, index: u32, field: usize) -> &AtomicU64 {
@@ -319,7 +342,7 @@ impl Directory {
         let index = probes(hash, self.counts.paths).find(|&index| !taken[index as usize])?;
         taken[index as usize] = true;
         let stored = self.word(index, offset_of!(EntryLayout, hash));
-        stored.store(hash, std::sync::atomic::Ordering::Relaxed);
+        stored.store(hash, Ordering::Relaxed);
         Some(DirectoryEntry { directory: std::sync::Arc::clone(self), index })
     }
 }
@@ -364,7 +387,7 @@ impl Drop for DirectoryEntry {
     fn drop(&mut self) {
         self.withdraw();
         let hash = self.directory.word(self.index, offset_of!(EntryLayout, hash));
-        hash.store(0, std::sync::atomic::Ordering::Relaxed);
+        hash.store(0, Ordering::Relaxed);
         self.tell_changed();
         self.directory.taken()[self.index as usize] = false;
     }

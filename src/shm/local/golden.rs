@@ -73,7 +73,7 @@ fn a_directory_is_byte_for_byte_as_drawn() {
     drawn[12] = 16;
     drawn[16..24].copy_from_slice(&EPOCH.0.to_le_bytes());
     drawn[24..32].copy_from_slice(&4096_u64.to_le_bytes());
-    drawn[32] = 16;
+    (drawn[32], drawn[40]) = (16, 1);
     let at = 64 + 32 * (path_hash(PATH) % 16) as usize;
     drawn[at..at + 8].copy_from_slice(&path_hash(PATH).to_le_bytes());
     drawn[at + 8..at + 16].copy_from_slice(&GENERATION.to_le_bytes());
@@ -131,6 +131,7 @@ fn a_table_of_a_timeframe_is_byte_for_byte_as_drawn() {
         schema_message: b"schema",
         batch_message: b"batch",
         body: &[9; 200],
+        intervals: &[[-5, 6], [0, 0]],
     };
     let size = PublishedTimeframe::size_bytes(&parts).unwrap();
     let objects = Arc::new(());
@@ -138,13 +139,13 @@ fn a_table_of_a_timeframe_is_byte_for_byte_as_drawn() {
     table.set_consumer(1, ConsumerMark::Delivered);
     let bytes = read(pool.segments()[0].file().unwrap(), 4096 + 64, size as usize);
     assert_eq!(bytes, golden("timeframe-table.bin"));
-    let (schema, message, body) = (256, 320, 384);
-    let mut drawn = vec![0; body + 200];
+    let (schema, message, body, intervals) = (256, 320, 384, 640);
+    let mut drawn = vec![0; intervals + 32];
     drawn[..4].copy_from_slice(b"IOVF");
     (drawn[4], drawn[8], drawn[9], drawn[16], drawn[24], drawn[32]) = (1, 3, 2, 4, 5, 6);
     drawn[40..48].copy_from_slice(&(0x1000 + size).to_le_bytes());
     let words = [1, 2, 2, schema, 6, message, 5, body, 200];
-    let column = [2, 1, body, body + 64, body + 192];
+    let column = [2, 1, body, body + 64, body + 192, intervals];
     let mut put = |at: usize, words: &[usize]| {
         for (place, word) in words.iter().enumerate() {
             let at = at + 4 * place;
@@ -158,7 +159,9 @@ fn a_table_of_a_timeframe_is_byte_for_byte_as_drawn() {
     drawn[184..193].copy_from_slice(b"trackerqc");
     drawn[schema..schema + 6].copy_from_slice(b"schema");
     drawn[message..message + 5].copy_from_slice(b"batch");
-    drawn[body..].fill(9);
+    drawn[body..body + 200].fill(9);
+    drawn[intervals..intervals + 8].copy_from_slice(&(-5_i64).to_le_bytes());
+    drawn[intervals + 8] = 6;
     assert_eq!(bytes, drawn);
 }
 

@@ -26,10 +26,12 @@ mod files;
 #[cfg(test)]
 mod golden;
 mod monotonic;
-#[cfg(feature = "client")]
+mod notifier;
+#[cfg(any(feature = "client", feature = "capi"))]
 mod pinned_timeframe;
 mod pins_page;
 mod plane;
+mod plane_event;
 mod protocol;
 mod registry;
 mod sealed;
@@ -38,7 +40,7 @@ mod snapshot;
 mod table_pins;
 mod timeframe_entry;
 mod timeframe_table;
-#[cfg(any(feature = "client", test))]
+#[cfg(any(feature = "client", feature = "capi", test))]
 mod timeframe_view;
 mod view;
 
@@ -46,10 +48,13 @@ pub use ask_reason::AskReason;
 pub(crate) use directory::{Directory, DirectoryEntry, EntryCounts};
 pub(super) use files::LocalFiles;
 pub(crate) use monotonic::monotonic_millis;
-#[cfg(feature = "client")]
+pub(in crate::shm) use notifier::Notifier;
+pub use notifier::PlaneEvent;
+#[cfg(any(feature = "client", feature = "capi"))]
 pub(crate) use pinned_timeframe::{LineNumber, PinnedTimeframe, TimeframeLook, TimeframeWait};
 pub(crate) use pins_page::{PageLimits, ServicePage, UseSample};
 pub use plane::{LocalPlane, LookUpCounts};
+pub use plane_event::EventError;
 pub(super) use protocol::retire;
 pub(crate) use registry::SlotsInUse;
 pub(super) use registry::{PageRegistry, QuarantinedPlace};
@@ -58,7 +63,7 @@ pub(crate) use snapshot::{PublishedSnapshot, SnapshotSpan};
 pub(crate) use table_pins::{SpanReading, SpanSteps, TablePins};
 pub(crate) use timeframe_entry::TimeframeEntry;
 pub(crate) use timeframe_table::{ColumnPart, ConsumerMark, PublishedTimeframe, TimeframeParts};
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "capi"))]
 pub(crate) use timeframe_view::ColumnArrays;
 #[cfg(feature = "client")]
 pub(crate) use view::LOOK_AGAIN;

@@ -212,6 +212,17 @@ impl PinnedTimeframe {
         self.is_held().then(|| unsafe { self.view.column(number) }).flatten()
     }
 
+    /// The names of the consumers that the timeframe is registered for.
+    #[cfg(feature = "capi")]
+    pub(crate) fn consumer_names(&self) -> Vec<String> {
+        let names = match self.is_held() {
+            // SAFETY: pinned until `self` is dropped.
+            true => unsafe { self.view.consumer_names() },
+            false => Vec::new(),
+        };
+        names.into_iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+    }
+
     /// The progress of a consumer; `None` if the timeframe is not registered for it.
     pub(crate) fn consumer(&self, name: &str) -> Option<ConsumerMark> {
         // SAFETY: pinned until `self` is dropped.
@@ -315,10 +326,16 @@ impl LineNumber {
     }
 
     /// Whether the service has taken it; then whether it has accepted all lines since this one.
-    fn is_accepted(&self) -> Option<bool> {
+    pub(crate) fn is_accepted(&self) -> Option<bool> {
         let (taken, refused) = self.plane.files().page.lines();
         let is_taken = taken.wrapping_sub(self.number).cast_signed() >= 0;
         is_taken.then_some(refused == self.refused_before)
+    }
+
+    /// Whether the service can still take it.
+    #[cfg(feature = "client")]
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.is_over()
     }
 
     fn is_over(&self) -> bool {
@@ -327,6 +344,7 @@ impl LineNumber {
 
     /// Waits a few microseconds; whether it was taken, or the session is over.
     pub(crate) fn spin(&self) -> bool {
+        self.plane.attachment().flush();
         spin(|| self.is_over())
     }
 
@@ -334,6 +352,7 @@ impl LineNumber {
     /// was refused since. Blocks the thread.
     pub(crate) fn wait(&self, until: Instant) -> bool {
         let end = self.plane.attachment();
+        end.flush();
         loop {
             let (taken, _) = self.plane.files().page.lines();
             if self.is_over() || Instant::now() >= until {

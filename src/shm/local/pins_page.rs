@@ -13,7 +13,7 @@
 use std::mem::{offset_of, size_of};
 use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd as _, OwnedFd};
-#[cfg(any(feature = "client", test))]
+#[cfg(any(feature = "client", feature = "capi", test))]
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,7 +40,7 @@ pub(super) struct PageHeader {
     pub(super) flags: u64,
     /// Number of lines of the attach socket that the service has taken, modulo 2^32.
     pub(super) taken: u32,
-    /// Number of them that it has refused, modulo 2^32.
+    /// Number of reports of consumers among them that it has refused, modulo 2^32.
     pub(super) refused: u32,
     pub(super) reserved: u64,
     /// Number of look-ups answered from shared memory.
@@ -186,27 +186,27 @@ impl ConsumerPage {
     }
 
     /// Whether tables must be requested from the service.
-    #[cfg(any(feature = "client", test))]
+    #[cfg(any(feature = "client", feature = "capi", test))]
     pub(super) fn tables_are_requested(&self) -> bool {
         self.flags & TABLES_ARE_REQUESTED != 0
     }
 
     /// Whether tables of timeframes must be requested from the service.
-    #[cfg(any(feature = "client", test))]
+    #[cfg(any(feature = "client", feature = "capi", test))]
     pub(super) fn timeframes_are_requested(&self) -> bool {
         self.flags & TIMEFRAMES_ARE_REQUESTED != 0
     }
 
     /// The word with the number of lines that the service has taken, to wait for.
-    #[cfg(any(feature = "client", test))]
+    #[cfg(any(feature = "client", feature = "capi", test))]
     pub(super) fn taken_word(&self) -> &AtomicU32 {
         self.mapping.atomic_u32(offset_of!(PageHeader, taken))
     }
 
     /// Numbers of lines that the service has taken and refused.
-    #[cfg(any(feature = "client", test))]
+    #[cfg(any(feature = "client", feature = "capi", test))]
     pub(super) fn lines(&self) -> (u32, u32) {
-        // SYNC(notice): what the lines have changed is visible with their number.
+        // SYNC(notice): the effects of the lines are visible with their number.
         let taken = change_notice::note(self.taken_word());
         let refused = self.mapping.atomic_u32(offset_of!(PageHeader, refused));
         (taken, refused.load(Ordering::Relaxed))

@@ -54,9 +54,13 @@ impl LocalPlane {
         &self.files
     }
 
+    pub(super) fn shared_files(&self) -> &Arc<LocalFiles> {
+        &self.files
+    }
+
     /// Checks that the session has not ended and belongs to this process.
     #[inline]
-    pub(super) fn check(&self) -> Result<(), AskReason> {
+    pub(crate) fn check(&self) -> Result<(), AskReason> {
         if self.attachment.is_forked() {
             return Err(AskReason::Forked);
         }
@@ -73,13 +77,20 @@ impl LocalPlane {
     }
 
     /// Whether tables of timeframes must be requested from the service.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(crate) fn timeframes_are_requested(&self) -> bool {
         self.files.directory.timeframes() == 0 || self.files.page.timeframes_are_requested()
     }
 
+    /// The count of claims of consumers' names: the service has accepted the use of a name if it has
+    /// done so while the count was the same. `None`: the service does not tell it.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(crate) fn claims(&self) -> Option<u32> {
+        self.files.directory.claims()
+    }
+
     /// Counts the table of a timeframe that was taken from shared memory.
-    #[cfg(feature = "client")]
+    #[cfg(any(feature = "client", feature = "capi"))]
     pub(crate) fn count_timeframe(&self) {
         self.files.page.count_hits(1);
     }

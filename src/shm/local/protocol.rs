@@ -139,7 +139,7 @@ impl StateWord for AtomicU32 {
     }
 }
 
-/// Stores the state of an entry, and what it refers to (generation and place).
+/// Stores the state of an entry and its target (generation and place).
 pub(super) fn store_state<W: Word, S: StateWord>(
     state: &S,
     (generation, place): (&W, &W),

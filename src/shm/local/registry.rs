@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_pins_is_free_when_its_session_is_over() {
+    fn pins_of_a_page_end_with_its_session() {
         let pool = pool();
         let (page, consumer) = attached(&pool);
         let block = object(&pool, 7).unwrap();
@@ -357,7 +357,7 @@ mod tests {
         drop(blocks);
         assert_eq!(pool.quarantined_bytes(), 2 * each, "20,000 bytes are two of 7,000");
         assert!(pool.survey().faults.is_empty());
-        // Its bytes in quarantine count against what is not evicted for its sake.
+        // Its bytes in quarantine reduce the memory that is not evicted for its sake.
         let block = object(&pool, 99).unwrap();
         page.write_slot_for_test(30, block.generation());
         std::thread::sleep(2 * RECENT);

@@ -12,6 +12,7 @@
 //! service.
 #![allow(unsafe_code)]
 
+use std::hint;
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
@@ -288,13 +289,17 @@ impl SnapshotView {
     #[inline]
     pub(super) fn spans_begun(&self, at: i64) -> usize {
         let (mut base, mut length) = (0_usize, self.spans as usize);
-        while length > 0 {
-            let half = length / 2;
-            let right = self.start(base + half) <= at;
-            base = if right { base + half + 1 } else { base };
-            length = if right { length - half - 1 } else { half };
+        if length == 0 {
+            return 0;
         }
-        base
+        // One load and no branch per step: branches that depend on random times are mispredicted.
+        while length > 1 {
+            let half = length / 2;
+            let middle = base + half;
+            base = hint::select_unpredictable(self.start(middle) <= at, middle, base);
+            length -= half;
+        }
+        base + usize::from(self.start(base) <= at)
     }
 
     /// The span that contains `at`, if its object was in memory when the snapshot was made.

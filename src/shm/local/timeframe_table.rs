@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!  0        96        columns × 32   consumers × 24   segments × 4
-//!  ┌────────┬─────────┬──────────────┬────────────────┬──────────┬───────┬────────┬─────────────┐
-//!  │ header │ columns │  consumers   │    segments    │  names   │schema │ batch  │ batch body  │
-//!  └────────┴─────────┴──────────────┴────────────────┴──────────┴───────┴────────┴─────────────┘
-//!     where each array lies in the body ──────────────────────────────────────────────▲
+//!  ┌────────┬─────────┬──────────────┬───────────┬────────┬───────┬────────┬────────────┬─────────┐
+//!  │ header │ columns │  consumers   │ segments  │ names  │schema │ batch  │ batch body │intervals│
+//!  └────────┴─────────┴──────────────┴───────────┴────────┴───────┴────────┴────────────┴─────────┘
+//!     where each array lies ──────────────────────────────────────────────────▲────────────▲
 //! ```
 //!
 //! Schema and batch are the messages that the service sends for the same table. The column records
 //! repeat where the arrays of a column lie, so a consumer reads a column without decoding the others.
+//! The intervals are those of the versions, run by run, column after column.
 //!
 //! **A pin of the table pins its objects** (`SYNC(pin)` in [`protocol`](super::protocol)). A
 //! timeframe pins its objects as long as it is in flight. When it is dropped its table is retired,
@@ -64,7 +65,9 @@ pub(super) struct ColumnRecord {
     pub(super) cells: u32,
     /// A bit for each run, 1 where the cell is not null; unused if `nulls` is 0.
     pub(super) validity: u32,
-    pub(super) reserved: [u32; 3],
+    /// The validity interval of the version of each run, 2 × i64; 0: an older service wrote none.
+    pub(super) intervals: u32,
+    pub(super) reserved: [u32; 2],
 }
 
 /// A consumer that the timeframe is registered for.
@@ -82,6 +85,7 @@ const _: () = assert!(offset_of!(TimeframeHeader, pinned_bytes) == 40);
 const _: () = assert!(offset_of!(TimeframeHeader, columns) == 48);
 const _: () = assert!(offset_of!(TimeframeHeader, body_bytes) == 80);
 const _: () = assert!(size_of::<ColumnRecord>() == 32);
+const _: () = assert!(offset_of!(ColumnRecord, intervals) == 20);
 const _: () = assert!(size_of::<ConsumerRecord>() == 24);
 
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"IOVF");
@@ -139,6 +143,8 @@ pub(crate) struct TimeframeParts<'a> {
     pub(crate) schema_message: &'a [u8],
     pub(crate) batch_message: &'a [u8],
     pub(crate) body: &'a [u8],
+    /// The validity interval of the version of each run in milliseconds, column after column.
+    pub(crate) intervals: &'a [[i64; 2]],
 }
 
 /// Where the parts of a table lie.
@@ -150,6 +156,7 @@ pub(super) struct PartPlaces {
     schema: usize,
     message: usize,
     body: usize,
+    intervals: usize,
     size: usize,
 }
 
@@ -162,8 +169,10 @@ impl PartPlaces {
         let at = add(size_of::<TimeframeHeader>(), columns, size_of::<ColumnRecord>())?;
         let segments_at = add(at, consumers, size_of::<ConsumerRecord>())?;
         let names = add(segments_at, segments, size_of::<u32>())?;
-        let (schema, message, body, size) = (names, names, names, names);
-        Some(Self { consumers: at, segments: segments_at, names, schema, message, body, size })
+        let (schema, message, body) = (names, names, names);
+        let (intervals, size) = (names, names);
+        let (consumers, segments) = (at, segments_at);
+        Some(Self { consumers, segments, names, schema, message, body, intervals, size })
     }
 
     fn new(parts: &TimeframeParts<'_>) -> Option<Self> {
@@ -173,8 +182,9 @@ impl PartPlaces {
         let schema = (places.names + names).next_multiple_of(ALIGNMENT);
         let message = (schema + parts.schema_message.len()).next_multiple_of(ALIGNMENT);
         let body = (message + parts.batch_message.len()).next_multiple_of(ALIGNMENT);
-        let size = body + parts.body.len();
-        (size <= MAX_BYTES).then_some(Self { schema, message, body, size, ..places })
+        let intervals = (body + parts.body.len()).next_multiple_of(ALIGNMENT);
+        let size = intervals + size_of_val(parts.intervals);
+        (size <= MAX_BYTES).then_some(Self { schema, message, body, intervals, size, ..places })
     }
 }
 
@@ -223,7 +233,7 @@ impl PublishedTimeframe {
     /// place.
     ///
     /// # Panics
-    /// If `room` is not of [`size_bytes`](Self::size_bytes).
+    /// If `room` is not of [`size_bytes`](Self::size_bytes), or there is no interval for each run.
     pub(crate) fn publish(
         mut room: Reservation,
         parts: &TimeframeParts<'_>,
@@ -233,6 +243,8 @@ impl PublishedTimeframe {
         let bytes = room.payload_mut();
         let places = places.filter(|places| places.size == bytes.len());
         let places = places.expect("the room has the size of the table");
+        let runs: usize = parts.columns.iter().map(|column| column.runs as usize).sum();
+        assert_eq!(parts.intervals.len(), runs, "one interval for each run");
         bytes.fill(0);
         write(bytes, parts, &places);
         // A table is no object: its id is never requested.
@@ -296,7 +308,6 @@ fn pinned_bytes(parts: &TimeframeParts<'_>, places: &PartPlaces) -> u64 {
 }
 
 fn write(bytes: &mut [u8], parts: &TimeframeParts<'_>, places: &PartPlaces) {
-    let body = places.body as u32;
     let mut to = Fields { bytes, at: 0 };
     to.u32(MAGIC);
     to.u32(VERSION);
@@ -316,13 +327,35 @@ fn write(bytes: &mut [u8], parts: &TimeframeParts<'_>, places: &PartPlaces) {
         to.u32(part.len() as u32);
     }
     to.at = size_of::<TimeframeHeader>();
+    write_records(&mut to, parts, places);
+    parts.consumers.iter().for_each(|name| to.put(name.as_bytes()));
+    for (at, part) in [
+        (places.schema, parts.schema_message),
+        (places.message, parts.batch_message),
+        (places.body, parts.body),
+    ] {
+        to.at = at;
+        to.put(part);
+    }
+    to.at = places.intervals;
+    for [from, until] in parts.intervals {
+        to.u64(from.cast_unsigned());
+        to.u64(until.cast_unsigned());
+    }
+}
+
+/// Writes the records of columns, consumers and segments.
+fn write_records(to: &mut Fields<'_>, parts: &TimeframeParts<'_>, places: &PartPlaces) {
+    let (body, mut intervals) = (places.body as u32, places.intervals);
     for column in parts.columns {
         to.u32(column.runs);
         to.u32(column.nulls);
         for offset in [column.ends, column.cells, column.validity] {
             to.u32(body + offset);
         }
-        to.at += size_of::<[u32; 3]>();
+        to.u32(intervals as u32);
+        intervals += column.runs as usize * size_of::<[i64; 2]>();
+        to.at += size_of::<[u32; 2]>();
     }
     let mut name_at = places.names;
     for name in parts.consumers {
@@ -334,14 +367,5 @@ fn write(bytes: &mut [u8], parts: &TimeframeParts<'_>, places: &PartPlaces) {
     }
     for (managed, id) in parts.segments {
         to.u32(if *managed { MANAGED } else { 0 } | u32::from(*id));
-    }
-    parts.consumers.iter().for_each(|name| to.put(name.as_bytes()));
-    for (at, part) in [
-        (places.schema, parts.schema_message),
-        (places.message, parts.batch_message),
-        (places.body, parts.body),
-    ] {
-        to.at = at;
-        to.put(part);
     }
 }

@@ -31,6 +31,10 @@ pub(crate) struct ColumnArrays<'a> {
     pub(crate) cells: &'a [u8],
     /// A bit for each run, least significant first; `None`: no cell is null.
     pub(crate) validity: Option<&'a [u8]>,
+    /// The validity interval of the version of each run, in milliseconds: two i64, little endian.
+    /// `None`: an older service wrote none.
+    #[cfg_attr(not(feature = "capi"), allow(dead_code, reason = "read by the C interface"))]
+    pub(crate) intervals: Option<&'a [u8]>,
 }
 
 impl TimeframeView {
@@ -138,7 +142,14 @@ impl TimeframeView {
             0 => None,
             _ => Some(part(offset_of!(ColumnRecord, validity), runs.div_ceil(8))?),
         };
-        Some(ColumnArrays { runs, ends, cells, validity })
+        let intervals = match field(offset_of!(ColumnRecord, intervals)) {
+            0 => None,
+            _ => Some(part(
+                offset_of!(ColumnRecord, intervals),
+                runs.checked_mul(size_of::<[i64; 2]>())?,
+            )?),
+        };
+        Some(ColumnArrays { runs, ends, cells, validity, intervals })
     }
 
     /// The encoded schema; `None` if it lies outside.
@@ -174,6 +185,23 @@ impl TimeframeView {
         None
     }
 
+    /// The names of the consumers that it is registered for.
+    ///
+    /// # Safety
+    /// The table is pinned as long as the slices live.
+    #[cfg(feature = "capi")]
+    pub(super) unsafe fn consumer_names<'a>(&self) -> Vec<&'a [u8]> {
+        let records = (0..self.consumers as usize)
+            .map(|number| self.places.consumers + number * size_of::<ConsumerRecord>());
+        let name = |record: usize| {
+            let length = self.u32_at(record + offset_of!(ConsumerRecord, name_bytes)) as usize;
+            let at = self.u32_at(record + offset_of!(ConsumerRecord, name_at)) as usize;
+            // SAFETY: by the contract of this function.
+            unsafe { self.bytes(at, length) }
+        };
+        records.filter_map(name).collect()
+    }
+
     /// The segments (`true`) and regions of the objects.
     pub(super) fn segments(&self) -> impl Iterator<Item = (bool, u16)> {
         (0..self.segments as usize).map(|number| {
@@ -207,6 +235,7 @@ mod tests {
             schema_message: b"schema",
             batch_message: b"batch",
             body: &[9; 200],
+            intervals: &[[-5, 6], [0, 0]],
         };
         let size = PublishedTimeframe::size_bytes(&parts).unwrap();
         let room = pool.reserve(size).unwrap();
@@ -237,6 +266,8 @@ mod tests {
         let schema = unsafe { view.schema() }.unwrap();
         assert_eq!((column.runs, column.ends, schema), (2, &[9; 8][..], &b"schema"[..]));
         assert_eq!((column.cells.len(), column.validity), (80, Some(&[9][..])));
+        let intervals: Vec<u8> = [-5_i64, 6, 0, 0].iter().flat_map(|at| at.to_le_bytes()).collect();
+        assert_eq!(column.intervals, Some(&intervals[..]));
         for (name, mark) in [
             ("a", Some(ConsumerMark::Waiting)),
             ("bc", Some(ConsumerMark::Consumed)),
@@ -269,7 +300,9 @@ mod tests {
             for number in 0..view.columns().min(4) {
                 // SAFETY: as above.
                 if let Some(column) = unsafe { view.column(number) } {
-                    let ends = column.ends.iter().chain(column.cells).map(|byte| u64::from(*byte));
+                    let intervals = column.intervals.unwrap_or_default();
+                    let all = column.ends.iter().chain(column.cells).chain(intervals);
+                    let ends = all.map(|byte| u64::from(*byte));
                     std::hint::black_box(ends.sum::<u64>());
                 }
             }

@@ -42,6 +42,21 @@ pub struct ChangeNotice {
 }
 
 impl ChangeNotice {
+    /// The entry of the path in the directory.
+    pub(super) fn entry(&self) -> u32 {
+        self.entry
+    }
+
+    /// The count of its changes.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether the service refreshes the path by itself.
+    pub(super) fn is_refreshed(&self) -> bool {
+        self.is_refreshed
+    }
+
     /// As two words, for other languages.
     #[cfg(feature = "capi")]
     pub(crate) fn to_words(self) -> [u64; 2] {
@@ -134,6 +149,10 @@ impl PlanePath {
         let (snapshot, reported) = (Cell::new(None), RefCell::default());
         let (next_sample, hits) = (Cell::new(0), Cell::new(0));
         Self { plane, path, hash, mappings, snapshot, next_sample, hits, reported }
+    }
+
+    pub(super) fn plane(&self) -> &LocalPlane {
+        &self.plane
     }
 
     /// The object path.

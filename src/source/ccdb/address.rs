@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_without_showing_the_password() {
+    fn a_text_that_is_no_address_is_refused_without_showing_the_password() {
         for text in ["", "ftp://a", "http://", "http://a?q=1", "http://a,,b", "file:///etc"] {
             assert!(Address::parse_list(text).is_err(), "{text:?}");
         }

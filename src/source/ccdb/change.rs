@@ -52,7 +52,7 @@ impl CcdbSource {
         let response =
             self.transport.send_once(method, &tail, headers, body, &what, deadline).await?;
         let changed = self.outcome(change, response, what).await;
-        // The path may have changed whatever the status: remembered answers no longer count.
+        // The path may have changed with any status: remembered answers no longer count.
         self.forget_path(&change.path);
         changed
     }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::{etag_id, locations, read_details, single};
 use super::location::id_in_location;
 use super::source::CcdbSource;
-use super::transport::{Ask, AttemptFailure, Head, Purpose, Rounds, chain};
+use super::transport::{AttemptFailure, Head, HttpRequest, Purpose, Rounds, chain};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::body_digest::BodyDigest;
 use crate::source::{Body, BodyError, SourceError};
@@ -230,8 +230,8 @@ impl CcdbSource {
             headers.insert("if-not-after", created.clone());
             headers.insert("if-not-before", created);
         }
-        let ask = Ask { method: Method::GET, headers, ..Ask::default() };
-        let head = self.transport.send(&ask, &place.url, Purpose::Body, deadline).await?;
+        let request = HttpRequest { method: Method::GET, headers, ..HttpRequest::default() };
+        let head = self.transport.send(&request, &place.url, Purpose::Body, deadline).await?;
         let status = head.response.status();
         match status.as_u16() {
             200 => {

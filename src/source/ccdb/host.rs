@@ -18,7 +18,7 @@ const LEAST_CONCURRENT: usize = 4;
 /// Number of answers after which the limit of concurrent requests rises by one again.
 const ANSWERS_PER_PLACE: usize = 16;
 
-/// The limit of concurrent requests of one kind to a host. It follows what the host bears.
+/// The limit of concurrent requests of one kind to a host. It follows the load that the host bears.
 #[derive(Debug)]
 pub(super) struct Bulkhead {
     places: Arc<Semaphore>,

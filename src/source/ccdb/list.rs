@@ -24,7 +24,7 @@ use super::listing::{self, PathListing};
 use super::location::from_in_location;
 use super::paths::{ByTime, ChangeCheck, FIRST_LISTING, KnownPath, ListedPath, PathMemory};
 use super::source::CcdbSource;
-use super::transport::{Ask, HttpReply, Purpose, latin1};
+use super::transport::{HttpReply, HttpRequest, Purpose, latin1};
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
 use crate::source::{Details, SourceError, page_key};
@@ -44,7 +44,7 @@ const LISTING_FAILED_PAUSE: Duration = Duration::from_secs(30);
 const CONFIRMED_SHARE: f64 = 1.2;
 
 /// A listing, and whether it is reliable.
-pub(super) enum AskedListing {
+pub(super) enum CheckedListing {
     Whole(PathListing),
     TooMany(PathListing),
     InDoubt(PathListing),
@@ -146,19 +146,19 @@ impl CcdbSource {
         let asked = Instant::now();
         let pause = self.recheck_pause();
         let state = match self.list(path, ListingPart::default(), limit, deadline).await? {
-            AskedListing::Whole(listing) if self.is_whole(path, &listing, at, deadline).await => {
+            CheckedListing::Whole(listing) if self.is_whole(path, &listing, at, deadline).await => {
                 let (entries, traces) = (listing.entries, listing.traces);
                 let mut versions: Vec<Arc<ObjectInfo>> =
                     listing.versions.into_iter().map(|l| Arc::new(l.version)).collect();
                 versions.sort_unstable_by_key(|version| page_key(version));
                 KnownPath::Listed(Arc::new(ListedPath { versions, entries, traces }))
             }
-            AskedListing::TooMany(listing) => {
+            CheckedListing::TooMany(listing) => {
                 let (spelling, took) = (listing.spelling(), asked.elapsed());
                 let longest = self.transport.options.browse_limit;
                 KnownPath::ByTime(Arc::new(ByTime::too_many(spelling, limit, took, longest, pause)))
             }
-            AskedListing::InDoubt(listing) | AskedListing::Whole(listing) => {
+            CheckedListing::InDoubt(listing) | CheckedListing::Whole(listing) => {
                 KnownPath::ByTime(Arc::new(ByTime::in_doubt(listing.spelling(), pause)))
             }
         };
@@ -182,7 +182,7 @@ impl CcdbSource {
         part: ListingPart,
         limit: usize,
         deadline: Instant,
-    ) -> Result<AskedListing, SourceError> {
+    ) -> Result<CheckedListing, SourceError> {
         let mut tail = format!("/browse/{path}");
         let mut what = format!("the listing of {path}");
         if let Some(at) = part.at {
@@ -192,13 +192,13 @@ impl CcdbSource {
         if let Some(id) = part.id {
             let _ = write!(tail, "/{id}");
         }
-        let ask = listing_ask(limit, None);
+        let request = listing_request(limit, None);
         // Listings are checked below. No fault of a listing is a reason to ask another host.
-        let reply = match self.transport.ask(&tail, &ask, &what, deadline, &|_| Ok(())).await {
+        let reply = match self.transport.ask(&tail, &request, &what, deadline, &|_| Ok(())).await {
             Ok(reply) => reply,
             Err(SourceError::Unusable { reason, .. } | SourceError::NotAllowed { reason, .. }) => {
                 tracing::debug!(%path, reason, "no listing");
-                return Ok(AskedListing::InDoubt(PathListing::default()));
+                return Ok(CheckedListing::InDoubt(PathListing::default()));
             }
             Err(error) => return Err(error),
         };
@@ -215,12 +215,12 @@ impl CcdbSource {
                 self.remember(listed.version.id, &url, &listed.replicas);
                 self.remember_details(listed.version.id, listed.details.clone());
             }
-            return Ok(AskedListing::Whole(listing));
+            return Ok(CheckedListing::Whole(listing));
         }
         tracing::debug!(%path, entries = listing.entries, doubts = ?listing.doubts, "not listed");
         Ok(match listing.entries > limit {
-            true => AskedListing::TooMany(listing),
-            false => AskedListing::InDoubt(listing),
+            true => CheckedListing::TooMany(listing),
+            false => CheckedListing::InDoubt(listing),
         })
     }
 
@@ -237,13 +237,13 @@ impl CcdbSource {
             true => (listed.traces.newest_fields(), listed.traces.newest_traces.len()),
             false => (listed.traces.fields(), listed.entries),
         };
-        let mut ask = listing_ask(expected, Some(&fields));
+        let mut request = listing_request(expected, Some(&fields));
         if let (true, Some(newest)) = (is_newest, listed.traces.newest) {
-            ask.headers.insert(IF_NOT_BEFORE, HeaderValue::from(newest));
+            request.headers.insert(IF_NOT_BEFORE, HeaderValue::from(newest));
         }
         let what = format!("changes of {path}");
         let tail = format!("/browse/{path}");
-        let reply = match self.transport.ask(&tail, &ask, &what, deadline, &|_| Ok(())).await {
+        let reply = match self.transport.ask(&tail, &request, &what, deadline, &|_| Ok(())).await {
             Ok(reply) => reply,
             // The whole listing will show the cause.
             Err(SourceError::Unusable { .. } | SourceError::NotAllowed { .. }) => return Ok(false),
@@ -284,8 +284,8 @@ impl CcdbSource {
             return !forwards;
         }
         let Some(url) = host.address.url(tail) else { return true };
-        let ask = Ask { method: Method::HEAD, ..Ask::default() };
-        let Ok(head) = self.transport.send(&ask, &url, Purpose::LookUp, deadline).await else {
+        let request = HttpRequest { method: Method::HEAD, ..HttpRequest::default() };
+        let Ok(head) = self.transport.send(&request, &url, Purpose::LookUp, deadline).await else {
             // Not known: the next listing tries again.
             return true;
         };
@@ -320,15 +320,15 @@ impl CcdbSource {
         }
         let total = Duration::from_millis(self.transport.options.look_up_total_millis);
         let what = format!("the folders below {path:?}");
-        let mut ask = listing_ask(0, Some("path"));
-        ask.read_bytes = LISTING_BYTES;
+        let mut request = listing_request(0, Some("path"));
+        request.read_bytes = LISTING_BYTES;
         let check = |reply: &HttpReply| match reply.status {
             StatusCode::OK if !reply.overflow => listing::parse_folder(&reply.body).map(drop),
             _ => Err("expected a listing".to_owned()),
         };
         let tail = format!("/browse/{path}");
         let deadline = Instant::now() + total;
-        let reply = self.transport.ask(&tail, &ask, &what, deadline, &check).await?;
+        let reply = self.transport.ask(&tail, &request, &what, deadline, &check).await?;
         let mut folders = listing::parse_folder(&reply.body).unwrap_or_default();
         for folder in &mut folders {
             *folder = folder.trim_matches('/').to_owned();
@@ -359,14 +359,14 @@ impl CcdbSource {
         let from = from.unwrap_or(version.validity.from());
         let part = ListingPart { at: Some(from), id: Some(version.id) };
         let asked = self.list(&version.path, part, FIRST_LISTING, Instant::now() + total).await?;
-        let AskedListing::Whole(listing) = asked else { return Ok(None) };
+        let CheckedListing::Whole(listing) = asked else { return Ok(None) };
         let found = listing.versions.into_iter().find(|l| l.version.id == version.id);
         Ok(found.map(|listed| (listed.version, listed.details)))
     }
 }
 
 /// Request for `limit + 1` versions, so that the answer shows whether there are more than `limit`.
-fn listing_ask(limit: usize, fields: Option<&str>) -> Ask {
+fn listing_request(limit: usize, fields: Option<&str>) -> HttpRequest {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(BROWSE_LIMIT, HeaderValue::from(limit as u64 + 1));
@@ -374,7 +374,7 @@ fn listing_ask(limit: usize, fields: Option<&str>) -> Ask {
         headers.insert(FILTER_FIELDS, fields);
     }
     let read_bytes = (limit + 8).saturating_mul(LISTING_BYTES_PER_VERSION).min(LISTING_BYTES);
-    Ask { method: Method::GET, headers, read_bytes, ..Ask::default() }
+    HttpRequest { method: Method::GET, headers, read_bytes, ..HttpRequest::default() }
 }
 
 async fn parse_beside(reply: HttpReply, path: ObjectPath) -> Result<PathListing, String> {

@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_for_sure_is_a_doubt_and_not_passed_over() {
+    fn an_uncertain_result_is_a_doubt_and_is_not_passed_over() {
         let other = ID.replace("517e", "0000");
         for change in [
             format!("\"id\":\"{ID}\"=\"id\":\"{other}\""),
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_listing_is_an_error() {
+    fn an_answer_that_is_no_listing_is_an_error() {
         let path = ObjectPath::new("A/One").unwrap();
         for body in ["", "[]", "{}", "Usage of /*:", r#"{"objects":[1]}"#, r#"{"objects":{}}"#] {
             assert!(parse(body.as_bytes(), &path).is_err(), "{body}");

@@ -28,11 +28,11 @@ use tokio::time::Instant;
 
 use super::answer::{self, Named, is_protocol_header};
 use super::entry::is_listing_key;
-use super::list::{AskedListing, ListingPart};
+use super::list::{CheckedListing, ListingPart};
 use super::listing::of_all_time;
 use super::paths::{ByTime, FIRST_LISTING, KnownPath};
 use super::source::{CcdbSource, TimedVersion};
-use super::transport::{Ask, HttpReply};
+use super::transport::{HttpReply, HttpRequest};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{Knowledge, SourceError};
@@ -243,7 +243,7 @@ impl CcdbSource {
                 headers.insert(IF_NONE_MATCH, value);
             }
         }
-        let ask = Ask { method, headers, ..Ask::default() };
+        let request = HttpRequest { method, headers, ..HttpRequest::default() };
         let what = format!("{} at {at}", query.path);
         let check = |reply: &HttpReply| match reply.status.as_u16() {
             404 | 405 | 501 => Ok(()),
@@ -252,7 +252,7 @@ impl CcdbSource {
             200 | 300..=303 | 307 | 308 => read(reply, &query.path, at).map(drop),
             _ => Err("expected 200, 303, 304 or 404".to_owned()),
         };
-        self.transport.ask(&tail, &ask, &what, deadline, &check).await
+        self.transport.ask(&tail, &request, &what, deadline, &check).await
     }
 
     /// All versions that are valid at `at`, listed without a filter and filtered here.
@@ -265,7 +265,7 @@ impl CcdbSource {
     ) -> Result<Knowledge, SourceError> {
         let part = ListingPart { at: Some(at), id: None };
         match self.list(&query.path, part, FIRST_LISTING, deadline).await? {
-            AskedListing::Whole(listing) => {
+            CheckedListing::Whole(listing) => {
                 let versions = listing.versions.into_iter().map(|listed| listed.version);
                 let versions = versions
                     .filter(|v| v.validity.contains(at) && query.matches(v))
@@ -273,7 +273,7 @@ impl CcdbSource {
                     .collect();
                 Ok(Knowledge { span: moment, versions, problems: Vec::new(), stale: false })
             }
-            AskedListing::TooMany(_) | AskedListing::InDoubt(_) => Err(SourceError::Unusable {
+            CheckedListing::TooMany(_) | CheckedListing::InDoubt(_) => Err(SourceError::Unusable {
                 url: self.transport.url.clone(),
                 what: format!("{} at {at}", query.path),
                 reason: "the server does not filter as asked, and its listing for that time is \

@@ -32,7 +32,7 @@ const LONGER: u32 = 2;
 const SHORTEST_LISTING: Duration = Duration::from_millis(200);
 /// Bytes per entry in a listing of few fields, without metadata.
 const BYTES_PER_ENTRY: u64 = 60;
-/// All versions are compared at least this often per recheck time, whatever it costs.
+/// All versions are compared at least this often per recheck time, independent of the cost.
 const COMPARISONS_PER_RECHECK: u32 = 3;
 /// The path is listed again at least once per this number of recheck times: only a whole listing
 /// shows metadata with a new key at an older version of an SQL-backed server.

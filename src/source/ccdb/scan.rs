@@ -26,7 +26,7 @@ use super::listing::read_page_from;
 use super::location::path_in_location;
 use super::paths::KnownPath;
 use super::source::CcdbSource;
-use super::transport::{Ask, Head, chain};
+use super::transport::{Head, HttpRequest, chain};
 use crate::interval::Timestamp;
 use crate::object::ObjectPath;
 use crate::source::{PathSummary, Scan, ScanPiece, ScannedVersion, SourceError, VersionStream};
@@ -135,7 +135,8 @@ impl CcdbSource {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         // A server reads all versions before it sends the first one.
         let first_byte = Duration::from_millis(options.fetch_total_millis);
-        let ask = Ask { headers, first_byte: Some(first_byte), ..Ask::default() };
+        let request =
+            HttpRequest { headers, first_byte: Some(first_byte), ..HttpRequest::default() };
         let deadline = Instant::now() + first_byte;
         let place = Arc::clone(&self.scans).acquire_owned();
         let Ok(Ok(place)) = timeout_at(deadline, place).await else {
@@ -146,7 +147,7 @@ impl CcdbSource {
                 reason: "no place among the listings".into(),
             });
         };
-        let (head, url) = self.transport.open(tail, &ask, what, deadline).await?;
+        let (head, url) = self.transport.open(tail, &request, what, deadline).await?;
         let (source, what) = (self.transport.url.clone(), what.to_owned());
         let pause = Duration::from_millis(options.first_byte_millis);
         Ok(OpenListing { head, address: url.to_string(), source, what, pause, place })

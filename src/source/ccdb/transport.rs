@@ -68,7 +68,7 @@ impl AttemptFailure {
 
 /// A request without its address.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Ask {
+pub(super) struct HttpRequest {
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     /// Maximum bytes of the body that are read; more set [`HttpReply::overflow`].
@@ -181,7 +181,7 @@ impl Transport {
     /// Transient statuses and denials are failures; all other statuses are answers.
     pub(super) async fn send(
         &self,
-        ask: &Ask,
+        request: &HttpRequest,
         url: &Url,
         purpose: Purpose,
         deadline: Instant,
@@ -203,7 +203,7 @@ impl Transport {
             );
             return Err(AttemptFailure::LeftAlone { reason });
         }
-        let response = self.head_of(ask, url, &host, &label, deadline).await?;
+        let response = self.head_of(request, url, &host, &label, deadline).await?;
         let status = response.status();
         let reason = || format!("status {} from {label}", status.as_u16());
         match status.as_u16() {
@@ -230,23 +230,25 @@ impl Transport {
     /// Sends the request and waits for the head of the answer, with any status.
     async fn head_of(
         &self,
-        ask: &Ask,
+        request: &HttpRequest,
         url: &Url,
         host: &CcdbHost,
         label: &str,
         deadline: Instant,
     ) -> Result<reqwest::Response, AttemptFailure> {
         host.count_request();
-        let mut request =
-            self.client.request(ask.method.clone(), url.clone()).headers(ask.headers.clone());
+        let mut sent = self
+            .client
+            .request(request.method.clone(), url.clone())
+            .headers(request.headers.clone());
         if let Some((user, password)) = host.address.credentials_for(url) {
-            request = request.basic_auth(user, password.as_ref());
+            sent = sent.basic_auth(user, password.as_ref());
         }
         let usual = Duration::from_millis(self.options.first_byte_millis);
-        let first_byte = ask.first_byte.unwrap_or(usual);
+        let first_byte = request.first_byte.unwrap_or(usual);
         let asked = Instant::now();
         let until = deadline.min(asked + first_byte);
-        let reason = match timeout_at(until, request.send()).await {
+        let reason = match timeout_at(until, sent.send()).await {
             Ok(Ok(response)) => {
                 host.connected();
                 host.count_answer(asked.elapsed());
@@ -320,7 +322,7 @@ impl Transport {
     pub(super) async fn ask(
         &self,
         tail: &str,
-        ask: &Ask,
+        request: &HttpRequest,
         what: &str,
         deadline: Instant,
         check: &(dyn Fn(&HttpReply) -> Result<(), String> + Send + Sync),
@@ -330,7 +332,7 @@ impl Transport {
             for (index, host) in self.hosts_in_order() {
                 let Some(url) = host.address.url(tail) else { continue };
                 let attempt = async {
-                    let reply = self.follow(ask, url, deadline).await?;
+                    let reply = self.follow(request, url, deadline).await?;
                     check(&reply).map_err(|reason| {
                         host.count_failure();
                         AttemptFailure::Unusable {
@@ -361,12 +363,12 @@ impl Transport {
     /// body.
     async fn follow(
         &self,
-        ask: &Ask,
+        request: &HttpRequest,
         url: Url,
         deadline: Instant,
     ) -> Result<HttpReply, AttemptFailure> {
-        let (head, url) = self.follow_to_head(ask, url, Purpose::LookUp, deadline).await?;
-        self.read(ask, url, head, deadline).await
+        let (head, url) = self.follow_to_head(request, url, Purpose::LookUp, deadline).await?;
+        self.read(request, url, head, deadline).await
     }
 
     /// Like [`ask`](Self::ask), without reading the body: it counts as one of the host's bodies
@@ -374,7 +376,7 @@ impl Transport {
     pub(super) async fn open(
         &self,
         tail: &str,
-        ask: &Ask,
+        request: &HttpRequest,
         what: &str,
         deadline: Instant,
     ) -> Result<(Head, Url), SourceError> {
@@ -382,7 +384,7 @@ impl Transport {
         loop {
             for (index, host) in self.hosts_in_order() {
                 let Some(url) = host.address.url(tail) else { continue };
-                match self.follow_to_head(ask, url, Purpose::Body, deadline).await {
+                match self.follow_to_head(request, url, Purpose::Body, deadline).await {
                     Ok((head, url)) if head.response.status() == StatusCode::OK => {
                         self.preferred.store(index, Ordering::Relaxed);
                         return Ok((head, url));
@@ -405,13 +407,13 @@ impl Transport {
     /// Sends a request, and follows redirects that are not answers.
     async fn follow_to_head(
         &self,
-        ask: &Ask,
+        request: &HttpRequest,
         mut url: Url,
         purpose: Purpose,
         deadline: Instant,
     ) -> Result<(Head, Url), AttemptFailure> {
         for _ in 0..=self.options.max_redirects {
-            let head = self.send(ask, &url, purpose, deadline).await?;
+            let head = self.send(request, &url, purpose, deadline).await?;
             let response = &head.response;
             if response.status().is_redirection()
                 && response.status() != StatusCode::NOT_MODIFIED
@@ -436,7 +438,7 @@ impl Transport {
 
     async fn read(
         &self,
-        ask: &Ask,
+        request: &HttpRequest,
         url: Url,
         mut head: Head,
         deadline: Instant,
@@ -447,7 +449,7 @@ impl Transport {
         let mut overflow = false;
         loop {
             // Without a requested body, the rest is not read, and a connection with one is closed.
-            if ask.read_bytes == 0 {
+            if request.read_bytes == 0 {
                 break;
             }
             let step = Duration::from_millis(self.options.first_byte_millis);
@@ -467,7 +469,7 @@ impl Transport {
                     return Err(AttemptFailure::Transient { reason, after: None });
                 }
             };
-            if body.len() + chunk.len() > ask.read_bytes {
+            if body.len() + chunk.len() > request.read_bytes {
                 overflow = true;
                 break;
             }
@@ -643,7 +645,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_transient_is_not_tried_again() {
+    async fn errors_that_are_not_transient_are_not_retried() {
         let options = CcdbOptions::default();
         let mut rounds = Rounds::new(&options, Instant::now() + Duration::from_secs(5));
         rounds.note(AttemptFailure::unusable("no ETag"));

@@ -24,7 +24,7 @@ const MAX_PIECES: usize = 1_000;
 /// Maximum number of queries whose answers are also kept in memory.
 const MAX_QUERIES: u64 = 10_000;
 /// Delay of writes, so that changes within it are written together.
-const GATHER: Duration = Duration::from_millis(20);
+const WRITE_DELAY: Duration = Duration::from_millis(20);
 
 /// A span and the versions that decide in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl QueryLog {
 /// Stored form of a query and its answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct StoredAnswers {
     source: String,
     path: ObjectPath,
     metadata: BTreeMap<String, String>,
@@ -95,7 +95,7 @@ struct Written {
     pieces: Vec<(Timestamp, Timestamp, Vec<usize>)>,
 }
 
-impl Written {
+impl StoredAnswers {
     fn of(source: &str, query: &Query, said: &QueryLog) -> Self {
         let mut places: HashMap<*const ObjectInfo, usize> = HashMap::new();
         let mut versions = Vec::new();
@@ -151,7 +151,7 @@ impl Written {
 
 /// Name of the file that holds this JSON.
 pub(super) fn name_in(json: &[u8]) -> Option<Uuid> {
-    let written: Written = serde_json::from_slice(json).ok()?;
+    let written: StoredAnswers = serde_json::from_slice(json).ok()?;
     let name = written.name();
     written.said().map(|_| name)
 }
@@ -184,7 +184,7 @@ impl LogShared {
                 return;
             }
             if !waiting.closed {
-                waiting = self.changed.wait_timeout(waiting, GATHER);
+                waiting = self.changed.wait_timeout(waiting, WRITE_DELAY);
             }
             let queries = std::mem::take(&mut waiting.queries);
             waiting.writing = true;
@@ -200,7 +200,7 @@ impl LogShared {
     }
 
     fn write(&self, name: Uuid, query: &Query, said: &Mutex<QueryLog>) -> io::Result<()> {
-        let written = Written::of(&self.source, query, &said.lock());
+        let written = StoredAnswers::of(&self.source, query, &said.lock());
         let json = serde_json::to_vec(&written)?;
         if !self.folder.can_hold(json.len() as u64) {
             // No answer is better than an old one.
@@ -212,10 +212,10 @@ impl LogShared {
         Ok(())
     }
 
-    fn read(&self, name: Uuid) -> Option<Written> {
+    fn read(&self, name: Uuid) -> Option<StoredAnswers> {
         let mut file = self.folder.open_file(name)?;
         let read = read_head(&mut file).and_then(|(_, json)| {
-            let written: Written = serde_json::from_slice(&json)?;
+            let written: StoredAnswers = serde_json::from_slice(&json)?;
             if written.name() == name { Ok(written) } else { Err(io::Error::other("another name")) }
         });
         read.map_err(|error| {
@@ -254,7 +254,7 @@ impl LookupLog {
     }
 
     fn name(&self, query: &Query) -> Uuid {
-        Written::of(&self.shared.source, query, &QueryLog::default()).name()
+        StoredAnswers::of(&self.shared.source, query, &QueryLog::default()).name()
     }
 
     /// The answers for a query, read from the disk if they are not in memory.
@@ -263,7 +263,7 @@ impl LookupLog {
         let said = self.recent.get_with(name, || {
             let written = in_place(|| self.shared.read(name));
             let ours = written.filter(|written| written.is_of(&self.shared.source, query));
-            Arc::new(Mutex::new(ours.and_then(Written::said).unwrap_or_default()))
+            Arc::new(Mutex::new(ours.and_then(StoredAnswers::said).unwrap_or_default()))
         });
         (name, said)
     }

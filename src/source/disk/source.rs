@@ -21,7 +21,7 @@ use crate::source::{
 use crate::telemetry::Timing;
 
 /// Time limit for a look-up at the source if the disk has an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_UP_LIMIT: Duration = Duration::from_secs(2);
 /// Divisor of the disk space: at most this fraction of it is used for answers.
 const ANSWERS_SHARE: u64 = 16;
 
@@ -97,7 +97,7 @@ impl DiskSource {
     ) -> Option<Result<Knowledge, SourceError>> {
         let asked = self.inner.look_up(query, at, held);
         let mut asked = std::pin::pin!(asked);
-        match tokio::time::timeout(PATIENCE, &mut asked).await {
+        match tokio::time::timeout(LOOK_UP_LIMIT, &mut asked).await {
             Ok(answer) => Some(answer),
             Err(_) if self.answers.find(query, at).is_some() => None,
             // The disk has no answer, so the source gets all the time that the caller has.
@@ -139,7 +139,7 @@ impl Source for DiskSource {
             None => SourceError::Down {
                 url: self.inner.url().to_owned(),
                 what: format!("{} at {at}", query.path),
-                reason: format!("no answer in {} s", PATIENCE.as_secs()),
+                reason: format!("no answer in {} s", LOOK_UP_LIMIT.as_secs()),
             },
         };
         self.requests.fetch_add(1, Ordering::Relaxed);

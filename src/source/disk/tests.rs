@@ -1,85 +1,16 @@
-use std::sync::atomic::AtomicBool;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use md5::{Digest as _, Md5};
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-
-use async_trait::async_trait;
-
 use super::*;
-use crate::interval::Timestamp;
-use crate::interval::ValidityInterval;
-use crate::object::Md5Sum;
-use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::interval::{Timestamp, ValidityInterval};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::switch::Switch;
 use crate::source::verify::{RepairOutcome, VerifyReport};
-use crate::source::{Body, Knowledge, PathSummary, Source, SourceError, SourceHealth};
-use crate::source::{MemorySource, VecBody};
-
-/// A source that can be switched off or silenced, and can be limited to answers for single times.
-#[derive(Debug, Default)]
-struct Switch {
-    memory: MemorySource,
-    off: AtomicBool,
-    silent: AtomicBool,
-    by_time: AtomicBool,
-    fetched: AtomicU64,
-}
-
-impl Switch {
-    async fn check(&self) -> Result<(), SourceError> {
-        if self.silent.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
-        }
-        match self.off.load(Ordering::SeqCst) {
-            false => Ok(()),
-            true => Err(SourceError::Down {
-                url: "switch:".into(),
-                what: "anything".into(),
-                reason: "switched off".into(),
-            }),
-        }
-    }
-}
-
-#[async_trait]
-impl Source for Switch {
-    fn url(&self) -> &str {
-        "switch:"
-    }
-    fn refresh(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-    async fn look_up(
-        &self,
-        query: &Query,
-        at: Timestamp,
-        held: Option<&Arc<ObjectInfo>>,
-    ) -> Result<Knowledge, SourceError> {
-        self.check().await?;
-        let mut knowledge = self.memory.look_up(query, at, held).await?;
-        if self.by_time.load(Ordering::SeqCst) {
-            let next = Timestamp::from_millis(at.as_millis() + 1);
-            knowledge.span = ValidityInterval::new(at, next).unwrap();
-            knowledge.versions.retain(|version| version.validity.contains(at));
-        }
-        Ok(knowledge)
-    }
-    async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
-        self.check().await?;
-        self.fetched.fetch_add(1, Ordering::SeqCst);
-        self.memory.fetch(version, body).await
-    }
-    fn health(&self) -> Vec<SourceHealth> {
-        self.memory.health()
-    }
-    async fn paths(&self, prefix: &str) -> Result<Vec<PathSummary>, SourceError> {
-        self.check().await?;
-        self.memory.paths(prefix).await
-    }
-}
+use crate::source::{Source, SourceError, VecBody};
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis)
@@ -138,7 +69,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_read_is_there_after_a_restart_when_the_source_is_down() {
+async fn objects_read_before_a_restart_are_there_when_the_source_is_down() {
     let folder = tempfile::tempdir().unwrap();
     let switch = switch();
     let disk = open(folder.path(), 1 << 20, &switch);
@@ -289,7 +220,7 @@ async fn bytes_that_were_written_down_without_a_digest_are_not_taken_for_those_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_never_takes_more_than_its_room_and_who_was_used_last_stays() {
+async fn the_folder_stays_within_its_size_and_keeps_the_files_used_last() {
     let folder = tempfile::tempdir().unwrap();
     let switch = Arc::new(Switch::default());
     let versions: Vec<ObjectInfo> = (1..=40).map(|id| version(id, 0, 100, 20_000)).collect();

@@ -31,7 +31,7 @@ const STEP_BYTES: usize = 32 << 20;
 pub(super) enum BlobError {
     /// The file cannot be opened or read.
     Io(io::Error),
-    /// The file is not what its properties say.
+    /// The file differs from its properties.
     Unusable(String),
     Body(BodyError),
 }

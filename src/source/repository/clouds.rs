@@ -13,7 +13,7 @@ use crate::source::install_crypto_provider;
 /// Time limit for connecting.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Maximum time between two pieces of an answer.
-const SILENCE: Duration = Duration::from_secs(20);
+const READ_LIMIT: Duration = Duration::from_secs(20);
 /// Maximum time for retries of a request.
 const RETRY_TIME: Duration = Duration::from_secs(20);
 const RETRIES: usize = 3;
@@ -23,7 +23,7 @@ pub(super) fn open_store(scheme: &str, bucket: &str) -> Result<Arc<dyn ObjectSto
     // The whole body has no time limit, only the time between its pieces.
     let client = ClientOptions::new()
         .with_connect_timeout(CONNECT_TIME)
-        .with_read_timeout(SILENCE)
+        .with_read_timeout(READ_LIMIT)
         .with_timeout_disabled();
     let retry =
         RetryConfig { max_retries: RETRIES, retry_timeout: RETRY_TIME, ..RetryConfig::default() };

@@ -10,9 +10,9 @@ pub(super) fn crash_point(name: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static SELECTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static PASSAGES: AtomicU64 = AtomicU64::new(0);
-    let wanted = WANTED.get_or_init(|| {
+    let wanted = SELECTED.get_or_init(|| {
         let text = std::env::var("IOVCACHE_CRASH_POINT").ok()?;
         let (name, number) = text.split_once(':').unwrap_or((&text, "1"));
         Some((name.to_owned(), number.parse().ok()?))

@@ -37,7 +37,7 @@ pub(super) struct PathFolder {
 }
 
 /// Entries whose name is a `from` but which are no folder.
-pub(super) type FromProblems = Vec<(i64, Problem)>;
+pub(super) type NonFolderProblems = Vec<(i64, Problem)>;
 
 /// Contents of the folder of one `from`.
 #[derive(Debug, Default)]
@@ -94,7 +94,7 @@ impl PathFolder {
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub(super) fn froms(&self, path: &ObjectPath) -> io::Result<(Vec<i64>, FromProblems)> {
+    pub(super) fn froms(&self, path: &ObjectPath) -> io::Result<(Vec<i64>, NonFolderProblems)> {
         let (mut froms, mut problems) = (Vec::new(), Vec::new());
         for_each_entry(&self.descriptor, |name, kind| {
             let Some(from) = from_of(name) else { return };
@@ -137,17 +137,17 @@ impl PathFolder {
             Err(error) => return Err(error),
         };
         let stamp = Stamp::from(&fstat(&folder)?);
-        let mut reading = Reading { folder: folder.as_fd(), path, from, stamp, slack, known };
+        let mut reading = FolderReading { folder: folder.as_fd(), path, from, stamp, slack, known };
         for (name, pair) in pairs(&folder)? {
             let entry = || format!("{path}/{from}/{name}");
             match reading.pair(&name, pair) {
                 Ok(Pair::Read(info, stamp)) => found.read.push((*info, stamp)),
                 Ok(Pair::Kept(row)) => found.kept.push(row),
                 Ok(Pair::Pending) => found.pending = true,
-                Err(Wrong::Named(reason)) => {
+                Err(EntryFault::Named(reason)) => {
                     found.problems.push(Problem { entry: entry(), reason });
                 }
-                Err(Wrong::Failed(error)) => return Err(error),
+                Err(EntryFault::Failed(error)) => return Err(error),
             }
         }
         Ok(found)
@@ -233,14 +233,14 @@ enum Pair {
     Pending,
 }
 
-enum Wrong {
+enum EntryFault {
     /// Reason why the version cannot be used.
     Named(String),
     /// Failure of the file system.
     Failed(io::Error),
 }
 
-impl From<io::Error> for Wrong {
+impl From<io::Error> for EntryFault {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound => Self::Named("it went away while it was read".to_owned()),
@@ -251,7 +251,7 @@ impl From<io::Error> for Wrong {
 }
 
 /// State while the folder of one `from` is read.
-struct Reading<'a> {
+struct FolderReading<'a> {
     folder: BorrowedFd<'a>,
     path: &'a ObjectPath,
     from: i64,
@@ -260,14 +260,14 @@ struct Reading<'a> {
     known: &'a [Row],
 }
 
-impl Reading<'_> {
-    fn stat(&self, name: &str) -> Result<(Stamp, FileType), Wrong> {
+impl FolderReading<'_> {
+    fn stat(&self, name: &str) -> Result<(Stamp, FileType), EntryFault> {
         let stat = statat(self.folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)?;
         Ok((Stamp::from(&stat), FileType::from_raw_mode(stat.st_mode)))
     }
 
-    fn pair(&mut self, name: &str, kinds: Kinds) -> Result<Pair, Wrong> {
-        let irregular = || Wrong::Named("it is no regular file".to_owned());
+    fn pair(&mut self, name: &str, kinds: Kinds) -> Result<Pair, EntryFault> {
+        let irregular = || EntryFault::Named("it is no regular file".to_owned());
         match kinds {
             (Some(_), Some(_)) => {}
             (Some(_), None) => {
@@ -277,7 +277,7 @@ impl Reading<'_> {
                 let modified = u64::try_from(blob.modified_nanos).ok().map(Duration::from_nanos);
                 let age = modified.and_then(|at| now.duration_since(UNIX_EPOCH + at).ok());
                 if age.is_none_or(|age| age > PUT_LIMIT) {
-                    return Err(Wrong::Named(format!("{PROPERTIES} is not there")));
+                    return Err(EntryFault::Named(format!("{PROPERTIES} is not there")));
                 }
                 return Ok(Pair::Pending);
             }
@@ -308,7 +308,7 @@ impl Reading<'_> {
         let read = read_properties(self.folder, &beside)?;
         let from = Timestamp::from_millis(self.from);
         let info = entry::version(self.path, from, name, blob.size_bytes, &read);
-        let info = info.map_err(Wrong::Named)?;
+        let info = info.map_err(EntryFault::Named)?;
         Ok(Pair::Read(Box::new(info), if comparable { stamp } else { 0 }))
     }
 }

@@ -4,7 +4,7 @@
 //!  look_up ─▶ path in memory? ──fresh──▶ one window of its table
 //!                 │ check due
 //!                 ▼
-//!             read_path: what changed is read again
+//!             read_path: changed folders are read again
 //!  fetch ───▶ blob: bytes and their digest
 //! ```
 
@@ -37,7 +37,7 @@ use crate::source::{
 };
 use crate::sync::Mutex;
 
-/// Bounds of what is kept in memory. Dropped paths are read again when they are requested: the
+/// Bounds of the paths kept in memory. Dropped paths are read again when they are requested: the
 /// index and the folders have them.
 #[derive(Debug, Clone, Copy)]
 struct KeptLimits {
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_path_that_nobody_requests_any_more_is_dropped() {
+    async fn a_path_that_is_not_requested_any_more_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         put_for_test(folder.path(), "A/P1", 0, 1);
         put_for_test(folder.path(), "A/P2", 0, 1);

@@ -40,14 +40,14 @@ impl FolderFacts {
 
 /// A folder that is to be listed.
 #[derive(Debug)]
-enum ToList {
+enum UnlistedFolder {
     /// Its own versions.
     Versions { name: String, facts: Option<FolderFacts> },
     /// The folders beneath it.
     Beneath { name: String },
 }
 
-impl ToList {
+impl UnlistedFolder {
     /// The place in the order of paths: those beneath `A` begin with `A/`.
     fn key(&self) -> (&str, &str) {
         match self {
@@ -63,9 +63,9 @@ pub(super) struct PathList {
     root: Root,
     counts: PathCounts,
     /// The next one is the last.
-    open: Vec<ToList>,
+    open: Vec<UnlistedFolder>,
     /// Folders beneath those that were read for their own versions.
-    beneath: HashMap<String, Vec<ToList>>,
+    beneath: HashMap<String, Vec<UnlistedFolder>>,
 }
 
 impl PathList {
@@ -80,11 +80,11 @@ impl PathList {
         let mut index = IndexSet::default();
         index.refresh(root);
         let counts = PathCounts::new(index, prefix);
-        let mut open = vec![ToList::Beneath { name: prefix.to_owned() }];
+        let mut open = vec![UnlistedFolder::Beneath { name: prefix.to_owned() }];
         if !prefix.is_empty() {
             let folder = root.folder(prefix);
             let facts = folder.ok().and_then(|folder| FolderFacts::new(&fstat(folder).ok()?));
-            open.push(ToList::Versions { name: prefix.to_owned(), facts });
+            open.push(UnlistedFolder::Versions { name: prefix.to_owned(), facts });
         }
         Ok(Self { root: root.clone(), counts, open, beneath: HashMap::new() })
     }
@@ -98,8 +98,10 @@ impl PathList {
         while part.len() < PART_PATHS {
             match self.open.pop() {
                 None => break,
-                Some(ToList::Versions { name, facts }) => part.extend(self.path(name, facts)?),
-                Some(ToList::Beneath { name }) => {
+                Some(UnlistedFolder::Versions { name, facts }) => {
+                    part.extend(self.path(name, facts)?)
+                }
+                Some(UnlistedFolder::Beneath { name }) => {
                     let beneath = match self.beneath.remove(&name) {
                         Some(beneath) => beneath,
                         None => self.read(&name)?.2,
@@ -147,12 +149,12 @@ impl PathList {
         Ok((versions > 0).then_some(PathSummary { path, versions }))
     }
 
-    /// A folder, the names of its folders of versions, and what is beneath it, the last first.
+    /// A folder, the names of its folders of versions, and the folders beneath it, the last first.
     #[allow(clippy::type_complexity, reason = "three parts of one folder, used at once")]
     fn read(
         &self,
         name: &str,
-    ) -> io::Result<(Option<std::os::fd::OwnedFd>, Vec<String>, Vec<ToList>)> {
+    ) -> io::Result<(Option<std::os::fd::OwnedFd>, Vec<String>, Vec<UnlistedFolder>)> {
         let Some(entries) = read_folder(&self.root, name)? else {
             return Ok((None, Vec::new(), Vec::new()));
         };
@@ -164,10 +166,10 @@ impl PathList {
             let stat = || statat(&entries.folder, entry, AtFlags::SYMLINK_NOFOLLOW).ok();
             let facts =
                 if indexed { stat().and_then(|stat| FolderFacts::new(&stat)) } else { None };
-            beneath.push(ToList::Versions { name: child.clone(), facts });
-            beneath.push(ToList::Beneath { name: child });
+            beneath.push(UnlistedFolder::Versions { name: child.clone(), facts });
+            beneath.push(UnlistedFolder::Beneath { name: child });
         }
-        let bytes = |entry: &ToList| {
+        let bytes = |entry: &UnlistedFolder| {
             let (name, end) = entry.key();
             [name, end].concat()
         };

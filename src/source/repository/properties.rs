@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_java_writes_is_read() {
+    fn properties_written_by_java_are_read() {
         let file = b"#Tue Nov 24 10:17:26 UTC 2026\n! another\n\nValidUntil=2000\r\n\
                      OriginalFileName = a b\\=c.txt\nkey\\ with\\:blank : v\\u00e4l\n\
                      long=one, \\\n    two\nempty\nslash=\\\\\nlatin=\xe4\nsurrogate=\\uD83D\\uDE00\n";
@@ -217,7 +217,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(
+        fn written_values_are_read_back(
             entries in proptest::collection::vec((".+", ".*"), 0..10)
         ) {
             let properties: Properties = entries.into_iter().collect();

@@ -144,7 +144,7 @@ async fn delete(store: &StoreRepository, version: &ObjectInfo) -> Result<Attempt
         return Ok(Attempt::Overtaken);
     }
     crash_point("store-mark-put");
-    // From here on the version is deleted: what cannot be removed is only left over.
+    // From here on the version is deleted: files that cannot be removed are only left over.
     for location in [&open.blob, &open.beside] {
         match store.store().delete(location).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => {}

@@ -35,7 +35,7 @@ const WATCHES_SHARE: usize = 4;
 /// Maximum number of single changes kept per path. Beyond it, the whole path is compared.
 const MAX_CHANGES: usize = 65_536;
 /// Shortest pause between two notifications: changes in between are reported together.
-const TELL_PAUSE: Duration = Duration::from_millis(20);
+const NOTIFY_PAUSE: Duration = Duration::from_millis(20);
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// File systems on which the kernel does not see changes made by other machines (`statfs`).
@@ -310,7 +310,7 @@ fn listen(shared: &WatchShared) -> io::Result<()> {
                 shared.listeners.lock().iter().map(|listener| Arc::clone(&listener.0)).collect();
             listeners.iter().for_each(|listener| listener(&changed));
             // Events during the pause are read together.
-            std::thread::sleep(TELL_PAUSE);
+            std::thread::sleep(NOTIFY_PAUSE);
         }
     }
 }

@@ -16,6 +16,8 @@ const PAGE_BYTES: usize = 4096;
 #[derive(Debug, Clone)]
 pub struct Work {
     pub folder: PathBuf,
+    pub few: usize,
+    pub many: usize,
     pub keys: usize,
     pub large: usize,
     pub large_bytes: usize,
@@ -25,7 +27,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// `FOLDER KEYS LARGE LARGE_BYTES STORED STORED_BYTES ROUNDS`.
+    /// `FOLDER FEW MANY KEYS LARGE LARGE_BYTES STORED STORED_BYTES ROUNDS`.
     ///
     /// # Errors
     /// If the arguments differ from that.
@@ -33,12 +35,25 @@ impl Work {
         let [folder, numbers @ ..] = arguments else { return Err("no arguments".into()) };
         let numbers: Vec<usize> =
             numbers.iter().map(|number| number.parse()).collect::<Result<_, _>>()?;
-        let [keys, large, large_bytes, stored, stored_bytes, rounds] = numbers[..] else {
-            return Err("expected a folder and six numbers".into());
+        let [few, many, keys, large, large_bytes, stored, stored_bytes, rounds] = numbers[..]
+        else {
+            return Err("expected a folder and eight numbers".into());
         };
         let folder = folder.into();
-        Ok(Self { folder, keys, large, large_bytes, stored, stored_bytes, rounds })
+        Ok(Self { folder, few, many, keys, large, large_bytes, stored, stored_bytes, rounds })
     }
+}
+
+/// Look-ups of one object each that a round makes.
+pub const LOOK_UPS: usize = 100_000;
+
+/// The numbers of [`LOOK_UPS`] objects of `count`, at random; the same as in the bench.
+pub fn at_random(count: usize) -> impl Iterator<Item = usize> {
+    let step = |state: &u64| {
+        Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407))
+    };
+    let states = std::iter::successors(Some(1_u64), step);
+    states.take(LOOK_UPS).map(move |state| (state >> 33) as usize % count)
 }
 
 /// Reads one byte of each page.

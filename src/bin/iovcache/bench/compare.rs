@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_apart_is_told_and_what_is_chance_is_not() {
+    fn medians_that_differ_are_reported_and_chance_is_not() {
         let pair = |before: &Latency, after: &Latency| of_latency("x", 0.5, before, after).unwrap();
         let (slow, fast) = (latency(1_000..2_000), latency(500..1_000));
         assert_eq!(pair(&slow, &fast).verdict(), Verdict::Better);

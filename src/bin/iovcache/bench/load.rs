@@ -127,7 +127,7 @@ impl LoadRun<'_> {
         Ok(counts.into_phase(plan, [seconds, quiet], loads, service))
     }
 
-    /// Registers each timeframe when it is due, and counts what the consumers report, until every
+    /// Registers each timeframe when it is due, and counts the reports of the consumers, until every
     /// table came or the time limit is over.
     async fn drive(
         &mut self,

@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_hostile_fits_and_has_a_version_at_each_time() {
+    fn ordinary_histories_fit_and_have_a_version_at_each_time() {
         for part in [Part::Sync, Part::Analysis] {
             for memory in [128 << 20, MEMORY, 16 << 30] {
                 let profile = Profile::of(part, memory).unwrap();

@@ -15,7 +15,7 @@ pub(super) fn open_many_files() {
     }
 }
 
-/// Lowers the limits of connections to what the limit of open files allows.
+/// Lowers the limits of connections to the number that the limit of open files allows.
 pub(super) fn share_descriptors(config: &Config, options: &mut ServeOptions) {
     let segments = config.memory.bytes().div_ceil(config.segment.bytes());
     let descriptors = match Descriptors::of_this_process(segments) {

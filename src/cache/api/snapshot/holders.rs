@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::cache::holders::lease::Leases;
-use crate::cache::holders::timeframe::Timeframes;
+use crate::cache::holders::leases::Leases;
+use crate::cache::holders::timeframes::Timeframes;
 use crate::cache::memory::object::PinSet;
 use crate::object::ObjectId;
 

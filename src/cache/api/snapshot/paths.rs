@@ -15,7 +15,7 @@ const MAX_SPANS: usize = 2_048;
 /// Maximum number of steps of a timeline that are examined.
 const MAX_STEPS: usize = 10_000;
 /// Times before 1970 and after 2100 mean "without end", and are ignored for the time range.
-const TOLD: std::ops::Range<i64> = 1..4_102_444_800_000;
+const DRAWN_MILLIS: std::ops::Range<i64> = 1..4_102_444_800_000;
 
 /// A requested path.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -134,7 +134,7 @@ fn spans(timeline: &Timeline, residency: &Residency, room: usize) -> (Vec<SpanSn
 fn window(paths: &[PathSnapshot], which: impl Fn(&SpanSnapshot) -> bool) -> Option<(i64, i64)> {
     let chosen = paths.iter().flat_map(|path| &path.spans).filter(|span| which(span));
     let borders = chosen.flat_map(|span| [span.from, span.until]);
-    let mut borders: Vec<i64> = borders.filter(|at| TOLD.contains(at)).collect();
+    let mut borders: Vec<i64> = borders.filter(|at| DRAWN_MILLIS.contains(at)).collect();
     borders.sort_unstable();
     let tenth = borders.len() / 10;
     let first = *borders.get(tenth)?;

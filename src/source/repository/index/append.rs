@@ -15,8 +15,10 @@ use rustix::fs::{
     unlinkat,
 };
 
-use super::file::{IndexFile, IndexRow, encode};
+use super::encode::encode;
+use super::file::IndexFile;
 use super::file_name::{FOLDER, FileName};
+use super::row::IndexRow;
 use super::set;
 use crate::object::ObjectId;
 use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};

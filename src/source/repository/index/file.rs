@@ -1,113 +1,25 @@
-//! Writes and reads one file of an index.
+//! Reads one file of an index.
 
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow_array::builder::{
-    FixedSizeBinaryBuilder, Int64Builder, MapBuilder, StringBuilder, UInt64Builder,
-};
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Int32Type, Int64Type, UInt64Type};
-use arrow_array::{
-    Array as _, ArrayRef, DictionaryArray, FixedSizeBinaryArray, Int32Array, RecordBatch,
-    StringArray,
-};
+use arrow_array::{Array as _, DictionaryArray, FixedSizeBinaryArray, RecordBatch, StringArray};
 use arrow_buffer::ScalarBuffer;
 use arrow_ipc::reader::FileReader;
-use arrow_ipc::writer::FileWriter;
-use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
-use crc_fast::{CrcAlgorithm, Digest};
+use arrow_schema::ArrowError;
 
+use super::encode::{BATCHES_KEY, ROOT_KEY, VERSION_KEY, crc32c, fields};
 use super::file_name::VERSION;
-use crate::object::{Md5Sum, ObjectId, VersionMetadata};
+use super::row::{IndexRow, RowCheck, RowRef};
+use crate::object::{Md5Sum, ObjectId};
 
-/// Number of rows of a record batch, the smallest unit that is read: some 150 kB. A first look-up of
-/// a path of few versions reads and decodes one. Larger buffers, freed between small ones that stay,
-/// leave gaps in the heap: with 8,192 rows, 10,000 look-ups took 600 MiB.
-const BATCH_ROWS: usize = 1024;
 /// Maximum size of the footer of a file.
 const MAX_FOOTER_BYTES: u64 = 64 << 20;
-
-const VERSION_KEY: &str = "iovcache.index";
-const ROOT_KEY: &str = "iovcache.root";
-const BATCHES_KEY: &str = "iovcache.batches";
-
-/// One version in an index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::source::repository) struct IndexRow {
-    pub(in crate::source::repository) path: Arc<str>,
-    pub(in crate::source::repository) from: i64,
-    pub(in crate::source::repository) until: i64,
-    pub(in crate::source::repository) created: i64,
-    pub(in crate::source::repository) id: ObjectId,
-    pub(in crate::source::repository) size_bytes: u64,
-    pub(in crate::source::repository) md5: Option<Md5Sum>,
-    pub(in crate::source::repository) metadata: VersionMetadata,
-    /// State of its files; 0 if unknown.
-    pub(in crate::source::repository) stamp: u64,
-    /// Change time (ns) of the path's folder when the row was written.
-    pub(in crate::source::repository) listed: i64,
-}
-
-impl IndexRow {
-    fn check(&self) -> u64 {
-        let none = StringArray::new_null(0);
-        let row = RowRef {
-            from: self.from,
-            until: self.until,
-            created: self.created,
-            id: self.id,
-            size_bytes: self.size_bytes,
-            md5: self.md5,
-            stamp: self.stamp,
-            listed: self.listed,
-            metadata: (&none, &none, 0, 0),
-        };
-        RowCheck::new(&self.path).of_row(&row, self.metadata.iter())
-    }
-}
-
-/// A version in a file, without its path.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::source::repository) struct RowRef<'a> {
-    pub(in crate::source::repository) from: i64,
-    pub(in crate::source::repository) until: i64,
-    pub(in crate::source::repository) created: i64,
-    pub(in crate::source::repository) id: ObjectId,
-    pub(in crate::source::repository) size_bytes: u64,
-    pub(in crate::source::repository) md5: Option<Md5Sum>,
-    pub(in crate::source::repository) stamp: u64,
-    pub(in crate::source::repository) listed: i64,
-    metadata: (&'a StringArray, &'a StringArray, usize, usize),
-}
-
-impl RowRef<'_> {
-    pub(in crate::source::repository) fn metadata(
-        &self,
-    ) -> impl Iterator<Item = (&str, &str)> + Clone {
-        let (keys, values, first, end) = self.metadata;
-        (first..end).map(|at| (keys.value(at), values.value(at)))
-    }
-
-    fn to_row(self, path: &Arc<str>) -> IndexRow {
-        IndexRow {
-            path: Arc::clone(path),
-            from: self.from,
-            until: self.until,
-            created: self.created,
-            id: self.id,
-            size_bytes: self.size_bytes,
-            md5: self.md5,
-            metadata: self.metadata().collect(),
-            stamp: self.stamp,
-            listed: self.listed,
-        }
-    }
-}
 
 /// The keys of the rows of a batch.
 #[derive(Debug)]
@@ -135,191 +47,6 @@ impl RowKeys {
 
     pub(super) fn listed(&self, row: usize) -> i64 {
         self.listed[row]
-    }
-}
-
-fn metadata_type() -> DataType {
-    let entries = Fields::from(vec![
-        Field::new("key", DataType::Utf8, false),
-        Field::new("value", DataType::Utf8, false),
-    ]);
-    DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entries), false)), false)
-}
-
-fn fields() -> Vec<Field> {
-    let path = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
-    vec![
-        Field::new("path", path, false),
-        Field::new("from", DataType::Int64, false),
-        Field::new("until", DataType::Int64, false),
-        Field::new("created", DataType::Int64, false),
-        Field::new("id", DataType::FixedSizeBinary(16), false),
-        Field::new("size", DataType::UInt64, false),
-        Field::new("md5", DataType::FixedSizeBinary(16), true),
-        Field::new("metadata", metadata_type(), false),
-        Field::new("stamp", DataType::UInt64, false),
-        Field::new("listed", DataType::Int64, false),
-        Field::new("check", DataType::UInt64, false),
-    ]
-}
-
-/// Checksum of a row: FNV-1a over 64-bit words. It detects a row that was changed by a program which
-/// also renewed the checksum of the file.
-struct RowCheck(u64);
-
-impl RowCheck {
-    fn new(path: &str) -> Self {
-        let mut check = Self(0xcbf2_9ce4_8422_2325);
-        check.text(path);
-        check
-    }
-
-    fn word(&mut self, word: u64) {
-        self.0 = (self.0 ^ word).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-
-    /// The length, and the bytes in little-endian words, the last one filled with zeros.
-    fn text(&mut self, text: &str) {
-        self.word(text.len() as u64);
-        for piece in text.as_bytes().chunks(8) {
-            let mut word = [0; 8];
-            word[..piece.len()].copy_from_slice(piece);
-            self.word(u64::from_le_bytes(word));
-        }
-    }
-
-    fn sixteen(&mut self, bytes: &[u8; 16]) {
-        let (words, _) = bytes.as_chunks::<8>();
-        words.iter().for_each(|word| self.word(u64::from_le_bytes(*word)));
-    }
-
-    /// The checksum of a row, all columns in their order.
-    fn of_row<'a>(
-        &self,
-        row: &RowRef<'_>,
-        metadata: impl Iterator<Item = (&'a str, &'a str)>,
-    ) -> u64 {
-        let mut check = Self(self.0);
-        for number in [row.from, row.until, row.created] {
-            check.word(number.cast_unsigned());
-        }
-        check.sixteen(row.id.as_bytes());
-        check.word(row.size_bytes);
-        check.word(u64::from(row.md5.is_some()));
-        check.sixteen(&row.md5.map_or([0; 16], |md5| md5.0));
-        for (key, value) in metadata {
-            check.text(key);
-            check.text(value);
-        }
-        check.word(row.stamp);
-        check.word(row.listed.cast_unsigned());
-        check.0
-    }
-}
-
-/// Bytes and CRC-32C of an index file with `rows`. `root_inode` is the inode of the repository's
-/// root folder.
-///
-/// # Errors
-/// If Arrow cannot write them.
-pub(super) fn encode(mut rows: Vec<IndexRow>, root_inode: u64) -> io::Result<(Vec<u8>, u32)> {
-    let key = |row: &IndexRow| (Arc::clone(&row.path), row.from, row.id);
-    if !rows.is_sorted_by(|a, b| (&a.path, a.from, a.id) <= (&b.path, b.from, b.id)) {
-        rows.sort_by_key(key);
-    }
-    let paths: BTreeSet<&str> = rows.iter().map(|row| &*row.path).collect();
-    let numbers: BTreeMap<&str, i32> = paths.iter().zip(0..).map(|(path, n)| (*path, n)).collect();
-    let dictionary: ArrayRef = Arc::new(StringArray::from_iter_values(&paths));
-    let keys: Vec<i32> = rows.iter().map(|row| numbers[&*row.path]).collect();
-    let batches: Vec<[i32; 2]> =
-        keys.chunks(BATCH_ROWS).map(|keys| [keys[0], keys[keys.len() - 1]]).collect();
-    let metadata = [
-        (VERSION_KEY.to_owned(), VERSION.to_owned()),
-        (ROOT_KEY.to_owned(), root_inode.to_string()),
-        (BATCHES_KEY.to_owned(), serde_json::to_string(&batches).map_err(io::Error::other)?),
-    ];
-    let schema = Arc::new(Schema::new_with_metadata(fields(), HashMap::from(metadata)));
-    let write = || {
-        let mut writer = FileWriter::try_new(Vec::new(), &schema)?;
-        for (rows, keys) in rows.chunks(BATCH_ROWS).zip(keys.chunks(BATCH_ROWS)) {
-            let keys = Int32Array::from(keys.to_vec());
-            let path = DictionaryArray::try_new(keys, Arc::clone(&dictionary))?;
-            let mut columns: Vec<ArrayRef> = vec![Arc::new(path)];
-            columns.extend(columns_of(rows)?);
-            writer.write(&RecordBatch::try_new(Arc::clone(&schema), columns)?)?;
-        }
-        writer.finish()?;
-        writer.into_inner()
-    };
-    let bytes = write().map_err(|error: ArrowError| io::Error::other(error))?;
-    let crc = crc32c(&bytes[..])?.0;
-    Ok((bytes, crc))
-}
-
-/// All columns of `rows` except the path.
-fn columns_of(rows: &[IndexRow]) -> Result<Vec<ArrayRef>, ArrowError> {
-    let [mut from, mut until, mut created, mut listed] =
-        std::array::from_fn(|_| Int64Builder::with_capacity(rows.len()));
-    let [mut size, mut stamp, mut check] =
-        std::array::from_fn(|_| UInt64Builder::with_capacity(rows.len()));
-    let [mut id, mut md5] =
-        std::array::from_fn(|_| FixedSizeBinaryBuilder::with_capacity(rows.len(), 16));
-    let names = arrow_array::builder::MapFieldNames {
-        entry: "entries".into(),
-        key: "key".into(),
-        value: "value".into(),
-    };
-    let value = Field::new("value", DataType::Utf8, false);
-    let mut metadata = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
-        .with_values_field(value);
-    for row in rows {
-        from.append_value(row.from);
-        until.append_value(row.until);
-        created.append_value(row.created);
-        listed.append_value(row.listed);
-        size.append_value(row.size_bytes);
-        stamp.append_value(row.stamp);
-        id.append_value(row.id.as_bytes())?;
-        match row.md5 {
-            Some(sum) => md5.append_value(sum.0)?,
-            None => md5.append_null(),
-        }
-        for (key, value) in &row.metadata {
-            metadata.keys().append_value(key);
-            metadata.values().append_value(value);
-        }
-        metadata.append(true)?;
-        check.append_value(row.check());
-    }
-    Ok(vec![
-        Arc::new(from.finish()),
-        Arc::new(until.finish()),
-        Arc::new(created.finish()),
-        Arc::new(id.finish()),
-        Arc::new(size.finish()),
-        Arc::new(md5.finish()),
-        Arc::new(metadata.finish()),
-        Arc::new(stamp.finish()),
-        Arc::new(listed.finish()),
-        Arc::new(check.finish()),
-    ])
-}
-
-/// CRC-32C and length of all bytes of `bytes`.
-pub(super) fn crc32c(mut bytes: impl Read) -> io::Result<(u32, u64)> {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    let mut piece = vec![0; 256 << 10];
-    let mut length = 0;
-    loop {
-        match bytes.read(&mut piece) {
-            Ok(0) => return Ok((digest.finalize() as u32, length)),
-            Ok(count) => {
-                digest.update(&piece[..count]);
-                length += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 
@@ -628,6 +355,7 @@ fn check_rows<'a>(
 mod tests {
     use std::io::Write as _;
 
+    use super::super::encode::{BATCH_ROWS, encode};
     use super::*;
 
     const INODE: u64 = 4711;
@@ -717,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_torn_or_for_another_folder_is_refused() {
+    fn a_torn_file_or_one_of_another_folder_is_refused() {
         let (bytes, crc) = encode(rows(), INODE).unwrap();
         let reason = |bytes: &[u8], inode| {
             IndexFile::open(file(bytes), crc, inode).map(|_| ()).unwrap_err().to_string()

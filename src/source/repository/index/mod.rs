@@ -10,10 +10,12 @@
 //! The layout is drawn in `schemas/repository.md`.
 
 mod append;
+mod encode;
 mod file;
 mod file_name;
 mod path_counts;
 mod rebuild;
+mod row;
 mod set;
 mod store_list;
 mod store_reader;
@@ -21,11 +23,11 @@ mod store_rebuild;
 mod store_writer;
 
 pub(super) use append::IndexWriter;
-pub(super) use file::{IndexRow, RowRef};
 pub(super) use file_name::FOLDER;
 pub(super) use path_counts::PathCounts;
 pub(super) use rebuild::row_of;
 pub use rebuild::{IndexReport, index};
+pub(super) use row::{IndexRow, RowRef};
 pub(super) use set::IndexSet;
 pub(super) use store_list::store_stamp;
 pub(super) use store_reader::StoreIndex;

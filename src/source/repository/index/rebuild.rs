@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::append::{IndexWriter, Key, key_of};
-use super::file::IndexRow;
+use super::row::IndexRow;
 use super::set::IndexSet;
 use crate::object::{ObjectInfo, ObjectPath};
 use crate::source::Problem;

@@ -6,8 +6,9 @@ use std::os::fd::AsFd as _;
 
 use rustix::fs::fstat;
 
-use super::file::{IndexFile, RowRef};
+use super::file::IndexFile;
 use super::file_name::{FOLDER, FileName};
+use super::row::RowRef;
 use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};
 use crate::source::repository::folder::{LOCAL_SLACK, is_recent};
 

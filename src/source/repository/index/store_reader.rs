@@ -21,15 +21,16 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use tokio::sync::Mutex;
 
-use super::file::{IndexFile, IndexRow, RowRef};
+use super::file::IndexFile;
 use super::file_name::{FOLDER, FileName};
+use super::row::{IndexRow, RowRef};
 use super::store_list::{self, ListRead, NO_INODE};
 use crate::source::in_place;
 
 /// Maximum size of an index file.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 /// Shortest interval between two requests for an index that does not exist or cannot be read.
-const ABSENT_PACE: Duration = Duration::from_secs(10);
+const ABSENT_RETRY: Duration = Duration::from_secs(10);
 /// Maximum number of attempts if files are merged and removed while they are read.
 const ATTEMPTS: usize = 5;
 
@@ -64,7 +65,7 @@ impl StoreIndex {
     /// the index: it differs once files were added. `None`: there is no usable index.
     pub(in crate::source::repository) async fn refresh(&self, max_age: Duration) -> Option<u64> {
         let mut state = self.state.lock().await;
-        let max_age = if state.is_there { max_age } else { max_age.max(ABSENT_PACE) };
+        let max_age = if state.is_there { max_age } else { max_age.max(ABSENT_RETRY) };
         if state.asked.is_none_or(|asked| asked.elapsed() >= max_age) {
             let began = Instant::now();
             state.is_there = match self.read(&mut state).await {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::append::key_of;
-use super::file::IndexRow;
 use super::rebuild::IndexReport;
+use super::row::IndexRow;
 use super::store_reader::StoreIndex;
 use super::store_writer::StoreIndexWriter;
 use crate::source::SourceError;

@@ -18,8 +18,9 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
 use super::append::{MERGED_FILES, key_of, level};
-use super::file::{IndexRow, encode};
+use super::encode::encode;
 use super::file_name::FileName;
+use super::row::IndexRow;
 use super::store_list::{self, ListRead, NO_INODE, ReadList};
 use super::store_reader::{OpenError, open_stored};
 use crate::source::repository::crash_point::crash_point;
@@ -73,7 +74,7 @@ impl<'a> StoreIndexWriter<'a> {
         Ok(self.list(true).await?.files.into_keys().collect())
     }
 
-    /// Puts a file with all `rows` in place of the files `replaced`, and removes what is left over.
+    /// Puts a file with all `rows` in place of the files `replaced`, and removes files that are left over.
     ///
     /// # Errors
     /// Those of the store.

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use iceoryx2::prelude::*;
-use iovcache_peers::{Failure, SMALL_BYTES, Work, median, touch};
+use iovcache_peers::{Failure, SMALL_BYTES, Work, at_random, median, touch};
 use memmap2::{Mmap, MmapMut};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -165,7 +165,25 @@ fn measure(work: &Work, arguments: &[String]) -> Result<String, Failure> {
     let get = median(work.rounds, || ask(work.keys as u64, work.large))?;
     ask(END, 1)?;
     server.wait()?;
-    Ok(format!("{look_up} {get} {}", store(work, &node)?))
+    let few = blackboard(work, &node)?;
+    Ok(format!("{few} - {look_up} {get} {}", store(work, &node)?))
+}
+
+/// Reads the values of a blackboard by held handles, which copy them.
+fn blackboard(work: &Work, node: &Node<ipc::Service>) -> Result<u128, Failure> {
+    let name = format!("iovcache/peers/{}/blackboard", std::process::id());
+    let name = name.as_str().try_into()?;
+    let mut creator = node.service_builder(&name).blackboard_creator::<u64>();
+    for key in 0..work.few as u64 {
+        creator = creator.add::<[u8; SMALL_BYTES]>(key, [7; SMALL_BYTES]);
+    }
+    let service = creator.create()?;
+    let reader = service.reader_builder().create()?;
+    let handle = |key: u64| reader.entry::<[u8; SMALL_BYTES]>(&key);
+    let handles = (0..work.few as u64).map(handle).collect::<Result<Vec<_>, _>>()?;
+    median(work.rounds, || {
+        Ok(at_random(work.few).map(|key| u64::from(handles[key].get()[0])).sum())
+    })
 }
 
 /// Publishes all objects; a subscriber keeps them all until the round is over.

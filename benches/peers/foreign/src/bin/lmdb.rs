@@ -2,13 +2,13 @@
 
 use heed::types::{Bytes, Str};
 use heed::{Database, Env, EnvFlags, EnvOpenOptions};
-use iovcache_peers::{Failure, SMALL_BYTES, Work, median, touch};
+use iovcache_peers::{Failure, SMALL_BYTES, Work, at_random, median, touch};
 
 type Objects = Database<Str, Bytes>;
 
 fn open(work: &Work) -> Result<(Env, Objects), Failure> {
     let bytes = work.large * (work.large_bytes + 8192) + work.stored * (work.stored_bytes + 8192);
-    let bytes = (bytes * 2 + (256 << 20)).next_multiple_of(4096);
+    let bytes = (bytes * 2 + work.many * 256 + (256 << 20)).next_multiple_of(4096);
     let mut options = EnvOpenOptions::new();
     options.map_size(bytes);
     // SAFETY: only LMDB uses the files, and durability is not required.
@@ -41,11 +41,14 @@ fn measure(work: &Work) -> Result<String, Failure> {
     let key = |kind: &str, n: usize| format!("{kind}/{n}");
     let (env, objects) = open(work)?;
     let mut write = env.write_txn()?;
-    for n in 0..work.keys {
+    for n in 0..work.keys.max(work.few) {
         objects.put(&mut write, &key("small", n), &[7; SMALL_BYTES])?;
     }
     for n in 0..work.large {
         objects.put(&mut write, &key("large", n), &vec![7; work.large_bytes])?;
+    }
+    for n in 0..work.many {
+        objects.put(&mut write, &key("many", n), &[7; SMALL_BYTES])?;
     }
     write.commit()?;
     env.prepare_for_closing().wait();
@@ -59,6 +62,19 @@ fn measure(work: &Work) -> Result<String, Failure> {
         };
         names.iter().map(one).sum::<Result<u64, Failure>>()
     };
+    // A transaction for each look-up: as long as it lasts, the bytes stay.
+    let one_at_a_time = |kind: &str, count: usize| {
+        let names = names(kind, count);
+        median(work.rounds, || {
+            let byte = |n: usize| {
+                let read = env.read_txn()?;
+                let bytes = objects.get(&read, &names[n])?.ok_or("an object is not there")?;
+                Ok(u64::from(bytes[0]))
+            };
+            at_random(count).map(byte).sum::<Result<u64, Failure>>()
+        })
+    };
+    let (few, many) = (one_at_a_time("small", work.few)?, one_at_a_time("many", work.many)?);
     let (small, large) = (names("small", work.keys), names("large", work.large));
     let look_up = median(work.rounds, || read(&small))?;
     let get = median(work.rounds, || read(&large))?;
@@ -71,5 +87,5 @@ fn measure(work: &Work) -> Result<String, Failure> {
         write.commit()?;
         Ok(1)
     })?;
-    Ok(format!("{look_up} {get} {store}"))
+    Ok(format!("{few} {many} {look_up} {get} {store}"))
 }

@@ -1,13 +1,14 @@
 //! Timestamps held by the client: the client makes the rows, and they equal those of the service.
 
-use std::path::PathBuf;
+mod in_process;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use in_process::url_of;
 use iovcache::client::{Client, ClientError, TableRequest};
 use iovcache::error::{Coded as _, ErrorKind};
 use iovcache::index::Timestamps;
-use iovcache::server::{ListenOptions, Listeners, ServeOptions};
 use iovcache::shm::PoolOptions;
 use iovcache::source::MemorySource;
 use iovcache::table::{Encoding, column_runs};
@@ -41,14 +42,7 @@ async fn serve(versions: &[(i64, i64)]) -> Service {
     let memory = PoolOptions { memory_bytes: 16 << 20, ..PoolOptions::default() };
     let cache = Cache::builder().source(Arc::new(source)).memory(memory).build().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let sockets: PathBuf = folder.path().join("s");
-    let options =
-        ListenOptions { socket_folder: Some(sockets.clone()), ..ListenOptions::default() };
-    let listeners = Listeners::bind(&options).await.unwrap();
-    let forever = std::future::pending();
-    let options = ServeOptions::default();
-    tokio::spawn(iovcache::server::run(listeners, cache.clone(), options, forever, || ()));
-    let url = format!("grpc+unix://{}", sockets.join("flight.sock").display());
+    let url = url_of(&in_process::serve(cache.clone(), folder.path()).await);
     Service { cache, url, _folder: folder }
 }
 
@@ -79,7 +73,7 @@ async fn runs(
     runs
 }
 
-async fn let_go(service: &Service) {
+async fn until_unpinned(service: &Service) {
     for _ in 0..1_000 {
         if service.cache.status().memory.pinned_bytes == 0 {
             return;
@@ -108,7 +102,7 @@ async fn the_rows_are_those_that_the_service_makes() {
     let asked = request(0..ROWS).encoding(Encoding::Dictionary);
     assert_eq!(runs(&client, asked).await.unwrap(), expected);
     assert_eq!(counted.rows.get(), 5 + ROWS as u64);
-    let_go(&service).await;
+    until_unpinned(&service).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,5 +149,5 @@ async fn where_nothing_is_valid_the_service_says_what_that_means() {
     let nulls = runs(&client, request(0..ROWS).missing_as_null()).await.unwrap();
     assert_eq!(nulls, [(10_000, Some(0)), (20_000, None), (ROWS as usize, Some(1))]);
     // The pins of the unusable spans are released.
-    let_go(&service).await;
+    until_unpinned(&service).await;
 }

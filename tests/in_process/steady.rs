@@ -12,7 +12,7 @@ use iovcache::source::{
 use iovcache::{ObjectInfo, Timestamp};
 
 #[derive(Debug)]
-pub(crate) struct Steady(pub(crate) MemorySource);
+pub struct Steady(pub MemorySource);
 
 #[async_trait]
 impl Source for Steady {

@@ -1,0 +1,5 @@
+//! Columns that depend on a key.
+
+mod oracle;
+mod rules;
+mod versions;
