@@ -65,19 +65,19 @@ impl VersionMetadata {
         self.iter().map(|(key, _)| key)
     }
 
-    /// The same pairs, with this value of `key`.
+    /// A copy with this value of `key`.
     #[must_use]
     pub fn with(&self, key: &str, value: &str) -> Self {
         self.iter().chain([(key, value)]).collect()
     }
 
-    /// The same pairs, without `key`.
+    /// A copy without `key`.
     #[must_use]
     pub fn without(&self, key: &str) -> Self {
         self.iter().filter(|(known, _)| *known != key).collect()
     }
 
-    /// The same pairs as a map.
+    /// A map of the pairs.
     pub fn to_map(&self) -> BTreeMap<String, String> {
         self.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
