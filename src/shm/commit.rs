@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::layout::GRANULE_BYTES;
-use super::pool::PoolError;
+use super::pool_error::PoolError;
 use super::pool_state::{AllocatedBlock, PoolInner, PoolState, SegmentSlot};
 use super::segment::Segment;
 

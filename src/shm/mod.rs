@@ -51,6 +51,7 @@ mod mapping;
 mod md5_lanes;
 mod numbers;
 mod pool;
+mod pool_error;
 mod pool_state;
 mod prefetch;
 mod region;
@@ -95,7 +96,8 @@ pub(crate) use local::{
 pub(crate) use local::{SpanReading, SpanSteps, TablePins, TimeframeWait};
 #[cfg(feature = "cache")]
 pub(crate) use md5_lanes::{MANY_LANES, md5_of_each};
-pub use pool::{Pool, PoolError, PoolOptions, Usage};
+pub use pool::{Pool, PoolOptions, Usage};
+pub use pool_error::PoolError;
 pub(crate) use pool_state::InFlight;
 #[cfg(any(feature = "cache", feature = "client"))]
 pub(crate) use prefetch::AHEAD;

@@ -14,7 +14,8 @@
 use std::io;
 use std::sync::Arc;
 
-use super::pool::{Pool, PoolError, segment};
+use super::pool::{Pool, segment};
+use super::pool_error::PoolError;
 use super::pool_state::{LEAST_SEGMENT_BYTES, PAGE_BYTES, PoolInner, PoolState};
 use super::segment::{LostSegment, Segment, SegmentLoss, SharedSegment};
 use super::segment_creation::{RegisterSegment, SegmentCreation, SegmentRegistrar};
