@@ -117,7 +117,9 @@ pub use cache::Cache;
 pub use clock::Clock;
 pub use error::{Code, Coded, ErrorKind};
 pub use interval::{Timestamp, ValidityInterval};
-pub use object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+pub use object::{
+    CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query, VersionMetadata,
+};
 pub use secret::Secret;
 
 /// Compiles the examples of the README with the documentation tests.

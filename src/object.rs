@@ -1,5 +1,7 @@
 //! Names of objects and of their versions, and the description of a version without its bytes.
 
+mod metadata;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -11,6 +13,8 @@ use uuid::Uuid;
 
 use crate::error::coded;
 use crate::interval::{Timestamp, ValidityInterval};
+
+pub use metadata::{MetadataPairs, VersionMetadata};
 
 /// The name of one condition, under which all its versions are stored, e.g. `TPC/Calib/VDriftTgl`.
 ///
@@ -243,7 +247,7 @@ pub struct ObjectInfo {
     /// The MD5 of its bytes, if the source gives it.
     pub md5: Option<Md5Sum>,
     /// Further metadata from its creator.
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: VersionMetadata,
 }
 
 impl ObjectInfo {
@@ -367,7 +371,10 @@ impl Query {
     pub fn matches(&self, version: &ObjectInfo) -> bool {
         version.path == self.path
             && self.limits.admit(version.created)
-            && self.metadata.iter().all(|(key, value)| version.metadata.get(key) == Some(value))
+            && self
+                .metadata
+                .iter()
+                .all(|(key, value)| version.metadata.get(key) == Some(value.as_str()))
     }
 }
 

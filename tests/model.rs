@@ -160,7 +160,7 @@ fn source() -> MemorySource {
                 created: Timestamp::from_millis(1),
                 size_bytes: None,
                 md5: None,
-                metadata: BTreeMap::new(),
+                metadata: Default::default(),
             };
             source.put(info, vec![version; OBJECT_BYTES]);
         }

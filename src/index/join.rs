@@ -442,7 +442,6 @@ fn each(starts: &[i64], values: &[Millis], mut emit: impl FnMut(usize, usize)) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use arrow_buffer::NullBuffer;
@@ -468,7 +467,7 @@ mod tests {
                     created: at(n as i64),
                     size_bytes: None,
                     md5: None,
-                    metadata: BTreeMap::new(),
+                    metadata: Default::default(),
                 })
             })
             .collect();

@@ -83,8 +83,10 @@ impl StepSegment {
     }
 
     /// Splits the segment into parts that are cheap to copy.
-    fn split(self) -> Vec<Arc<Self>> {
+    fn split(mut self) -> Vec<Arc<Self>> {
         if self.starts.len() <= SEGMENT_STEPS {
+            self.starts.shrink_to_fit();
+            self.steps.shrink_to_fit();
             return vec![Arc::new(self)];
         }
         let parts = self.starts.len().div_ceil(SEGMENT_STEPS);
@@ -157,9 +159,12 @@ impl Timeline {
         for place in first_after..after.starts.len() {
             changed.push(after.starts[place], after.steps[place]);
         }
-        let mut segments = Vec::with_capacity(self.segments.len() + 1);
+        list.shrink_to_fit();
+        let changed = changed.split();
+        let kept = first + self.segments.len() - (last + 1);
+        let mut segments = Vec::with_capacity(kept + changed.len());
         segments.extend(self.segments[..first].iter().map(Arc::clone));
-        segments.extend(changed.split());
+        segments.extend(changed);
         segments.extend(self.segments[last + 1..].iter().map(Arc::clone));
         let firsts = segments.iter().map(|segment| segment.starts[0]).collect();
         let steps: usize = segments.iter().map(|segment| segment.starts.len()).sum();
@@ -392,7 +397,6 @@ fn effective(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -412,7 +416,7 @@ mod tests {
             created: Timestamp::from_millis(created),
             size_bytes: None,
             md5: None,
-            metadata: BTreeMap::new(),
+            metadata: Default::default(),
         })
     }
 

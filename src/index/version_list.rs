@@ -79,6 +79,14 @@ impl VersionList {
         known.into_iter().find(same).unwrap_or_else(|| self.push(info))
     }
 
+    /// Frees memory that was allocated for further versions of the last page.
+    pub(super) fn shrink_to_fit(&mut self) {
+        self.pages.shrink_to_fit();
+        if let Some(page) = self.pages.last_mut().and_then(Arc::get_mut) {
+            page.shrink_to_fit();
+        }
+    }
+
     fn push(&mut self, info: &Arc<ObjectInfo>) -> u32 {
         let number = self.len;
         if self.len().is_multiple_of(PAGE) {

@@ -72,7 +72,7 @@ pub use cgroup::memory_allowed;
 #[cfg(feature = "cache")]
 pub use fairmq::{shmid_of_session, shmid_of_text};
 #[cfg(feature = "cache")]
-pub(crate) use heap::give_back_free_memory;
+pub(crate) use heap::{HeapTrim, KEPT_FREE_BYTES};
 pub use host::{HostAllocator, HostBuffer, HostError, HostMemory};
 pub use inherited_fds::inherited_files;
 pub use layout::{Epoch, MetaHeader, NotAMetaHeader};
@@ -95,7 +95,7 @@ pub(crate) use local::{
 #[cfg(feature = "client")]
 pub(crate) use local::{SpanReading, SpanSteps, TablePins, TimeframeWait};
 #[cfg(feature = "cache")]
-pub(crate) use md5_lanes::md5_of_each;
+pub(crate) use md5_lanes::{MANY_LANES, md5_of_each};
 pub use pool::{Pool, PoolOptions, Usage};
 pub use pool_error::PoolError;
 pub(crate) use pool_state::InFlight;

@@ -1,9 +1,14 @@
 //! Destination of the bytes of an object: the trait, and a body in the heap for copies and tests.
 
+use std::io;
+
 use async_trait::async_trait;
 
 use super::error::BodyError;
 use crate::object::Md5Sum;
+
+/// Function that fills room from its beginning, and returns the number of bytes that it wrote.
+pub type ReadBytes = Box<dyn FnOnce(&mut [u8]) -> io::Result<usize> + Send>;
 
 /// Destination of the bytes of an object: a block in shared memory, or a buffer in a test. A source
 /// writes each body once, from its first to its last byte.
@@ -30,14 +35,17 @@ pub trait Body: Send {
     /// Number of bytes written so far.
     fn written_bytes(&self) -> u64;
 
-    /// Whether [`md5`](Self::md5) computes the digest faster than the source does.
-    fn hashes(&self) -> bool {
+    /// Whether the body reads and hashes together with other bodies, by
+    /// [`read_hashed`](Self::read_hashed).
+    fn reads_together(&self) -> bool {
         false
     }
 
-    /// Computes the MD5 of all bytes written so far, together with other bodies. `None` if the body
-    /// cannot do that.
-    async fn md5(&mut self) -> Option<Md5Sum> {
+    /// Calls `read` on a blocking thread, with the reserved room of a body to which nothing was
+    /// written yet, and computes the MD5 of the bytes that it returns the number of. `None`: the
+    /// body cannot do that, and holds nothing.
+    async fn read_hashed(&mut self, read: ReadBytes) -> Option<io::Result<Md5Sum>> {
+        let _ = read;
         None
     }
 

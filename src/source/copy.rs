@@ -413,7 +413,7 @@ async fn one(
         created: version.created,
         id: Some(version.id.to_string()),
         file_name: version.id.to_string(),
-        metadata: version.metadata.clone(),
+        metadata: version.metadata.to_map(),
     };
     Ok((destination.stage(new, file.0.clone()).await?, bytes))
 }

@@ -55,7 +55,7 @@ impl HeaderSource {
 /// The flattened headers of `version`, described as by the inner source.
 fn flat_headers(version: &ObjectInfo) -> Vec<u8> {
     let mut headers: BTreeMap<&str, String> =
-        version.metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        version.metadata.iter().map(|(key, value)| (key, value.to_owned())).collect();
     headers.insert("ETag", format!("\"{}\"", version.id));
     headers.insert("Valid-From", version.validity.from().as_millis().to_string());
     headers.insert("Valid-Until", version.validity.until().as_millis().to_string());
@@ -92,8 +92,7 @@ fn with_map(version: &Arc<ObjectInfo>) -> Arc<ObjectInfo> {
     let text = |known: Option<String>| known.unwrap_or_default();
     let size = text(version.size_bytes.map(|size| size.to_string()));
     let md5 = text(version.md5.map(|md5| md5.to_string()));
-    let mut metadata = version.metadata.clone();
-    metadata.insert(BODY.to_owned(), format!("{size}:{md5}"));
+    let metadata = version.metadata.with(BODY, &format!("{size}:{md5}"));
     let size_bytes = version.size_bytes.map(|size| size.saturating_add(map));
     Arc::new(ObjectInfo { size_bytes, md5: None, metadata, ..ObjectInfo::clone(version) })
 }
@@ -101,10 +100,11 @@ fn with_map(version: &Arc<ObjectInfo>) -> Arc<ObjectInfo> {
 /// The description of `version` as given by the inner source.
 fn without_map(version: &ObjectInfo) -> ObjectInfo {
     let mut inner = version.clone();
-    if let Some(body) = inner.metadata.remove(BODY) {
+    if let Some(body) = version.metadata.get(BODY) {
         let (size, md5) = body.split_once(':').unwrap_or_default();
         inner.size_bytes = size.parse().ok();
         inner.md5 = Md5Sum::parse(md5);
+        inner.metadata = version.metadata.without(BODY);
     }
     inner
 }
@@ -293,7 +293,6 @@ mod tests {
     }
 
     fn version(metadata: &[(&str, &str)], md5: Option<Md5Sum>) -> ObjectInfo {
-        let metadata = metadata.iter().map(|(key, value)| ((*key).into(), (*value).into()));
         ObjectInfo {
             path: ObjectPath::new("TPC/Calib/VDrift").unwrap(),
             id: ObjectId::from_bytes([7; 16]),
@@ -301,7 +300,7 @@ mod tests {
             created: at(5),
             size_bytes: None,
             md5,
-            metadata: metadata.collect(),
+            metadata: metadata.iter().copied().collect(),
         }
     }
 

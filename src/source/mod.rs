@@ -35,7 +35,7 @@ mod switch;
 mod verify;
 
 pub(crate) use blocking::in_place;
-pub use body::{Body, VecBody, write_all};
+pub use body::{Body, ReadBytes, VecBody, write_all};
 pub use chain::{ChainSource, Link, Remap};
 pub use change::{Change, ChangeKind, Changed, UploadBytes, WriteTarget};
 pub use claim::{ClaimError, select};

@@ -149,7 +149,7 @@ fn default_version(path: &ObjectPath, bytes: &[u8]) -> ObjectInfo {
         created,
         size_bytes: Some(bytes.len() as u64),
         md5: Some(md5),
-        metadata: [(DEFAULT.to_owned(), "true".to_owned())].into(),
+        metadata: [(DEFAULT, "true")].into(),
     }
 }
 

@@ -53,7 +53,7 @@ impl Numbered {
             created: Timestamp::from_millis(i64::from(n) + 5),
             size_bytes: Some(cell.header.size),
             md5: None,
-            metadata: BTreeMap::from([("n".to_owned(), n.to_string())]),
+            metadata: [("n", n.to_string())].into(),
         };
         (version, vec![n; cell.header.size as usize])
     }

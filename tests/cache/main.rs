@@ -5,7 +5,6 @@ mod attached;
 mod consumers;
 mod places;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,7 +35,7 @@ fn version(path: &str, n: u8, from: i64, until: i64) -> ObjectInfo {
         created,
         size_bytes: None,
         md5: None,
-        metadata: BTreeMap::new(),
+        metadata: Default::default(),
     }
 }
 

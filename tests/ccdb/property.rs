@@ -1,7 +1,5 @@
 //! For random uploads and requests the answer equals that of a linear scan.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 
 use super::fake_ccdb::Upload;
@@ -68,7 +66,7 @@ async fn run(kind: Kind, browse_limit: usize, steps: Vec<Step>) -> Result<(), Te
                     created: at(created),
                     size_bytes: Some(bytes.len() as u64),
                     md5: None,
-                    metadata: BTreeMap::from([("runNumber".to_owned(), run.to_string())]),
+                    metadata: [("runNumber", run.to_string())].into(),
                 });
             }
             Step::Ask { at: millis, not_after, not_before, run, hold } => {

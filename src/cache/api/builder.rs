@@ -30,7 +30,7 @@ use crate::cache::versions::publisher::Publisher;
 use crate::clock::Clock;
 use crate::error::coded;
 use crate::object::CreationLimits;
-use crate::shm::{Pool, PoolError, PoolOptions, give_back_free_memory};
+use crate::shm::{HeapTrim, KEPT_FREE_BYTES, Pool, PoolError, PoolOptions};
 use crate::source::{Policies, Source};
 use crate::sync::Mutex;
 use crate::table::{ColumnRequest, RequestLimits};
@@ -42,10 +42,6 @@ const LEASE_LIMIT: Duration = Duration::from_secs(60);
 const MAX_TIMEFRAMES: usize = 4_096;
 /// Interval between sweeps of dangling links.
 const SWEEP_PAUSE: Duration = Duration::from_secs(5);
-
-/// Once requests have charged this much memory and hold less again, the free memory of the heap is
-/// returned to the system.
-const KEPT_FREE_BYTES: u64 = 16 << 20;
 
 /// Collects the options of a cache; [`build`](Self::build) makes it.
 #[derive(Debug)]
@@ -450,16 +446,22 @@ fn report_segments(
 }
 
 /// Removes links to objects that are gone, and returns free memory to the system after large
-/// charges.
+/// charges and when private memory has grown.
 async fn sweep(catalog: Arc<Catalog>, residency: Arc<Residency>, budget: Budget) {
     let mut charged = 0;
+    let mut heap = HeapTrim::new();
     loop {
         tokio::time::sleep(SWEEP_PAUSE).await;
         charged += budget.take_charged_bytes();
-        if charged > KEPT_FREE_BYTES && budget.used_bytes() < KEPT_FREE_BYTES {
+        let freed = charged > KEPT_FREE_BYTES && budget.used_bytes() < KEPT_FREE_BYTES;
+        if freed {
             charged = 0;
-            drop(tokio::task::spawn_blocking(give_back_free_memory));
         }
+        let checked = tokio::task::spawn_blocking(move || {
+            heap.check(freed);
+            heap
+        });
+        heap = checked.await.unwrap_or_else(|_| HeapTrim::new());
         residency.sweep(|| catalog.sweep());
     }
 }

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -35,7 +34,7 @@ fn version(path: &str, n: u8) -> ObjectInfo {
         created: at(i64::from(n) + 1),
         size_bytes: Some(SIZE as u64),
         md5: Some(publish::md5_of(&vec![n; SIZE])),
-        metadata: BTreeMap::new(),
+        metadata: Default::default(),
     }
 }
 

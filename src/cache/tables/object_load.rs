@@ -6,6 +6,7 @@
 //!  Source::fetch ──▶ BlockBody ────────┴──▶ checked against the description ──▶ published ──▶ pin
 //! ```
 
+use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,7 +22,7 @@ use crate::cache::memory::residency::Residency;
 use crate::cache::restart::{InheritRefusal, InheritedObject};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::shm::{Pool, PoolError, Reservation};
-use crate::source::{Body, BodyError, Source, SourceError};
+use crate::source::{Body, BodyError, ReadBytes, Source, SourceError};
 use crate::telemetry::Counters;
 
 /// From this size on, a digest is computed on a blocking thread.
@@ -323,14 +324,15 @@ impl Body for BlockBody {
         self.written as u64
     }
 
-    fn hashes(&self) -> bool {
-        self.digests.is_some()
+    fn reads_together(&self) -> bool {
+        self.digests.is_some() && self.written == 0
     }
 
-    async fn md5(&mut self) -> Option<Md5Sum> {
-        let digests = Arc::clone(self.digests.as_ref()?);
+    async fn read_hashed(&mut self, read: ReadBytes) -> Option<io::Result<Md5Sum>> {
+        let digests = self.digests.clone().filter(|_| self.reads_together())?;
         let buffer = std::mem::replace(&mut self.freed, self.places.no_room());
-        let (buffer, md5) = digests.md5(buffer).await?;
+        let (buffer, md5) = digests.read(buffer, read).await?;
+        self.written = buffer.settled().len();
         self.freed = buffer;
         Some(md5)
     }

@@ -44,7 +44,7 @@ impl RunInformation {
                 self.bounds.iter().map(|(from, until)| format!("{from} and {until}")).collect();
             return Err(format!("version {} has none of {}", version.id, names.join(", ")));
         };
-        let millis = |(name, value): (&String, &String)| {
+        let millis = |(name, value): (&String, &str)| {
             let millis = value.trim().parse::<i64>().map(Timestamp::from_millis);
             millis.map_err(|_| format!("{name} of version {} is {value:?}, no time", version.id))
         };

@@ -24,6 +24,8 @@ use crate::sync::RwLock;
 
 /// Number of consecutive versions whose links share one lock.
 const LINKS_PER_PAGE: usize = 128;
+/// Number of links of the smallest page.
+const FEW_LINKS: usize = 4;
 
 /// A timeline, with links to the objects of its versions.
 #[derive(Debug)]
@@ -92,7 +94,7 @@ impl Deref for LinkedTimeline {
 #[derive(Debug)]
 struct LinkPages(Box<[Arc<RwLock<LinkPage>>]>);
 
-/// Links of [`LINKS_PER_PAGE`] versions; empty until the first one is set.
+/// Links of at most [`LINKS_PER_PAGE`] versions; it grows with the highest one that is set.
 type LinkPage = Box<[Weak<Resident>]>;
 
 impl LinkPages {
@@ -109,10 +111,13 @@ impl LinkPages {
 
     fn set(&self, index: usize, link: Weak<Resident>) {
         let mut page = self.0[index / LINKS_PER_PAGE].write();
-        if page.is_empty() {
-            *page = std::iter::repeat_with(Weak::new).take(LINKS_PER_PAGE).collect();
+        let place = index % LINKS_PER_PAGE;
+        if place >= page.len() {
+            let length = (place + 1).next_power_of_two().max(FEW_LINKS);
+            let known = std::mem::take(&mut *page).into_iter();
+            *page = known.chain(std::iter::repeat_with(Weak::new)).take(length).collect();
         }
-        page[index % LINKS_PER_PAGE] = link;
+        page[place] = link;
     }
 }
 

@@ -246,7 +246,7 @@ mod tests {
                     created: millis(created),
                     size_bytes: None,
                     md5: None,
-                    metadata: [("run".to_owned(), run.to_string())].into(),
+                    metadata: [("run", run.to_string())].into(),
                 }))
                 .collect();
             let mut query = Query::all(path);

@@ -79,7 +79,7 @@ impl ListingRequest {
         let wanted = &self.wanted;
         let metadata = &version.metadata;
         self.limits.admit(version.created)
-            && wanted.metadata.iter().all(|(key, value)| metadata.get(key) == Some(value))
+            && wanted.metadata.iter().all(|(key, value)| metadata.get(key) == Some(value.as_str()))
             && wanted.at.is_none_or(|at| version.validity.contains(at))
             && wanted.id.is_none_or(|id| version.id == id)
     }

@@ -5,15 +5,13 @@
 //! the address of the body (`Location`, else `Content-Location`), which metadata cannot change. If
 //! that address also contains the `from` (file-backed servers), `Valid-From` must equal it.
 
-use std::collections::BTreeMap;
-
 use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 use super::location::{file_name_of, from_in_location, id_in_location};
 use super::transport::latin1;
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, VersionMetadata};
 use crate::source::Details;
 
 /// Headers of HTTP, of CCDB servers (the server in memory sends some that others do not) and of
@@ -249,12 +247,12 @@ fn check_location(
 }
 
 /// The headers that are metadata of a version; values of one name are joined with commas.
-fn metadata_of(headers: &HeaderMap) -> BTreeMap<String, String> {
+fn metadata_of(headers: &HeaderMap) -> VersionMetadata {
     let names = headers.keys().map(|name| name.as_str()).filter(|name| !is_protocol_header(name));
     let values = |name: &str| -> Vec<String> {
         headers.get_all(name).iter().map(|v| latin1(Some(v.as_bytes()))).collect()
     };
-    names.map(|name| (name.to_owned(), values(name).join(", "))).collect()
+    names.map(|name| (name, values(name).join(", "))).collect()
 }
 
 /// Facts about the upload of a version, from the headers before its bytes.
@@ -325,11 +323,8 @@ mod tests {
         assert_eq!(named.version.id.to_string(), ID);
         assert_eq!(named.version.validity.to_string(), "[1000, 2000)");
         assert_eq!(named.version.created.as_millis(), 1_795_421_839_444);
-        let metadata: Vec<_> = named.version.metadata.into_iter().collect();
-        assert_eq!(
-            metadata,
-            [("quality".to_owned(), "good".to_owned()), ("runnumber".to_owned(), "42".to_owned())]
-        );
+        let metadata: Vec<_> = named.version.metadata.iter().collect();
+        assert_eq!(metadata, [("quality", "good"), ("runnumber", "42")]);
         assert_eq!(named.cache_valid_until, Some(Timestamp::from_millis(1900)));
         assert_eq!(named.version.size_bytes, None);
     }

@@ -155,7 +155,7 @@ fn described(change: &Change, headers: &HeaderMap) -> Result<ObjectInfo, String>
     let validity = ValidityInterval::new(time("valid-from")?, time("valid-until")?)
         .map_err(|error| format!("it is stored, but never valid: {error}"))?;
     let metadata = match &change.kind {
-        ChangeKind::Upload { .. } => change.metadata.clone(),
+        ChangeKind::Upload { .. } => (&change.metadata).into(),
         _ => headers
             .iter()
             .filter(|(name, _)| !is_protocol_header(name.as_str()))

@@ -191,7 +191,7 @@ impl ListingEntry {
             created,
             size_bytes: size.and_then(|size| u64::try_from(size).ok()),
             md5: self.md5().map_err(named)?,
-            metadata: self.metadata(id).map_err(named)?,
+            metadata: self.metadata(id).map_err(named)?.into(),
         };
         Ok(Judged::Version(Box::new(Listed { version, replicas, details: self.details() })))
     }

@@ -44,7 +44,7 @@ impl PathListing {
             let is_header = reqwest::header::HeaderName::from_bytes(key.as_bytes()).is_ok();
             let spelled = spelling
                 .entry(key.to_ascii_lowercase())
-                .or_insert_with(|| is_header.then(|| key.clone()));
+                .or_insert_with(|| is_header.then(|| key.to_owned()));
             if spelled.as_ref().is_some_and(|known| known != key) {
                 *spelled = None;
             }
@@ -373,10 +373,7 @@ mod tests {
         assert_eq!(version.id.to_string(), ID);
         assert_eq!(version.validity.to_string(), "[1000, 2000)");
         assert_eq!((version.size_bytes, version.md5.is_some()), (Some(14), true));
-        assert_eq!(
-            version.metadata.clone().into_iter().collect::<Vec<_>>(),
-            [("run".to_owned(), "1".to_owned())]
-        );
+        assert_eq!(version.metadata, [("run", "1")].into());
         assert_eq!(replicas, &[format!("/A/One/1000/{ID}")]);
         assert_eq!(details.file_name.as_deref(), Some("a.txt"));
         assert_eq!(details.content_type.as_deref(), Some("text/plain"));
@@ -406,11 +403,11 @@ mod tests {
             let version = &listing.versions[0].version;
             assert_eq!((version.id.to_string().as_str(), version.size_bytes), (ID, Some(14)));
             assert_eq!(version.validity.to_string(), "[1000, 2000)");
-            assert_eq!(version.metadata.get(key).map(String::as_str), Some(value));
+            assert_eq!(version.metadata.get(key), Some(value));
             assert_eq!(version.metadata.len(), 2, "{:?}", version.metadata);
         }
         let listing = page(&[entry("\"run\":\"1\"=\"metadata\":\"m\"")]);
-        assert_eq!(listing.versions[0].version.metadata["metadata"], "m");
+        assert_eq!(listing.versions[0].version.metadata.get("metadata"), Some("m"));
     }
 
     #[test]

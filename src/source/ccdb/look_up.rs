@@ -18,7 +18,6 @@
 //! Names of headers have no case. Metadata of a version found by time are spelled as in the part of
 //! the path's listing that was read, or else as in the listing of that version.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,9 +196,9 @@ impl CcdbSource {
             .iter()
             .map(|(key, value)| {
                 let name = spelled(key).or_else(|| asked(key).cloned());
-                (name.unwrap_or_else(|| key.clone()), value.clone())
+                (name.unwrap_or_else(|| key.to_owned()), value)
             })
-            .collect::<BTreeMap<_, _>>();
+            .collect();
         version
     }
 

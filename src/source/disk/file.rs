@@ -23,7 +23,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, VersionMetadata};
 
 pub(super) const HEADER_BYTES: usize = 32;
 const MAGIC: &[u8; 8] = b"IOVDISK1";
@@ -43,7 +43,7 @@ pub(crate) struct VersionRecord {
     created: Timestamp,
     size: Option<u64>,
     md5: Option<String>,
-    metadata: std::collections::BTreeMap<String, String>,
+    metadata: VersionMetadata,
 }
 
 impl From<&ObjectInfo> for VersionRecord {

@@ -28,7 +28,7 @@ fn version(id: u8, from: i64, until: i64, size: usize) -> ObjectInfo {
         created: at(i64::from(id)),
         size_bytes: Some(size as u64),
         md5: None,
-        metadata: [("k".to_owned(), format!("v{id}"))].into(),
+        metadata: [("k", format!("v{id}"))].into(),
     }
 }
 

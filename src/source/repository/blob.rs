@@ -74,24 +74,39 @@ async fn read_small(
     body: &mut dyn Body,
 ) -> Result<Md5Sum, BlobError> {
     body.reserve(expected).await?;
-    let hashes = body.hashes();
-    let read = in_place(|| {
-        let (mut file, stamp) = open(root, own).map_err(BlobError::Io)?;
-        check_size(stamp.size_bytes, expected)?;
-        let room = body.spare();
-        let count = read_full(&mut file, room).map_err(BlobError::Io)?;
-        Ok::<_, BlobError>((count, (!hashes).then(|| Md5::digest(&room[..count]))))
-    });
-    let (count, digest) = read?;
-    body.advance(count);
-    check_read(body.written_bytes(), expected)?;
-    match digest {
-        Some(digest) => Ok(Md5Sum(digest.into())),
-        None => {
-            let md5 = body.md5().await;
-            md5.ok_or_else(|| BlobError::Unusable("its digest is not known".into()))
+    let md5 = match body.reads_together() {
+        true => {
+            let (root, names) = (root.clone(), file_names(own));
+            let read = move |room: &mut [u8]| read_whole(&root, names, room, expected);
+            let read = body.read_hashed(Box::new(read)).await;
+            let ended = || Err(io::Error::other("the runtime ends"));
+            read.unwrap_or_else(ended).map_err(BlobError::Io)?
         }
-    }
+        false => {
+            let room = body.spare();
+            let read = in_place(|| {
+                let count = read_whole(root, file_names(own), room, expected)?;
+                Ok((count, Md5Sum(Md5::digest(&room[..count]).into())))
+            });
+            let (count, md5) = read.map_err(BlobError::Io)?;
+            body.advance(count);
+            md5
+        }
+    };
+    check_read(body.written_bytes(), expected)?;
+    Ok(md5)
+}
+
+/// Reads a file of `expected` bytes into `room`. Returns the number of bytes read.
+fn read_whole(
+    root: &Root,
+    names: impl Iterator<Item = String>,
+    room: &mut [u8],
+    expected: u64,
+) -> io::Result<usize> {
+    let (mut file, stamp) = open(root, names)?;
+    check_size(stamp.size_bytes, expected)?;
+    read_full(&mut file, room)
 }
 
 async fn read_large(
@@ -100,8 +115,8 @@ async fn read_large(
     expected: u64,
     body: &mut dyn Body,
 ) -> Result<Md5Sum, BlobError> {
-    let (mut file, stamp) = in_place(|| open(root, own)).map_err(BlobError::Io)?;
-    check_size(stamp.size_bytes, expected)?;
+    let (mut file, stamp) = in_place(|| open(root, file_names(own))).map_err(BlobError::Io)?;
+    check_size(stamp.size_bytes, expected).map_err(BlobError::Io)?;
     body.reserve(expected).await?;
     let mut digest = Md5::new();
     loop {
@@ -122,11 +137,12 @@ async fn read_large(
     Ok(Md5Sum(digest.finalize().into()))
 }
 
-fn check_size(found: u64, expected: u64) -> Result<(), BlobError> {
+fn check_size(found: u64, expected: u64) -> io::Result<()> {
     if found == expected {
         return Ok(());
     }
-    Err(BlobError::Unusable(format!("it has {found} bytes, expected {expected}")))
+    let reason = format!("it has {found} bytes, expected {expected}");
+    Err(io::Error::new(io::ErrorKind::InvalidData, reason))
 }
 
 /// The file can have been truncated while it was read.
@@ -137,12 +153,17 @@ fn check_read(read: u64, expected: u64) -> Result<(), BlobError> {
     Err(BlobError::Unusable(format!("{read} bytes came of {expected}")))
 }
 
-/// Opens the bytes of a version.
-fn open(root: &Root, own: &ObjectInfo) -> io::Result<(File, Stamp)> {
+/// The names that the file of a version can have, relative to the root.
+fn file_names(own: &ObjectInfo) -> impl Iterator<Item = String> + Send + 'static {
     let folder = format!("{}/{}", own.path, own.validity.from());
+    names(own.id, &own.metadata).map(move |name| format!("{folder}/{name}"))
+}
+
+/// Opens the first file of these names that exists.
+fn open(root: &Root, names: impl Iterator<Item = String>) -> io::Result<(File, Stamp)> {
     let mut opened = Err(io::Error::from(io::ErrorKind::NotFound));
-    for name in names(own.id, &own.metadata) {
-        opened = root.file(&format!("{folder}/{name}"));
+    for name in names {
+        opened = root.file(&name);
         if !matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
             break;
         }

@@ -174,12 +174,14 @@ pub(super) fn update_of(
         changed.validity = ValidityInterval::new(version.validity.from(), until)?;
         properties.push((VALID_UNTIL.to_owned(), until.to_string()));
     }
+    let mut metadata = version.metadata.to_map();
     for (key, value) in wanted.iter().filter(|(key, _)| !is_system_key(key)) {
         match value.trim() {
-            "" => drop(changed.metadata.remove(key)),
-            _ => drop(changed.metadata.insert(key.clone(), value.clone())),
+            "" => drop(metadata.remove(key)),
+            _ => drop(metadata.insert(key.clone(), value.clone())),
         }
     }
+    changed.metadata = metadata.into();
     Ok((changed != *version).then_some(VersionUpdate { version: changed, properties }))
 }
 
@@ -252,8 +254,8 @@ fn remove(root: &Path, version: &ObjectInfo) -> io::Result<()> {
 
 fn blob_of(root: &Path, version: &ObjectInfo) -> PathBuf {
     // If the file name is no UUID, the version has it as metadata `source_id`.
-    let name = version.metadata.get("source_id").cloned().filter(|name| !name.contains('/'));
-    let name = name.unwrap_or_else(|| version.id.to_string());
+    let name = version.metadata.get("source_id").filter(|name| !name.contains('/'));
+    let name = name.map_or_else(|| version.id.to_string(), str::to_owned);
     root.join(version.path.as_str()).join(version.validity.from().to_string()).join(name)
 }
 

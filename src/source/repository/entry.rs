@@ -1,10 +1,8 @@
 //! One version in a repository: its two files and the meaning of the properties.
 
-use std::collections::BTreeMap;
-
 use super::properties::Properties;
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, VersionMetadata};
 
 pub(super) const PROPERTIES: &str = ".properties";
 
@@ -83,7 +81,7 @@ pub(super) fn version(
     let id = match (ObjectId::parse(name), md5) {
         (Some(id), _) => id,
         (None, Some(md5)) => {
-            metadata.insert("source_id".to_owned(), name.to_owned());
+            metadata = metadata.with("source_id", name);
             ObjectId::derived(path, validity, created, md5)
         }
         (None, None) => return Err("its name is no UUID and it has no Content-MD5".to_owned()),
@@ -93,18 +91,17 @@ pub(super) fn version(
 }
 
 /// The users' metadata in a properties file.
-pub(super) fn metadata(properties: &Properties) -> BTreeMap<String, String> {
-    let users = properties.iter().filter(|(key, _)| !is_system_key(key));
-    users.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+pub(super) fn metadata(properties: &Properties) -> VersionMetadata {
+    properties.iter().filter(|(key, _)| !is_system_key(key)).collect()
 }
 
 /// File names that the bytes of a version can have: its id, or the `source_id` of a derived id.
 pub(super) fn names(
     id: ObjectId,
-    metadata: &BTreeMap<String, String>,
-) -> impl Iterator<Item = String> {
-    let is_name = |name: &&String| !name.contains('/') && !name.is_empty();
-    let derived = metadata.get("source_id").filter(is_name).cloned();
+    metadata: &VersionMetadata,
+) -> impl Iterator<Item = String> + Send + use<> {
+    let is_name = |name: &&str| !name.contains('/') && !name.is_empty();
+    let derived = metadata.get("source_id").filter(is_name).map(str::to_owned);
     std::iter::once(id.to_string()).chain(derived)
 }
 

@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::beneath::Root;
 use super::blob::{BlobError, read_blob};
@@ -227,6 +227,15 @@ impl LocalRepository {
         path: &ObjectPath,
         use_it: impl FnOnce(&mut ReadPath) -> T,
     ) -> Result<T, SourceError> {
+        let mut state = self.checked(path).await?;
+        match state.table.len() > FEW_ROWS || state.table.reads_files() {
+            true => Ok(in_place(|| use_it(&mut state))),
+            false => Ok(use_it(&mut state)),
+        }
+    }
+
+    /// The path's state, checked again if that is due.
+    async fn checked(&self, path: &ObjectPath) -> Result<OwnedMutexGuard<ReadPath>, SourceError> {
         let slot = self.slot(path);
         let mut state = Arc::clone(&slot.state).lock_owned().await;
         // Another task may have checked it in the meantime.
@@ -253,10 +262,7 @@ impl LocalRepository {
                 self.sweep_in_background(&slot);
             }
         }
-        match state.table.len() > FEW_ROWS || state.table.reads_files() {
-            true => Ok(in_place(|| use_it(&mut state))),
-            false => Ok(use_it(&mut state)),
-        }
+        Ok(state)
     }
 
     fn sweep_in_background(&self, slot: &PathSlot) {
@@ -353,14 +359,26 @@ impl LocalRepository {
         found.await?.transpose().map_err(|error| self.failed(path.as_str(), &error))
     }
 
+    /// The version as described by this repository, except that metadata not in memory are those of
+    /// `version`. They only name the file of a version with a derived id, whose MD5 is always known.
+    async fn own_description(
+        &self,
+        version: &ObjectInfo,
+    ) -> Result<Option<ObjectInfo>, SourceError> {
+        let state = self.checked(&version.path).await?;
+        let row = state.table.find(version.validity.from().as_millis(), version.id);
+        let own = row.map(|row| state.table.info(row, &|_| Ok(version.metadata.clone())));
+        let own = own.transpose().map_err(|error| self.failed(version.path.as_str(), &error))?;
+        Ok(own.flatten())
+    }
+
     pub(super) async fn fetch(
         &self,
         version: &ObjectInfo,
         body: &mut dyn Body,
     ) -> Result<(), SourceError> {
         let fetch = FetchCheck { url: &self.url, version };
-        let own = self.find(&version.path, version.validity.from(), version.id);
-        let own = own.await?.ok_or_else(|| fetch.gone())?;
+        let own = self.own_description(version).await?.ok_or_else(|| fetch.gone())?;
         fetch.check_same(&own)?;
         let read = read_blob(&self.shared.root, &own, body).await;
         read.map_err(|error| match error {

@@ -54,13 +54,12 @@ pub(super) fn newest(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::interval::ValidityInterval;
-    use crate::object::{CreationLimits, ObjectId, ObjectPath};
+    use crate::object::{CreationLimits, ObjectId, ObjectPath, VersionMetadata};
 
     proptest! {
         #[test]
@@ -85,7 +84,7 @@ mod tests {
                     created: millis(created),
                     size_bytes: Some(1),
                     md5: None,
-                    metadata: BTreeMap::from([("n".to_owned(), (n % 2).to_string())]),
+                    metadata: [("n", (n % 2).to_string())].into(),
                 }));
             }
             let rows = all.iter().map(|info| table.row(ObjectInfo::clone(info), 1)).collect();
@@ -104,7 +103,7 @@ mod tests {
                 .collect();
             expected.sort_unstable();
             let expected = expected.split_off(expected.len().saturating_sub(limit));
-            let unread = |_: &Row| Ok(BTreeMap::new());
+            let unread = |_: &Row| Ok(VersionMetadata::default());
             let found = newest(&table, &query, at, limit, &unread).unwrap();
             let mut found: Vec<_> = found.iter().map(|info| info.rank()).collect();
             found.sort_unstable();

@@ -16,10 +16,10 @@ use super::folder::{
     FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_properties,
 };
 use super::index::IndexSet;
-use super::table::{Metadata, PathTable, Row};
+use super::table::{PathTable, Row};
 use super::watch::{PathWatch, Watcher};
 use crate::interval::Timestamp;
-use crate::object::{ObjectId, ObjectPath};
+use crate::object::{ObjectId, ObjectPath, VersionMetadata};
 use crate::source::{PageKey, Problem};
 use crate::sync::Mutex;
 
@@ -56,7 +56,7 @@ pub(super) struct ReadPath {
     pub(super) swept: Option<(Instant, Duration)>,
     /// The folders of versions must be checked in the background, because there are many.
     pub(super) to_sweep: bool,
-    watch: Option<PathWatch>,
+    watch: Option<Box<PathWatch>>,
     /// Inode of the watched folder.
     watched_inode: u64,
     /// Number of the file of the index that was read last.
@@ -120,11 +120,11 @@ impl ReadPath {
             self.checked = Some(began);
             return Ok(());
         };
-        let mut changes = self.watch.as_ref().map(PathWatch::take).unwrap_or_default();
-        let is_watched = self.watch.as_ref().is_some_and(PathWatch::is_alive);
+        let mut changes = self.watch.as_deref().map(PathWatch::take).unwrap_or_default();
+        let is_watched = self.watch.as_deref().is_some_and(PathWatch::is_alive);
         let watched = is_watched && self.watched_inode == folder.stamp.inode;
         if !watched || changes.all {
-            self.watch = watcher.and_then(|watcher| watcher.watch(root, &self.path));
+            self.watch = watcher.and_then(|watcher| watcher.watch(root, &self.path)).map(Box::new);
             // Changes between opening and watching are not reported: the folder is opened again.
             let Some(opened) = PathFolder::open(root, &self.path)? else {
                 return self.check(shared, watcher);
@@ -145,7 +145,7 @@ impl ReadPath {
         if !self.is_listed(&folder) || changes.all {
             self.list(&folder, &mut again)?;
         }
-        let complete = self.watch.as_ref().is_some_and(PathWatch::is_complete);
+        let complete = self.watch.as_deref().is_some_and(PathWatch::is_complete);
         let unseen = first || changes.all || !complete;
         if !fresh && unseen && (changes.all || self.is_sweep_due(shared.refresh)) {
             self.sweep_or_note(&folder, &mut again);
@@ -334,7 +334,11 @@ impl ReadPath {
 }
 
 /// The metadata of a version, read from its properties.
-pub(super) fn read_metadata(root: &Root, path: &ObjectPath, row: &Row) -> io::Result<Metadata> {
+pub(super) fn read_metadata(
+    root: &Root,
+    path: &ObjectPath,
+    row: &Row,
+) -> io::Result<VersionMetadata> {
     let folder = root.folder(&format!("{path}/{}", row.from))?;
     let name = row.id.to_string();
     let read = read_properties(folder.as_fd(), &format!("{name}{PROPERTIES}"));

@@ -120,7 +120,10 @@ mod tests {
         };
         let known = source.look_up(&query, change.at, None).await.unwrap();
         assert_eq!(known.versions.len(), 1);
-        assert_eq!((known.versions[0].id, &*known.versions[0].metadata["run"]), (created.id, "7"));
+        assert_eq!(
+            (known.versions[0].id, known.versions[0].metadata.get("run")),
+            (created.id, Some("7"))
+        );
         let mut body = VecBody::default();
         source.fetch(&known.versions[0], &mut body).await.unwrap();
         assert_eq!(body.into_bytes(), b"one two");

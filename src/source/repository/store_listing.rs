@@ -182,7 +182,6 @@ impl FreshPairs {
         let Some(FreshPair { location, blob, properties }) = self.by_key.remove(&key) else {
             return;
         };
-        let metadata = row.metadata().map(|(key, value)| (key.to_owned(), value.to_owned()));
         let info = ObjectInfo {
             path: path.clone(),
             id: row.id,
@@ -190,7 +189,7 @@ impl FreshPairs {
             created,
             size_bytes: Some(row.size_bytes),
             md5: row.md5,
-            metadata: metadata.collect(),
+            metadata: row.metadata().collect(),
         };
         let stamp = (stamp(&blob), stamp(&properties));
         self.indexed.push((location, StoredPair { stamp, read: Ok(Arc::new(info)) }));

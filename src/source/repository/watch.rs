@@ -9,7 +9,7 @@
 //! Without changes there is no work. Where watches are not available (network file systems,
 //! limits), folders are compared by their change times.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -161,7 +161,7 @@ impl Watcher {
             changes,
             shared: Arc::clone(shared),
             own: None,
-            versions: HashMap::new(),
+            versions: BTreeMap::new(),
             complete: true,
         };
         watch.own = Some(watch.add(None).ok()?);
@@ -191,7 +191,7 @@ pub(super) struct PathWatch {
     changes: Arc<Mutex<Changes>>,
     shared: Arc<WatchShared>,
     own: Option<i32>,
-    versions: HashMap<i64, i32>,
+    versions: BTreeMap<i64, i32>,
     /// Whether the folder of every `from` is watched.
     complete: bool,
 }

@@ -119,6 +119,7 @@ impl NewVersion {
             }),
         };
         let (size_bytes, md5) = (Some(size_bytes), Some(md5));
+        let metadata = metadata.into();
         ObjectInfo { path, id, validity, created, size_bytes, md5, metadata }
     }
 
@@ -137,7 +138,7 @@ impl NewVersion {
             (CONTENT_MD5, md5.to_string()),
         ];
         let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
-        own.chain(info.metadata.clone()).collect()
+        own.chain(info.metadata.to_map()).collect()
     }
 
     /// Checks the keys of the metadata.

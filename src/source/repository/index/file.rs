@@ -219,7 +219,7 @@ impl IndexFile {
             let mut row = row.to_row(&path);
             // Neighbouring rows mostly have equal metadata.
             if let Some(last) = rows.last().filter(|last| last.metadata == row.metadata) {
-                row.metadata = Arc::clone(&last.metadata);
+                row.metadata = last.metadata.clone();
             }
             rows.push(row);
         })?;
@@ -369,9 +369,7 @@ mod tests {
             id: ObjectId::from_bytes([id; 16]),
             size_bytes: u64::from(id) * 1000,
             md5: (id != 3).then_some(Md5Sum([id; 16])),
-            metadata: Arc::new(
-                metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-            ),
+            metadata: metadata.iter().copied().collect(),
             stamp: u64::from(id) << 40,
             listed: 1_730_000_000_000_000_000,
         };

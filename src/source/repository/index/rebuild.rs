@@ -119,7 +119,7 @@ fn rows_of(
             let stamp = if is_whole { stamp } else { 0 };
             let mut row = row_of(&name, info, stamp, folder.stamp.changed_nanos);
             if let Some(last) = rows.last().filter(|last| last.metadata == row.metadata) {
-                row.metadata = Arc::clone(&last.metadata);
+                row.metadata = last.metadata.clone();
             }
             rows.push(row);
         }
@@ -142,7 +142,7 @@ pub(in crate::source::repository) fn row_of(
         id: info.id,
         size_bytes: info.size_bytes.unwrap_or(0),
         md5: info.md5,
-        metadata: Arc::new(info.metadata),
+        metadata: info.metadata,
         stamp,
         listed,
     }

@@ -1,11 +1,10 @@
 //! One version in an index, and its checksum.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow_array::StringArray;
 
-use crate::object::{Md5Sum, ObjectId};
+use crate::object::{Md5Sum, ObjectId, VersionMetadata};
 
 /// One version in an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +16,7 @@ pub(in crate::source::repository) struct IndexRow {
     pub(in crate::source::repository) id: ObjectId,
     pub(in crate::source::repository) size_bytes: u64,
     pub(in crate::source::repository) md5: Option<Md5Sum>,
-    pub(in crate::source::repository) metadata: Arc<BTreeMap<String, String>>,
+    pub(in crate::source::repository) metadata: VersionMetadata,
     /// State of its files; 0 if unknown.
     pub(in crate::source::repository) stamp: u64,
     /// Change time (ns) of the path's folder when the row was written.
@@ -38,8 +37,7 @@ impl IndexRow {
             listed: self.listed,
             metadata: (&none, &none, 0, 0),
         };
-        let metadata = self.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        RowCheck::new(&self.path).of_row(&row, metadata)
+        RowCheck::new(&self.path).of_row(&row, self.metadata.iter())
     }
 }
 
@@ -66,7 +64,6 @@ impl RowRef<'_> {
     }
 
     pub(super) fn to_row(self, path: &Arc<str>) -> IndexRow {
-        let metadata = self.metadata().map(|(key, value)| (key.to_owned(), value.to_owned()));
         IndexRow {
             path: Arc::clone(path),
             from: self.from,
@@ -75,7 +72,7 @@ impl RowRef<'_> {
             id: self.id,
             size_bytes: self.size_bytes,
             md5: self.md5,
-            metadata: Arc::new(metadata.collect()),
+            metadata: self.metadata().collect(),
             stamp: self.stamp,
             listed: self.listed,
         }

@@ -4,11 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use super::chunk::{CHUNK_ROWS, Chunk};
-use super::interned_metadata::{Metadata, has_all};
+use super::interned_metadata::has_all;
 use super::path_table::{Filter, PathTable};
 use super::row::Row;
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{CreationLimits, ObjectId, ObjectInfo, Query};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, Query, VersionMetadata};
 use crate::source::repository::carry::Carry;
 
 /// Maximum number of queries with limits or metadata whose carries are kept, per path.
@@ -24,7 +24,7 @@ pub(crate) struct DecidingWindow {
 }
 
 /// Function that reads the metadata of a version from its files.
-pub(crate) type ReadMetadata<'a> = &'a dyn Fn(&Row) -> io::Result<Metadata>;
+pub(crate) type ReadMetadata<'a> = &'a dyn Fn(&Row) -> io::Result<VersionMetadata>;
 
 impl PathTable {
     /// The versions that decide around `at` for `query`.
@@ -170,7 +170,7 @@ impl PathTable {
     /// If its metadata must be read from a file and cannot be.
     pub(crate) fn info(&self, row: &Row, read: ReadMetadata<'_>) -> io::Result<Option<ObjectInfo>> {
         let metadata = match self.metadata.all.get(row.metadata as usize) {
-            Some(metadata) => Metadata::clone(metadata),
+            Some(metadata) => metadata.clone(),
             None => read(row)?,
         };
         Ok(row.validity().map(|validity| ObjectInfo {

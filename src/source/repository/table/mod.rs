@@ -17,7 +17,6 @@ mod row;
 #[cfg(test)]
 mod tests;
 
-pub(super) use interned_metadata::Metadata;
 pub(super) use look_up::ReadMetadata;
 pub(super) use path_table::PathTable;
 pub(super) use row::Row;

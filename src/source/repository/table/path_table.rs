@@ -1,7 +1,9 @@
 //! The rows of one path, and their changes.
 
+use std::collections::BTreeMap;
+
 use super::chunk::{CHUNK_ROWS, Chunk, latest_creation};
-use super::interned_metadata::{InternedMetadata, Metadata};
+use super::interned_metadata::InternedMetadata;
 use super::row::Row;
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath};
 use crate::source::repository::carry::Carry;
@@ -11,7 +13,7 @@ use crate::source::repository::index::RowRef;
 const INDEX_ROWS: usize = 4096;
 
 /// Conditions of a query besides its path.
-pub(super) type Filter = (CreationLimits, Metadata);
+pub(super) type Filter = (CreationLimits, BTreeMap<String, String>);
 
 /// All versions of one path.
 #[derive(Debug)]
@@ -161,6 +163,8 @@ impl PathTable {
             self.chunks.push(Chunk::new(rest[..end].to_vec()));
             rest = &rest[end..];
         }
+        self.chunks.shrink_to_fit();
+        self.metadata.all.shrink_to_fit();
         self.carry_from(0);
     }
 

@@ -8,9 +8,9 @@ use proptest::prelude::*;
 
 use super::chunk::Chunk;
 use super::look_up::MAX_DESCRIBED;
-use super::{Metadata, PathTable, Row};
+use super::{PathTable, Row};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query, VersionMetadata};
 
 fn path() -> ObjectPath {
     ObjectPath::new("A/B").unwrap()
@@ -29,7 +29,7 @@ fn info(plan: Plan, metadata: &str) -> ObjectInfo {
         created,
         size_bytes: Some(1),
         md5: None,
-        metadata: [("k".to_owned(), metadata.to_owned())].into(),
+        metadata: [("k", metadata)].into(),
     }
 }
 
@@ -39,7 +39,7 @@ fn winner(versions: &[Arc<ObjectInfo>], at: i64) -> Option<ObjectId> {
     valid.max_by_key(|version| version.rank()).map(|version| version.id)
 }
 
-fn never(_: &Row) -> io::Result<Metadata> {
+fn never(_: &Row) -> io::Result<VersionMetadata> {
     panic!("all metadata is in memory")
 }
 
