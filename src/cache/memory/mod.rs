@@ -1,6 +1,5 @@
 //! Objects in shared memory: pins, eviction, and memory reserved for timeframes in flight.
 
-pub(crate) mod digest_queue;
 mod eviction;
 pub(crate) mod in_use;
 #[cfg(all(test, feature = "loom"))]
@@ -9,6 +8,7 @@ pub(crate) mod object;
 mod pin_count;
 pub(crate) mod pin_request;
 pub(crate) mod publish;
+pub(crate) mod read_queue;
 pub(crate) mod reservations;
 pub(crate) mod residency;
 #[cfg(test)]

@@ -27,9 +27,9 @@ use futures::StreamExt;
 use tokio::time::Instant;
 
 use crate::cache::error::CacheError;
-use crate::cache::memory::digest_queue::DigestQueue;
 use crate::cache::memory::object::{Pin, PinSet, VersionMatch};
 use crate::cache::memory::pin_request::{PinOutcome, PinRequest};
+use crate::cache::memory::read_queue::ReadQueue;
 use crate::cache::memory::reservations::{Claim, Reservations};
 use crate::cache::memory::residency::Residency;
 use crate::cache::restart::InheritedObjects;
@@ -65,7 +65,7 @@ pub(crate) struct Loader {
     inherited_objects: Arc<InheritedObjects>,
     counters: Arc<Counters>,
     single_flight: SingleFlight<LoadKey, Result<Pin, LoadFailure>>,
-    digests: Arc<DigestQueue>,
+    reads: Arc<ReadQueue>,
     /// The memory reserved for timeframes in flight.
     places: Arc<Reservations>,
     /// Held by the request that may take memory while others wait for it; first come, first served.
@@ -190,7 +190,7 @@ impl Loader {
             inherited_objects,
             counters,
             single_flight,
-            digests: Arc::default(),
+            reads: Arc::default(),
             places,
             turn,
             waiting,
@@ -546,7 +546,7 @@ impl Loader {
                 places: Arc::clone(&self.places),
                 inherited: self.inherited_objects.find(&version),
                 place: self.places.find(id),
-                digests: together.then(|| Arc::clone(&self.digests)),
+                reads: together.then(|| Arc::clone(&self.reads)),
                 counters: Arc::clone(&self.counters),
             };
             let version = Arc::clone(&version);

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::cache::error::CacheError;
-use crate::cache::memory::digest_queue::DigestQueue;
 use crate::cache::memory::object::{Pin, VersionMatch};
 use crate::cache::memory::publish::{Description, Verified};
+use crate::cache::memory::read_queue::ReadQueue;
 use crate::cache::memory::reservations::{LoadBuffer, Reservations, Reserved};
 use crate::cache::memory::residency::Residency;
 use crate::cache::restart::{InheritRefusal, InheritedObject};
@@ -72,7 +72,7 @@ pub(super) struct ObjectLoad {
     /// Its reservation.
     pub(super) place: Option<Arc<Reserved>>,
     /// Hashes it together with other objects, if several are loaded.
-    pub(super) digests: Option<Arc<DigestQueue>>,
+    pub(super) reads: Option<Arc<ReadQueue>>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -174,7 +174,7 @@ impl ObjectLoad {
             freed: self.places.no_room(),
             written: 0,
             mapped: 0,
-            digests: self.digests.clone(),
+            reads: self.reads.clone(),
             md5: None,
             failure: None,
         };
@@ -213,7 +213,7 @@ struct BlockBody {
     written: usize,
     /// Number of bytes whose pages are mapped.
     mapped: usize,
-    digests: Option<Arc<DigestQueue>>,
+    reads: Option<Arc<ReadQueue>>,
     /// Digest of everything written, if the source computed it.
     md5: Option<Md5Sum>,
     failure: Option<LoadFailure>,
@@ -325,13 +325,13 @@ impl Body for BlockBody {
     }
 
     fn reads_together(&self) -> bool {
-        self.digests.is_some() && self.written == 0
+        self.reads.is_some() && self.written == 0
     }
 
     async fn read_hashed(&mut self, read: ReadBytes) -> Option<io::Result<Md5Sum>> {
-        let digests = self.digests.clone().filter(|_| self.reads_together())?;
+        let reads = self.reads.clone().filter(|_| self.reads_together())?;
         let buffer = std::mem::replace(&mut self.freed, self.places.no_room());
-        let (buffer, md5) = digests.read(buffer, read).await?;
+        let (buffer, md5) = reads.read(buffer, read).await?;
         self.written = buffer.settled().len();
         self.freed = buffer;
         Some(md5)

@@ -42,7 +42,7 @@ const MAPPED_FROM_BYTES: u64 = 16 << 10;
 
 /// Loads whose bytes are to be read.
 #[derive(Debug, Default)]
-pub(crate) struct DigestQueue {
+pub(crate) struct ReadQueue {
     state: Mutex<QueueState>,
 }
 
@@ -71,7 +71,7 @@ impl std::fmt::Debug for ReadJob {
 
 /// One worker. It is counted down also if it panics, or never runs.
 struct Worker {
-    queue: Arc<DigestQueue>,
+    queue: Arc<ReadQueue>,
     ended: bool,
 }
 
@@ -83,7 +83,7 @@ impl Drop for Worker {
     }
 }
 
-impl DigestQueue {
+impl ReadQueue {
     /// Fills a buffer by `read`. Returns it with the MD5 of its bytes, or with the error of `read`.
     /// `None` if the runtime is shutting down; the buffer is then released.
     pub(crate) async fn read(
@@ -212,7 +212,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn loads_at_once_get_their_own_buffers_back_with_their_digests() {
         let places = Reservations::new(home(200));
-        let queue: Arc<DigestQueue> = Arc::default();
+        let queue: Arc<ReadQueue> = Arc::default();
         let loads = (0..100_usize).map(|n| {
             let bytes = vec![n as u8; n * 17];
             let (queue, buffer) = (Arc::clone(&queue), room(&places, bytes.len()));
@@ -230,7 +230,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_failed_read_fails_its_own_load_and_a_short_one_gives_fewer_bytes() {
         let places = Reservations::new(home(50));
-        let queue: Arc<DigestQueue> = Arc::default();
+        let queue: Arc<ReadQueue> = Arc::default();
         let loads = (0..30_usize).map(|n| {
             let (queue, buffer) = (Arc::clone(&queue), room(&places, 100));
             let read: ReadBytes = match n % 3 {
@@ -261,7 +261,7 @@ mod tests {
     async fn slow_reads_are_done_at_the_same_time() {
         const READ: Duration = Duration::from_millis(50);
         let places = Reservations::new(home(100));
-        let queue: Arc<DigestQueue> = Arc::default();
+        let queue: Arc<ReadQueue> = Arc::default();
         let began = Instant::now();
         let loads = (0..60_usize).map(|_| {
             let (queue, buffer) = (Arc::clone(&queue), room(&places, 10));
@@ -280,7 +280,7 @@ mod tests {
     async fn a_load_that_is_cancelled_releases_its_memory() {
         let home = home(100);
         let places = Reservations::new(Arc::clone(&home));
-        let queue: Arc<DigestQueue> = Arc::default();
+        let queue: Arc<ReadQueue> = Arc::default();
         for _ in 0..20 {
             let load = queue.read(room(&places, 5000), copy(vec![7; 5000]));
             let mut load = Box::pin(load);
