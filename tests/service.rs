@@ -204,13 +204,13 @@ async fn pins_of_a_killed_process_are_released() {
     consumer.wait().unwrap();
     for _ in 0..3000 {
         let status = client.status().await.unwrap();
-        if status.sessions.is_empty() {
-            assert_eq!(status.memory.pinned_bytes, 0);
+        // Its pins end just after the session.
+        if status.sessions.is_empty() && status.memory.pinned_bytes == 0 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    panic!("the session of a dead process goes on");
+    panic!("the session of a dead process goes on, or its pins");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -384,7 +384,9 @@ async fn boost_opens_a_segment_with_a_name_of_fairmq_as_its_own() {
     }
     let folder = tempfile::tempdir().unwrap();
     let session = Session::new();
+    // Each refresh confirms the published timelines, which lie in the segment.
     let named = ["--backing", "shm", "--fairmq-shmid", &session.shmid, "--fairmq-segment", "3"];
+    let named = [&named[..], &["--refresh", "1h"]].concat();
     let service = Service::over(&repository(folder.path()), &named);
     let (cells, _table, _client) = cells(&service.unix()).await;
     let options = ["-std=c++17".to_owned()];
