@@ -87,14 +87,21 @@ fn number(report: &Value, pointer: &str) -> u64 {
 
 #[test]
 fn a_workflow_of_real_processes_reads_every_byte_right_and_leaves_nothing_pinned() {
+    // Whether instances pass each other is up to the scheduler, so several runs may be needed.
+    let passed_each_other = (0..3).any(|_| whole_workflow() > 0);
+    assert!(passed_each_other, "instances pass each other");
+}
+
+/// Checks a run of the whole workflow; the number of its timeframes that arrived out of order.
+fn whole_workflow() -> u64 {
     let report = run_well(&["--timeframes", "40"], LIMIT);
     assert_eq!((number(&report, "/timeframes"), number(&report, "/gone")), (40, 0));
     // Three consumers, each of which reads every row of three columns and of two that depend on the
     // run.
     assert_eq!(number(&report, "/rows"), 3 * 40 * 200 * 5);
     assert!(number(&report, "/sink/devices/quality/nulls") > 0, "there are gaps");
-    assert!(number(&report, "/sink/out_of_order") > 0, "instances pass each other");
     assert!(report["memory"].as_array().unwrap().len() > 3);
+    number(&report, "/sink/out_of_order")
 }
 
 #[test]
