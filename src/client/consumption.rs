@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::shm::attach::{ClientMessage, Done};
+use crate::shm::attach::ClientMessage;
 use crate::shm::{LocalPlane, TimeframeLook};
 use crate::table::TableRequest;
 
@@ -49,18 +49,14 @@ impl Consumption {
     /// table is reported by its request.
     pub(super) fn delivered(&self) -> Option<(&Arc<LocalPlane>, ClientMessage)> {
         let (plane, registration) = self.taken.as_ref()?;
-        let (timeframe, consumer) = (self.timeframe, Some(self.consumer.clone()));
-        let registration = Some(*registration);
-        Some((plane, ClientMessage::Delivered { timeframe, consumer, registration }))
+        Some((plane, ClientMessage::delivered(self.timeframe, &self.consumer, *registration)))
     }
 
     /// The line that reports the timeframe as consumed, and the session to send it; `None`: it is
     /// reported by a call.
     pub(super) fn consumed(&self) -> Option<(&Arc<LocalPlane>, ClientMessage)> {
         let (plane, registration) = self.taken.as_ref()?;
-        let (done, consumer) = (Done::One(self.timeframe), Some(self.consumer.clone()));
-        let registration = Some(*registration);
-        Some((plane, ClientMessage::Consumed { done, consumer, registration }))
+        Some((plane, ClientMessage::consumed(self.timeframe, &self.consumer, *registration)))
     }
 
     /// Whether the id was registered anew since the table was taken.

@@ -20,7 +20,7 @@ use super::plane_table::PlaneTables;
 use super::table::{Hold, Table};
 use super::table_columns::TableColumns;
 use super::timeframe_columns::TimeframeColumns;
-use crate::shm::attach::{ClientMessage, PinnedBlocks};
+use crate::shm::attach::PinnedBlocks;
 use crate::shm::{
     AskReason, ConsumerMark, LineNumber, LocalPlane, MetaHeader, PinnedTimeframe, TimeframeLook,
     TimeframeWait,
@@ -95,10 +95,8 @@ impl PlaneTables {
         let registration = pinned.registration();
         let consumption = Consumption::taken(timeframe, consumer, Arc::clone(&plane), registration);
         // The table is not handed out without the report.
-        let (plane_of_report, line) = consumption.delivered()?;
-        let sent =
-            LineNumber::of(plane_of_report, || plane_of_report.attachment().report_later(&line));
-        self.note_line(sent?);
+        let (session, line) = consumption.delivered()?;
+        self.note_line(LineNumber::sent_later(session, &line)?);
         let columns = TimeframeColumns::new(timeframe, schema);
         let hold = Hold::Pinned(PinnedBlocks::of_timeframe(pinned));
         let request = request.clone().encoding(Encoding::RunEnd);
@@ -113,17 +111,13 @@ impl PlaneTables {
         ))
     }
 
-    /// Sends a line that the next call to the service waits for.
-    fn report(&self, (plane, line): (&Arc<LocalPlane>, ClientMessage)) -> Option<LineNumber> {
-        let sent = LineNumber::of(plane, || plane.attachment().try_report(&line))?;
+    /// Reports a timeframe as consumed, if its table came from shared memory. The next call to the
+    /// service waits for the line. `None`: the service must be called.
+    pub(super) fn report_consumed(&self, consumption: &Consumption) -> Option<LineNumber> {
+        let (session, line) = consumption.consumed()?;
+        let sent = LineNumber::sent(session, &line)?;
         self.note_line(sent.clone());
         Some(sent)
-    }
-
-    /// Reports a timeframe as consumed, if its table came from shared memory. `None`: the service must
-    /// be called.
-    pub(super) fn report_consumed(&self, consumption: &Consumption) -> Option<LineNumber> {
-        self.report(consumption.consumed()?)
     }
 }
 

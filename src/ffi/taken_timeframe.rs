@@ -23,7 +23,7 @@ use super::status::CallFailure;
 use crate::cache::CacheError;
 use crate::error::ErrorKind;
 use crate::object::ObjectId;
-use crate::shm::attach::{ClientMessage, Done, is_consumer_name};
+use crate::shm::attach::{ClientMessage, is_consumer_name};
 use crate::shm::{
     AskReason, ColumnArrays, ConsumerMark, LineNumber, LocalPlane, Location, MetaHeader,
     PinnedTimeframe, TimeframeLook,
@@ -175,17 +175,12 @@ fn deliver(
         }
     }
     let columns = column_names(&pinned).ok_or_else(damaged)?;
-    let session = plane.attachment();
-    let is_own = session.consumer() == consumer;
+    let is_own = plane.attachment().consumer() == consumer;
     // Before the line is sent: a claim after its check raises the count.
     let claims = plane.claims();
-    let line = ClientMessage::Delivered {
-        timeframe,
-        consumer: Some(consumer.to_owned()),
-        registration: Some(pinned.registration()),
-    };
+    let line = ClientMessage::delivered(timeframe, consumer, pinned.registration());
     // Where it is awaited, it is sent at once.
-    let sent = LineNumber::of(plane, || session.report_later(&line));
+    let sent = LineNumber::sent_later(plane, &line);
     let sent = sent.ok_or_else(|| unsent(plane, timeframe))?;
     if !is_own && !names.has(consumer, claims) {
         if !is_accepted(plane, &sent, timeframe)? {
@@ -303,13 +298,10 @@ impl TakenTimeframe {
             return Ok(());
         }
         let (plane, timeframe) = (self.pinned.plane(), self.timeframe);
+        let registration = self.pinned.registration();
+        let line = ClientMessage::consumed(timeframe, &self.consumer, registration);
         for _ in 0..ATTEMPTS {
-            let line = ClientMessage::Consumed {
-                done: Done::One(timeframe),
-                consumer: Some(self.consumer.clone()),
-                registration: Some(self.pinned.registration()),
-            };
-            let sent = LineNumber::of(plane, || plane.attachment().try_report(&line));
+            let sent = LineNumber::sent(plane, &line);
             let sent = sent.ok_or_else(|| unsent(plane, timeframe))?;
             // The mark tells more exactly: the refused line can be another one of the session.
             let is_marked = || self.pinned.consumer(&self.consumer) == Some(ConsumerMark::Consumed);
@@ -317,12 +309,9 @@ impl TakenTimeframe {
                 self.is_consumed.store(true, Ordering::Release);
                 return Ok(());
             }
-            let is_in_flight = match plane.timeframe(timeframe) {
-                TimeframeLook::Ready(now) => now.registration() == self.pinned.registration(),
-                TimeframeLook::Ask(_) => false,
-                TimeframeLook::Loading(_) | TimeframeLook::Unmapped(_) => false,
-            };
-            if !is_in_flight {
+            let now = plane.timeframe(timeframe);
+            let is_it = |now: &PinnedTimeframe| now.registration() == registration;
+            if !matches!(&now, TimeframeLook::Ready(now) if is_it(now)) {
                 return Err(CacheError::UnknownTimeframe { timeframe }.into());
             }
         }

@@ -124,7 +124,7 @@ def _after_loading(
     async def run(self: AsyncClient, *args: _P.args, **options: _P.kwargs) -> AsyncTable:
         wait_ms: Any = options.get("wait_ms")
         limit = _Limit(self.client._patience if wait_ms is None else wait_ms / 1000)
-        timeframe: Any = args[0] if args else options["timeframe"]
+        timeframe: Any = args[0] if args else options.get("timeframe")
         await _until_loaded(self.client, timeframe, limit)
         if wait_ms is not None:
             options["wait_ms"] = int(1000 * (limit.left() or 0))

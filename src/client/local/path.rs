@@ -125,6 +125,9 @@ struct PlaneStep {
     next: OnceCell<Box<PlaneStep>>,
 }
 
+/// A step, and a notice of its changes or the reason why there is none.
+type NoticedStep<'a> = (&'a PlaneStep, Result<ChangeNotice, AskReason>);
+
 impl PlaneStep {
     fn new(shared: &LocalShared, path: &ObjectPath) -> Self {
         let plane = shared.plane.load_full();
@@ -254,13 +257,7 @@ impl LocalPath {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut pause = FIRST_PAUSE;
         loop {
-            // Asking can change to a newer session, whose notices are others.
-            let step = self.last();
-            // Before the answer: no change after it is missed.
-            let notice = step.notice();
-            if self.at(at)?.map(|view| view.id()) != known {
-                return Ok(true);
-            }
+            let Some((step, notice)) = self.unchanged(at, known)? else { return Ok(true) };
             let waited = notice.and_then(|notice| step.wait_change(&notice, deadline));
             match waited {
                 Ok(true) => pause = FIRST_PAUSE,
@@ -294,12 +291,7 @@ impl LocalPath {
     ) -> Result<Option<PlaneEvent>, ClientError> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let step = self.last();
-            // Before the answer: no change after it is missed.
-            let notice = step.notice();
-            if self.at(at)?.map(|view| view.id()) != known {
-                return Ok(None);
-            }
+            let Some((step, notice)) = self.unchanged(at, known)? else { return Ok(None) };
             let event = notice.map_err(EventError::Ask);
             let event = event.and_then(|notice| step.change_event(&notice));
             match event {
@@ -312,6 +304,20 @@ impl LocalPath {
                 made => return Ok(Some(made?)),
             }
         }
+    }
+
+    /// The plane's step with a notice that was taken before the object at `at` was seen to be `known`
+    /// still: no change after that is missed. `None`: it is another one.
+    fn unchanged(
+        &self,
+        at: Timestamp,
+        known: Option<ObjectId>,
+    ) -> Result<Option<NoticedStep<'_>>, ClientError> {
+        // Asking can change to a newer session, whose notices are others.
+        let step = self.last();
+        let notice = step.notice();
+        let is_known = self.at(at)?.map(|view| view.id()) == known;
+        Ok(is_known.then_some((step, notice)))
     }
 
     /// Uses the plane of the current session. The session can change with a request: it is the first

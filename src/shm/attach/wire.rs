@@ -82,6 +82,20 @@ pub enum ClientMessage {
 }
 
 impl ClientMessage {
+    /// The report that a consumer has taken a table from shared memory, with its registration.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(crate) fn delivered(timeframe: u64, consumer: &str, registration: u64) -> Self {
+        let (consumer, registration) = (Some(consumer.to_owned()), Some(registration));
+        Self::Delivered { timeframe, consumer, registration }
+    }
+
+    /// The report that a consumer has consumed the timeframe of such a table.
+    #[cfg(any(feature = "client", feature = "capi"))]
+    pub(crate) fn consumed(timeframe: u64, consumer: &str, registration: u64) -> Self {
+        let (consumer, registration) = (Some(consumer.to_owned()), Some(registration));
+        Self::Consumed { done: Done::One(timeframe), consumer, registration }
+    }
+
     /// Whether it reports the progress of a consumer: a client waits for the outcome of these lines
     /// alone.
     pub(crate) fn is_report(&self) -> bool {

@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::attach::ClientMessage;
 use super::super::futex::{self, EndWord};
 use super::super::layout::MetaHeader;
 use super::super::resolver::{Mappings, RawBlock};
@@ -318,8 +319,17 @@ pub(crate) struct LineNumber {
 }
 
 impl LineNumber {
-    /// Sends a line by `send`, which returns its number.
-    pub(crate) fn of(plane: &Arc<LocalPlane>, send: impl FnOnce() -> Option<u32>) -> Option<Self> {
+    /// Sends a line, after those that wait; `None` if that is not possible without waiting.
+    pub(crate) fn sent(plane: &Arc<LocalPlane>, line: &ClientMessage) -> Option<Self> {
+        Self::of(plane, || plane.attachment().try_report(line))
+    }
+
+    /// Like [`sent`](Self::sent), but the line may wait a moment for the next one.
+    pub(crate) fn sent_later(plane: &Arc<LocalPlane>, line: &ClientMessage) -> Option<Self> {
+        Self::of(plane, || plane.attachment().report_later(line))
+    }
+
+    fn of(plane: &Arc<LocalPlane>, send: impl FnOnce() -> Option<u32>) -> Option<Self> {
         plane.check().ok()?;
         let (_, refused_before) = plane.files().page.lines();
         Some(Self { plane: Arc::clone(plane), number: send()?, refused_before })
