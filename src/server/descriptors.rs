@@ -3,11 +3,11 @@
 //! ```text
 //!  limit (RLIMIT_NOFILE)
 //!   ├ in use at the start: listeners, epoll, standard streams
-//!   ├ one per segment
+//!   ├ one per segment, one for the directory
 //!   ├ an eighth: files and connections of sources
 //!   └ the rest ─┬ an eighth: HTTP port (/healthz, /readyz, /metrics)
 //!               ├ an eighth: CCDB side, if enabled
-//!               ├ a quarter: attached consumers
+//!               ├ a quarter: attached consumers, two each (socket, pins page)
 //!               └ Flight, the Unix socket and TCP each a half
 //! ```
 
@@ -22,6 +22,11 @@ const MIN_FILES: u64 = 12;
 const MAX_FILES: u64 = 1_024;
 /// Fewest connections of each kind, however low the limit is.
 const MIN_CONNECTIONS: u64 = 4;
+
+/// Descriptors of a segment's directory.
+const DIRECTORY: u64 = 1;
+/// Descriptors of an attached consumer: its socket, and the pins page that it is given.
+const PER_ATTACHED: u64 = 2;
 
 /// The number of descriptors, and the number already assigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +65,8 @@ impl Descriptors {
     #[must_use]
     pub fn share(self, limits: &Limits, has_ccdb: bool) -> DescriptorShares {
         let files = (self.limit / 8).clamp(MIN_FILES, MAX_FILES);
-        let taken = self.in_use.saturating_add(self.segments).saturating_add(files);
+        let taken =
+            [self.segments, DIRECTORY, files].into_iter().fold(self.in_use, u64::saturating_add);
         let rest = self.limit.saturating_sub(taken);
         let most = |share: u64, configured: usize| {
             usize::try_from(share.max(MIN_CONNECTIONS)).unwrap_or(usize::MAX).min(configured)
@@ -68,8 +74,8 @@ impl Descriptors {
         let http_connections = most(rest / 8, http::MAX_CONNECTIONS);
         let ccdb_connections = most(rest / 8, ccdb::MAX_CONNECTIONS);
         let ccdb_share = if has_ccdb { ccdb_connections as u64 } else { 0 };
-        let attached = most(rest / 4, limits.attached);
-        let others = http_connections as u64 + ccdb_share + attached as u64;
+        let attached = most(rest / 4 / PER_ATTACHED, limits.attached);
+        let others = http_connections as u64 + ccdb_share + PER_ATTACHED * attached as u64;
         let connections = most(rest.saturating_sub(others) / 2, limits.connections);
         DescriptorShares {
             limits: Limits {
@@ -99,9 +105,10 @@ mod tests {
             let all = flight + (shares.http_connections + shares.ccdb_connections) as u64;
             assert!(shares.limits.connections >= 4 && shares.http_connections >= 4, "{limit}");
             let attached = shares.limits.attached as u64;
+            let sessions = PER_ATTACHED * attached;
             // Files of sources have an eighth, up to their maximum.
             let files = (limit / 8).min(MAX_FILES);
-            assert!(limit < 100 || 38 + all + attached + files <= limit, "{limit}: {all}");
+            assert!(limit < 100 || 39 + all + sessions + files <= limit, "{limit}: {all}");
             assert!(shares.limits.attached_per_peer as u64 <= attached);
         }
         assert_eq!(share(1 << 20).limits, limits);

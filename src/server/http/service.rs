@@ -91,7 +91,7 @@ pub(crate) async fn serve(listener: TcpListener, options: HttpOptions, stop: Can
         };
         match accepted {
             Ok((stream, _)) => {
-                let visitor = visitors.enter();
+                let visitor = visitors.enter().await;
                 tokio::spawn(attend(stream, Arc::clone(&site), visitor, stop.clone()));
             }
             Err(error) => {

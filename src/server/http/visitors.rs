@@ -2,13 +2,15 @@
 //!
 //! A connection *progresses* when it is made, when it has sent a request, and with each part of an
 //! answer that it took. If there are too many, the connection with the oldest progress is ended:
-//! clients that send single bytes, or do not read, make room for active ones.
+//! clients that send single bytes, or do not read, make room for active ones. The new connection
+//! waits until the old one is closed, so that a crowd never has more descriptors than its share.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::sync::{Mutex, MutexGuard};
@@ -19,8 +21,8 @@ pub(super) struct Visitors(Arc<VisitorsShared>);
 
 #[derive(Debug)]
 struct VisitorsShared {
-    limit: usize,
     began: Instant,
+    places: Arc<Semaphore>,
     present: Mutex<OpenConnections>,
 }
 
@@ -39,8 +41,8 @@ struct VisitorConnection {
 impl Visitors {
     pub(super) fn new(limit: usize) -> Self {
         let shared = VisitorsShared {
-            limit: limit.max(1),
             began: Instant::now(),
+            places: Arc::new(Semaphore::new(limit.max(1))),
             present: Mutex::default(),
         };
         Self(Arc::new(shared))
@@ -54,21 +56,32 @@ impl Visitors {
         u64::try_from(self.0.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Registers a new connection.
-    pub(super) fn enter(&self) -> Arc<Visitor> {
+    /// Ends the connection with the oldest progress.
+    fn end_the_slowest(&self) {
+        let mut present = self.present();
+        let last =
+            |connection: &VisitorConnection| connection.progressed_micros.load(Ordering::Relaxed);
+        let slowest = present.connections.iter().min_by_key(|(_, other)| last(other));
+        let slowest = slowest.map(|(id, _)| *id);
+        if let Some(ended) = slowest.and_then(|id| present.connections.remove(&id)) {
+            ended.end.cancel();
+        }
+    }
+
+    /// Registers a new connection. If there is no room, completes when an ended one is closed.
+    pub(super) async fn enter(&self) -> Arc<Visitor> {
+        let places = Arc::clone(&self.0.places);
+        let place = match Arc::clone(&places).try_acquire_owned() {
+            Ok(place) => Some(place),
+            Err(_) => {
+                self.end_the_slowest();
+                // The semaphore is never closed.
+                places.acquire_owned().await.ok()
+            }
+        };
         let progressed_micros = Arc::new(AtomicU64::new(self.micros()));
         let end = CancellationToken::new();
         let mut present = self.present();
-        while present.connections.len() >= self.0.limit {
-            let last = |connection: &VisitorConnection| {
-                connection.progressed_micros.load(Ordering::Relaxed)
-            };
-            let slowest = present.connections.iter().min_by_key(|(_, other)| last(other));
-            let Some(id) = slowest.map(|(id, _)| *id) else { break };
-            if let Some(ended) = present.connections.remove(&id) {
-                ended.end.cancel();
-            }
-        }
         let id = present.next;
         present.next += 1;
         let connection = VisitorConnection {
@@ -77,7 +90,7 @@ impl Visitors {
         };
         present.connections.insert(id, connection);
         drop(present);
-        Arc::new(Visitor { id, visitors: self.clone(), progressed_micros, end })
+        Arc::new(Visitor { id, visitors: self.clone(), progressed_micros, end, _place: place })
     }
 }
 
@@ -88,6 +101,7 @@ pub(super) struct Visitor {
     visitors: Visitors,
     progressed_micros: Arc<AtomicU64>,
     end: CancellationToken,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Visitor {
@@ -113,24 +127,27 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_connection_that_progressed_the_longest_ago_makes_room() {
+    #[tokio::test]
+    async fn the_connection_that_progressed_the_longest_ago_makes_room() {
         let visitors = Visitors::new(3);
         let step = || std::thread::sleep(Duration::from_millis(2));
-        let enter = || {
+        let enter = async || {
             step();
-            visitors.enter()
+            visitors.enter().await
         };
-        let [first, second, third] = [enter(), enter(), enter()];
+        let [first, second, third] = [enter().await, enter().await, enter().await];
         step();
         first.progressed();
-        let fourth = enter();
+        let mut fourth = std::pin::pin!(enter());
+        // The one that was ended has its descriptor until its task has dropped it.
+        assert!(futures::poll!(fourth.as_mut()).is_pending());
         assert!(second.end.is_cancelled());
+        drop(second);
+        let fourth = fourth.await;
         assert!([&first, &third, &fourth].iter().all(|visitor| !visitor.end.is_cancelled()));
         drop(third);
-        let _fifth = enter();
+        let _fifth = enter().await;
         assert!(!first.end.is_cancelled() && !fourth.end.is_cancelled());
-        drop(second);
         assert_eq!(visitors.present().connections.len(), 3);
     }
 }
