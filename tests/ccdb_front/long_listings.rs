@@ -189,7 +189,7 @@ async fn a_ccdb_lists_more_versions_than_the_service_keeps() {
         let listed = addresses(&service, "/browse/Big/Path", &[]);
         assert_eq!(get(&address(&service), &listed[77], &[]).status, 200, "{}", listed[77]);
         // The first entry comes from the server, and then no more: the answer breaks off.
-        server.inject(Ask::Listing, Fault::Torn(500), 100);
+        server.inject_for("/browse/Big/.*", Ask::Listing, Fault::Torn(500), 100);
         let target = "/browse/Big/.*?Accept=application/json";
         assert!(is_cut_off(&address(&service), target), "a torn listing must not look whole");
         server.heal();

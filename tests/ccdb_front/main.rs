@@ -9,6 +9,7 @@ mod common;
 mod fake_ccdb;
 mod long_listings;
 mod memory;
+mod other_keys;
 mod quiet;
 mod raw;
 mod recorded;

@@ -92,6 +92,15 @@ pub enum Fault {
     Length(u64),
 }
 
+/// Place of metadata named like a key of the listing, where they do not replace that key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// Before the server's own keys.
+    Before,
+    /// After the server's own keys.
+    After,
+}
+
 /// Number of requests of each kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -139,6 +148,8 @@ pub struct Habits {
     pub replicas: Option<Vec<String>>,
     /// `/browse/A` also lists paths that merely begin with `A`.
     pub browse_unanchored: bool,
+    /// Metadata named like a key of the listing stand beside that key, instead of replacing it.
+    pub repeats_keys: Option<Repeat>,
     /// HEAD is answered with 501.
     pub no_head: bool,
     /// Redirect target of the node's cache for versions that it does not have.

@@ -5,7 +5,7 @@ use md5::{Digest as _, Md5};
 use uuid::Uuid;
 
 use super::wire::{Reply, Request};
-use super::{Ask, Kind, State, pages};
+use super::{Ask, Kind, Repeat, State, pages};
 
 /// A version as stored by the server.
 #[derive(Debug, Clone)]
@@ -174,7 +174,7 @@ impl State {
         if let Some(rest) = path.strip_prefix("/latest") {
             return self.browse(request, &Wanted::parse(rest), true);
         }
-        let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
+        let is_sql = self.is_sql();
         let has_downloads = is_sql || self.kind == Kind::Memory;
         if let Some(id) = path.strip_prefix("/download/").filter(|_| has_downloads) {
             return self.download(id);
@@ -280,14 +280,18 @@ impl State {
         reply
     }
 
-    /// Exact in the SQL-backed server; in the file-backed one, a key that matches except for its
+    fn is_sql(&self) -> bool {
+        matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst)
+    }
+
+    /// Exact in the SQL-backed server; in the others, a key that matches except for its
     /// case inverts the result.
     fn passes(&self, version: &Version, (key, value): &(String, String)) -> bool {
         let exact = version.metadata.iter().find(|(k, _)| k == key);
         let nearly = version.metadata.iter().find(|(k, _)| k.eq_ignore_ascii_case(key));
         match (exact, nearly) {
             (Some((_, is)), _) => is == value,
-            (None, Some((_, is))) if self.kind == Kind::Local => is != value,
+            (None, Some((_, is))) if !self.is_sql() => is != value,
             _ => false,
         }
     }
@@ -295,7 +299,7 @@ impl State {
     /// The answer to a look-up: 303, or the body at once.
     fn name(&self, version: &Version, http_only: bool) -> Reply {
         let locations = self.locations(version, http_only);
-        let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
+        let is_sql = self.is_sql();
         let here = locations.iter().any(|l| l.contains("/download/"));
         if self.kind == Kind::SqlLocalCopyFirst && here {
             let mut reply = self.with_body(version, true);
@@ -417,7 +421,7 @@ impl State {
     /// The SQL-backed server adds the name of the uploaded form part.
     fn metadata_of(&self, version: &Version) -> Vec<(String, String)> {
         let mut metadata = version.metadata.clone();
-        if matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst) {
+        if self.is_sql() {
             metadata.push(("partName".into(), "blob".into()));
             metadata.sort();
         }
@@ -433,18 +437,20 @@ impl State {
         let filters: Vec<_> = wanted
             .filters
             .iter()
-            .filter(|(key, _)| self.kind == Kind::Local || known(key))
+            .filter(|(key, _)| !self.is_sql() || known(key))
             .collect();
         let listed = |version: &Version| match path.strip_suffix(".*") {
             Some(folder) => version.path.starts_with(folder) && version.path != folder,
             None if unanchored => version.path.starts_with(&path),
             None => version.path == path,
         };
+        // As in look-ups, a file-backed server ignores the UUID unless the time is positive.
+        let by_id = wanted.id.filter(|_| self.kind != Kind::Local || wanted.at.is_some_and(|at| at > 0));
         let mut found: Vec<&Version> = versions
             .iter()
             .filter(|version| listed(version))
             .filter(|version| wanted.at.is_none_or(|at| version.from <= at && at < version.until))
-            .filter(|version| wanted.id.is_none_or(|id| version.id == id))
+            .filter(|version| by_id.is_none_or(|id| version.id == id))
             .filter(|version| created_within(version, request))
             .filter(|version| filters.iter().all(|filter| self.passes(version, filter)))
             .collect();
@@ -494,7 +500,7 @@ impl State {
             _ => self.locations(version, false).iter().map(|l| json(l)).collect(),
         };
         // The SQL-backed server lists no time of a change.
-        let is_sql = matches!(self.kind, Kind::Sql | Kind::SqlLocalCopyFirst);
+        let is_sql = self.is_sql();
         let modified = if is_sql { version.created } else { version.modified }.to_string();
         let mut all: Vec<(&str, String)> = vec![
             ("path", json(path)),
@@ -519,6 +525,9 @@ impl State {
             ("Content-Type", json("text/plain")),
             ("Content-Length", size),
         ];
+        if is_sql {
+            all.push(("UploadedFrom", json("127.0.0.1")));
+        }
         let fields: Option<Vec<&str>> =
             fields.map(|fields| fields.split(',').map(str::trim).collect());
         // Metadata replace keys of the listing only if they are requested.
@@ -526,13 +535,21 @@ impl State {
             fields.iter().all(|field| all.iter().any(|(name, _)| name == field))
         });
         let metadata = if is_complete { Vec::new() } else { self.metadata_of(version) };
-        for (key, value) in &metadata {
-            match all.iter_mut().find(|(name, _)| name == key) {
-                Some((_, old)) => *old = json(value),
-                None => all.push((key, json(value))),
+        let metadata: Vec<_> =
+            metadata.iter().map(|(key, value)| (key.as_str(), json(value))).collect();
+        let replicas = ("replicas", format!("[{}]", replicas.join(",")));
+        match self.habits.lock().unwrap().repeats_keys {
+            None => metadata.into_iter().chain([replicas]).for_each(|(key, value)| {
+                match all.iter_mut().find(|(name, _)| *name == key) {
+                    Some((_, old)) => *old = value,
+                    None => all.push((key, value)),
+                }
+            }),
+            Some(Repeat::After) => all.extend(metadata.into_iter().chain([replicas])),
+            Some(Repeat::Before) => {
+                all = metadata.into_iter().chain(all).chain([replicas]).collect();
             }
         }
-        all.push(("replicas", format!("[{}]", replicas.join(","))));
         if let Some(fields) = fields {
             all.retain(|(name, _)| fields.contains(name));
         }

@@ -34,6 +34,10 @@ impl ListingFormat for JsonPage {
         self.fields.as_ref().is_none_or(|fields| fields.iter().any(is_detail))
     }
 
+    fn names_left_out(&self) -> bool {
+        true
+    }
+
     fn end(&self, found: &FolderListing) -> String {
         let mut text = "]\n".to_owned();
         if let Some(folders) = &found.subfolders {

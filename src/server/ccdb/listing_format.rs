@@ -27,4 +27,9 @@ pub(super) trait ListingFormat: Send + Sync + 'static {
     fn longest(&self) -> Option<usize> {
         None
     }
+
+    /// Whether the end of a long listing names the paths that it leaves out.
+    fn names_left_out(&self) -> bool {
+        false
+    }
 }

@@ -93,7 +93,7 @@ async fn send_all(
             if let Err(error) = sent {
                 tracing::warn!(%error, "a listing breaks off");
                 // The connection ends without the last chunk.
-                let _ = sender.send(Err(io::Error::other(error.to_string()))).await;
+                let _ = sender.send(Err(error)).await;
             }
         }
         () = closed.closed() => {}
@@ -105,7 +105,7 @@ async fn try_send_all(
     found: FolderListing,
     long: Option<LongListing>,
     sender: &Sender<io::Result<Bytes>>,
-) -> Result<(), CacheError> {
+) -> io::Result<()> {
     let (mut pieces, kept) = match long {
         // Charge and place are kept until the end.
         Some(LongListing { pieces, charge, place }) => (pieces, Some((charge, place))),
@@ -117,7 +117,7 @@ async fn try_send_all(
     };
     let (mut number, mut part) = (0, TextPart::First);
     let mut head = Arc::new(found);
-    while let Some(piece) = pieces.try_next().await? {
+    while let Some(piece) = pieces.try_next().await.map_err(io::Error::other)? {
         if !piece.left_out.is_empty()
             && let Some(found) = Arc::get_mut(&mut head)
         {
@@ -130,18 +130,33 @@ async fn try_send_all(
                 break;
             }
             let count = some.len();
-            let text = writer.write(part, Arc::clone(&head), some, number).await?;
+            let text = writer.write(part, Arc::clone(&head), some, number).await;
+            let text = text.map_err(io::Error::other)?;
             if sender.send(Ok(text)).await.is_err() {
                 return Ok(());
             }
             (number, part) = (number + count, TextPart::Middle);
         }
     }
+    check_complete(&head, &*writer.format)?;
     let last = if part == TextPart::First { TextPart::Whole } else { TextPart::Last };
-    let text = writer.write(last, head, Vec::new(), number).await?;
+    let text = writer.write(last, head, Vec::new(), number).await.map_err(io::Error::other)?;
     let _ = sender.send(Ok(text)).await;
     drop(kept);
     Ok(())
+}
+
+/// Checks that the end of a long listing can tell what it lacks: a listing of one path must have all
+/// versions, and not every format can name the paths that are left out.
+fn check_complete(found: &FolderListing, format: &dyn ListingFormat) -> io::Result<()> {
+    // A listing of a pattern has no subfolders.
+    let is_one_path = found.subfolders.is_some();
+    if found.left_out.is_empty() || (format.names_left_out() && !is_one_path) {
+        return Ok(());
+    }
+    let paths: Vec<&str> = found.left_out.iter().take(NAMED).map(String::as_str).collect();
+    let paths = paths.join(", ");
+    Err(io::Error::other(format!("the source does not list all versions of {paths}")))
 }
 
 /// Part of a listing that a text contains.

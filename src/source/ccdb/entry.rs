@@ -8,7 +8,8 @@
 //!  createTime …  a number                      its type: metadata are strings
 //!  id, ETag      the UUID of the replicas      another value
 //!  MD5 …         32 hex digits                 its form
-//!  path          the requested path            nothing: the path is then not listed
+//!  path          the requested path            the path in a file-backed server's replicas, which
+//!                                              nothing replaces; else nothing: it is not listed
 //! ```
 //!
 //! Any remaining doubt makes the listing unusable: if an entry were skipped, an older version would
@@ -100,6 +101,23 @@ pub(super) enum Judged {
     Version(Box<Listed>),
 }
 
+/// What the path of an entry is known from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ListedOf<'a> {
+    /// The addresses of the replicas, at a file-backed server. Metadata cannot change them.
+    Replicas(&'a str),
+    /// The key `path`. Metadata may have replaced it.
+    Key(&'a str),
+}
+
+impl<'a> ListedOf<'a> {
+    pub(super) fn as_str(self) -> &'a str {
+        match self {
+            Self::Replicas(path) | Self::Key(path) => path,
+        }
+    }
+}
+
 /// A version from a listing.
 #[derive(Debug, Clone)]
 pub(super) struct Listed {
@@ -154,10 +172,28 @@ impl ListingEntry {
         numbers.chain(["metadata", "replicas"]).any(|key| self.text(key).is_some())
     }
 
-    pub(super) fn replicas(&self) -> Vec<String> {
+    /// Path of the version, as far as the entry shows it: that of the replicas, which no metadata
+    /// replace, or else the value of the key `path`, which may be metadata.
+    ///
+    /// # Errors
+    /// The contradiction in words.
+    pub(super) fn path(&self) -> Result<ListedOf<'_>, String> {
+        let mut told = self.replica_texts().filter_map(path_in_location).map(|(path, _)| path);
+        match (told.next(), self.text("path")) {
+            (Some(first), _) if told.all(|other| other == first) => Ok(ListedOf::Replicas(first)),
+            (None, Some(said)) => Ok(ListedOf::Key(said.trim_matches('/'))),
+            (Some(_), _) => Err(format!("replicas of several paths: {:?}", self.replicas())),
+            (None, None) => Err("an entry without a path".to_owned()),
+        }
+    }
+
+    fn replica_texts(&self) -> impl Iterator<Item = &str> {
         let all = self.values("replicas").find_map(Value::as_array);
-        let texts = all.into_iter().flatten().filter_map(Value::as_str);
-        texts.map(str::to_owned).collect()
+        all.into_iter().flatten().filter_map(Value::as_str)
+    }
+
+    pub(super) fn replicas(&self) -> Vec<String> {
+        self.replica_texts().map(str::to_owned).collect()
     }
 
     /// Meaning of this entry in the listing of `path`.
@@ -167,7 +203,7 @@ impl ListingEntry {
     pub(super) fn judge(&self, path: &ObjectPath) -> Result<Judged, String> {
         self.check_repeated()?;
         let replicas = self.replicas();
-        if !self.is_of(path, &replicas)? {
+        if !self.is_of(path)? {
             return Ok(Judged::OtherPath);
         }
         let id = self.id(&replicas)?;
@@ -191,7 +227,7 @@ impl ListingEntry {
             created,
             size_bytes: size.and_then(|size| u64::try_from(size).ok()),
             md5: self.md5().map_err(named)?,
-            metadata: self.metadata(id).map_err(named)?.into(),
+            metadata: self.metadata(path, id).map_err(named)?.into(),
         };
         Ok(Judged::Version(Box::new(Listed { version, replicas, details: self.details() })))
     }
@@ -210,22 +246,22 @@ impl ListingEntry {
 
     /// Whether this is a version of `path`. Servers that match prefixes also list other paths; the
     /// replicas of a file-backed server then name the other path too.
-    fn is_of(&self, path: &ObjectPath, replicas: &[String]) -> Result<bool, String> {
-        let said = self.text("path").map(|text| text.trim_matches('/'));
-        let said = said.ok_or("an entry without a path")?;
-        let told: Vec<&str> =
-            replicas.iter().filter_map(|r| path_in_location(r)).map(|(path, _)| path).collect();
-        let is_below = |told: &str, path: &str| {
-            told.strip_suffix(path).is_some_and(|base| base.is_empty() || base.ends_with('/'))
+    fn is_of(&self, path: &ObjectPath) -> Result<bool, String> {
+        let said = self.text("path").ok_or("an entry without a path")?.trim_matches('/');
+        let is_other = match self.path()? {
+            ListedOf::Key(key) if key == path.as_str() => return Ok(true),
+            ListedOf::Key(_) => false,
+            ListedOf::Replicas(told) if told == path.as_str() => return Ok(true),
+            // An address with a prefix may be that of the path itself.
+            ListedOf::Replicas(told) => {
+                let prefix = told.strip_suffix(path.as_str());
+                said == told && !prefix.is_some_and(|prefix| prefix.ends_with('/'))
+            }
         };
-        if said == path.as_str() && told.iter().all(|told| is_below(told, path.as_str())) {
-            return Ok(true);
+        match is_other {
+            true => Ok(false),
+            false => Err(format!("an entry of path {said:?} with replicas {:?}", self.replicas())),
         }
-        let is_other = said != path.as_str() && !told.is_empty();
-        if is_other && told.iter().all(|told| is_below(told, said)) {
-            return Ok(false);
-        }
-        Err(format!("an entry of path {said:?} with replicas {replicas:?}"))
     }
 
     /// The number under the old key, or under the new one if metadata replaced the old one.
@@ -265,11 +301,15 @@ impl ListingEntry {
     }
 
     /// The users' metadata, in the spelling of the upload.
-    fn metadata(&self, id: ObjectId) -> Result<BTreeMap<String, String>, String> {
+    fn metadata(
+        &self,
+        path: &ObjectPath,
+        id: ObjectId,
+    ) -> Result<BTreeMap<String, String>, String> {
         let mut metadata = BTreeMap::new();
         for (key, value) in &self.0 {
             match value {
-                Value::String(text) if !self.is_own(key, text, id) => {
+                Value::String(text) if !self.is_own(key, text, path, id) => {
                     metadata.insert(key.clone(), text.clone());
                 }
                 Value::Object(nested) if key == "metadata" => {
@@ -290,9 +330,9 @@ impl ListingEntry {
     }
 
     /// Whether a string is the server's own value for this key.
-    fn is_own(&self, key: &str, text: &str, id: ObjectId) -> bool {
+    fn is_own(&self, key: &str, text: &str, path: &ObjectPath, id: ObjectId) -> bool {
         match key {
-            "path" => true,
+            "path" => text == path.as_str(),
             "UploadedFrom" => is_network_address(text),
             "id" | "ETag" => ObjectId::parse(text.trim_matches('"')) == Some(id),
             "MD5" | "Content-MD5" => text.is_empty() || Md5Sum::parse(text).is_some(),

@@ -366,7 +366,7 @@ impl CcdbSource {
 }
 
 /// Request for `limit + 1` versions, so that the answer shows whether there are more than `limit`.
-fn listing_request(limit: usize, fields: Option<&str>) -> HttpRequest {
+pub(super) fn listing_request(limit: usize, fields: Option<&str>) -> HttpRequest {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(BROWSE_LIMIT, HeaderValue::from(limit as u64 + 1));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::entry::{Judged, Listed, ListingEntry};
+use super::entry::{Judged, Listed, ListingEntry, is_listing_key};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::Knowledge;
@@ -80,16 +80,20 @@ pub(super) fn parse(body: &[u8], path: &ObjectPath) -> Result<PathListing, Strin
     let mut listing = PathListing::default();
     let mut seen = HashMap::new();
     let mut traces = TraceCollector::default();
+    let mut replaces_keys = false;
     read_page(body, |entry| {
         listing.entries += 1;
         traces.add(&entry);
         match entry.judge(path) {
-            Ok(Judged::Version(listed)) => listing.add(*listed, &mut seen),
+            Ok(Judged::Version(listed)) => {
+                replaces_keys |= listed.version.metadata.keys().any(is_listing_key);
+                listing.add(*listed, &mut seen);
+            }
             Ok(Judged::OtherPath | Judged::NeverValid) => {}
             Err(doubt) => listing.doubt(doubt),
         }
     })?;
-    listing.traces = traces.finish();
+    listing.traces = Traces { replaces_keys, ..traces.finish() };
     Ok(listing)
 }
 
@@ -139,6 +143,9 @@ pub(super) struct Traces {
     pub(super) metadata_bytes: u64,
     /// Whether the listing has times of changes.
     pub(super) has_changes: bool,
+    /// Whether a version has metadata named like a key of the listing: without times of changes, only
+    /// whole listings show a change of those.
+    pub(super) replaces_keys: bool,
 }
 
 impl Traces {
@@ -506,8 +513,6 @@ mod tests {
             format!("/1000\\/{ID}=/1000\\/{other}"),
             "\"validFrom\":1000=\"validFrom\":999".to_owned(),
             "\"run\":\"1\"=\"id\":\"x\"".to_owned(),
-            // Metadata `path`, or a version of another path: the entry does not show which.
-            "\"path\":\"A\\/One\"=\"path\":\"x\"".to_owned(),
             "\"path\":\"A\\/One\"=\"path\":5".to_owned(),
             "\"MD5\":\"a34a=\"MD5\":\"0000".to_owned(),
             "\"createTime\":1795421846777=\"createTime\":1".to_owned(),
@@ -518,6 +523,69 @@ mod tests {
             assert!(listing.doubts.len() == 1 || settled, "{change}: {listing:?}");
             if settled {
                 assert_eq!(listing.versions[0].version.id.to_string(), ID);
+            }
+        }
+    }
+
+    #[test]
+    fn the_replicas_of_a_file_backed_server_tell_the_path_whatever_its_key_says() {
+        for said in ["x", "One", r"A\/One\/", "", "7", r"B\/A\/One"] {
+            let listing = page(&[entry(&format!(r#""path":"A\/One"="path":"{said}""#))]);
+            assert_eq!(listing.doubts, Vec::<String>::new(), "{said}");
+            let version = &listing.versions[0].version;
+            let said = said.replace('\\', "");
+            assert_eq!(
+                (version.path.as_str(), version.metadata.get("path")),
+                ("A/One", Some(&*said))
+            );
+        }
+        // Replicas of another path: with metadata, with a prefix, or of several paths.
+        let deep = entry(r"A\/One\/1000=A\/One\/Deep\/1000");
+        let prefixed = entry(r"A\/One\/1000=base\/A\/One\/1000");
+        let two = entry(&format!(r#""replicas":[="replicas":["\/B\/1000\/{ID}","#));
+        let sql_backed = sql_entry(r#""path":"A\/One"="path":"One""#);
+        for doubted in [deep, prefixed, two, sql_backed] {
+            let listing = page(&[doubted.clone()]);
+            assert_eq!((listing.versions.len(), listing.doubts.len()), (0, 1), "{doubted}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_told_apart_by_its_type_or_is_a_doubt() {
+        let plain = entry("");
+        let places: Vec<usize> =
+            plain.match_indices(",\"").map(|(place, _)| place).chain([plain.len()]).collect();
+        for (key, is_number) in [
+            ("path", false),
+            ("id", false),
+            ("ETag", false),
+            ("MD5", false),
+            ("fileName", false),
+            ("Content-Type", false),
+            ("size", true),
+            ("createTime", true),
+            ("validFrom", true),
+            ("Valid-Until", true),
+            ("lastModified", true),
+            ("initialValidity", true),
+            ("replicas", true),
+        ] {
+            for place in &places {
+                let (before, after) = plain.split_at(*place);
+                let listing = page(&[format!("{before},\"{key}\":\"One\"{after}")]);
+                match is_number {
+                    true => {
+                        assert_eq!(listing.doubts, Vec::<String>::new(), "{key}");
+                        let version = &listing.versions[0].version;
+                        assert_eq!(version.metadata.get(key), Some("One"), "{place}");
+                        assert_eq!(version.validity.to_string(), "[1000, 2000)");
+                    }
+                    false => assert_eq!(
+                        (listing.versions.len(), listing.doubts.len()),
+                        (0, 1),
+                        "{key} {place}"
+                    ),
+                }
             }
         }
     }

@@ -37,6 +37,8 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{Knowledge, SourceError};
 
+/// Metadata that no listing of a real server shows: it has the addresses of the bytes there.
+const REPLICAS: &str = "replicas";
 const IF_NOT_AFTER: HeaderName = HeaderName::from_static("if-not-after");
 const IF_NOT_BEFORE: HeaderName = HeaderName::from_static("if-not-before");
 
@@ -185,7 +187,15 @@ impl CcdbSource {
             match self.list_one(told).await {
                 // Metadata may have replaced any header but the Location, never numbers of the
                 // listing.
-                Ok(Some((listed, _))) => return listed,
+                Ok(Some((mut listed, _))) => {
+                    // Listings have their own value in the place of this key.
+                    if let Some(value) = told.metadata.get(REPLICAS)
+                        && !listed.metadata.contains_key(REPLICAS)
+                    {
+                        listed.metadata = listed.metadata.with(REPLICAS, value);
+                    }
+                    return listed;
+                }
                 Ok(None) => {}
                 Err(error) => tracing::debug!(path = %told.path, %error, "not listed"),
             }
@@ -267,10 +277,19 @@ impl CcdbSource {
         match self.list(&query.path, part, FIRST_LISTING, deadline).await? {
             CheckedListing::Whole(listing) => {
                 let versions = listing.versions.into_iter().map(|listed| listed.version);
-                let versions = versions
+                let versions: Vec<_> = versions
                     .filter(|v| v.validity.contains(at) && query.matches(v))
                     .map(Arc::new)
                     .collect();
+                if versions.is_empty() && query.metadata.contains_key(REPLICAS) {
+                    return Err(SourceError::Unusable {
+                        url: self.transport.url.clone(),
+                        what: format!("{} at {at}", query.path),
+                        reason: "the server does not filter as asked, and its listing does not \
+                                 show metadata replicas"
+                            .into(),
+                    });
+                }
                 Ok(Knowledge { span: moment, versions, problems: Vec::new(), stale: false })
             }
             CheckedListing::TooMany(_) | CheckedListing::InDoubt(_) => Err(SourceError::Unusable {

@@ -32,6 +32,8 @@ const LONGER: u32 = 2;
 const SHORTEST_LISTING: Duration = Duration::from_millis(200);
 /// Bytes per entry in a listing of few fields, without metadata.
 const BYTES_PER_ENTRY: u64 = 60;
+/// Bytes per entry in a whole listing, without metadata.
+const BYTES_PER_LISTED_VERSION: u64 = 700;
 /// All versions are compared at least this often per recheck time, independent of the cost.
 const COMPARISONS_PER_RECHECK: u32 = 3;
 /// The path is listed again at least once per this number of recheck times: only a whole listing
@@ -193,14 +195,21 @@ impl PathMemory {
         if is_over(inner.listed, recheck.saturating_mul(RECHECKS_PER_LISTING)) {
             return ChangeCheck::Whole;
         }
-        // A comparison of all versions includes the newest one.
-        let others = (listed.entries as u64).saturating_sub(1);
-        let bytes = others * BYTES_PER_ENTRY + listed.traces.metadata_bytes;
+        let traces = &listed.traces;
+        let (comparison, bytes) = match traces.replaces_keys && !traces.has_changes {
+            true => (ChangeCheck::Whole, listed.entries as u64 * BYTES_PER_LISTED_VERSION),
+            false => {
+                // A comparison of all versions includes the newest one.
+                let others = (listed.entries as u64).saturating_sub(1);
+                (ChangeCheck::All, others * BYTES_PER_ENTRY)
+            }
+        };
+        let bytes = bytes + traces.metadata_bytes;
         let is_paid = (inner.checks + 1) * SPARE_BYTES_PER_CHECK >= bytes;
         let is_old = is_over(inner.compared, recheck / COMPARISONS_PER_RECHECK);
         // Servers ignore a limit that is not positive.
         let can_limit = listed.traces.newest.is_none_or(|newest| newest > 0);
-        if is_paid || is_old || !can_limit { ChangeCheck::All } else { ChangeCheck::Newest }
+        if is_paid || is_old || !can_limit { comparison } else { ChangeCheck::Newest }
     }
 
     /// Records that a check, requested at `asked`, found no change.

@@ -7,6 +7,10 @@
 //!
 //! Both queues are bounded, so a slow caller slows the server down, and no listing is held as a
 //! whole.
+//!
+//! Where replicas do not name the path (SQL-backed servers), metadata named `path` would put a
+//! version under another path. Such a listing of many paths is used only if the server shows that
+//! no version has this key; else each path is listed by itself, where a replaced path is noticed.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -16,14 +20,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use futures::StreamExt as _;
+use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::entry::{Judged, ListingEntry};
-use super::listing::read_page_from;
-use super::location::path_in_location;
+use super::entry::{Judged, ListedOf, ListingEntry};
+use super::list::listing_request;
+use super::listing::{parse_traces, read_page_from};
 use super::paths::KnownPath;
 use super::source::CcdbSource;
 use super::transport::{Head, HttpRequest, chain};
@@ -87,13 +93,53 @@ impl CcdbSource {
             let limit = limit.map(|limit| limit.as_millis()).filter(|limit| *limit > 0);
             headers.extend(limit.map(|limit| (name, HeaderValue::from(limit))));
         }
-        let prefix = scan.prefix.clone();
         let opened = self.open_listing(&tail, headers, &what).await?;
-        let pieces = opened.into_pieces(move |entry| match &path {
-            Some(path) => Some(entry.judge(path)),
-            None => judge_below(entry, &prefix),
+        let Some(path) = path else {
+            let prefix = scan.prefix.clone();
+            let pieces = opened.into_pieces(move |entry| judge_below(entry, &prefix));
+            return self.verified(pieces, deadline).await;
+        };
+        let pieces = opened.into_pieces(move |entry| {
+            // All entries belong to the requested path, whatever they say.
+            Some(entry.judge(&path).map_err(|doubt| (path.to_string(), doubt)))
         });
-        Ok(Some(pieces))
+        Ok(Some(stream_of(pieces, None, true)))
+    }
+
+    /// The pieces of a listing of many paths; `None` if metadata may have replaced some paths.
+    async fn verified(
+        &self,
+        mut pieces: Receiver<Result<JudgedPiece, SourceError>>,
+        deadline: Instant,
+    ) -> Result<Option<VersionStream>, SourceError> {
+        let first = pieces.recv().await.transpose()?;
+        let by_key = first.as_ref().and_then(|piece| piece.by_key.first());
+        let is_trusted = match by_key {
+            None => false,
+            Some(version) if self.lacks_path_metadata(&version.info.path, deadline).await? => true,
+            Some(_) => {
+                tracing::debug!("metadata may have replaced paths: each path is listed by itself");
+                return Ok(None);
+            }
+        };
+        Ok(Some(stream_of(pieces, first, is_trusted)))
+    }
+
+    /// Whether no version of the server has metadata named `path`.
+    ///
+    /// An SQL-backed server ignores a filter by a key that no version ever had, so it lists versions
+    /// of `path` although none of them can match.
+    async fn lacks_path_metadata(
+        &self,
+        path: &ObjectPath,
+        deadline: Instant,
+    ) -> Result<bool, SourceError> {
+        let tail = format!("/browse/{path}/path={}", uuid::Uuid::new_v4());
+        let what = format!("versions of {path} with metadata path");
+        let request = listing_request(0, Some("id"));
+        let reply = self.transport.ask(&tail, &request, &what, deadline, &|_| Ok(())).await?;
+        let is_listing = reply.status == StatusCode::OK && !reply.overflow;
+        Ok(is_listing && parse_traces(&reply.body).is_ok_and(|entries| !entries.is_empty()))
     }
 
     /// Implements [`Source::paths`](crate::source::Source::paths).
@@ -154,6 +200,53 @@ impl CcdbSource {
     }
 }
 
+/// A piece of a listing as parsed.
+#[derive(Debug, Default)]
+struct JudgedPiece {
+    /// Versions whose replicas name their path.
+    versions: Vec<ScannedVersion>,
+    /// Versions whose path is known from the key `path`, which metadata may have replaced.
+    by_key: Vec<ScannedVersion>,
+    /// Paths with an entry in doubt.
+    in_doubt: Vec<String>,
+}
+
+impl JudgedPiece {
+    fn is_full(&self) -> bool {
+        let lengths = [self.versions.len(), self.by_key.len(), self.in_doubt.len()];
+        lengths.into_iter().any(|length| length >= PIECE_VERSIONS)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.versions.is_empty() && self.by_key.is_empty() && self.in_doubt.is_empty()
+    }
+
+    /// The versions, including those known from the key `path` if that key is trusted.
+    fn into_scanned(mut self, is_key_trusted: bool) -> ScanPiece {
+        match is_key_trusted {
+            true => self.versions.append(&mut self.by_key),
+            false => {
+                self.in_doubt.extend(self.by_key.iter().map(|one| one.info.path.to_string()));
+            }
+        }
+        ScanPiece { versions: self.versions, in_doubt: self.in_doubt }
+    }
+}
+
+/// The pieces, the first one included.
+fn stream_of(
+    pieces: Receiver<Result<JudgedPiece, SourceError>>,
+    first: Option<JudgedPiece>,
+    is_key_trusted: bool,
+) -> VersionStream {
+    let next = |mut pieces: Receiver<_>| async move {
+        pieces.recv().await.map(|piece: Result<JudgedPiece, _>| (piece, pieces))
+    };
+    let rest = futures::stream::unfold(pieces, next);
+    let all = futures::stream::iter(first.map(Ok)).chain(rest);
+    Box::pin(all.map(move |piece| piece.map(|piece| piece.into_scanned(is_key_trusted))))
+}
+
 /// An answer whose body was not read yet.
 struct OpenListing {
     head: Head,
@@ -166,17 +259,17 @@ struct OpenListing {
 }
 
 impl OpenListing {
-    /// Parses it in pieces. `judge` gives the meaning of an entry; `None`: it does not belong to
-    /// the listing.
+    /// Parses it in pieces. `judge` gives the meaning of an entry, or its path and the doubt; `None`:
+    /// it does not belong to the listing.
     fn into_pieces(
         self,
-        judge: impl Fn(&ListingEntry) -> Option<Result<Judged, String>> + Send + 'static,
-    ) -> VersionStream {
+        judge: impl Fn(&ListingEntry) -> Option<Result<Judged, (String, String)>> + Send + 'static,
+    ) -> Receiver<Result<JudgedPiece, SourceError>> {
         let (sender, receiver) = channel(WAITING_PIECES);
         let (source, what) = (self.source.clone(), self.what.clone());
         let chunks = self.into_chunks();
         tokio::task::spawn_blocking(move || {
-            let mut piece = ScanPiece::default();
+            let mut piece = JudgedPiece::default();
             let closed = sender.clone();
             let reader = ChunkReader::new(chunks, move || closed.is_closed());
             let progress = Rc::clone(&reader.since_entry);
@@ -184,22 +277,27 @@ impl OpenListing {
                 progress.set(0);
                 match judge(&entry) {
                     None | Some(Ok(Judged::OtherPath | Judged::NeverValid)) => {}
-                    Some(Ok(Judged::Version(listed))) => piece.versions.push(ScannedVersion {
-                        info: Arc::new(listed.version),
-                        details: listed.details,
-                    }),
-                    Some(Err(doubt)) => {
-                        tracing::debug!(what, doubt, "an entry is in doubt");
-                        piece.in_doubt.push(name_of(&entry));
+                    Some(Ok(Judged::Version(listed))) => {
+                        let info = Arc::new(listed.version);
+                        let version = ScannedVersion { info, details: listed.details };
+                        match entry.path() {
+                            Ok(ListedOf::Replicas(_)) => piece.versions.push(version),
+                            Ok(ListedOf::Key(_)) | Err(_) => piece.by_key.push(version),
+                        }
+                    }
+                    Some(Err((path, doubt))) => {
+                        tracing::debug!(what, path, doubt, "an entry is in doubt");
+                        if piece.in_doubt.last() != Some(&path) {
+                            piece.in_doubt.push(path);
+                        }
                     }
                 }
-                if piece.versions.len() >= PIECE_VERSIONS || piece.in_doubt.len() >= PIECE_VERSIONS
-                {
+                if piece.is_full() {
                     // A closed queue ends the reader.
                     let _ = sender.blocking_send(Ok(std::mem::take(&mut piece)));
                 }
             });
-            if !piece.versions.is_empty() || !piece.in_doubt.is_empty() {
+            if !piece.is_empty() {
                 let _ = sender.blocking_send(Ok(piece));
             }
             if let Err(reason) = read {
@@ -207,10 +305,7 @@ impl OpenListing {
                 let _ = sender.blocking_send(Err(error));
             }
         });
-        let next = |mut receiver: Receiver<_>| async move {
-            receiver.recv().await.map(|piece| (piece, receiver))
-        };
-        Box::pin(futures::stream::unfold(receiver, next))
+        receiver
     }
 
     /// Counts the entries of each path.
@@ -227,7 +322,7 @@ impl OpenListing {
             read_page_from(reader, |entry| {
                 progress.set(0);
                 // A path that violates the grammar cannot be requested either.
-                let path = entry.text("path").map(|path| ObjectPath::new(path.trim_matches('/')));
+                let path = entry.path().ok().map(|path| ObjectPath::new(path.as_str()));
                 if let Some(Ok(path)) = path {
                     *counts.entry(path).or_insert(0) += 1;
                 }
@@ -324,24 +419,27 @@ fn tail_of(scan: &Scan) -> String {
     tail
 }
 
-/// The meaning of an entry in the listing of all paths below `prefix`; `None`: a path that no client
-/// can request.
-fn judge_below(entry: &ListingEntry, prefix: &str) -> Option<Result<Judged, String>> {
-    let said = entry.text("path").unwrap_or_default().trim_matches('/');
+/// The meaning of an entry in the listing of all paths below `prefix`, or its path and the doubt;
+/// `None`: a path that no client can request.
+fn judge_below(entry: &ListingEntry, prefix: &str) -> Option<Result<Judged, (String, String)>> {
+    let listed = match entry.path() {
+        Ok(listed) => listed,
+        Err(doubt) => {
+            let said = entry.text("path").unwrap_or_default().trim_matches('/');
+            return Some(Err((said.to_owned(), doubt)));
+        }
+    };
+    let name = listed.as_str();
+    let in_doubt = |doubt| Some(Err((name.to_owned(), doubt)));
     let is_below = prefix.is_empty()
-        || said.strip_prefix(prefix).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+        || name.strip_prefix(prefix).is_some_and(|r| r.is_empty() || r.starts_with('/'));
     if !is_below {
-        // Metadata in place of the path.
-        return Some(Err(format!("an entry of path {said:?} among those below {prefix:?}")));
+        return in_doubt(format!("an entry of path {name:?} among those below {prefix:?}"));
     }
-    let path = ObjectPath::new(said).ok()?;
-    Some(entry.judge(&path))
-}
-
-/// The path to name for an entry in doubt.
-fn name_of(entry: &ListingEntry) -> String {
-    let replicas = entry.replicas();
-    let told = replicas.iter().find_map(|replica| path_in_location(replica));
-    let path = told.map(|(path, _)| path).or_else(|| entry.text("path")).unwrap_or_default();
-    path.trim_matches('/').to_owned()
+    match (ObjectPath::new(name), listed) {
+        (Ok(path), _) => Some(entry.judge(&path).map_err(|doubt| (name.to_owned(), doubt))),
+        (Err(_), ListedOf::Replicas(_)) => None,
+        // It may be metadata of a version of any path.
+        (Err(error), ListedOf::Key(_)) => in_doubt(error.to_string()),
+    }
 }
