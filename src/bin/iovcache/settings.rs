@@ -40,6 +40,11 @@ impl CommandLine {
         Self { file: Some(file), ..self }
     }
 
+    /// The file, if there is one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// Reads the file, and overrides it with the options and variables.
     ///
     /// # Errors
