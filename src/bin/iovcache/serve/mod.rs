@@ -21,7 +21,7 @@ use iovcache::cache::Inheritance;
 use iovcache::server::Listeners;
 
 pub(crate) use self::arguments::{Arguments, LogArguments};
-pub(crate) use self::check::check;
+pub(crate) use self::check::{Occasion, check};
 use self::fairmq::NamedSegments;
 use self::ready::Ready;
 use self::reload::Reloader;
@@ -34,17 +34,18 @@ use crate::settings::CommandLine;
 pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     // Before anything else: until then SIGHUP would end the process.
     let hangup = signals::hangup()?;
-    let config = given.settings()?.config;
+    // Listening sockets, and the descriptors that a predecessor left.
+    let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
+    // Checked before anything is bound or loaded, so that all refusals are reported at once.
+    let passed = sockets.iter().map(|(name, _)| name.clone()).collect();
+    let config = check::settings_to_start(given, passed)?.config;
     let log = crate::log::begin_queued(&config.log, config.log_format)?;
     crate::threads::start_blocking_threads().await;
     let notifier = Notifier::from_environment();
-    // Checked before anything is bound or loaded, so that a refusal is reported at once.
     let mut options = assemble::serve_options(&config, log)?;
     open_many_files();
     compare_memory(config.memory.bytes());
     iovcache::server::silence_decode_panics();
-    // Listening sockets, and the descriptors that a predecessor left.
-    let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
     let (cache, registration) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
     let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
     let exposure = listeners.exposure();
