@@ -7,7 +7,7 @@
 //!  20241106    2024311   2024W453         12  1200   120000    120000,25         +0100
 //! ```
 
-use chrono::{NaiveDate, Weekday};
+use chrono::{DateTime, NaiveDate, SecondsFormat, Weekday};
 
 use crate::error::coded;
 use crate::interval::Timestamp;
@@ -102,6 +102,27 @@ fn offset_millis(text: &str) -> Option<i64> {
         "+" => Some(millis),
         "-" => Some(-millis),
         _ => None,
+    }
+}
+
+/// A time (ms since the Unix epoch) in ISO 8601 in UTC, with milliseconds if they are not zero;
+/// `-inf` and `inf` for the ends of [`Timestamp`]'s range.
+///
+/// ```
+/// # use iovcache::time_text::show;
+/// assert_eq!(show(1_730_894_400_000), "2024-11-06T12:00:00Z");
+/// ```
+pub fn show(millis: i64) -> String {
+    match millis {
+        i64::MIN => "-inf".to_owned(),
+        i64::MAX => "inf".to_owned(),
+        _ => match DateTime::from_timestamp_millis(millis) {
+            // A year of five digits is not an intended date.
+            Some(at) if (-62_167_219_200_000..253_402_300_800_000).contains(&millis) => {
+                at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+            }
+            _ => format!("{millis} ms"),
+        },
     }
 }
 

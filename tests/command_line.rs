@@ -331,7 +331,7 @@ fn all_faults_of_a_configuration_are_told_at_once_with_those_of_files_and_ports(
     for fault in [
         ":1: memroy: unknown field `memroy`; did you mean `memory`?",
         ":3: segment: a segment of 2GiB is larger than memory",
-        ":4: listen: cannot listen on",
+        ":4: listen: [IOV-8010] cannot listen on",
         ":5: tokens: /no/such/keys",
         ":7: ccdb.retries: invalid type",
         ":9: source[0].url: /no/such",
@@ -361,6 +361,92 @@ fn all_faults_of_a_configuration_are_told_at_once_with_those_of_files_and_ports(
     fs::write(&file, "memory = \"1GiB\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
     let right = run(&["config", "check", file.to_str().unwrap()]);
     assert!(right.status.success() && said(&right).contains("note: no [[source]]"));
+}
+
+#[test]
+fn the_service_refuses_all_faults_at_once_and_a_single_one_with_its_own_status() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let file = folder.path().join("iovcache.toml");
+    let file = file.to_str().unwrap();
+    fs::write(
+        file,
+        "memroy = 1\nsegment = \"2GiB\"\nslow_consumer = \"warn\"\ntokens = \"/no/such/keys\"\n",
+    )
+    .unwrap();
+    // Without its variables, which the environment of this test may have.
+    let serve = |more: &[&str]| {
+        let output = iovcache().arg("serve").args(more).stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), said(&output))
+    };
+    let (status, text) = serve(&[
+        "--config",
+        file,
+        "--memory",
+        "1000KiB",
+        "--listen",
+        &address,
+        "--http",
+        &address,
+        "--tls-cert",
+        "/no/such/chain",
+    ]);
+    assert_eq!(status, Some(2), "{text}");
+    for fault in [
+        format!("{file}:1: memroy: unknown field `memroy`; did you mean `memory`?"),
+        "memory: 1000KiB is too little, expected at least 1MiB (command line, --memory)".to_owned(),
+        format!("{file}:2: segment: a segment of 2GiB is larger than memory, 1000KiB"),
+        format!("{file}:4: tokens: /no/such/keys: No such file"),
+        format!("listen: [IOV-8010] cannot listen on {address}"),
+        format!("http: {address} is the address of listen too (command line, --http)"),
+        "tls.certificate: tls.key is needed with it (command line, --tls-cert)".to_owned(),
+        "source: no source: give --source".to_owned(),
+    ] {
+        assert!(text.contains(&fault), "{fault:?} in {text}");
+    }
+    assert_eq!(text.lines().count(), 8, "{text}");
+    // A single fault has the exit status and the text that it has anywhere.
+    let listen = ["--source", "memory:", "--listen", "127.0.0.1:0"];
+    let gone = format!("file://{}", folder.path().join("gone").display());
+    for (more, status, reason) in [
+        (&["--http", &address][..], 1, "iovcache: [IOV-8010] cannot listen on"),
+        (&["--tokens", "/no/such/keys"], 3, "iovcache: /no/such/keys: No such file"),
+        (&["--segment", "4KiB"], 2, "segment: 4KiB is too little, expected at least 64KiB"),
+        (&["--source", &gone], 3, "gone: No such file"),
+        (&["--memory", "16MiB", "--segment", "17MiB"], 2, "larger than memory, 16MiB"),
+        (&["--socket", &format!("{file}/s")], 1, "Not a directory"),
+        (&["--socket", &"x".repeat(120)], 2, "[IOV-8013]"),
+    ] {
+        let (code, text) = serve(&[&listen[..], more].concat());
+        assert!(text.contains(reason), "{more:?}: {text}");
+        assert_eq!((code, text.lines().count()), (Some(status), 1), "{more:?}: {text}");
+    }
+    // Text that is no TOML has no further faults: those of the defaults would mislead.
+    fs::write(file, "memory = \"1GiB\"\n[[source]\n").unwrap();
+    let (status, text) = serve(&["--config", file]);
+    assert!(status == Some(2) && text.lines().count() == 1, "{text}");
+    assert!(text.contains(&format!("{file}:2: ")), "{text}");
+    let check = run(&["config", "check", file]);
+    assert_eq!((check.status.code(), said(&check)), (Some(2), text));
+}
+
+#[test]
+fn a_folder_of_sockets_that_another_service_has_is_refused_with_its_process() {
+    let service = Service::start(&["--source", "memory:"]);
+    let folder = service.folder.path().join("s");
+    let output = run(&[
+        "serve",
+        "--source",
+        "memory:",
+        "--listen",
+        "127.0.0.1:0",
+        "--socket",
+        folder.to_str().unwrap(),
+    ]);
+    let text = said(&output);
+    assert!(text.contains("[IOV-8011]"), "{text}");
+    assert!(text.contains(&format!("(pid {})", service.pid())), "{text}");
 }
 
 #[test]

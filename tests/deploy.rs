@@ -62,8 +62,14 @@ fn the_dashboard_asks_for_metrics_that_exist() {
         }
     }
     assert!(asked.len() > 20, "{asked:?}");
-    let ids: BTreeSet<i64> = panels.iter().map(|panel| panel["id"].as_i64().unwrap()).collect();
-    assert_eq!(ids.len(), panels.len());
+}
+
+/// The place of a panel on the dashboard: columns and rows, each from and until.
+fn place(panel: &Value) -> [u64; 4] {
+    let [x, y, w, h] = ["x", "y", "w", "h"].map(|field| {
+        panel["gridPos"][field].as_u64().unwrap_or_else(|| panic!("{field} of {panel}"))
+    });
+    [x, x + w, y, y + h]
 }
 
 #[test]
@@ -71,18 +77,48 @@ fn the_dashboard_has_what_grafana_needs_to_load_it() {
     let dashboard: Value = serde_json::from_str(&deployed("grafana/iovcache.json")).unwrap();
     assert!(dashboard["uid"].as_str().is_some_and(|uid| !uid.is_empty() && uid.len() <= 40));
     assert!(dashboard["schemaVersion"].as_u64().is_some_and(|version| version >= 36));
-    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+    // Grafana gives the imported dashboard an id of its own.
+    assert!(dashboard["id"].is_null() && dashboard["timezone"] == "utc");
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    for variable in variables {
         assert!(variable["name"].is_string() && variable["type"].is_string(), "{variable}");
     }
-    for panel in dashboard["panels"].as_array().unwrap() {
-        let place = &panel["gridPos"];
-        let [x, y, w, h] = ["x", "y", "w", "h"].map(|field| place[field].as_u64());
+    let of_kind = |kind: &str| variables.iter().find(|variable| variable["type"] == kind);
+    let datasource = of_kind("datasource").expect("the datasource is chosen by a variable");
+    let by_variable = serde_json::json!({
+        "type": datasource["query"],
+        "uid": format!("${{{}}}", datasource["name"].as_str().unwrap()),
+    });
+    for variable in variables.iter().filter(|variable| variable["type"] == "query") {
+        assert_eq!(variable["datasource"], by_variable, "{variable}");
+    }
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut ids = BTreeSet::new();
+    for (index, panel) in panels.iter().enumerate() {
         let title = panel["title"].as_str().unwrap();
-        assert!(x.zip(w).is_some_and(|(x, w)| x + w <= 24) && y.zip(h).is_some(), "{title}");
-        assert!(panel["type"].is_string() && panel["datasource"].is_object(), "{title}");
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id occurs twice");
+        let [left, right, top, bottom] = place(panel);
+        assert!(left < right && right <= 24 && top < bottom, "{title}");
+        for other in &panels[..index] {
+            let [from, until, above, below] = place(other);
+            let is_apart = right <= from || until <= left || bottom <= above || below <= top;
+            assert!(is_apart, "{title} overlaps {}", other["title"]);
+        }
+        assert!(panel["type"].is_string() && panel["datasource"] == by_variable, "{title}");
+        assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title}");
         let targets = panel["targets"].as_array().unwrap();
         let ids: BTreeSet<&str> = targets.iter().map(|t| t["refId"].as_str().unwrap()).collect();
         assert_eq!(ids.len(), targets.len(), "{title}: each target has its own refId");
+        for target in targets {
+            assert!(target["datasource"].is_null() || target["datasource"] == by_variable);
+            let query = target["expr"].as_str().unwrap();
+            // Only of the nodes that the viewer chose, and with all brackets closed.
+            let chosen = query.matches("{instance=~\"$instance\"}").count();
+            assert_eq!(chosen, named_in(query).count(), "{query}");
+            for (open, close) in [('(', ')'), ('[', ']'), ('{', '}')] {
+                assert_eq!(query.matches(open).count(), query.matches(close).count(), "{query}");
+            }
+        }
     }
 }
 

@@ -95,7 +95,9 @@ impl Service {
             }
             "status" => {
                 let NoFields {} = parse_action("status", body)?;
-                Ok(json_of(&cache.status()))
+                let mut answer = cache.status();
+                answer.configuration = Some(self.reloads.status());
+                Ok(json_of(&answer))
             }
             "timeline" => {
                 let request: TimelineRequest = parse_action("timeline", body)?;

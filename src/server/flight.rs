@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::auth::Identity;
 use super::connection::PeerInfo;
 use super::limits::Limits;
+use super::reloads::Reloads;
 use super::status::status;
 use crate::budget::{Charge, ClientBudget};
 use crate::cache::{Cache, Origin};
@@ -35,10 +36,12 @@ pub(super) struct Service {
     pub(super) max_registrations: usize,
     /// Limits of one request.
     pub(super) requests: RequestLimits,
+    /// The state of the configuration, as the status reports it.
+    pub(super) reloads: Reloads,
 }
 
 impl Service {
-    pub(super) fn new(cache: Cache, limits: &Limits) -> Self {
+    pub(super) fn new(cache: Cache, limits: &Limits, reloads: Reloads) -> Self {
         let max_registrations = limits.registrations;
         Self {
             cache,
@@ -46,6 +49,7 @@ impl Service {
             registrations: Arc::new(Semaphore::new(max_registrations)),
             max_registrations,
             requests: limits.requests(),
+            reloads,
         }
     }
 }

@@ -183,15 +183,10 @@ impl Listeners {
         tcp.map(|address| format!("{scheme}://{address}")).chain([unix]).collect()
     }
 
-    /// Checks the addresses of all sockets, given ones included: beyond loopback Flight needs TLS
-    /// and keys, and the CCDB side is allowed only without keys.
-    ///
-    /// # Errors
-    /// [`UnprotectedListener`].
-    pub fn check_exposed(&self, access: &Access) -> Result<(), UnprotectedListener> {
+    /// The addresses that need protection, those of given sockets included.
+    pub fn exposure(&self) -> Exposure {
         let address = |listener: &Option<TcpListener>| listener.as_ref()?.local_addr().ok();
-        address(&self.flight).map_or(Ok(()), |at| access.check_exposed(at, self.tls))?;
-        address(&self.ccdb).map_or(Ok(()), |at| access.check_exposed_ccdb(at, false))
+        Exposure::new(address(&self.flight), self.tls, address(&self.ccdb))
     }
 
     /// The path of the attach socket.
@@ -207,6 +202,31 @@ impl Listeners {
     /// The address of the CCDB side.
     pub fn ccdb_url(&self) -> Option<String> {
         url_of(&self.ccdb)
+    }
+}
+
+/// The addresses of a running service that need protection if other nodes can reach them.
+#[derive(Debug, Clone)]
+pub struct Exposure {
+    flight: Option<SocketAddr>,
+    tls: bool,
+    ccdb: Option<SocketAddr>,
+}
+
+impl Exposure {
+    /// The addresses of Flight and of the CCDB side over TCP, and whether Flight uses TLS.
+    pub fn new(flight: Option<SocketAddr>, tls: bool, ccdb: Option<SocketAddr>) -> Self {
+        Self { flight, tls, ccdb }
+    }
+
+    /// Checks whether `access` protects the addresses: beyond loopback Flight needs TLS and keys,
+    /// and the CCDB side is allowed only without keys, and only if it does not take changes.
+    ///
+    /// # Errors
+    /// [`UnprotectedListener`].
+    pub fn check(&self, access: &Access, ccdb_writable: bool) -> Result<(), UnprotectedListener> {
+        self.flight.map_or(Ok(()), |at| access.check_exposed(at, self.tls))?;
+        self.ccdb.map_or(Ok(()), |at| access.check_exposed_ccdb(at, ccdb_writable))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The metrics of a cache in Prometheus' format, each with a help text.
 //!
 //! Labels are bounded: besides `version` of `build_info` these are `source`, with one value per
-//! configured source, and at most [`MAX_SOURCES`], and `reason` of `local_asks`.
+//! configured source, and at most [`MAX_SOURCES`], `reason` of `local_asks`, and `outcome` of
+//! `config_reloads`.
 
 use std::fmt;
 
@@ -13,6 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::log::LogWriter;
+use super::reloads::Reloads;
 use crate::cache::{Cache, LocalFigures, LookUpSums};
 use crate::source::SourceHealth;
 use crate::table::{MemoryStatus, SourceState, Status};
@@ -22,9 +24,10 @@ use crate::telemetry::{Histogram, Timing};
 const MAX_SOURCES: usize = 64;
 
 /// All metrics of a service.
-pub(super) fn registry(cache: Cache, log: Option<LogWriter>) -> Registry {
+pub(super) fn registry(cache: Cache, log: Option<LogWriter>, reloads: Reloads) -> Registry {
     let mut registry = Registry::with_prefix("iovcache");
     registry.register_collector(Box::new(CacheMetrics(cache)));
+    registry.register_collector(Box::new(ConfigurationFigures(reloads)));
     if let Some(log) = log {
         registry.register_collector(Box::new(LogFigures(log)));
     }
@@ -41,6 +44,40 @@ impl Collector for LogFigures {
         let help = "Lines of the log lost because stderr was not read.";
         let name = "log_lines_lost";
         lost.encode(encoder.encode_descriptor(name, help, None, lost.metric_type())?)
+    }
+}
+
+/// The configuration in force, and the results of reading it again.
+#[derive(Debug)]
+struct ConfigurationFigures(Reloads);
+
+impl Collector for ConfigurationFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let status = self.0.status();
+        let help = "Times that the configuration was read again on SIGHUP, by outcome.";
+        let mut reloads =
+            encoder.encode_descriptor("config_reloads", help, None, MetricType::Counter)?;
+        for (outcome, count) in [("applied", status.applied), ("refused", status.refused)] {
+            ConstCounter::new(count).encode(reloads.encode_family(&[("outcome", outcome)])?)?;
+        }
+        let gauges = [
+            (
+                "config_last_reload_successful",
+                "Whether the last configuration that was read is in force: 1 or 0.",
+                u64::from(status.refusal.is_none()),
+            ),
+            (
+                "config_restart_keys",
+                "Changed keys of the configuration that take effect after a restart.",
+                status.restart.len() as u64,
+            ),
+        ];
+        encode_gauges(&gauges, None, &mut encoder)?;
+        let (name, help) =
+            ("config_read_time", "When the configuration in force was read, since 1970.");
+        let read = ConstGauge::new(status.read_ms as f64 / 1e3);
+        let unit = Some(&Unit::Seconds);
+        read.encode(encoder.encode_descriptor(name, help, unit, read.metric_type())?)
     }
 }
 
@@ -171,9 +208,7 @@ fn by_url(sources: Vec<SourceHealth>) -> Vec<SourceHealth> {
         };
         known.requests += source.requests;
         known.failures += source.failures;
-        if source.state == crate::source::Reachability::Down {
-            known.state = source.state;
-        }
+        known.state = known.state.worse(source.state);
         known.latency.sum += source.latency.sum;
         let counts = known.latency.counts.iter_mut().zip(&source.latency.counts);
         counts.for_each(|(known, more)| *known += more);

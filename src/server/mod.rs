@@ -55,6 +55,7 @@ mod outgoing;
 mod page;
 mod process;
 mod put;
+mod reloads;
 mod reset_limit;
 mod run;
 mod status;
@@ -72,8 +73,9 @@ pub use config::{
 };
 pub use descriptors::Descriptors;
 pub use limits::Limits;
-pub use listen::{ListenError, ListenOptions, Listeners};
+pub use listen::{Exposure, ListenError, ListenOptions, Listeners};
 pub use log::LogWriter;
+pub use reloads::Reloads;
 pub use run::{FLIGHT_DESCRIPTOR, ServeError, ServeOptions, run};
 pub use tls::{Tls, TlsError};
 pub use units::{ByteSize, RegionPath, SocketMode, TimeSpan};

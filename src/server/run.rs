@@ -20,6 +20,7 @@ use super::http::{self, HttpOptions, Readiness};
 use super::limits::{Limits, in_memory};
 use super::listen::Listeners;
 use super::log::LogWriter;
+use super::reloads::Reloads;
 use super::tls::Tls;
 use crate::cache::{AttachLimits, Cache};
 use crate::error::coded;
@@ -51,6 +52,8 @@ pub struct ServeOptions {
     pub log: Option<LogWriter>,
     /// Whether the CCDB side passes changes on to the sources. Default: read only.
     pub ccdb_writable: bool,
+    /// Results of re-reading the configuration, as the status reports them.
+    pub reloads: Reloads,
 }
 
 impl Default for ServeOptions {
@@ -66,6 +69,7 @@ impl Default for ServeOptions {
             http_connections: http::MAX_CONNECTIONS,
             log: None,
             ccdb_writable: false,
+            reloads: Reloads::default(),
         }
     }
 }
@@ -119,6 +123,7 @@ pub async fn run(
             cache: cache.clone(),
             readiness: readiness.clone(),
             log: options.log,
+            reloads: options.reloads,
             connections: options.http_connections,
         };
         others.spawn(http::serve(listener, http, end_sessions.clone()));
@@ -243,9 +248,10 @@ fn router(
     };
     let reflection_v1 = reflection().build_v1().map_err(ServeError::Reflection)?;
     let reflection_v1alpha = reflection().build_v1alpha().map_err(ServeError::Reflection)?;
-    let flight = FlightServiceServer::new(Service::new(cache.clone(), limits))
-        .max_decoding_message_size(in_memory(limits.message))
-        .max_encoding_message_size(usize::MAX);
+    let flight =
+        FlightServiceServer::new(Service::new(cache.clone(), limits, options.reloads.clone()))
+            .max_decoding_message_size(in_memory(limits.message))
+            .max_encoding_message_size(usize::MAX);
     let guard = GuardLayer::new(options.access.clone(), cache.clone(), limits.calls);
     let router = tonic::transport::Server::builder()
         .max_concurrent_streams(Some(limits.streams))

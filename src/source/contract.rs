@@ -431,7 +431,22 @@ pub enum Reachability {
     #[default]
     Up,
     /// The source could not be reached.
-    Down,
+    Down {
+        /// Time of the first failed request since the last answer.
+        since: Timestamp,
+    },
+}
+
+impl Reachability {
+    /// The state of two parts of a source together: down since the first of them is down.
+    pub(crate) fn worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Down { since }, Self::Down { since: other }) => {
+                Self::Down { since: since.min(other) }
+            }
+            (down @ Self::Down { .. }, Self::Up) | (Self::Up, down) => down,
+        }
+    }
 }
 
 /// State of a source, or of one of its hosts.

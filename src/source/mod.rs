@@ -11,6 +11,7 @@
 //! destination of the bytes: it writes into a [`Body`], which the cache implements over a block in
 //! shared memory.
 
+mod availability;
 mod blocking;
 mod body;
 mod body_digest;

@@ -96,8 +96,8 @@ pub use request_options::{CellKind, Encoding, Missing, View};
 pub(crate) use schema_message::SchemaMessage;
 pub use schema_metadata::SchemaMetadata;
 pub use status::{
-    ConsumerState, MemoryStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeState,
-    TimeframeStatus,
+    ConfigurationStatus, ConsumerState, MemoryStatus, ReloadRefusal, SessionStatus, SourceState,
+    SourceStatus, Status, TimeframeState, TimeframeStatus,
 };
 pub use table_request::TableRequest;
 pub use timeline_page::{TIMELINE_PAGE_SPANS, TimelinePage, TimelineRequest, TimelineSpan};

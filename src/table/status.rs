@@ -38,6 +38,35 @@ pub struct Status {
     /// Named segments that another program removed or overwrote, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost_segments: Vec<String>,
+    /// The configuration of the service. Left out by a cache without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<ConfigurationStatus>,
+}
+
+/// State of a service's configuration, which it reads again on SIGHUP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationStatus {
+    /// Time at which the configuration in force was read, in milliseconds since the Unix epoch.
+    pub read_ms: i64,
+    /// Number of times it was read again and applied.
+    pub applied: u64,
+    /// Number of times it was refused.
+    pub refused: u64,
+    /// The last reading, if it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<ReloadRefusal>,
+    /// Keys that were changed and take effect after a restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restart: Vec<String>,
+}
+
+/// A configuration that was refused while the service ran. The earlier one stays in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadRefusal {
+    /// Time of the refusal, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    /// The reason.
+    pub reason: String,
 }
 
 /// Use of the memory, in bytes. Objects that are used and not pinned can be evicted.
@@ -159,6 +188,10 @@ pub struct SourceStatus {
     pub url: String,
     /// Availability of the source.
     pub state: SourceState,
+    /// If it is down: time of the first failed request since its last answer, in milliseconds
+    /// since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_since_ms: Option<i64>,
     /// Number of requests sent to it.
     pub requests: u64,
     /// Number of these that failed.

@@ -5,6 +5,7 @@
 mod common;
 
 mod files;
+mod reload;
 mod roles;
 mod secrets;
 mod tls;

@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 
 use iovcache::shm::attach::{Announcement, LineReader};
 
-use crate::common::Service;
+use crate::common::{Service, until};
 use crate::files::{Files, exists};
 
 /// A user and a group that own no file.
@@ -227,6 +227,26 @@ fn the_kernel_identifies_every_process_that_reaches_the_sockets() {
             .output()
             .unwrap();
         assert_eq!(cat.stdout == b"drift", let_in, "{arguments:?} {cat:?}");
+    }
+}
+
+#[test]
+fn a_user_that_the_configuration_lists_is_let_in_after_sighup_and_out_after_another_one() {
+    if !is_root() {
+        return;
+    }
+    let files = Files::new();
+    let text = format!("[[source]]\nurl = \"file://{}\"\n", files.repository().display());
+    let config = files.write("iovcache.toml", &text);
+    let service = Service::start(&["--config", &config, "--socket-mode", "0666"]);
+    open_folder(&service);
+    assert_eq!(status(&service, &[]).status.code(), Some(5));
+    for (lists, code) in [(format!("allow_uids = [{STRANGER}]\n{text}"), 0), (text.clone(), 5)] {
+        files.write("iovcache.toml", &lists);
+        service.signal("HUP");
+        until("the list takes effect", || {
+            (status(&service, &[]).status.code() == Some(code)).then_some(())
+        });
     }
 }
 

@@ -7,6 +7,7 @@
 mod common;
 
 mod errors;
+mod flags;
 mod reference;
 mod shell;
 

@@ -115,7 +115,7 @@ pub fn metrics() -> String {
     let mut text = format!(
         "{MADE}# Metrics\n\n`/metrics` at the http address, in OpenMetrics' text format or Prometheus' older \
          one, as `Accept` asks; names here are OpenMetrics'. A counter's sample has `_total` behind its name, a histogram's `_bucket`, `_sum` and `_count`. Those of \
-         sources have the label `source`, its URL without credentials; no other has a label.\n\n\
+         sources have the label `source`, its URL without credentials. `build_info` has `version`, `local_asks` has `reason`, `config_reloads` has `outcome`; no other has a label.\n\n\
          | name | kind | |\n|---|---|---|\n"
     );
     for (name, (help, kind)) in all {

@@ -20,13 +20,16 @@ async fn a_host_that_is_gone_is_stepped_over() {
     server.upload(Upload::new("A/One", 0, 100).bytes("hello"));
     let url = format!("http://{gone},{}", server.url());
     let source = CcdbSource::new(&url, short()).unwrap();
+    let began = iovcache::Clock::system().wall();
     for _ in 0..10 {
         let version = version_at(&source, "A/One", 50).await;
         assert_eq!(bytes_of(&source, &version).await.unwrap(), b"hello");
     }
     let health = source.health();
     assert_eq!(health[0].url, format!("http://{gone}"));
-    assert_eq!((health[0].state, health[1].state), (Reachability::Down, Reachability::Up));
+    let Reachability::Down { since } = health[0].state else { panic!("{:?}", health[0]) };
+    assert!(began <= since && since <= iovcache::Clock::system().wall(), "{began} {since}");
+    assert_eq!(health[1].state, Reachability::Up);
     assert_eq!(health[0].requests, 1, "the host that answered is asked first then");
     assert_eq!((health[0].failures, health[1].failures), (1, 0));
     assert_eq!(health[1].requests, 12, "a listing, a miss, and the bodies");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Args, Subcommand};
 use iovcache::escape::escape;
 use iovcache::server::{
-    ConfigError, ConfigFault, Document, Section, SectionForm, Settings, ValueOrigin, sections,
+    ConfigError, ConfigFault, Section, SectionForm, Settings, ValueOrigin, sections,
 };
 use serde_json::json;
 
@@ -157,16 +157,16 @@ fn comment(text: &str) -> String {
 
 /// All faults of a file, and values that may be mistakes.
 fn check_file(file: &Path) -> Result<(Vec<ConfigFault>, Vec<String>), Failure> {
-    let text = crate::input::text(file)?;
-    let (document, mut faults) = Document::parse_all(&text, Some(file));
-    let (found_settings, unfit) =
-        Settings::merge_all(Some(&document), Vec::new()).map_err(settings::wrong)?;
-    let found = crate::serve::check(&found_settings);
-    faults.extend(unfit);
-    faults.extend(found.faults.into_iter().map(|(key, reason)| {
-        let line = document.line_of(&key);
-        ConfigFault { key, line, reason }
-    }));
-    faults.sort_by_key(|fault| fault.line);
-    Ok((faults, found.notes))
+    let mut checked = CommandLine::of_file(file).with_faults()?;
+    let mut notes = Vec::new();
+    if !checked.is_unreadable() {
+        let found = serve::check(&checked.settings, &serve::Occasion::Check);
+        notes = found.notes;
+        let document = checked.document.as_ref();
+        for (key, failure) in found.faults {
+            let fault = checked.settings.fault(document, &key, failure.to_string());
+            checked.faults.push(fault);
+        }
+    }
+    Ok((checked.into_faults(), notes))
 }

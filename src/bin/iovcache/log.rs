@@ -27,7 +27,7 @@ const QUEUE_BYTES: usize = 4 << 20;
 /// Time limit for writing the queued log when the process ends.
 const END_LIMIT: Duration = Duration::from_millis(500);
 
-/// Replaces the filter of the log.
+/// Sets the filter of the running log.
 type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
 static FILTER: OnceLock<SetFilter> = OnceLock::new();
 
@@ -84,12 +84,25 @@ fn parse(filter: &str) -> Result<EnvFilter, Failure> {
     EnvFilter::try_new(filter).map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))
 }
 
-/// Replaces the filter of the log.
-pub(crate) fn set_filter(filter: &str) -> Result<(), Failure> {
-    let filter = parse(filter)?;
-    // Unset only before the log begins.
-    let Some(set) = FILTER.get() else { return Ok(()) };
-    set(filter).map_err(|error| Failure::failed(format!("the log filter: {error}")))
+/// A valid filter of the log.
+pub(crate) struct LogFilter(EnvFilter);
+
+impl LogFilter {
+    /// # Errors
+    /// [`Failure`] if `filter` is invalid.
+    pub(crate) fn parse(filter: &str) -> Result<Self, Failure> {
+        parse(filter).map(Self)
+    }
+
+    /// Replaces the filter of the log.
+    ///
+    /// # Errors
+    /// [`Failure`] if the log has ended.
+    pub(crate) fn apply(self) -> Result<(), Failure> {
+        // Unset only before the log begins.
+        let Some(set) = FILTER.get() else { return Ok(()) };
+        set(self.0).map_err(|error| Failure::failed(format!("the log filter: {error}")))
+    }
 }
 
 /// Formats fields as `name=value`, and the message without its name. Each value is escaped: it may

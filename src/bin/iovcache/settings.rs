@@ -7,7 +7,9 @@ use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use iovcache::Coded as _;
-use iovcache::server::{ConfigError, Document, Override, Settings, ValueOrigin, sections};
+use iovcache::server::{
+    ConfigError, ConfigFault, Document, Override, Settings, ValueOrigin, sections,
+};
 
 use crate::failure::Failure;
 use crate::serve::arguments::{Arguments, LogArguments};
@@ -35,9 +37,19 @@ impl CommandLine {
         Ok(Self { file: arguments.config.clone(), said })
     }
 
+    /// A file alone, without options and variables.
+    pub(crate) fn of_file(file: &Path) -> Self {
+        Self { file: Some(file.to_owned()), said: Vec::new() }
+    }
+
     /// Replaces the file.
     pub(crate) fn with_file(self, file: PathBuf) -> Self {
         Self { file: Some(file), ..self }
+    }
+
+    /// The file, if there is one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Reads the file, and overrides it with the options and variables.
@@ -47,6 +59,47 @@ impl CommandLine {
     pub(crate) fn settings(&self) -> Result<Settings, Failure> {
         let document = self.file.as_deref().map(read).transpose()?;
         Settings::merge(document.as_ref(), self.said.clone()).map_err(wrong)
+    }
+
+    /// Like [`settings`](Self::settings), but the valid part of the configuration together with
+    /// its faults.
+    ///
+    /// # Errors
+    /// [`Failure`] if the file cannot be read, or if options cannot be merged with it.
+    pub(crate) fn with_faults(&self) -> Result<CheckedSettings, Failure> {
+        let text = self.file.as_deref().map(crate::input::text).transpose()?;
+        let parsed = text.map(|text| Document::parse_all(&text, self.file.as_deref()));
+        let (document, mut faults) = match parsed {
+            Some((document, faults)) => (Some(document), faults),
+            None => (None, Vec::new()),
+        };
+        let merged = Settings::merge_all(document.as_ref(), self.said.clone());
+        let (settings, unfit) = merged.map_err(wrong)?;
+        faults.extend(unfit);
+        Ok(CheckedSettings { settings, document, faults })
+    }
+}
+
+/// The valid part of a configuration, and its faults.
+#[derive(Debug)]
+pub(crate) struct CheckedSettings {
+    pub(crate) settings: Settings,
+    /// The file, if there is one.
+    pub(crate) document: Option<Document>,
+    pub(crate) faults: Vec<ConfigFault>,
+}
+
+impl CheckedSettings {
+    /// Whether there is a file without any valid value: checks of what it names would mislead.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        let is_empty = self.document.as_ref().is_some_and(Document::is_empty);
+        is_empty && !self.faults.is_empty()
+    }
+
+    /// All faults, sorted by their lines; those without a line last.
+    pub(crate) fn into_faults(mut self) -> Vec<ConfigFault> {
+        self.faults.sort_by_key(|fault| fault.line.unwrap_or(usize::MAX));
+        self.faults
     }
 }
 

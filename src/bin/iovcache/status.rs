@@ -7,11 +7,14 @@ use std::time::Duration;
 use clap::Args;
 use iovcache::client::Client;
 use iovcache::escape::escape;
-use iovcache::table::{SessionStatus, SourceState, SourceStatus, Status, TimeframeStatus};
+use iovcache::table::{
+    ConfigurationStatus, SessionStatus, SourceState, SourceStatus, Status, TimeframeStatus,
+};
 
 use crate::common::{Server, out, show_bytes};
 use crate::failure::Failure;
 use crate::text_chart::gauge;
+use crate::time;
 
 /// Maximum number of timeframes that are shown, the oldest first.
 const MAX_TIMEFRAMES: usize = 8;
@@ -99,6 +102,9 @@ fn write_status(text: &mut String, status: &Status) -> std::fmt::Result {
     for source in &status.sources {
         write_source(text, source)?;
     }
+    if let Some(configuration) = &status.configuration {
+        write_configuration(text, configuration)?;
+    }
     for session in &status.sessions {
         write_session(text, session)?;
     }
@@ -140,11 +146,30 @@ fn write_source(text: &mut String, source: &SourceStatus) -> std::fmt::Result {
         SourceState::Down => "down",
     };
     let (requests, failures) = (source.requests, source.failures);
-    writeln!(
+    write!(
         text,
         "source   {state:<5} {} ({requests} requests, {failures} failed)",
         escape(&source.url)
-    )
+    )?;
+    match source.down_since_ms {
+        Some(since) => writeln!(text, ", down since {}", time::show(since)),
+        None => writeln!(text),
+    }
+}
+
+/// Writes the configuration if it was refused, or if some of its changes need a restart.
+fn write_configuration(text: &mut String, configuration: &ConfigurationStatus) -> std::fmt::Result {
+    if let Some(refusal) = &configuration.refusal {
+        let (at, reason) = (time::show(refusal.at_ms), escape(&refusal.reason));
+        writeln!(text, "config   refused at {at}, the earlier one is in force: {reason}")?;
+    }
+    match &configuration.restart[..] {
+        [] => Ok(()),
+        keys => {
+            let keys = escape(&keys.join(", ")).into_owned();
+            writeln!(text, "config   changes take effect after a restart: {keys}")
+        }
+    }
 }
 
 fn write_session(text: &mut String, session: &SessionStatus) -> std::fmt::Result {

@@ -2,8 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use chrono::{DateTime, NaiveDate, SecondsFormat};
+use chrono::NaiveDate;
 use iovcache::Timestamp;
+pub(crate) use iovcache::time_text::show;
 use iovcache::time_text::{TIME_FORMS, duration_millis};
 
 use crate::common::now;
@@ -71,21 +72,6 @@ pub(crate) fn parse_range(text: &str) -> Result<(i64, i64, Option<i64>), String>
 pub(crate) fn parse_step(text: &str) -> Result<i64, String> {
     let step = text.parse().ok().or_else(|| duration_millis(text));
     step.ok_or_else(|| format!("{text:?} is not a step, expected milliseconds or e.g. 30s"))
-}
-
-/// A time in ISO 8601 in UTC, with milliseconds if they are not zero.
-pub(crate) fn show(millis: i64) -> String {
-    match millis {
-        i64::MIN => "-inf".to_owned(),
-        i64::MAX => "inf".to_owned(),
-        _ => match DateTime::from_timestamp_millis(millis) {
-            // A year of five digits is not an intended date.
-            Some(at) if (-62_167_219_200_000..253_402_300_800_000).contains(&millis) => {
-                at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-            }
-            _ => format!("{millis} ms"),
-        },
-    }
 }
 
 /// Like [`show`], or milliseconds if these are requested (`--ms`).

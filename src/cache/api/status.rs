@@ -188,6 +188,7 @@ impl Cache {
             stale: inner.counters.stale.get(),
             timeframes: self.timeframes(),
             lost_segments: self.lost_segments().iter().map(ToString::to_string).collect(),
+            configuration: None,
             // Counts every pin of every session.
             sessions: in_place(|| {
                 let slots = inner.publisher.as_ref().map(|publisher| publisher.slots());
@@ -199,7 +200,11 @@ impl Cache {
                     url: source.url,
                     state: match source.state {
                         Reachability::Up => SourceState::Up,
-                        Reachability::Down => SourceState::Down,
+                        Reachability::Down { .. } => SourceState::Down,
+                    },
+                    down_since_ms: match source.state {
+                        Reachability::Up => None,
+                        Reachability::Down { since } => Some(since.as_millis()),
                     },
                     requests: source.requests,
                     failures: source.failures,

@@ -104,12 +104,18 @@ impl Peer {
 #[derive(Debug, Clone)]
 pub struct Access(Arc<AccessInner>);
 
-/// The rules of access. The keys can be replaced while requests use them.
+/// The rules of access, which can be replaced while requests use them.
 #[derive(Debug)]
 struct AccessInner {
-    policy: PeerPolicy,
-    keys: ArcSwap<Keys>,
+    rules: ArcSwap<AccessRules>,
     clock: Clock,
+}
+
+/// Listed users and keys. They are replaced together.
+#[derive(Debug)]
+struct AccessRules {
+    policy: PeerPolicy,
+    keys: Keys,
 }
 
 impl Default for Access {
@@ -123,12 +129,27 @@ impl Access {
     /// Admits the users that `policy` lists on the Unix sockets, and requires one of `keys` if
     /// there are any. `clock` decides when keys expire.
     pub fn new(policy: PeerPolicy, keys: Keys, clock: Clock) -> Self {
-        Self(Arc::new(AccessInner { policy, keys: ArcSwap::from_pointee(keys), clock }))
+        let rules = ArcSwap::from_pointee(AccessRules { policy, keys });
+        Self(Arc::new(AccessInner { rules, clock }))
     }
 
-    /// Replaces the keys for all later calls. Running streams are not ended.
-    pub fn set_keys(&self, keys: Keys) {
-        self.0.keys.store(Arc::new(keys));
+    /// Replaces the listed users and the keys by those of `other` for all later calls. Running
+    /// streams are not ended.
+    pub fn replace(&self, other: &Self) {
+        self.0.rules.store(other.0.rules.load_full());
+    }
+
+    /// The listed users of `self` with the keys of `other`.
+    #[must_use]
+    pub fn with_keys_of(&self, other: &Self) -> Self {
+        let (policy, keys) =
+            (self.0.rules.load().policy.clone(), other.0.rules.load().keys.clone());
+        Self::new(policy, keys, self.0.clock.clone())
+    }
+
+    /// Whether there are keys.
+    pub fn has_keys(&self) -> bool {
+        !self.0.rules.load().keys.is_empty()
     }
 
     /// Identifies a client.
@@ -136,10 +157,11 @@ impl Access {
     /// # Errors
     /// [`Denied`].
     pub(crate) fn identify(&self, peer: &Peer, token: Option<&Secret>) -> Result<Identity, Denied> {
-        let keys = self.0.keys.load();
+        let rules = self.0.rules.load();
+        let keys = &rules.keys;
         let (everything, certificate) = match peer {
             Peer::Process(peer) => {
-                if !self.0.policy.admits(peer.uid, &peer.gids) {
+                if !rules.policy.admits(peer.uid, &peer.gids) {
                     let (uid, gids) = (peer.uid, peer.gids.clone());
                     return Err(NotListed { uid, gids }.into());
                 }
@@ -191,12 +213,12 @@ impl Access {
         if is_loopback(address) {
             return Ok(());
         }
-        match (tls, self.0.keys.load().is_empty()) {
-            (true, false) => Ok(()),
+        match (tls, self.has_keys()) {
+            (true, true) => Ok(()),
             (false, _) => {
                 Err(UnprotectedListener { address, missing: "no TLS (--tls-cert, --tls-key)" })
             }
-            (true, true) => Err(UnprotectedListener { address, missing: "no keys (--tokens)" }),
+            (true, false) => Err(UnprotectedListener { address, missing: "no keys (--tokens)" }),
         }
     }
 
@@ -214,7 +236,7 @@ impl Access {
             let missing = "a CCDB that takes changes (--ccdb-writable)";
             return Err(UnprotectedListener { address, missing });
         }
-        let open = is_loopback(address) || self.0.keys.load().is_empty();
+        let open = is_loopback(address) || !self.has_keys();
         let missing = "a CCDB that reads without a key, and this service has keys (--tokens)";
         if open { Ok(()) } else { Err(UnprotectedListener { address, missing }) }
     }
@@ -306,8 +328,12 @@ mod tests {
         let certificates = access(certificate);
         assert!(certificates.identify(&process(100, &[]), None).is_ok());
         assert_eq!(certificates.identify(&remote(None), None), Err(Denied::NoCredentials));
-        both.set_keys(Keys::default());
-        assert!(both.identify(&remote(None), None).is_ok());
+        // Keys and listed users are replaced together.
+        let policy = PeerPolicy { uids: vec![7], gids: vec![] };
+        both.replace(&Access::new(policy, Keys::default(), Clock::system()));
+        assert!(both.identify(&remote(None), None).is_ok() && !both.has_keys());
+        assert!(both.identify(&process(7, &[]), None).is_ok());
+        assert!(both.identify(&process(100, &[]), None).is_err());
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Document {
         (document, faults)
     }
 
+    /// Whether the text has no key at all, or is no TOML.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// The line of a key, or of the key that encloses it if the file does not have it.
     pub fn line_of(&self, key: &str) -> Option<usize> {
         let mut key = key;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::service::{Config, TlsConfig};
 use crate::cache::SlowConsumer;
+use crate::server::units::ByteSize;
 use crate::shm::{SegmentCreation, shmid_of_text};
 
 /// Reason for a key that has an effect only together with a FairMQ session.
@@ -101,6 +102,25 @@ fn check_sources(config: &Config, faults: &mut KeyFaults) {
     }
 }
 
+/// Least memory of a service.
+const LEAST_MEMORY: ByteSize = ByteSize::new(1 << 20);
+/// Least size of a segment.
+const LEAST_SEGMENT: ByteSize = ByteSize::new(64 << 10);
+
+/// Checks the sizes of memory and segments. A region brings its own size.
+fn check_sizes(config: &Config, faults: &mut KeyFaults) {
+    if config.region.is_some() {
+        return;
+    }
+    let sizes =
+        [("memory", config.memory, LEAST_MEMORY), ("segment", config.segment, LEAST_SEGMENT)];
+    for (key, size, least) in sizes {
+        if size < least {
+            faults.add(key, format!("{size} is too little, expected at least {least}"));
+        }
+    }
+}
+
 /// Why a file cannot be the default object of a path.
 fn default_object_fault(file: &Path) -> Option<String> {
     match std::fs::File::open(file).and_then(|file| file.metadata()) {
@@ -124,6 +144,7 @@ impl Config {
     /// Key and reason of each value that is invalid or contradicts another key.
     pub(super) fn faults(&self) -> Vec<(String, String)> {
         let mut faults = KeyFaults::default();
+        check_sizes(self, &mut faults);
         check_run_metadata(self, &mut faults);
         check_fairmq(self, &mut faults);
         check_tls(&self.tls, &mut faults);
@@ -163,6 +184,20 @@ mod tests {
             ..Config::default()
         };
         assert_eq!(keys_at_fault(&config), ["fairmq_session"], "two names of a session");
+    }
+
+    #[test]
+    fn memory_and_segments_have_a_least_size() {
+        let faults = |memory: u64, segment: u64| {
+            let (memory, segment) = (ByteSize::new(memory), ByteSize::new(segment));
+            keys_at_fault(&Config { memory, segment, ..Config::default() })
+        };
+        assert_eq!(faults(1 << 20, 64 << 10), Vec::<String>::new());
+        assert_eq!(faults((1 << 20) - 1, 65_535), ["memory", "segment"]);
+        assert_eq!(faults(0, 0), ["memory", "segment"]);
+        let region = "7=/dev/shm/r".parse().ok();
+        let memory = ByteSize::new(0);
+        assert_eq!(keys_at_fault(&Config { memory, region, ..Config::default() }), [""; 0]);
     }
 
     #[test]

@@ -93,29 +93,30 @@ impl Settings {
             table.insert(name.to_owned(), value);
             origins.insert(key, origin);
         }
-        let fault = |key: &str, reason: String| {
-            let of_file = match origins.get(key) {
-                Some(ValueOrigin::File(_)) | None => file.and_then(|file| file.line_of(key)),
-                Some(_) => None,
-            };
-            let reason = match origins.get(key) {
-                Some(origin @ (ValueOrigin::Environment(_) | ValueOrigin::CommandLine(_))) => {
-                    format!("{reason} ({origin})")
-                }
-                _ => reason,
-            };
-            ConfigFault { key: key.to_owned(), line: of_file, reason }
-        };
         let error = |faults| match file {
             Some(file) => file.error(faults),
             None => ConfigError { file: None, faults },
         };
-        let config: Config = values
-            .try_into()
-            .map_err(|wrong: toml::de::Error| error(vec![fault("", wrong.message().to_owned())]))?;
-        let faults = config.faults().into_iter().map(|(key, reason)| fault(&key, reason));
-        let faults = faults.collect();
-        Ok((Self { config, origins }, faults))
+        let config: Config = values.try_into().map_err(|wrong: toml::de::Error| {
+            let reason = wrong.message().to_owned();
+            error(vec![ConfigFault { key: String::new(), line: None, reason }])
+        })?;
+        let settings = Self { config, origins };
+        let faults = settings.config.faults().into_iter();
+        let faults = faults.map(|(key, reason)| settings.fault(file, &key, reason)).collect();
+        Ok((settings, faults))
+    }
+
+    /// A fault of the value of `key`, with its line in the file, or with the option or variable
+    /// that it comes from.
+    pub fn fault(&self, file: Option<&Document>, key: &str, reason: String) -> ConfigFault {
+        let (line, reason) = match self.origins.get(key) {
+            Some(origin @ (ValueOrigin::Environment(_) | ValueOrigin::CommandLine(_))) => {
+                (None, format!("{reason} ({origin})"))
+            }
+            _ => (file.and_then(|file| file.line_of(key)), reason),
+        };
+        ConfigFault { key: key.to_owned(), line, reason }
     }
 
     /// The origin of the value of `key`.

@@ -25,12 +25,14 @@ use super::super::log::LogWriter;
 use super::super::metrics;
 use super::super::page::{self, Live};
 use super::super::process;
+use super::super::reloads::Reloads;
 use super::exposition::MetricsFormat;
 use super::progress::ProgressBody;
 use super::visitors::{Visitor, Visitors};
 use crate::cache::Cache;
 use crate::escape::escape;
-use crate::source::Reachability;
+use crate::source::{Reachability, SourceHealth};
+use crate::time_text;
 
 /// Maximum concurrent connections, if the descriptors allow it.
 pub(crate) const MAX_CONNECTIONS: usize = 128;
@@ -73,16 +75,17 @@ pub(crate) struct HttpOptions {
     pub(crate) readiness: Readiness,
     /// The log writer, whose lost lines are a metric.
     pub(crate) log: Option<LogWriter>,
+    pub(crate) reloads: Reloads,
     /// Maximum concurrent connections.
     pub(crate) connections: usize,
 }
 
 /// Answers until `stop`.
 pub(crate) async fn serve(listener: TcpListener, options: HttpOptions, stop: CancellationToken) {
-    let HttpOptions { cache, readiness, log, connections } = options;
-    let live = Live::new(cache.clone());
-    let registries = [metrics::registry(cache.clone(), log), process::registry()];
-    let site = Arc::new(HttpPages { cache, registries, readiness, live });
+    let HttpOptions { cache, readiness, log, reloads, connections } = options;
+    let live = Live::new(cache.clone(), reloads.clone());
+    let registries = [metrics::registry(cache.clone(), log, reloads.clone()), process::registry()];
+    let site = Arc::new(HttpPages { cache, registries, readiness, live, reloads });
     let visitors = Visitors::new(connections);
     loop {
         let accepted = tokio::select! {
@@ -139,6 +142,7 @@ struct HttpPages {
     registries: [Registry; 2],
     readiness: Readiness,
     live: Arc<Live>,
+    reloads: Reloads,
 }
 
 impl HttpPages {
@@ -183,13 +187,15 @@ impl HttpPages {
     /// Problems that hinder some requests while the service is ready.
     fn notes(&self) -> Vec<String> {
         let health = self.cache.sources();
-        let down = health.iter().filter(|source| source.state == Reachability::Down);
-        let mut notes: Vec<String> = down
-            .map(|source| {
-                let url = escape(&source.url);
-                format!("note: source {url} does not answer; objects in memory are served")
-            })
-            .collect();
+        let note = |source: &SourceHealth| match source.state {
+            Reachability::Up => None,
+            Reachability::Down { since } => {
+                let (url, since) = (escape(&source.url), time_text::show(since.as_millis()));
+                let what = format!("note: source {url} does not answer since {since}");
+                Some(format!("{what}; objects in memory are served"))
+            }
+        };
+        let mut notes: Vec<String> = health.iter().filter_map(note).collect();
         let memory = self.cache.status().memory;
         if memory.total_bytes > 0 && memory.pinned_bytes > memory.total_bytes / 20 * 19 {
             let (pinned, total) = (memory.pinned_bytes, memory.total_bytes);
@@ -197,6 +203,7 @@ impl HttpPages {
                 "note: {pinned} of {total} bytes of memory are pinned; loads may have to wait"
             ));
         }
+        notes.extend(self.reloads.notes().into_iter().map(|note| format!("note: {note}")));
         notes
     }
 

@@ -20,6 +20,7 @@ use serde::Serialize;
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::cache::{Cache, Snapshot};
+use crate::server::reloads::Reloads;
 
 /// Maximum concurrent listeners.
 const MAX_LISTENERS: usize = 16;
@@ -69,6 +70,8 @@ impl Sample {
 struct Event<'a> {
     sample: &'a Sample,
     snapshot: &'a Snapshot,
+    /// Lines about the configuration, as in `/readyz`.
+    notes: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -84,14 +87,15 @@ struct LatestEvent {
 #[derive(Debug)]
 pub(in crate::server) struct Live {
     cache: Cache,
+    reloads: Reloads,
     places: Arc<Semaphore>,
     drawn: Mutex<LatestEvent>,
 }
 
 impl Live {
-    pub(in crate::server) fn new(cache: Cache) -> Arc<Self> {
+    pub(in crate::server) fn new(cache: Cache, reloads: Reloads) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(MAX_LISTENERS));
-        Arc::new(Self { cache, places, drawn: Mutex::default() })
+        Arc::new(Self { cache, reloads, places, drawn: Mutex::default() })
     }
 
     /// The stream of one listener; `None` if there are too many listeners.
@@ -125,11 +129,11 @@ impl Live {
             return drawn.frame.clone();
         }
         let began = Instant::now();
-        let cache = self.cache.clone();
+        let (cache, notes) = (self.cache.clone(), self.reloads.notes());
         let draw = move || {
             let snapshot = cache.snapshot();
             let sample = Sample::of(&snapshot);
-            let event = Event { sample: &sample, snapshot: &snapshot };
+            let event = Event { sample: &sample, snapshot: &snapshot, notes };
             let text = serde_json::to_string(&event).unwrap_or_default();
             (sample, Bytes::from(format!("data: {text}\n\n")))
         };

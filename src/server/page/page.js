@@ -434,23 +434,26 @@ const utc = (at) => `${new Date(at).toISOString().slice(0, 19).replace("T", " ")
 const attention = {
   // The time of the first occurrence of each condition, by its text without figures.
   since: new Map(),
-  show(snapshot, sample) {
-    const found = this.find(snapshot, sample);
+  show(snapshot, sample, notes) {
+    const found = this.find(snapshot, sample, notes);
     const keys = new Set(found.map(({ key }) => key));
     for (const key of this.since.keys()) if (!keys.has(key)) this.since.delete(key);
     // Samples count from the start of the service; the time of day is this browser's.
     for (const key of keys) if (!this.since.has(key)) this.since.set(key, Date.now());
     byId("attention-time").textContent = utc(Date.now());
-    byId("attention").replaceChildren(...found.map(({ key, state, label, text }) =>
-      make("li", {}, chip(state, label), `${text} `, make("small", {}, `seen since ${utc(this.since.get(key))}`))));
+    byId("attention").replaceChildren(...found.map(({ key, state, label, text, since }) =>
+      make("li", {}, chip(state, label), `${text} `,
+        make("small", {}, since ? `since ${utc(since)}` : `seen since ${utc(this.since.get(key))}`))));
     if (found.length === 0) byId("attention").append(make("li", {}, chip("up", "fine"), "No condition that needs attention."));
     this.facts(snapshot);
   },
-  find(snapshot, sample) {
+  // `since`: the service's own time, where it knows it.
+  find(snapshot, sample, notes) {
     const { memory: all, sources, timeframes } = snapshot, found = [];
-    const add = (state, label, key, text) => found.push({ state, label, key: `${label} ${key}`, text });
+    const add = (state, label, key, text, since = null) => found.push({ state, label, key: `${label} ${key}`, text, since });
+    for (const note of notes) add("waiting", "configuration", note, `${note}.`);
     for (const one of sources) {
-      if (!one.up) add("down", "source down", one.url, `${one.url} does not answer, ${several(one.failures, "failure", "failures")} so far.`);
+      if (!one.up) add("down", "source down", one.url, `${one.url} does not answer, ${several(one.failures, "failure", "failures")} so far.`, one.down_since);
       else if (one.latency_ms > 1000) add("waiting", "slow source", one.url, `${one.url} answers in ${millis(one.latency_ms)}.`);
     }
     const share = all.pinned_bytes / all.total_bytes;
@@ -483,8 +486,8 @@ const attention = {
 
 let last = null;
 let frames = 0;
-const show = (snapshot) => {
-  attention.show(snapshot, rates.samples.at(-1));
+const show = (snapshot, notes) => {
+  attention.show(snapshot, rates.samples.at(-1), notes);
   header(snapshot); memory(snapshot); rates.show(); timeline.show(snapshot); segments.show(snapshot); lists(snapshot);
   frames += 1;
   document.body.dataset.frames = frames;
@@ -493,15 +496,15 @@ const link = (state, label) => { byId("link").dataset.state = state; byId("link"
 const events = new EventSource("/events");
 events.addEventListener("history", (event) => { for (const sample of JSON.parse(event.data)) rates.add(sample); });
 events.addEventListener("message", (event) => {
-  const { sample, snapshot } = JSON.parse(event.data);
+  const { sample, snapshot, notes } = JSON.parse(event.data);
   // Another instance restarts the counters.
-  if (last && last.epoch !== snapshot.epoch) rates.samples = [];
-  last = snapshot;
+  if (last && last.snapshot.epoch !== snapshot.epoch) rates.samples = [];
+  last = { snapshot, notes };
   rates.add(sample);
   link("live", "live");
-  show(snapshot);
+  show(snapshot, notes);
 });
 events.addEventListener("error", () => link("lost", "no answer, trying again"));
 const again = () => { if (last) { timeline.draw(); segments.draw(); } };
 window.addEventListener("resize", again);
-window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (last) show(last); });
+window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (last) show(last.snapshot, last.notes); });

@@ -9,7 +9,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
 use super::options::CcdbOptions;
-use crate::source::{Reachability, SourceHealth};
+use crate::source::SourceHealth;
+use crate::source::availability::Availability;
 use crate::sync::{Mutex, MutexGuard};
 use crate::telemetry::Histogram;
 
@@ -77,6 +78,7 @@ pub(super) struct CcdbHost {
     pub(super) look_ups: Bulkhead,
     pub(super) bodies: Bulkhead,
     breaker: Mutex<Breaker>,
+    availability: Availability,
     requests: AtomicU64,
     failures: AtomicU64,
     latency: Histogram,
@@ -98,6 +100,7 @@ impl CcdbHost {
                 in_a_row: 0,
                 open_until: None,
             }),
+            availability: Availability::default(),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             latency: Histogram::default(),
@@ -141,19 +144,19 @@ impl CcdbHost {
     /// Records that the server is reachable: it sent some answer.
     pub(super) fn connected(&self) {
         self.breaker().connected();
+        self.availability.answered();
     }
 
     /// Records a refused or timed-out connection. No other failure counts against the host.
     pub(super) fn refused(&self) {
         self.breaker().refused(Instant::now());
+        self.availability.failed();
     }
 
     pub(super) fn health(&self) -> SourceHealth {
-        let state =
-            if self.breaker().in_a_row == 0 { Reachability::Up } else { Reachability::Down };
         SourceHealth {
             url: self.address.label(),
-            state,
+            state: self.availability.state(),
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             latency: self.latency.timing(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -16,10 +16,10 @@ use super::store::StoreRepository;
 use super::store_change;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::source::availability::Availability;
 use crate::source::{
     Body, Change, ChangeListener, Changed, Details, Knowledge, PageKey, PathParts, PathSummary,
-    Reachability, Source, SourceError, SourceHealth, UploadBytes, VersionPage, WriteTarget,
-    in_place,
+    Source, SourceError, SourceHealth, UploadBytes, VersionPage, WriteTarget, in_place,
 };
 use crate::telemetry::Histogram;
 
@@ -54,7 +54,7 @@ pub struct RepositorySource {
     requests: AtomicU64,
     failures: AtomicU64,
     latency: Histogram,
-    down: AtomicBool,
+    availability: Availability,
 }
 
 impl RepositorySource {
@@ -80,7 +80,7 @@ impl RepositorySource {
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             latency: Histogram::default(),
-            down: AtomicBool::new(false),
+            availability: Availability::default(),
         }
     }
 
@@ -88,9 +88,11 @@ impl RepositorySource {
     fn note<T>(&self, began: Instant, answer: Result<T, SourceError>) -> Result<T, SourceError> {
         self.latency.observe(began.elapsed());
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let down = matches!(answer, Err(SourceError::Down { .. }));
         self.failures.fetch_add(u64::from(answer.is_err()), Ordering::Relaxed);
-        self.down.store(down, Ordering::Relaxed);
+        match answer {
+            Err(SourceError::Down { .. }) => self.availability.failed(),
+            _ => self.availability.answered(),
+        }
         answer
     }
 }
@@ -250,10 +252,7 @@ impl Source for RepositorySource {
     fn health(&self) -> Vec<SourceHealth> {
         vec![SourceHealth {
             url: self.url().to_owned(),
-            state: match self.down.load(Ordering::Relaxed) {
-                true => Reachability::Down,
-                false => Reachability::Up,
-            },
+            state: self.availability.state(),
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             latency: self.latency.timing(),

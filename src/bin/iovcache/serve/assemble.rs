@@ -131,6 +131,16 @@ fn memory(config: &Config) -> Result<PoolOptions, Failure> {
     })
 }
 
+/// Checks that there is a source.
+pub(super) fn check_sources(config: &Config) -> Result<(), Failure> {
+    match config.sources.is_empty() {
+        true => {
+            Err(Failure::usage("no source: give --source file:///folder, or name one in --config"))
+        }
+        false => Ok(()),
+    }
+}
+
 /// The sources in order, each limited to its paths; a single source needs no chain.
 fn source(config: &Config) -> Result<Arc<dyn Source>, Failure> {
     let refresh = config.refresh.map(TimeSpan::duration);
@@ -147,10 +157,8 @@ fn source(config: &Config) -> Result<Arc<dyn Source>, Failure> {
         let to = to.unwrap_or_else(|| path.clone());
         remaps.push(Remap { path, to, source });
     }
+    check_sources(config)?;
     match &links[..] {
-        [] => {
-            Err(Failure::usage("no source: give --source file:///folder, or name one in --config"))
-        }
         [only] if only.prefixes.is_empty() && remaps.is_empty() => Ok(Arc::clone(&only.source)),
         _ => Ok(Arc::new(ChainSource::new(links, remaps))),
     }

@@ -1,45 +1,107 @@
 //! Checks beyond the text of a configuration: files, folders and ports.
 
-use std::io;
+use std::fmt;
+use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use iovcache::server::{Config, Settings, ValueOrigin};
+use iovcache::server::{Config, ConfigError, ListenError, Settings, ValueOrigin};
 use rustix::fs::{FlockOperation, flock};
 
 use super::access::AccessFiles;
+use super::assemble;
 use crate::common::show_bytes;
+use crate::failure::Failure;
+use crate::settings::CommandLine;
 
 /// The result of a check.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     /// Key and reason of each fault that keeps a service from starting.
-    pub(crate) faults: Vec<(String, String)>,
+    pub(crate) faults: Vec<(String, Failure)>,
     /// Observations that may be intended.
     pub(crate) notes: Vec<String>,
 }
 
 impl Findings {
-    fn fault(&mut self, key: impl Into<String>, reason: impl ToString) {
-        self.faults.push((key.into(), reason.to_string()));
+    fn fault(&mut self, key: impl Into<String>, reason: impl Into<Failure>) {
+        self.faults.push((key.into(), reason.into()));
+    }
+
+    /// A fault with the exit status of an invalid argument.
+    fn wrong(&mut self, key: impl Into<String>, reason: impl fmt::Display) {
+        self.fault(key, Failure::usage(reason));
+    }
+
+    /// A fault of a file, with the exit status that the error stands for.
+    fn file(&mut self, key: impl Into<String>, file: &Path, error: io::Error) {
+        self.fault(key, Failure::io(file.display(), error));
     }
 }
 
+/// When a configuration is checked.
+#[derive(Debug)]
+pub(crate) enum Occasion {
+    /// On request: a service may run with it, and sources may come from the command line.
+    Check,
+    /// At the start of the service, with the names of the sockets that are passed to it.
+    Start(Vec<String>),
+}
+
+/// The settings with which the service starts.
+///
+/// # Errors
+/// All faults together: of the text, and of the files, folders and ports that it names. A single one
+/// has the exit status that it has anywhere.
+pub(super) fn settings_to_start(
+    given: &CommandLine,
+    passed_sockets: Vec<String>,
+) -> Result<Settings, Failure> {
+    let mut checked = given.with_faults()?;
+    let found = match checked.is_unreadable() {
+        true => Findings::default(),
+        false => check(&checked.settings, &Occasion::Start(passed_sockets)),
+    };
+    let mut faults = found.faults;
+    if checked.faults.is_empty() && faults.len() <= 1 {
+        return match faults.pop() {
+            None => Ok(checked.settings),
+            Some((_, failure)) => Err(failure),
+        };
+    }
+    for (key, failure) in faults {
+        // Sources with a fault of their own are no missing sources.
+        if key != "source" || !checked.faults.iter().any(|fault| fault.key.starts_with("source")) {
+            let document = checked.document.as_ref();
+            let fault = checked.settings.fault(document, &key, failure.to_string());
+            checked.faults.push(fault);
+        }
+    }
+    let file = given.file().map(Path::to_owned);
+    Err(crate::settings::wrong(ConfigError { file, faults: checked.into_faults() }))
+}
+
 /// Checks everything that a configuration names on this node.
-pub(crate) fn check(settings: &Settings) -> Findings {
+pub(crate) fn check(settings: &Settings, occasion: &Occasion) -> Findings {
     let config = &settings.config;
     let mut found = Findings::default();
     let is_default = *settings.origin("segment") == ValueOrigin::Default;
     if !is_default && config.segment > config.memory {
         let (segment, memory) = (config.segment, config.memory);
-        found.fault("segment", format!("a segment of {segment} is larger than memory, {memory}"));
+        found.wrong(
+            "segment",
+            format_args!("a segment of {segment} is larger than memory, {memory}"),
+        );
     }
-    memory(config, &mut found);
+    // The service says so in its log.
+    if let Occasion::Check = occasion {
+        memory(config, &mut found);
+    }
     access(config, &mut found);
-    sources(config, &mut found);
-    folders(config, &mut found);
-    ports(config, &mut found);
+    sources(config, occasion, &mut found);
+    folders(config, occasion, &mut found);
+    ports(config, occasion, &mut found);
     found
 }
 
@@ -82,10 +144,18 @@ fn access(config: &Config, found: &mut Findings) {
     }
 }
 
-fn sources(config: &Config, found: &mut Findings) {
-    if config.sources.is_empty() {
-        let note = "no [[source]]: `serve` needs one on its command line (--source)";
-        found.notes.push(note.to_owned());
+fn sources(config: &Config, occasion: &Occasion, found: &mut Findings) {
+    match occasion {
+        Occasion::Check if config.sources.is_empty() => {
+            let note = "no [[source]]: `serve` needs one on its command line (--source)";
+            found.notes.push(note.to_owned());
+        }
+        Occasion::Check => {}
+        Occasion::Start(_) => {
+            if let Err(failure) = assemble::check_sources(config) {
+                found.fault("source", failure);
+            }
+        }
     }
     let named = config.sources.iter().map(|source| Some(&source.url)).enumerate();
     let named = named.map(|(index, url)| (format!("source[{index}].url"), url));
@@ -93,48 +163,52 @@ fn sources(config: &Config, found: &mut Findings) {
     let remapped = remapped.map(|(index, url)| (format!("remap[{index}].source"), url));
     for (key, url) in named.chain(remapped) {
         let Some(folder) = url.and_then(|url| url.strip_prefix("file://")) else { continue };
-        let reason = match std::fs::metadata(folder) {
-            Ok(metadata) if metadata.is_dir() => continue,
-            Ok(_) => "it is not a folder".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        found.fault(key, format!("{folder}: {reason}"));
+        match std::fs::metadata(folder) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => found.wrong(key, format_args!("{folder}: it is not a folder")),
+            Err(error) => found.file(key, Path::new(folder), error),
+        }
     }
 }
 
-fn folders(config: &Config, found: &mut Findings) {
+fn folders(config: &Config, occasion: &Occasion, found: &mut Findings) {
     if let Some(disk) = &config.disk
         && let Err(error) = usable(disk)
     {
-        found.fault("disk", format!("{}: {error}", disk.display()));
+        found.file("disk", disk, error);
     }
     if let Some(socket) = &config.socket {
-        match usable(socket) {
-            Err(error) => found.fault("socket", format!("{}: {error}", socket.display())),
-            Ok(Some(mode)) if mode & 0o002 != 0 => {
-                let reason = "every user can write it; use a folder of the service's own";
-                found.fault("socket", format!("{}: {reason}", socket.display()));
-            }
-            Ok(_) => {}
-        }
-        let longest = socket.join("flight.sock").as_os_str().len();
-        if longest > 107 {
-            let reason =
-                format!("its sockets' paths have {longest} bytes, at most 107 are possible");
-            found.fault("socket", format!("{}: {reason}", socket.display()));
-        }
+        socket_folder(socket, occasion, found);
     }
     // A name without a slash is looked up in PATH.
     let program = config.fairmq_register.as_ref();
     if let Some(program) = program.filter(|program| program.components().count() > 1)
         && let Err(error) = rustix::fs::access(program, rustix::fs::Access::EXEC_OK)
     {
-        found.fault("fairmq_register", format!("{}: {error}", program.display()));
+        found.file("fairmq_register", program, error.into());
     }
     if let Some(region) = &config.region
         && let Err(error) = std::fs::metadata(&region.path)
     {
-        found.fault("region", format!("{}: {error}", region.path.display()));
+        found.file("region", &region.path, error);
+    }
+}
+
+fn socket_folder(folder: &Path, occasion: &Occasion, found: &mut Findings) {
+    match usable(folder) {
+        Err(error) => found.file("socket", folder, error),
+        Ok(Some(mode)) if mode & 0o002 != 0 => {
+            found.fault("socket", ListenError::Open { folder: folder.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    let path = folder.join("flight.sock");
+    let got = path.as_os_str().len();
+    if got > 107 {
+        found.fault("socket", ListenError::TooLong { path, got });
+    }
+    if let (Occasion::Start(_), Some(pid)) = (occasion, owner(folder)) {
+        found.fault("socket", ListenError::Taken { folder: folder.to_owned(), pid });
     }
 }
 
@@ -158,7 +232,7 @@ fn usable(folder: &Path) -> io::Result<Option<u32>> {
     }
 }
 
-fn ports(config: &Config, found: &mut Findings) {
+fn ports(config: &Config, occasion: &Occasion, found: &mut Findings) {
     let all = [
         ("listen", Some(config.listen)),
         ("http", Some(config.http())),
@@ -168,10 +242,18 @@ fn ports(config: &Config, found: &mut Findings) {
         .into_iter()
         .filter_map(|(key, address)| Some((key, address.filter(|address| address.port() != 0)?)))
         .collect();
-    let runs = config.socket.as_deref().is_some_and(is_served);
+    let (runs, passed) = match occasion {
+        Occasion::Check => (config.socket.as_deref().and_then(owner).is_some(), &[][..]),
+        Occasion::Start(passed) => (false, &passed[..]),
+    };
     for (index, (key, address)) in all.iter().enumerate() {
-        if let Some((other, _)) = all[..index].iter().find(|(_, earlier)| earlier == address) {
-            found.fault(*key, format!("{address} is the address of {other} too"));
+        let name = socket_name(key);
+        if passed.iter().any(|passed| passed == name) {
+            continue;
+        }
+        if let Some((other, _)) = all[..index].iter().find(|(_, earlier)| overlap(earlier, address))
+        {
+            found.wrong(*key, format_args!("{address} is the address of {other} too"));
             continue;
         }
         let Err(error) = TcpListener::bind(address) else { continue };
@@ -179,13 +261,49 @@ fn ports(config: &Config, found: &mut Findings) {
             io::ErrorKind::AddrInUse if runs => {
                 found.notes.push(format!("{key}: {address} is in use; the service runs"));
             }
-            _ => found.fault(*key, format!("cannot listen on {address}: {error}")),
+            _ => found.fault(*key, ListenError::Tcp { address: *address, error }),
         }
     }
 }
 
-/// Whether a running service has its sockets in this folder.
-fn is_served(folder: &Path) -> bool {
-    let lock = std::fs::File::open(folder.join("lock"));
-    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+/// The name of a passed socket in place of this address.
+fn socket_name(key: &str) -> &str {
+    match key {
+        "listen" => "flight",
+        "ccdb_server.listen" => "ccdb",
+        key => key,
+    }
+}
+
+/// Whether two addresses cannot be listened on at the same time: one port, and one IP address or
+/// all of them.
+fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let same_ip =
+        one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && same_ip
+}
+
+/// The process id of a running service that has its sockets in this folder.
+fn owner(folder: &Path) -> Option<String> {
+    let mut lock = std::fs::File::open(folder.join("lock")).ok()?;
+    flock(&lock, FlockOperation::NonBlockingLockShared).err()?;
+    let mut pid = String::new();
+    // A lock without a readable process id is taken all the same.
+    let _ = lock.read_to_string(&mut pid);
+    Some(pid.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_overlap_if_one_is_all_of_a_node() {
+        let overlap = |one: &str, other: &str| {
+            overlap(&one.parse::<SocketAddr>().unwrap(), &other.parse().unwrap())
+        };
+        assert!(overlap("127.0.0.1:5", "127.0.0.1:5") && overlap("0.0.0.0:5", "127.0.0.1:5"));
+        assert!(overlap("127.0.0.1:5", "[::]:5"));
+        assert!(!overlap("127.0.0.1:5", "127.0.0.2:5") && !overlap("0.0.0.0:5", "127.0.0.1:6"));
+    }
 }

@@ -35,6 +35,45 @@ pub(crate) struct RegisterError {
 
 coded! { RegisterError => Unavailable 8030 }
 
+/// Named segments of a running service: registered, watched, and removed from FairMQ's registry at
+/// the end.
+#[derive(Debug)]
+pub(crate) struct NamedSegments {
+    registrar: Option<Arc<Registrar>>,
+    /// `None` if the segments have no names of FairMQ.
+    cache: Option<Cache>,
+}
+
+impl NamedSegments {
+    /// Registers the segments of `cache`. If they have names, watches these, and with `renew` makes
+    /// lost ones anew. Must be called within the runtime.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    pub(crate) async fn start(
+        cache: &Cache,
+        is_named: bool,
+        registrar: Option<Arc<Registrar>>,
+        renew: bool,
+    ) -> Result<Self, RegisterError> {
+        if let Some(registrar) = &registrar {
+            registrar.register(cache).await?;
+        }
+        let cache = is_named.then(|| cache.clone());
+        if let Some(cache) = cache.clone() {
+            tokio::spawn(keep_names(cache, registrar.clone(), renew));
+        }
+        Ok(Self { registrar, cache })
+    }
+
+    /// Removes the segments from FairMQ's registry. They live until then.
+    pub(crate) async fn end(self) {
+        if let (Some(registrar), Some(cache)) = (self.registrar, &self.cache) {
+            registrar.unregister(cache).await;
+        }
+    }
+}
+
 /// The program that registers segments with FairMQ, for one session.
 #[derive(Debug)]
 pub(crate) struct Registrar {
@@ -135,7 +174,7 @@ fn numbers(cache: &Cache) -> Vec<String> {
 }
 
 /// Watches that the names of the segments stay; with `is_renewed`, lost segments are made anew.
-pub(crate) async fn keep_names(cache: Cache, registrar: Option<Arc<Registrar>>, is_renewed: bool) {
+async fn keep_names(cache: Cache, registrar: Option<Arc<Registrar>>, is_renewed: bool) {
     match is_renewed {
         true => renew_names(cache, registrar).await,
         false => watch_names(cache).await,

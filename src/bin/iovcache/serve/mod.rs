@@ -12,18 +12,19 @@ mod assemble;
 mod check;
 mod fairmq;
 mod ready;
+mod reload;
 mod signals;
 mod system;
 mod systemd;
 
-use std::os::fd::OwnedFd;
-
 use iovcache::cache::Inheritance;
-use iovcache::server::{Access, Config, Listeners};
+use iovcache::server::Listeners;
 
 pub(crate) use self::arguments::{Arguments, LogArguments};
-pub(crate) use self::check::check;
+pub(crate) use self::check::{Occasion, check};
+use self::fairmq::NamedSegments;
 use self::ready::Ready;
+use self::reload::Reloader;
 use self::signals::Signals;
 use self::system::{compare_memory, open_many_files, share_descriptors};
 use self::systemd::Notifier;
@@ -31,29 +32,30 @@ use crate::failure::Failure;
 use crate::settings::CommandLine;
 
 pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
-    let config = given.settings()?.config;
+    // Before anything else: until then SIGHUP would end the process.
+    let hangup = signals::hangup()?;
+    // Listening sockets, and the descriptors that a predecessor left.
+    let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
+    // Checked before anything is bound or loaded, so that all refusals are reported at once.
+    let passed = sockets.iter().map(|(name, _)| name.clone()).collect();
+    let config = check::settings_to_start(given, passed)?.config;
     let log = crate::log::begin_queued(&config.log, config.log_format)?;
     crate::threads::start_blocking_threads().await;
     let notifier = Notifier::from_environment();
-    // Checked before anything is bound or loaded, so that a refusal is reported at once.
     let mut options = assemble::serve_options(&config, log)?;
     open_many_files();
     compare_memory(config.memory.bytes());
     iovcache::server::silence_decode_panics();
-    // Listening sockets, and the descriptors that a predecessor left.
-    let (inheritance, sockets) = Inheritance::of(iovcache::shm::inherited_files());
     let (cache, registration) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
-    let listeners = listeners(&config, &options.access, sockets).await?;
+    let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;
+    let exposure = listeners.exposure();
+    if !config.insecure {
+        exposure.check(&options.access, config.ccdb_server.writable)?;
+    }
     share_descriptors(&config, &mut options);
+    let is_named = registration.is_some();
     let registrar = assemble::registrar(&config);
-    if let Some(registrar) = &registrar {
-        registrar.register(&cache).await?;
-    }
-    // Held until the segments are removed from FairMQ's registry.
-    let named = registration.is_some().then(|| cache.clone());
-    if let Some(cache) = named.clone() {
-        tokio::spawn(fairmq::keep_names(cache, registrar.clone(), config.fairmq_renew));
-    }
+    let names = NamedSegments::start(&cache, is_named, registrar, config.fairmq_renew).await?;
     let ready = Ready::new(&config, &cache, &listeners, registration);
     let (signals, hurry) = (Signals::listen()?, options.hurry.clone());
     let shutdown = async {
@@ -67,29 +69,10 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
         ready.tell();
         notifier.tell("READY=1");
     };
-    let (access, tls) = (options.access.clone(), options.tls.clone());
-    // Installed early: until then SIGHUP would end the process.
-    let hangup = signals::hangup()?;
-    tokio::spawn(access::reload_on_hangup(hangup, given.clone(), config, access, tls));
+    let reloader = Reloader::new(given.clone(), config, &options, exposure);
+    tokio::spawn(reloader.run(hangup));
     let served = iovcache::server::run(listeners, cache, options, shutdown, tell).await;
-    if let (Some(registrar), Some(cache)) = (registrar, &named) {
-        registrar.unregister(cache).await;
-    }
-    drop(named);
+    names.end().await;
     notifier.flush().await;
     Ok(served?)
-}
-
-/// Binds the sockets. Those that are open to other nodes need access control, unless the
-/// configuration allows insecure ones.
-async fn listeners(
-    config: &Config,
-    access: &Access,
-    sockets: Vec<(String, OwnedFd)>,
-) -> Result<Listeners, Failure> {
-    let listeners = Listeners::bind_with(&assemble::listen_options(config), sockets).await?;
-    if !config.insecure {
-        listeners.check_exposed(access)?;
-    }
-    Ok(listeners)
 }

@@ -80,6 +80,8 @@ pub struct SourceSnapshot {
     pub url: String,
     /// Whether it is reachable.
     pub up: bool,
+    /// If not: time of the first failed request since its last answer, in milliseconds.
+    pub down_since: Option<i64>,
     /// Number of requests.
     pub requests: u64,
     /// Number of failed requests.
@@ -103,6 +105,10 @@ impl From<SourceHealth> for SourceSnapshot {
     fn from(source: SourceHealth) -> Self {
         Self {
             up: source.state == Reachability::Up,
+            down_since: match source.state {
+                Reachability::Up => None,
+                Reachability::Down { since } => Some(since.as_millis()),
+            },
             requests: source.requests,
             failures: source.failures,
             latency_ms: source.latency.recent.map(millis),
