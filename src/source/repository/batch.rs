@@ -29,7 +29,8 @@ use super::entry::{self, PROPERTIES};
 use super::folder::{LOCAL_SLACK, PathFolder, read_all, read_properties, stamp_of};
 use super::index::{FOLDER, IndexRow, IndexWriter, row_of};
 use super::writer::{
-    Durability, NewVersion, RepositoryError, RepositoryWriter, Stored, compared, failed,
+    Durability, NewVersion, RepositoryError, RepositoryWriter, Stored, UploadFacts, compared,
+    failed,
 };
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
 
@@ -80,7 +81,8 @@ impl RepositoryWriter {
         file: &Path,
     ) -> Result<Stage, RepositoryError> {
         let mut opened = File::open(file).map_err(failed(file))?;
-        let staged = stage(&self.root, self.durability, version, expected, &mut opened);
+        let new = NewBytes { version, facts: &UploadFacts::default(), expected };
+        let staged = stage(&self.root, self.durability, &new, &mut opened);
         staged.map_err(|error| error.of_file(file))
     }
 
@@ -107,8 +109,19 @@ impl RepositoryWriter {
         version: &NewVersion,
         bytes: &mut dyn Read,
     ) -> Result<Stored, RepositoryError> {
+        self.put_described(version, &UploadFacts::default(), bytes)
+    }
+
+    /// Like [`put`](Self::put), with the facts about an upload.
+    pub(super) fn put_described(
+        &self,
+        version: &NewVersion,
+        facts: &UploadFacts,
+        bytes: &mut dyn Read,
+    ) -> Result<Stored, RepositoryError> {
         let mut batch = Batch::single(self);
-        let stored = batch.put(version, bytes)?;
+        let stage = stage(&self.root, self.durability, &NewBytes::new(version, facts), bytes)?;
+        let stored = batch.take(stage)?;
         batch.commit()?;
         Ok(stored)
     }
@@ -145,8 +158,9 @@ impl<'a> Batch<'a> {
         version: &NewVersion,
         bytes: &mut dyn Read,
     ) -> Result<Stored, RepositoryError> {
-        let stage = stage(&self.writer.root, self.writer.durability, version, None, bytes)?;
-        self.take(stage)
+        let facts = UploadFacts::default();
+        let new = NewBytes::new(version, &facts);
+        self.take(stage(&self.writer.root, self.writer.durability, &new, bytes)?)
     }
 
     /// Stages a version with the bytes of a file.
@@ -254,18 +268,32 @@ fn append_to_index(
     writer.append(rows)
 }
 
+/// A version to be staged.
+pub(super) struct NewBytes<'a> {
+    version: &'a NewVersion,
+    facts: &'a UploadFacts,
+    /// Size and MD5 of its bytes, if known.
+    expected: Option<(u64, Md5Sum)>,
+}
+
+impl<'a> NewBytes<'a> {
+    fn new(version: &'a NewVersion, facts: &'a UploadFacts) -> Self {
+        Self { version, facts, expected: None }
+    }
+}
+
 /// Writes bytes and properties of a version under names that readers ignore. If a stored version
-/// has the `expected` size and MD5, nothing is read.
+/// has the expected size and MD5, nothing is read.
 ///
 /// # Errors
 /// [`RepositoryError`].
 pub(super) fn stage(
     root: &Root,
     durability: Durability,
-    version: &NewVersion,
-    expected: Option<(u64, Md5Sum)>,
+    new: &NewBytes<'_>,
     bytes: &mut dyn Read,
 ) -> Result<Stage, RepositoryError> {
+    let NewBytes { version, facts, expected } = *new;
     version.check_keys()?;
     let name = format!("{}/{}", version.path, version.validity.from());
     let folder = make_folder(root, &name).map_err(failed(&root.path().join(&name)))?;
@@ -291,7 +319,7 @@ pub(super) fn stage(
     }
     crash_point("bytes-staged");
     let mut properties = UnfinishedFile::new(root, &name, &folder)?;
-    properties.write(&version.properties(&info, md5).to_bytes())?;
+    properties.write(&version.properties(&info, md5, facts).to_bytes())?;
     let given_id = version.id.as_deref().is_some_and(|id| ObjectId::parse(id).is_some());
     let (blob, properties) = (blob.close(each)?, properties.close(each)?);
     let root = root.clone();
