@@ -33,6 +33,7 @@ use super::writer::{
     failed,
 };
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::source::Details;
 
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -58,11 +59,12 @@ pub(in crate::source) struct StagedBatch {
     blob: String,
     properties: String,
     published: bool,
+    details: Details,
 }
 
 /// Result of staging.
 pub(in crate::source) enum Stage {
-    New(StagedBatch),
+    New(Box<StagedBatch>),
     /// An identical version is already stored.
     There(ObjectInfo),
 }
@@ -182,7 +184,7 @@ impl<'a> Batch<'a> {
     pub(in crate::source) fn take(&mut self, stage: Stage) -> Result<Stored, RepositoryError> {
         let staged = match stage {
             Stage::There(info) => return Ok(Stored { info, new: false }),
-            Stage::New(staged) => staged,
+            Stage::New(staged) => *staged,
         };
         let info = staged.info.clone();
         let key = (info.path.clone(), info.id);
@@ -228,7 +230,8 @@ impl<'a> Batch<'a> {
             }
         }
         drop(ids);
-        let infos = self.staged.iter().map(|staged| staged.info.clone()).zip(stamped);
+        let described = |staged: &StagedBatch| (staged.info.clone(), staged.details.clone());
+        let infos = self.staged.iter().map(described).zip(stamped);
         crash_point("batch-published");
         let has_index = || root.folder(FOLDER).is_ok();
         if (self.begins_index || has_index())
@@ -251,11 +254,11 @@ fn sync_all(root: &Root) -> Result<(), RepositoryError> {
 /// Adds the versions of a batch to the index, each with the stamp of its files.
 fn append_to_index(
     root: &Root,
-    versions: impl Iterator<Item = (ObjectInfo, u64)>,
+    versions: impl Iterator<Item = ((ObjectInfo, Details), u64)>,
 ) -> io::Result<()> {
-    let mut by_path: BTreeMap<ObjectPath, Vec<(ObjectInfo, u64)>> = BTreeMap::new();
-    for (info, stamp) in versions {
-        by_path.entry(info.path.clone()).or_default().push((info, stamp));
+    let mut by_path: BTreeMap<ObjectPath, Vec<_>> = BTreeMap::new();
+    for ((info, details), stamp) in versions {
+        by_path.entry(info.path.clone()).or_default().push((info, details, stamp));
     }
     let writer = IndexWriter::lock(root)?;
     let mut rows: Vec<IndexRow> = Vec::new();
@@ -263,7 +266,10 @@ fn append_to_index(
         let folder = PathFolder::open(root, &path)?;
         let listed = folder.map_or(0, |folder| folder.stamp.changed_nanos);
         let name: Arc<str> = path.as_str().into();
-        rows.extend(versions.into_iter().map(|(info, stamp)| row_of(&name, info, stamp, listed)));
+        rows.extend(versions.into_iter().map(|(info, details, stamp)| IndexRow {
+            details: Some(details),
+            ..row_of(&name, info, stamp, listed)
+        }));
     }
     writer.append(rows)
 }
@@ -319,11 +325,12 @@ pub(super) fn stage(
     }
     crash_point("bytes-staged");
     let mut properties = UnfinishedFile::new(root, &name, &folder)?;
-    properties.write(&version.properties(&info, md5, facts).to_bytes())?;
+    let contents = version.properties(&info, md5, facts);
+    properties.write(&contents.to_bytes())?;
     let given_id = version.id.as_deref().is_some_and(|id| ObjectId::parse(id).is_some());
     let (blob, properties) = (blob.close(each)?, properties.close(each)?);
     let root = root.clone();
-    Ok(Stage::New(StagedBatch {
+    Ok(Stage::New(Box::new(StagedBatch {
         info,
         given_id,
         folder: name,
@@ -331,7 +338,8 @@ pub(super) fn stage(
         blob,
         properties,
         published: false,
-    }))
+        details: entry::details(&contents),
+    })))
 }
 
 /// Opens a folder beneath the root, and creates the missing parts. Links are not followed.

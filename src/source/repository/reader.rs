@@ -223,9 +223,7 @@ impl Source for RepositorySource {
 
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
         match &self.place {
-            RepositoryPlace::Local(local) => {
-                Some(in_place(|| change::details(local.folder(), version)))
-            }
+            RepositoryPlace::Local(local) => Some(in_place(|| local.details(version))),
             RepositoryPlace::Store(store) => store.known_details(version),
         }
     }
