@@ -335,3 +335,87 @@ async fn a_service_serves_what_is_put_long_before_its_refresh() {
         }
     }
 }
+
+/// The versions of the path, in order.
+async fn versions(source: &dyn Source) -> Vec<Arc<ObjectInfo>> {
+    let query = Query::all(ObjectPath::new(PATH).unwrap());
+    source.list_page(&query, None, usize::MAX).await.unwrap().versions
+}
+
+fn properties_of(root: &Path, version: &ObjectInfo) -> std::path::PathBuf {
+    let folder = root.join(PATH).join(version.validity.from().to_string());
+    folder.join(format!("{}.properties", version.id))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn facts_about_many_uploads_come_from_the_index_and_need_no_file_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let writer = RepositoryWriter::new(root).unwrap().with_durability(Durability::Batch);
+    // Several files of the index.
+    for part in 0..3 {
+        let mut batch = writer.batch();
+        for n in part * 1_000..(part + 1) * 1_000 {
+            let file_name = format!("{n}.root");
+            let version = NewVersion { file_name, ..new_version(PATH, n, n + 10, n) };
+            batch.put(&version, &mut &n.to_le_bytes()[..]).unwrap();
+        }
+        batch.commit().unwrap();
+    }
+    // The times of the last changes become distinct from those of other states.
+    std::thread::sleep(Duration::from_millis(100));
+    index(root, false, |_, _| {}).unwrap();
+    let source = open(root, NEVER);
+    let all = versions(&source).await;
+    assert_eq!(all.len(), 3_000);
+    let right: Vec<_> = futures::future::join_all(all.iter().map(|one| source.details(one))).await;
+    let right: Vec<_> = right.into_iter().map(Result::unwrap).collect();
+    assert_eq!(right[77].file_name.as_deref(), Some("77.root"));
+    assert_eq!(right[77].initial_until, Some(Timestamp::from_millis(87)));
+    // Without the properties, only the index has them. Those of the first versions are read.
+    all.iter().skip(100).for_each(|one| fs::remove_file(properties_of(root, one)).unwrap());
+    for (one, right) in all.iter().zip(&right) {
+        assert_eq!(source.known_details(one).as_ref(), Some(right), "{one:?}");
+    }
+    for (one, right) in all.iter().zip(&right).rev().step_by(13) {
+        assert_eq!(source.known_details(one).as_ref(), Some(right), "{one:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn facts_about_a_changed_upload_come_from_its_properties() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let writer = RepositoryWriter::new(root).unwrap();
+    let mut batch = writer.batch();
+    for n in 0..300 {
+        batch.put(&new_version(PATH, n, n + 10, n), &mut &b"bytes"[..]).unwrap();
+    }
+    batch.commit().unwrap();
+    let source = open(root, Duration::from_millis(1));
+    let all = versions(&source).await;
+    std::thread::sleep(Duration::from_millis(100));
+    for one in all.iter().step_by(10) {
+        let place = properties_of(root, one);
+        let text = fs::read_to_string(&place).unwrap();
+        fs::write(&place, text.replace("OriginalFileName=file", "OriginalFileName=other")).unwrap();
+    }
+    common::until("the changes to be seen", || {
+        source.forget(&all[0].path);
+        let seen = tokio::task::block_in_place(|| {
+            let now = tokio::runtime::Handle::current().block_on(versions(&source));
+            let names = now.iter().map(|one| source.known_details(one).unwrap().file_name);
+            names.collect::<Vec<_>>()
+        });
+        let expected = |n: usize| if n.is_multiple_of(10) { "other" } else { "file" };
+        let is_right = |(n, name): (usize, &Option<String>)| name.as_deref() == Some(expected(n));
+        seen.iter().enumerate().all(is_right).then_some(())
+    });
+    // Putting them back into the index does not change the answers.
+    index(root, false, |_, _| {}).unwrap();
+    let source = open(root, NEVER);
+    for (n, one) in versions(&source).await.iter().enumerate() {
+        let name = source.known_details(one).unwrap().file_name;
+        assert_eq!(name.as_deref(), Some(if n % 10 == 0 { "other" } else { "file" }), "{n}");
+    }
+}

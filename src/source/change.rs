@@ -41,6 +41,8 @@ pub enum ChangeKind {
         file_name: String,
         /// Media type of the file.
         content_type: String,
+        /// Network address of the uploader. A CCDB server records that of this service instead.
+        uploaded_from: Option<String>,
     },
     /// Sets metadata, and the end of the validity interval if `until` is given.
     Update {

@@ -2,6 +2,7 @@
 //! front of another.
 #![cfg(feature = "cli")]
 
+mod ccdb_api;
 mod chain;
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! Uploads, changes and deletions: the cases of AliceO2's own tests of CcdbApi, with a repository in
-//! a folder and in an object store, and with a CCDB behind the service; and access control.
+//! Uploads, changes and deletions, with a repository in a folder and in an object store, with a CCDB
+//! behind the service, and with a chain of both; and access control.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -13,10 +13,12 @@ use super::s3_server::S3Server;
 use super::{address, before};
 
 /// A service that accepts changes.
-struct Writable {
-    service: Service,
+pub(super) struct Writable {
+    pub(super) service: Service,
     _folder: Option<tempfile::TempDir>,
     _server: Option<FakeCcdb>,
+    /// Beginning of the paths that a CCDB keeps.
+    forwarded: Option<&'static str>,
 }
 
 impl Writable {
@@ -25,13 +27,18 @@ impl Writable {
         let url = format!("file://{}", folder.path().display());
         let all =
             ["--source", &url, "--refresh", "10s", "--ccdb", "127.0.0.1:0", "--ccdb-writable"];
-        Self { service: Service::start(&all), _folder: Some(folder), _server: None }
+        Self {
+            service: Service::start(&all),
+            _folder: Some(folder),
+            _server: None,
+            forwarded: None,
+        }
     }
 
     async fn over_a_ccdb(kind: Kind) -> Self {
         let server = FakeCcdb::start(kind).await;
         let service = before(&server, &["--refresh", "10s", "--ccdb-writable"]);
-        Self { service, _folder: None, _server: Some(server) }
+        Self { service, _folder: None, _server: Some(server), forwarded: Some("") }
     }
 
     fn over_an_object_store() -> Self {
@@ -42,16 +49,40 @@ impl Writable {
         let url = "s3://bucket/repository";
         let all = ["--source", url, "--refresh", "10s", "--ccdb", "127.0.0.1:0", "--ccdb-writable"];
         let service = Service::start_with(&all, &environment);
-        Self { service, _folder: None, _server: None }
+        Self { service, _folder: None, _server: None, forwarded: None }
     }
 
-    async fn each() -> [Self; 4] {
+    /// A chain: a CCDB for the paths below `Test`, and a repository for all others.
+    async fn over_a_chain() -> Self {
+        let (server, folder) = (FakeCcdb::start(Kind::Local).await, tempfile::tempdir().unwrap());
+        let (repository, file) = (folder.path().join("repository"), folder.path().join("c.toml"));
+        std::fs::create_dir(&repository).unwrap();
+        let text = format!(
+            "[[source]]\nurl = \"{}\"\npaths = [\"Test\"]\n[[source]]\nurl = \"file://{}\"\n",
+            server.url(),
+            repository.display()
+        );
+        std::fs::write(&file, text).unwrap();
+        let file = file.to_str().unwrap();
+        let all =
+            ["--config", file, "--refresh", "10s", "--ccdb", "127.0.0.1:0", "--ccdb-writable"];
+        let service = Service::start(&all);
+        Self { service, _folder: Some(folder), _server: Some(server), forwarded: Some("Test") }
+    }
+
+    pub(super) async fn each() -> [Self; 5] {
         [
             Self::over_a_repository(),
             Self::over_an_object_store(),
             Self::over_a_ccdb(Kind::Local).await,
             Self::over_a_ccdb(Kind::Sql).await,
+            Self::over_a_chain().await,
         ]
+    }
+
+    /// Whether changes of a path are passed on to a CCDB.
+    pub(super) fn is_forwarded(&self, path: &str) -> bool {
+        self.forwarded.is_some_and(|begin| path.starts_with(begin))
     }
 
     /// Like an upload of CcdbApi: a form with one part named `send`.
@@ -73,7 +104,7 @@ impl Writable {
         }
     }
 
-    fn ask(&self, method: &str, target: &str) -> Answer {
+    pub(super) fn ask(&self, method: &str, target: &str) -> Answer {
         Connection::open(&address(&self.service)).ask(method, target, &[])
     }
 
@@ -86,7 +117,7 @@ impl Writable {
     }
 }
 
-fn post(address: &str, target: &str, bytes: &[u8], more: &str) -> Answer {
+pub(super) fn post(address: &str, target: &str, bytes: &[u8], more: &str) -> Answer {
     let mut body =
         b"--B\r\nContent-Disposition: form-data; name=\"send\"; filename=\"th1_1.root\"\r\n\
                      Content-Type: application/octet-stream\r\n\r\n"
@@ -339,4 +370,44 @@ async fn where_there_are_tokens_only_administrators_write() {
     let more = format!("Authorization: Bearer {boss}\r\n");
     assert_eq!(post(&front, "/A/B/1/200", b"x", &more).status, 201);
     assert_eq!(get(&front, "/A/B/5", &[]).status, 303, "reading needs no role");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_before_1970_is_changed_by_its_id_or_not_at_all() {
+    for kind in [Kind::Local, Kind::Sql] {
+        let writable = Writable::over_a_ccdb(kind).await;
+        let server = writable._server.as_ref().unwrap();
+        let old = server.upload(Upload::new("A/B", -10, 100).created(1));
+        let new = server.upload(Upload::new("A/B", -10, 100).created(2));
+        // A file-backed server would take the newest version in the place of the requested one.
+        let front = address(&writable.service);
+        let (status, is_cut) = broken_off(&front, "PUT", &format!("/A/B/-5/{old}?k=v"), "");
+        assert_eq!((status == 204, is_cut), (kind == Kind::Sql, kind == Kind::Local), "{status}");
+        let status = writable.ask("DELETE", &format!("/A/B/-5/{new}")).status;
+        assert_eq!(status, 204, "{kind:?}");
+        let left = get(&front, "/A/B/50", &[]);
+        assert_eq!(left.get("ETag"), Some(&*format!("\"{old}\"")), "{kind:?}");
+        assert_eq!(left.get("k"), (kind == Kind::Sql).then_some("v"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_was_deleted_at_its_server_is_not_found() {
+    for kind in [Kind::Local, Kind::Sql] {
+        for how in ["redirect", "body"] {
+            let server = FakeCcdb::start(kind).await;
+            let old = server.upload(Upload::new("A/B", 0, 100).created(1).bytes("old"));
+            let new = server.upload(Upload::new("A/B", 0, 100).created(2).bytes("new"));
+            let service = before(&server, &["--refresh", "60s", "--ccdb-answer", how]);
+            let front = address(&service);
+            // Both are known, and no bytes are loaded.
+            assert_eq!(get(&front, "/browse/A/B", &[]).status, 200);
+            server.delete(new);
+            let gone = get(&front, &format!("/A/B/0/{new}"), &[]);
+            assert_eq!(gone.status, 404, "{kind:?} {how}: {}", gone.text());
+            assert!(gone.text().contains("404 – Not Found"), "{}", gone.text());
+            let now = get(&front, "/A/B/50", &[]);
+            assert_eq!(now.get("ETag"), Some(&*format!("\"{old}\"")), "{kind:?} {how}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Versions, and how each kind of server finds, names and lists them, mistakes included.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 use md5::{Digest as _, Md5};
 use uuid::Uuid;
@@ -235,7 +237,9 @@ impl State {
             let Some(bytes) = first_part(&request.body, boundary) else {
                 return pages::status(400, "POST request doesn't contain the data to upload");
             };
-            let created = versions.iter().map(|version| version.created).max().unwrap_or(0) + 1;
+            let last = versions.iter().map(|version| version.created).max().unwrap_or(0);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+            let created = now.max(last + 1);
             let mut upload = Upload::new(&path, at, wanted.until.unwrap_or(at + 1));
             upload = upload.created(created).bytes(bytes);
             upload.metadata = wanted.filters;
@@ -249,11 +253,18 @@ impl State {
             versions.push(version);
             return reply;
         }
+        // A file-backed server ignores the UUID unless the time is positive.
+        let by_id = wanted.id.filter(|_| self.is_sql() || at > 0);
         let found = versions
             .iter()
             .enumerate()
-            .filter(|(_, v)| v.path == path && v.from <= at && at < v.until)
-            .filter(|(_, v)| wanted.id.is_none_or(|id| v.id == id))
+            .filter(|(_, v)| v.path == path)
+            .filter(|(_, v)| match by_id {
+                Some(id) if !self.is_sql() => v.id == id && v.from == at,
+                Some(id) => v.id == id && v.from <= at && at < v.until,
+                None => v.from <= at && at < v.until,
+            })
+            .filter(|(_, v)| created_within(v, request))
             .filter(|(_, v)| wanted.filters.iter().all(|filter| self.passes(v, filter)))
             .max_by_key(|(_, v)| v.created);
         let Some(place) = found.map(|(place, _)| place) else {
@@ -395,7 +406,9 @@ impl State {
         reply.push("Valid-From", &version.from.to_string());
         reply.push("Created", &version.created.to_string());
         reply.push("ETag", &format!("\"{}\"", version.id));
-        reply.push("Last-Modified", "Mon, 23 Nov 2026 08:17:19 GMT");
+        let changed = if self.is_sql() { version.created } else { version.modified };
+        let since = Duration::from_millis(changed.clamp(0, 253_402_300_799_000).cast_unsigned());
+        reply.push("Last-Modified", &httpdate::fmt_http_date(UNIX_EPOCH + since));
         if let Some(until) = self.habits.lock().unwrap().cache_valid_until {
             reply.push("Cache-Valid-Until", &until.to_string());
         }
@@ -434,18 +447,16 @@ impl State {
         let versions = self.versions.lock().unwrap();
         let known = |key: &str| versions.iter().any(|v| v.metadata.iter().any(|(k, _)| k == key));
         // The SQL-backed server ignores a filter by a key that no version has ever had.
-        let filters: Vec<_> = wanted
-            .filters
-            .iter()
-            .filter(|(key, _)| !self.is_sql() || known(key))
-            .collect();
+        let filters: Vec<_> =
+            wanted.filters.iter().filter(|(key, _)| !self.is_sql() || known(key)).collect();
         let listed = |version: &Version| match path.strip_suffix(".*") {
             Some(folder) => version.path.starts_with(folder) && version.path != folder,
             None if unanchored => version.path.starts_with(&path),
             None => version.path == path,
         };
         // As in look-ups, a file-backed server ignores the UUID unless the time is positive.
-        let by_id = wanted.id.filter(|_| self.kind != Kind::Local || wanted.at.is_some_and(|at| at > 0));
+        let by_id =
+            wanted.id.filter(|_| self.kind != Kind::Local || wanted.at.is_some_and(|at| at > 0));
         let mut found: Vec<&Version> = versions
             .iter()
             .filter(|version| listed(version))

@@ -18,7 +18,7 @@ use super::{page, version};
 use crate::cache::{CacheError, HeldObject};
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::source::Details;
+use crate::source::{Details, SourceError};
 
 const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
 /// Longest wait of an answer for optional details.
@@ -135,7 +135,13 @@ impl Front {
             return Ok(not_modified(Some(until)));
         }
         match self.answering {
-            Answering::Body => self.body(request, &version, BodyAddress::Time, Some(until)).await,
+            Answering::Body => {
+                let reply = self.body(request, &version, BodyAddress::Time, Some(until)).await?;
+                if reply.status != 404 {
+                    return Ok(reply);
+                }
+                self.next_body(request, &query, at, &version).await
+            }
             Answering::Redirect => {
                 let details = self.details(&version).await;
                 let mut reply = CcdbReply::new(303);
@@ -146,6 +152,23 @@ impl Front {
                 reply.header("Location", address);
                 Ok(reply.empty())
             }
+        }
+    }
+
+    /// The bytes of the version at `at`, after the source had no bytes of the version `gone`.
+    async fn next_body(
+        &self,
+        request: &CcdbRequest,
+        query: &Query,
+        at: Timestamp,
+        gone: &ObjectInfo,
+    ) -> Result<CcdbReply, CacheError> {
+        match self.cache.version_at(query, at, MAX_WAIT).await? {
+            Some(now) if now.version.id != gone.id => {
+                let until = Some(now.span.until());
+                self.body(request, &now.version, BodyAddress::Time, until).await
+            }
+            Some(_) | None => Ok(page::not_found()),
         }
     }
 
@@ -178,7 +201,15 @@ impl Front {
         let known = version.size_bytes.zip(version.md5);
         let held = match (request.method, known) {
             (Method::Head, Some(_)) => None,
-            _ => Some(Arc::new(self.cache.hold(version, MAX_WAIT).await?)),
+            _ => match self.cache.hold(version, MAX_WAIT).await {
+                Ok(held) => Some(Arc::new(held)),
+                Err(CacheError::Load { error: SourceError::NoSuchVersion { .. }, .. }) => {
+                    // It was deleted since it was looked up.
+                    self.cache.invalidate(&version.path);
+                    return Ok(page::not_found());
+                }
+                Err(error) => return Err(error),
+            },
         };
         let details = self.details(version).await;
         let reply = ObjectReply::new(version, &details, by, until);

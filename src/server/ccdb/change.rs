@@ -33,7 +33,7 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath};
 use crate::secret::Secret;
 use crate::server::auth::{Peer, Role};
-use crate::source::{Change, ChangeKind, Changed, Details, UploadBytes, WriteTarget};
+use crate::source::{Change, ChangeKind, Changed, UploadBytes, WriteTarget};
 
 /// Longest pause between two pieces of an upload.
 const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
@@ -83,7 +83,7 @@ impl Front {
         };
         let mut upload = None;
         match (request.method, body) {
-            (Method::Post, Some(body)) => match first_part(request, body).await {
+            (Method::Post, Some(body)) => match first_part(request, body, peer).await {
                 Ok(part) => {
                     let until = change.until.get_or_insert_with(|| next_milli(at));
                     if let Err(error) = ValidityInterval::new(at, *until) {
@@ -131,8 +131,8 @@ impl Front {
             "changed through the CCDB side"
         );
         Ok(match changed {
-            Changed::Created(version) => described(201, &version),
-            Changed::Updated(version) => described(204, &version),
+            Changed::Created(version) => self.described(201, &version),
+            Changed::Updated(version) => self.described(204, &version),
             Changed::Deleted(_) => page::status(204, ""),
             Changed::Unchanged => page::status(304, ""),
             Changed::NotFound => page::not_found(),
@@ -174,6 +174,18 @@ impl Front {
         let mut reply = page::status(if deleted > 0 { 204 } else { 304 }, "");
         reply.header("Deleted", format_args!("{deleted} objects"));
         Ok(reply)
+    }
+
+    /// The answer with a version that was stored or changed.
+    fn described(&self, status: u16, version: &ObjectInfo) -> CcdbReply {
+        let details = self.cache.known_details_of(version);
+        let mut reply = CcdbReply::new(status);
+        version::describe(&mut reply, version, &details, None);
+        reply.header("Location", version::address(version));
+        match status {
+            204 => reply,
+            _ => reply.empty(),
+        }
     }
 
     /// Whether this client may change anything.
@@ -235,6 +247,7 @@ fn next_milli(at: Timestamp) -> Timestamp {
 async fn first_part(
     request: &CcdbRequest,
     body: Incoming,
+    peer: Option<SocketAddr>,
 ) -> Result<(ChangeKind, UploadBytes), String> {
     let content_type = request.content_type.as_deref().unwrap_or_default();
     let boundary = multer::parse_boundary(content_type)
@@ -246,7 +259,8 @@ async fn first_part(
     let content_type = part.content_type().map(|mime| mime.to_string());
     let content_type = content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
     let bytes = part.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
-    Ok((ChangeKind::Upload { file_name, content_type }, Box::pin(bytes)))
+    let uploaded_from = peer.map(|peer| peer.ip().to_canonical().to_string());
+    Ok((ChangeKind::Upload { file_name, content_type, uploaded_from }, Box::pin(bytes)))
 }
 
 /// The pieces of a body. It ends with an error if the client stops sending.
@@ -267,16 +281,6 @@ fn pieces(body: Incoming) -> impl futures::Stream<Item = io::Result<Bytes>> + Se
             }
         }
     })
-}
-
-fn described(status: u16, version: &ObjectInfo) -> CcdbReply {
-    let mut reply = CcdbReply::new(status);
-    version::describe(&mut reply, version, &Details::default(), None);
-    reply.header("Location", version::address(version));
-    match status {
-        204 => reply,
-        _ => reply.empty(),
-    }
 }
 
 /// An answer that libcurl reports as an error, because it is shorter than announced.

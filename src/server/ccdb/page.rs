@@ -38,7 +38,7 @@ pub(super) fn status(status: u16, message: &str) -> CcdbReply {
         204 => "No Content",
         304 => "Not Modified",
         403 => "Forbidden",
-        404 => "Not FolderListing",
+        404 => "Not Found",
         405 => "Method Not Allowed",
         414 => "URI Too Long",
         416 => "Range Not Satisfiable",

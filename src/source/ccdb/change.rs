@@ -10,10 +10,14 @@ use reqwest::{Body, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::answer::{etag_id, is_protocol_header, millis, single};
+use super::entry::Listed;
+use super::list::{CheckedListing, ListingPart};
+use super::location::path_in_location;
 use super::look_up::form_encoded;
+use super::paths::FIRST_LISTING;
 use super::source::CcdbSource;
 use super::transport::latin1;
-use crate::interval::ValidityInterval;
+use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::{Change, ChangeKind, Changed, SourceError, UploadBytes};
 
@@ -25,7 +29,10 @@ impl CcdbSource {
         bytes: Option<UploadBytes>,
     ) -> Result<Changed, SourceError> {
         let what = format!("a change of {} at {}", change.path, change.at);
-        let (method, tail) = request_of(change);
+        let total = Duration::from_millis(self.transport.options.fetch_total_millis);
+        let deadline = Instant::now() + total;
+        let at = self.address_of(change, &what, deadline).await?;
+        let (method, tail) = request_of(&Change { at, ..change.clone() });
         let mut headers = HeaderMap::new();
         for (name, limit) in
             [("if-not-after", change.limits.not_after), ("if-not-before", change.limits.not_before)]
@@ -36,7 +43,7 @@ impl CcdbSource {
             }
         }
         let body = match (&change.kind, bytes) {
-            (ChangeKind::Upload { file_name, content_type }, Some(bytes)) => {
+            (ChangeKind::Upload { file_name, content_type, .. }, Some(bytes)) => {
                 let boundary = uuid::Uuid::new_v4().simple().to_string();
                 let multipart = format!("multipart/form-data; boundary={boundary}");
                 // Hex digits and dashes are always a valid header value.
@@ -47,14 +54,67 @@ impl CcdbSource {
             }
             _ => None,
         };
-        let total = Duration::from_millis(self.transport.options.fetch_total_millis);
-        let deadline = Instant::now() + total;
         let response =
             self.transport.send_once(method, &tail, headers, body, &what, deadline).await?;
         let changed = self.outcome(change, response, what).await;
         // The path may have changed with any status: remembered answers no longer count.
         self.forget_path(&change.path);
         changed
+    }
+
+    /// The time by which every kind of server finds the version to change.
+    ///
+    /// A file-backed server finds a version by its id only together with the beginning of its
+    /// interval, and ignores the id if that time is not positive.
+    async fn address_of(
+        &self,
+        change: &Change,
+        what: &str,
+        deadline: Instant,
+    ) -> Result<Timestamp, SourceError> {
+        let is_of_one = matches!(change.kind, ChangeKind::Update { .. } | ChangeKind::Delete);
+        let Some(id) = change.id.filter(|_| is_of_one) else { return Ok(change.at) };
+        let ambiguous = |reason: &str| SourceError::Unusable {
+            url: self.transport.url.clone(),
+            what: what.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let part = ListingPart { at: Some(change.at), id: None };
+        let listing = match self.list(&change.path, part, FIRST_LISTING, deadline).await? {
+            CheckedListing::Whole(listing) => listing,
+            CheckedListing::TooMany(_) | CheckedListing::InDoubt(_)
+                if change.at.as_millis() > 0 =>
+            {
+                return Ok(change.at);
+            }
+            CheckedListing::TooMany(_) | CheckedListing::InDoubt(_) => {
+                return Err(ambiguous("the server may ignore the id of a version before 1970"));
+            }
+        };
+        let found = listing.versions.iter().find(|listed| listed.version.id == id);
+        let is_file_backed =
+            |listed: &&Listed| listed.replicas.iter().any(|one| path_in_location(one).is_some());
+        let Some(found) = found.filter(is_file_backed) else { return Ok(change.at) };
+        let from = found.version.validity.from();
+        if from.as_millis() > 0 {
+            return Ok(from);
+        }
+        if change.at.as_millis() > 0 {
+            return Err(ambiguous("this server finds no version before 1970 by its id"));
+        }
+        let matches = |listed: &&Listed| {
+            change.limits.admit(listed.version.created)
+                && change
+                    .metadata
+                    .iter()
+                    .all(|(key, value)| listed.version.metadata.get(key) == Some(value.as_str()))
+        };
+        let created = found.version.created;
+        let later = listing.versions.iter().filter(matches);
+        match later.filter(|one| one.version.created >= created).count() {
+            1 => Ok(change.at),
+            _ => Err(ambiguous("this server ignores the id, and would change another version")),
+        }
     }
 
     async fn outcome(

@@ -101,7 +101,7 @@ pub(super) enum Judged {
     Version(Box<Listed>),
 }
 
-/// What the path of an entry is known from.
+/// Path of an entry, by the place that tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ListedOf<'a> {
     /// The addresses of the replicas, at a file-backed server. Metadata cannot change them.

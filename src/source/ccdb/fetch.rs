@@ -38,6 +38,8 @@ struct Candidate {
     hops: u32,
     /// Whether this is the last resort, at which a server fails if it has no replica over HTTP.
     http_only: bool,
+    /// Whether only servers of one kind know this address. Others answer with the page of usage.
+    is_guess: bool,
 }
 
 impl AttemptFailure {
@@ -167,6 +169,7 @@ impl CcdbSource {
                 url,
                 hops: place.hops + 1,
                 http_only: place.http_only,
+                is_guess: false,
             }));
         }
         next
@@ -184,21 +187,24 @@ impl CcdbSource {
     /// Locations to ask: the last known ones, then those of servers of either kind.
     fn places(&self, version: &ObjectInfo, on_grid: &mut bool) -> VecDeque<Candidate> {
         let mut places = VecDeque::new();
-        let mut add = |url| places.push_back(Candidate { url, hops: 0, http_only: false });
+        let mut add = |url, is_guess| {
+            places.push_back(Candidate { url, hops: 0, http_only: false, is_guess });
+        };
         for location in self.remembered(version.id).iter().flat_map(|all| all.iter()) {
             *on_grid |= is_on_grid(location);
             // They were made absolute when they were stored.
             if let Some(url) =
                 Url::parse(location).ok().and_then(|url| self.transport.resolve(&url, location))
             {
-                add(url);
+                add(url, false);
             }
         }
         for (_, host) in self.transport.hosts_in_order() {
             let by_path = format!("/{}/{}/{}", version.path, version.validity.from(), version.id);
-            for tail in [by_path, format!("/download/{}", version.id)] {
+            let by_id = format!("/download/{}", version.id);
+            for (tail, is_guess) in [(by_path, false), (by_id, true)] {
                 if let Some(url) = host.address.url(&tail) {
-                    add(url);
+                    add(url, is_guess);
                 }
             }
         }
@@ -211,7 +217,7 @@ impl CcdbSource {
         self.transport
             .hosts_in_order()
             .filter_map(|(_, host)| host.address.url(&tail))
-            .map(|url| Candidate { url, hops: 0, http_only: true })
+            .map(|url| Candidate { url, hops: 0, http_only: true, is_guess: false })
             .collect()
     }
 
@@ -234,13 +240,16 @@ impl CcdbSource {
         let head = self.transport.send(&request, &place.url, Purpose::Body, deadline).await?;
         let status = head.response.status();
         match status.as_u16() {
+            200 if place.is_guess && !head.response.headers().contains_key("etag") => {
+                Err(AttemptFailure::Missing { reason: format!("{} is no address", place.url) })
+            }
             200 => {
                 let host = std::sync::Arc::clone(&head.host);
                 let details = read_details(head.response.headers());
                 let result = self.take(head, &place.url, version, body, deadline).await;
                 let result = result.inspect_err(|_| host.count_failure());
                 result.map(|()| {
-                    self.remember_details(version.id, details);
+                    self.remember_header_details(version.id, details);
                     Outcome::Done
                 })
             }

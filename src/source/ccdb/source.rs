@@ -158,6 +158,14 @@ impl CcdbSource {
         }
     }
 
+    /// Remembers facts about an upload from headers, unless a listing had them: headers have whole
+    /// seconds.
+    pub(super) fn remember_header_details(&self, id: ObjectId, details: Details) {
+        if !self.details.contains_key(&id) {
+            self.remember_details(id, details);
+        }
+    }
+
     /// Remembers facts about an upload, if the answer had them.
     pub(super) fn remember_details(&self, id: ObjectId, details: Details) {
         if details.file_name.is_some() {

@@ -29,9 +29,11 @@ use super::entry::{self, PROPERTIES};
 use super::folder::{LOCAL_SLACK, PathFolder, read_all, read_properties, stamp_of};
 use super::index::{FOLDER, IndexRow, IndexWriter, row_of};
 use super::writer::{
-    Durability, NewVersion, RepositoryError, RepositoryWriter, Stored, compared, failed,
+    Durability, NewVersion, RepositoryError, RepositoryWriter, Stored, UploadFacts, compared,
+    failed,
 };
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::source::Details;
 
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -57,11 +59,12 @@ pub(in crate::source) struct StagedBatch {
     blob: String,
     properties: String,
     published: bool,
+    details: Details,
 }
 
 /// Result of staging.
 pub(in crate::source) enum Stage {
-    New(StagedBatch),
+    New(Box<StagedBatch>),
     /// An identical version is already stored.
     There(ObjectInfo),
 }
@@ -80,7 +83,8 @@ impl RepositoryWriter {
         file: &Path,
     ) -> Result<Stage, RepositoryError> {
         let mut opened = File::open(file).map_err(failed(file))?;
-        let staged = stage(&self.root, self.durability, version, expected, &mut opened);
+        let new = NewBytes { version, facts: &UploadFacts::default(), expected };
+        let staged = stage(&self.root, self.durability, &new, &mut opened);
         staged.map_err(|error| error.of_file(file))
     }
 
@@ -107,8 +111,19 @@ impl RepositoryWriter {
         version: &NewVersion,
         bytes: &mut dyn Read,
     ) -> Result<Stored, RepositoryError> {
+        self.put_described(version, &UploadFacts::default(), bytes)
+    }
+
+    /// Like [`put`](Self::put), with the facts about an upload.
+    pub(super) fn put_described(
+        &self,
+        version: &NewVersion,
+        facts: &UploadFacts,
+        bytes: &mut dyn Read,
+    ) -> Result<Stored, RepositoryError> {
         let mut batch = Batch::single(self);
-        let stored = batch.put(version, bytes)?;
+        let stage = stage(&self.root, self.durability, &NewBytes::new(version, facts), bytes)?;
+        let stored = batch.take(stage)?;
         batch.commit()?;
         Ok(stored)
     }
@@ -145,8 +160,9 @@ impl<'a> Batch<'a> {
         version: &NewVersion,
         bytes: &mut dyn Read,
     ) -> Result<Stored, RepositoryError> {
-        let stage = stage(&self.writer.root, self.writer.durability, version, None, bytes)?;
-        self.take(stage)
+        let facts = UploadFacts::default();
+        let new = NewBytes::new(version, &facts);
+        self.take(stage(&self.writer.root, self.writer.durability, &new, bytes)?)
     }
 
     /// Stages a version with the bytes of a file.
@@ -168,7 +184,7 @@ impl<'a> Batch<'a> {
     pub(in crate::source) fn take(&mut self, stage: Stage) -> Result<Stored, RepositoryError> {
         let staged = match stage {
             Stage::There(info) => return Ok(Stored { info, new: false }),
-            Stage::New(staged) => staged,
+            Stage::New(staged) => *staged,
         };
         let info = staged.info.clone();
         let key = (info.path.clone(), info.id);
@@ -214,7 +230,8 @@ impl<'a> Batch<'a> {
             }
         }
         drop(ids);
-        let infos = self.staged.iter().map(|staged| staged.info.clone()).zip(stamped);
+        let described = |staged: &StagedBatch| (staged.info.clone(), staged.details.clone());
+        let infos = self.staged.iter().map(described).zip(stamped);
         crash_point("batch-published");
         let has_index = || root.folder(FOLDER).is_ok();
         if (self.begins_index || has_index())
@@ -237,11 +254,11 @@ fn sync_all(root: &Root) -> Result<(), RepositoryError> {
 /// Adds the versions of a batch to the index, each with the stamp of its files.
 fn append_to_index(
     root: &Root,
-    versions: impl Iterator<Item = (ObjectInfo, u64)>,
+    versions: impl Iterator<Item = ((ObjectInfo, Details), u64)>,
 ) -> io::Result<()> {
-    let mut by_path: BTreeMap<ObjectPath, Vec<(ObjectInfo, u64)>> = BTreeMap::new();
-    for (info, stamp) in versions {
-        by_path.entry(info.path.clone()).or_default().push((info, stamp));
+    let mut by_path: BTreeMap<ObjectPath, Vec<_>> = BTreeMap::new();
+    for ((info, details), stamp) in versions {
+        by_path.entry(info.path.clone()).or_default().push((info, details, stamp));
     }
     let writer = IndexWriter::lock(root)?;
     let mut rows: Vec<IndexRow> = Vec::new();
@@ -249,23 +266,40 @@ fn append_to_index(
         let folder = PathFolder::open(root, &path)?;
         let listed = folder.map_or(0, |folder| folder.stamp.changed_nanos);
         let name: Arc<str> = path.as_str().into();
-        rows.extend(versions.into_iter().map(|(info, stamp)| row_of(&name, info, stamp, listed)));
+        rows.extend(versions.into_iter().map(|(info, details, stamp)| IndexRow {
+            details: Some(details),
+            ..row_of(&name, info, stamp, listed)
+        }));
     }
     writer.append(rows)
 }
 
+/// A version to be staged.
+pub(super) struct NewBytes<'a> {
+    version: &'a NewVersion,
+    facts: &'a UploadFacts,
+    /// Size and MD5 of its bytes, if known.
+    expected: Option<(u64, Md5Sum)>,
+}
+
+impl<'a> NewBytes<'a> {
+    fn new(version: &'a NewVersion, facts: &'a UploadFacts) -> Self {
+        Self { version, facts, expected: None }
+    }
+}
+
 /// Writes bytes and properties of a version under names that readers ignore. If a stored version
-/// has the `expected` size and MD5, nothing is read.
+/// has the expected size and MD5, nothing is read.
 ///
 /// # Errors
 /// [`RepositoryError`].
 pub(super) fn stage(
     root: &Root,
     durability: Durability,
-    version: &NewVersion,
-    expected: Option<(u64, Md5Sum)>,
+    new: &NewBytes<'_>,
     bytes: &mut dyn Read,
 ) -> Result<Stage, RepositoryError> {
+    let NewBytes { version, facts, expected } = *new;
     version.check_keys()?;
     let name = format!("{}/{}", version.path, version.validity.from());
     let folder = make_folder(root, &name).map_err(failed(&root.path().join(&name)))?;
@@ -291,11 +325,12 @@ pub(super) fn stage(
     }
     crash_point("bytes-staged");
     let mut properties = UnfinishedFile::new(root, &name, &folder)?;
-    properties.write(&version.properties(&info, md5).to_bytes())?;
+    let contents = version.properties(&info, md5, facts);
+    properties.write(&contents.to_bytes())?;
     let given_id = version.id.as_deref().is_some_and(|id| ObjectId::parse(id).is_some());
     let (blob, properties) = (blob.close(each)?, properties.close(each)?);
     let root = root.clone();
-    Ok(Stage::New(StagedBatch {
+    Ok(Stage::New(Box::new(StagedBatch {
         info,
         given_id,
         folder: name,
@@ -303,7 +338,8 @@ pub(super) fn stage(
         blob,
         properties,
         published: false,
-    }))
+        details: entry::details(&contents),
+    })))
 }
 
 /// Opens a folder beneath the root, and creates the missing parts. Links are not followed.

@@ -19,7 +19,7 @@ use super::crash_point::crash_point;
 use super::entry::{self, PROPERTIES};
 use super::index::{IndexRow, StoreIndex, StoreIndexWriter, row_of, store_stamp};
 use super::properties::Properties;
-use super::writer::{NewVersion, RepositoryError, Stored, compared};
+use super::writer::{NewVersion, RepositoryError, Stored, UploadFacts, compared};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::SourceError;
 
@@ -99,7 +99,17 @@ impl Bucket {
         version: &NewVersion,
         file: &LocalPath,
     ) -> Result<Stored, RepositoryError> {
-        let (stored, stamp) = self.put_unindexed(version, file).await?;
+        self.put_described(version, &UploadFacts::default(), file).await
+    }
+
+    /// Like [`put_file`](Self::put_file), with the facts about an upload.
+    pub(super) async fn put_described(
+        &self,
+        version: &NewVersion,
+        facts: &UploadFacts,
+        file: &LocalPath,
+    ) -> Result<Stored, RepositoryError> {
+        let (stored, stamp) = self.put_with(version, facts, file).await?;
         if stored.new && self.has_index().await {
             self.add_to_index(vec![(stored.info.clone(), stamp)]).await;
         }
@@ -140,6 +150,15 @@ impl Bucket {
         version: &NewVersion,
         file: &LocalPath,
     ) -> Result<(Stored, u64), RepositoryError> {
+        self.put_with(version, &UploadFacts::default(), file).await
+    }
+
+    async fn put_with(
+        &self,
+        version: &NewVersion,
+        facts: &UploadFacts,
+        file: &LocalPath,
+    ) -> Result<(Stored, u64), RepositoryError> {
         version.check_keys()?;
         let io = |error| RepositoryError::Io { path: file.to_owned(), error };
         let mut opened = tokio::fs::File::open(file).await.map_err(io)?;
@@ -162,7 +181,7 @@ impl Bucket {
         if let Some(there) = self.there(&info, &blob, &beside).await? {
             return compared(there, info).map(|stored| (stored, 0));
         }
-        let properties = version.properties(&info, md5).to_bytes();
+        let properties = version.properties(&info, md5, facts).to_bytes();
         let properties_bytes = properties.len() as u64;
         let stored = self.store.put(&beside, properties.into()).await;
         let beside_tag = stored.map_err(|error| self.failed(&beside, &error))?.e_tag;

@@ -14,9 +14,9 @@ use bytes::{Buf as _, Bytes};
 use futures::StreamExt as _;
 use tokio::runtime::Handle;
 
-use super::entry::{CONTENT_TYPE, LAST_MODIFIED, PROPERTIES, VALID_UNTIL, is_system_key};
+use super::entry::{self, LAST_MODIFIED, PROPERTIES, VALID_UNTIL, is_system_key};
 use super::properties::Properties;
-use super::writer::{NewVersion, RepositoryError, RepositoryWriter};
+use super::writer::{NewVersion, RepositoryWriter, UploadFacts};
 use crate::interval::{EmptyInterval, Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, Query};
 use crate::source::{Change, ChangeKind, Changed, Details, SourceError, UploadBytes};
@@ -31,23 +31,17 @@ pub(super) async fn upload(
     change: &Change,
     bytes: UploadBytes,
 ) -> Result<Changed, SourceError> {
-    let ChangeKind::Upload { content_type, .. } = change.kind.clone() else {
-        return Ok(Changed::Unchanged);
-    };
     let what = format!("an upload to {}", change.path);
     let wrong =
         |reason: String| SourceError::Unusable { url: url.to_owned(), what: what.clone(), reason };
-    let Some(version) = new_version(change).map_err(&wrong)? else {
+    let Some((version, facts)) = new_version(change).map_err(&wrong)? else {
         return Ok(Changed::Unchanged);
     };
     let runtime = Handle::current();
     let stored = tokio::task::spawn_blocking(move || {
         let writer = RepositoryWriter::new(&root)?;
         let mut reader = StreamedRead { runtime, bytes, piece: Bytes::new() };
-        let stored = writer.put(&version, &mut reader)?;
-        set(&root, &stored.info, &[(CONTENT_TYPE.to_owned(), content_type)])
-            .map_err(|error| RepositoryError::Io { path: root, error })?;
-        Ok::<_, RepositoryError>(stored)
+        writer.put_described(&version, &facts, &mut reader)
     });
     match stored.await {
         Ok(Ok(stored)) => Ok(Changed::Created(Box::new(stored.info))),
@@ -60,18 +54,25 @@ pub(super) async fn upload(
 ///
 /// # Errors
 /// The fault of its interval.
-pub(super) fn new_version(change: &Change) -> Result<Option<NewVersion>, String> {
-    let ChangeKind::Upload { file_name, .. } = &change.kind else { return Ok(None) };
+pub(super) fn new_version(change: &Change) -> Result<Option<(NewVersion, UploadFacts)>, String> {
+    let ChangeKind::Upload { file_name, content_type, uploaded_from } = &change.kind else {
+        return Ok(None);
+    };
+    let facts = UploadFacts {
+        content_type: Some(content_type.clone()),
+        uploaded_from: uploaded_from.clone(),
+    };
     let until = change.until.unwrap_or(change.at);
     let validity = ValidityInterval::new(change.at, until).map_err(|error| error.to_string())?;
-    Ok(Some(NewVersion {
+    let version = NewVersion {
         path: change.path.clone(),
         validity,
         created: now(),
         id: change.id.map(|id| id.to_string()),
         file_name: file_name.clone(),
         metadata: change.metadata.clone(),
-    }))
+    };
+    Ok(Some((version, facts)))
 }
 
 /// Changes or deletes versions in the repository at `root`. `versions` are all versions of the
@@ -117,15 +118,9 @@ pub(super) async fn apply(
 
 /// Facts about the upload of a version, from its properties.
 pub(super) fn details(root: &Path, version: &ObjectInfo) -> Details {
-    let Ok(properties) = read(&properties_of(root, version)) else { return Details::default() };
-    let text = |key: &str| properties.get(key).map(str::to_owned);
-    let time = |key: &str| Some(Timestamp::from_millis(properties.get(key)?.trim().parse().ok()?));
-    Details {
-        file_name: text(super::entry::FILE_NAME),
-        content_type: text(CONTENT_TYPE),
-        last_modified: time(LAST_MODIFIED),
-        initial_until: time(super::entry::INITIAL_VALIDITY),
-        uploaded_from: text("UploadedFrom"),
+    match read(&properties_of(root, version)) {
+        Ok(properties) => entry::details(&properties),
+        Err(_) => Details::default(),
     }
 }
 

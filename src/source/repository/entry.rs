@@ -3,6 +3,7 @@
 use super::properties::Properties;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, VersionMetadata};
+use crate::source::Details;
 
 pub(super) const PROPERTIES: &str = ".properties";
 
@@ -14,6 +15,7 @@ pub(super) const INITIAL_VALIDITY: &str = "InitialValidityLimit";
 pub(super) const FILE_NAME: &str = "OriginalFileName";
 pub(super) const CONTENT_TYPE: &str = "Content-Type";
 pub(super) const LAST_MODIFIED: &str = "Last-Modified";
+pub(super) const UPLOADED_FROM: &str = "UploadedFrom";
 /// The only property of a version that is being deleted from an object store: the time of the
 /// deletion (ms).
 pub(super) const DELETED: &str = "Deleted";
@@ -28,7 +30,7 @@ const SYSTEM_KEYS: [&str; 10] = [
     FILE_NAME,
     CONTENT_TYPE,
     LAST_MODIFIED,
-    "UploadedFrom",
+    UPLOADED_FROM,
     "UpdatedFrom",
 ];
 
@@ -88,6 +90,19 @@ pub(super) fn version(
     };
     let (path, size_bytes) = (path.clone(), Some(size_bytes));
     Ok(ObjectInfo { path, id, validity, created, size_bytes, md5, metadata })
+}
+
+/// Facts about the upload in a properties file.
+pub(super) fn details(properties: &Properties) -> Details {
+    let text = |key: &str| properties.get(key).map(str::to_owned);
+    let time = |key: &str| Some(Timestamp::from_millis(properties.get(key)?.trim().parse().ok()?));
+    Details {
+        file_name: text(FILE_NAME),
+        content_type: text(CONTENT_TYPE),
+        last_modified: time(LAST_MODIFIED),
+        initial_until: time(INITIAL_VALIDITY),
+        uploaded_from: text(UPLOADED_FROM),
+    }
 }
 
 /// The users' metadata in a properties file.

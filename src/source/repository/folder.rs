@@ -13,7 +13,7 @@ use super::properties::Properties;
 use super::table::Row;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
-use crate::source::Problem;
+use crate::source::{Details, Problem};
 
 /// Maximum size of a properties file.
 pub(super) const MAX_PROPERTIES_BYTES: u64 = 1 << 20;
@@ -34,6 +34,8 @@ pub(super) struct PathFolder {
     descriptor: OwnedFd,
     pub(super) stamp: Stamp,
     pub(super) links: u64,
+    /// Whether the facts about uploads are read, too.
+    pub(super) reads_details: bool,
 }
 
 /// Entries whose name is a `from` but which are no folder.
@@ -44,6 +46,8 @@ pub(super) type NonFolderProblems = Vec<(i64, Problem)>;
 pub(super) struct FolderVersions {
     /// Versions that were read, each with its stamp.
     pub(super) read: Vec<(ObjectInfo, u64)>,
+    /// Facts about the uploads of `read`, if they were to be read.
+    pub(super) details: Vec<Details>,
     /// Known versions whose files did not change.
     pub(super) kept: Vec<Row>,
     pub(super) problems: Vec<Problem>,
@@ -87,7 +91,12 @@ impl PathFolder {
             Err(error) => return Err(error),
         };
         let stat = fstat(&descriptor)?;
-        Ok(Some(Self { descriptor, stamp: Stamp::from(&stat), links: stat.st_nlink }))
+        Ok(Some(Self {
+            descriptor,
+            stamp: Stamp::from(&stat),
+            links: stat.st_nlink,
+            reads_details: false,
+        }))
     }
 
     /// The `from` of each folder of versions, ascending, and the entries that are no folder.
@@ -141,7 +150,12 @@ impl PathFolder {
         for (name, pair) in pairs(&folder)? {
             let entry = || format!("{path}/{from}/{name}");
             match reading.pair(&name, pair) {
-                Ok(Pair::Read(info, stamp)) => found.read.push((*info, stamp)),
+                Ok(Pair::Read(read)) => {
+                    found.read.push((read.info, read.stamp));
+                    if self.reads_details {
+                        found.details.push(entry::details(&read.properties));
+                    }
+                }
                 Ok(Pair::Kept(row)) => found.kept.push(row),
                 Ok(Pair::Pending) => found.pending = true,
                 Err(EntryFault::Named(reason)) => {
@@ -228,9 +242,15 @@ fn pairs(folder: &OwnedFd) -> io::Result<BTreeMap<String, Kinds>> {
 }
 
 enum Pair {
-    Read(Box<ObjectInfo>, u64),
+    Read(Box<ReadPair>),
     Kept(Row),
     Pending,
+}
+
+struct ReadPair {
+    info: ObjectInfo,
+    stamp: u64,
+    properties: Properties,
 }
 
 enum EntryFault {
@@ -309,7 +329,8 @@ impl FolderReading<'_> {
         let from = Timestamp::from_millis(self.from);
         let info = entry::version(self.path, from, name, blob.size_bytes, &read);
         let info = info.map_err(EntryFault::Named)?;
-        Ok(Pair::Read(Box::new(info), if comparable { stamp } else { 0 }))
+        let stamp = if comparable { stamp } else { 0 };
+        Ok(Pair::Read(Box::new(ReadPair { info, stamp, properties: read })))
     }
 }
 

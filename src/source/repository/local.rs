@@ -21,6 +21,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::beneath::Root;
 use super::blob::{BlobError, read_blob};
+use super::change;
 use super::fetch_check::FetchCheck;
 use super::folders::FolderCache;
 use super::index::IndexSet;
@@ -32,10 +33,14 @@ use super::watch::Watcher;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
-    Body, ChangeListener, Knowledge, PageKey, PathParts, Problem, SourceError, VersionPage,
-    in_place,
+    Body, ChangeListener, Details, Knowledge, PageKey, PathParts, Problem, SourceError,
+    VersionPage, in_place,
 };
 use crate::sync::Mutex;
+
+/// Number of versions of a path whose properties are read one after another, before the index is
+/// read for further ones.
+const READ_EACH: u32 = 32;
 
 /// Bounds of the paths kept in memory. Dropped paths are read again when they are requested: the
 /// index and the folders have them.
@@ -70,6 +75,8 @@ pub(super) struct LocalRepository {
     limits: KeptLimits,
     /// Time of the latest search for unused paths.
     searched: Mutex<Instant>,
+    /// The path whose upload details were read last, and how many times in a row.
+    described: Mutex<(Option<ObjectPath>, u32)>,
 }
 
 /// One path in memory.
@@ -103,7 +110,8 @@ impl LocalRepository {
         let (paths, rows) = Default::default();
         let (watcher, limits) = (Arc::new(watcher), KeptLimits::DEFAULT);
         let searched = Mutex::new(Instant::now());
-        Self { url, shared, watcher, paths, rows, limits, searched, folders: Arc::default() }
+        let (folders, described) = Default::default();
+        Self { url, shared, watcher, paths, rows, limits, searched, folders, described }
     }
 
     pub(super) fn subscribe(&self, listener: ChangeListener) {
@@ -341,6 +349,30 @@ impl LocalRepository {
             newest::newest(&state.table, query, at, limit, &read)
         });
         found.await?.map_err(|error| self.failed(query.path.as_str(), &error))
+    }
+
+    /// Facts about the upload of a version: from the index if those of many versions of a path are
+    /// requested one after another, else from the properties.
+    pub(super) fn details(&self, version: &ObjectInfo) -> Details {
+        let is_one_of_many = {
+            let mut described = self.described.lock();
+            match described.0.as_ref() == Some(&version.path) {
+                true => described.1 = described.1.saturating_add(1),
+                false => *described = (Some(version.path.clone()), 0),
+            }
+            described.1 >= READ_EACH
+        };
+        let indexed = is_one_of_many.then(|| self.indexed_details(version)).flatten();
+        indexed.unwrap_or_else(|| change::details(self.folder(), version))
+    }
+
+    /// The details in the index, if its row describes the version in its present state.
+    fn indexed_details(&self, version: &ObjectInfo) -> Option<Details> {
+        let slot = self.paths.lock().get(&version.path).cloned()?;
+        let from = version.validity.from().as_millis();
+        let stamp = slot.state.try_lock().ok()?.table.find(from, version.id)?.stamp;
+        let mut index = self.shared.index.lock();
+        index.details(version.path.as_str(), from, version.id, stamp)
     }
 
     /// The version as described by this repository.

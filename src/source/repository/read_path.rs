@@ -86,7 +86,7 @@ impl ReadPath {
 
     /// Takes the contents of the folder of one `from`.
     fn take(&mut self, from: i64, found: FolderVersions) {
-        let FolderVersions { read, kept, problems, pending } = found;
+        let FolderVersions { read, kept, problems, pending, details: _ } = found;
         let mut rows = kept;
         for (info, stamp) in read {
             rows.push(self.table.row(info, stamp));
@@ -320,7 +320,7 @@ impl ReadPath {
             return Ok(());
         }
         let mut rows = Vec::with_capacity(read.len());
-        for (from, FolderVersions { read, kept, problems, pending }) in read {
+        for (from, FolderVersions { read, kept, problems, pending, details: _ }) in read {
             rows.extend(kept);
             for (info, stamp) in read {
                 rows.push(self.table.row(info, stamp));

@@ -224,8 +224,19 @@ impl Source for RepositorySource {
     }
 
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
-        let RepositoryPlace::Local(local) = &self.place else { return None };
-        Some(in_place(|| change::details(local.folder(), version)))
+        match &self.place {
+            RepositoryPlace::Local(local) => Some(in_place(|| local.details(version))),
+            RepositoryPlace::Store(store) => store.known_details(version),
+        }
+    }
+
+    async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        match &self.place {
+            RepositoryPlace::Local(local) => {
+                Ok(in_place(|| change::details(local.folder(), version)))
+            }
+            RepositoryPlace::Store(store) => store.details(version).await,
+        }
     }
 
     async fn subfolders(&self, path: &str) -> Result<Vec<String>, SourceError> {

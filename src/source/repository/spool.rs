@@ -42,11 +42,11 @@ pub(super) async fn upload(
     let what = format!("an upload to {}", change.path);
     let wrong =
         |reason: String| SourceError::Unusable { url: url.to_owned(), what: what.clone(), reason };
-    let Some(version) = new_version(change).map_err(&wrong)? else {
+    let Some((version, facts)) = new_version(change).map_err(&wrong)? else {
         return Ok(Changed::Unchanged);
     };
     let spooled = spool(bytes).await.map_err(|error| wrong(error.to_string()))?;
-    match bucket.put_file(&version, spooled.path()).await {
+    match bucket.put_described(&version, &facts, spooled.path()).await {
         Ok(stored) => Ok(Changed::Created(Box::new(stored.info))),
         Err(error @ RepositoryError::Store { .. }) => {
             let (url, reason) = (url.to_owned(), chain(&error));
@@ -99,7 +99,11 @@ mod tests {
             id: None,
             metadata: [("run".to_owned(), "7".to_owned())].into(),
             limits: Default::default(),
-            kind: ChangeKind::Upload { file_name: "a.bin".into(), content_type: "a/b".into() },
+            kind: ChangeKind::Upload {
+                file_name: "a.bin".into(),
+                content_type: "a/b".into(),
+                uploaded_from: Some("10.1.2.3".into()),
+            },
         }
     }
 

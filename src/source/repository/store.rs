@@ -20,12 +20,14 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::body_digest::BodyDigest;
 use crate::source::{
-    Body, Knowledge, NewestVersions, PageKey, PathSummary, Problem, SourceError, VersionPage,
-    write_all,
+    Body, Details, Knowledge, NewestVersions, PageKey, PathSummary, Problem, SourceError,
+    VersionPage, write_all,
 };
 
 /// Maximum number of paths whose listings are kept.
 const MAX_PATHS: u64 = 10_000;
+/// Maximum number of versions whose upload details are kept.
+const MAX_DETAILS: u64 = 20_000;
 /// Maximum number of folders and properties read in parallel.
 const PARALLEL_READS: usize = 16;
 /// Maximum size of a properties file.
@@ -46,6 +48,8 @@ pub(super) struct StoreRepository {
     refresh: Duration,
     index: StoreIndex,
     listings: moka::sync::Cache<ObjectPath, Arc<Mutex<StoredListing>>>,
+    /// Facts about uploads, each with the version as it was described then.
+    details: moka::sync::Cache<ObjectId, Arc<(ObjectInfo, Details)>>,
 }
 
 impl fmt::Debug for StoreRepository {
@@ -59,7 +63,8 @@ impl StoreRepository {
         let Bucket { url, store, prefix } = bucket;
         let index = StoreIndex::new(Arc::clone(&store), &prefix);
         let listings = moka::sync::Cache::new(MAX_PATHS);
-        Self { url, store, prefix, refresh, index, listings }
+        let details = moka::sync::Cache::new(MAX_DETAILS);
+        Self { url, store, prefix, refresh, index, listings, details }
     }
 
     /// Reads everything from the properties.
@@ -95,6 +100,41 @@ impl StoreRepository {
     /// in the index are found after this time.
     fn listing_pace(&self) -> Duration {
         self.refresh.saturating_mul(LISTING_PACE)
+    }
+
+    /// Facts about the upload of a version, if they were read before. A change of the version shows
+    /// in its description.
+    pub(super) fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
+        let known = self.details.get(&version.id)?;
+        (known.0 == *version).then(|| known.1.clone())
+    }
+
+    /// Facts about the upload of a version, from its properties.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub(super) async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {
+        if let Some(known) = self.known_details(version) {
+            return Ok(known);
+        }
+        let folder = self.location(version.path.as_str()).join(version.validity.from().to_string());
+        for name in names(version.id, &version.metadata) {
+            let beside = folder.clone().join(format!("{name}{PROPERTIES}"));
+            let failed = |error| self.error(beside.as_ref(), &error);
+            let got = match self.store.get(&beside).await {
+                Err(object_store::Error::NotFound { .. }) => continue,
+                got => got.map_err(failed)?,
+            };
+            if got.meta.size > MAX_PROPERTIES_BYTES {
+                break;
+            }
+            let bytes = got.bytes().await.map_err(failed)?;
+            let properties = Properties::parse(&bytes).unwrap_or_default();
+            let details = entry::details(&properties);
+            self.details.insert(version.id, Arc::new((version.clone(), details.clone())));
+            return Ok(details);
+        }
+        Ok(Details::default())
     }
 
     pub(super) fn store(&self) -> &dyn ObjectStore {

@@ -262,7 +262,11 @@ mod tests {
     }
 
     async fn upload(source: &RepositorySource) -> ObjectId {
-        let kind = ChangeKind::Upload { file_name: "a".into(), content_type: "a/b".into() };
+        let kind = ChangeKind::Upload {
+            file_name: "a".into(),
+            content_type: "a/b".into(),
+            uploaded_from: None,
+        };
         let upload = Change { until: Some(Timestamp::from_millis(2000)), ..change(kind) };
         let bytes = stream::iter([Ok("bytes".into())]).boxed();
         // Equal uploads within one millisecond are one version.
@@ -398,7 +402,11 @@ mod tests {
         bucket.store.put(&beside, "Deleted=5\n".into()).await.unwrap();
         source.forget(&ObjectPath::new("A/One").unwrap());
         assert!(versions(&source).await.is_empty());
-        let kind = ChangeKind::Upload { file_name: "a".into(), content_type: "a/b".into() };
+        let kind = ChangeKind::Upload {
+            file_name: "a".into(),
+            content_type: "a/b".into(),
+            uploaded_from: None,
+        };
         let until = Some(Timestamp::from_millis(2000));
         let again = Change { id: Some(id), until, ..change(kind) };
         let bytes = stream::iter([Ok("other".into())]).boxed();

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::beneath::Root;
 use super::entry::{
     CONTENT_MD5, CONTENT_TYPE, CREATE_TIME, FILE_NAME, FILE_SIZE, INITIAL_VALIDITY, LAST_MODIFIED,
-    VALID_UNTIL, is_system_key,
+    UPLOADED_FROM, VALID_UNTIL, is_system_key,
 };
 use super::properties::Properties;
 use crate::error::{coded, kind_of_file};
@@ -33,6 +33,16 @@ pub struct NewVersion {
     pub file_name: String,
     /// The users' metadata.
     pub metadata: BTreeMap<String, String>,
+}
+
+/// Media type of files whose type is not known.
+const ANY_BYTES: &str = "application/octet-stream";
+
+/// Facts about an upload that are only stored.
+#[derive(Debug, Clone, Default)]
+pub(super) struct UploadFacts {
+    pub(super) content_type: Option<String>,
+    pub(super) uploaded_from: Option<String>,
 }
 
 /// Result of storing a version.
@@ -124,7 +134,12 @@ impl NewVersion {
     }
 
     /// Contents of the properties file of `info`.
-    pub(super) fn properties(&self, info: &ObjectInfo, md5: Md5Sum) -> Properties {
+    pub(super) fn properties(
+        &self,
+        info: &ObjectInfo,
+        md5: Md5Sum,
+        facts: &UploadFacts,
+    ) -> Properties {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let until = info.validity.until().to_string();
         let own = [
@@ -133,11 +148,12 @@ impl NewVersion {
             (CREATE_TIME, info.created.to_string()),
             (LAST_MODIFIED, now.as_millis().to_string()),
             (VALID_UNTIL, until),
-            (CONTENT_TYPE, "application/octet-stream".to_owned()),
+            (CONTENT_TYPE, facts.content_type.clone().unwrap_or_else(|| ANY_BYTES.to_owned())),
             (FILE_SIZE, info.size_bytes.unwrap_or(0).to_string()),
             (CONTENT_MD5, md5.to_string()),
         ];
-        let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+        let from = facts.uploaded_from.iter().map(|from| (UPLOADED_FROM, from.clone()));
+        let own = own.into_iter().chain(from).map(|(key, value)| (key.to_owned(), value));
         own.chain(info.metadata.to_map()).collect()
     }
 

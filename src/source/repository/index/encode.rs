@@ -49,6 +49,9 @@ pub(super) fn fields() -> Vec<Field> {
         Field::new("listed", DataType::Int64, false),
         Field::new("check", DataType::UInt64, false),
     ]
+    .into_iter()
+    .chain(super::details::fields())
+    .collect()
 }
 
 /// Bytes and CRC-32C of an index file with `rows`. `root_inode` is the inode of the repository's
@@ -80,6 +83,7 @@ pub(super) fn encode(mut rows: Vec<IndexRow>, root_inode: u64) -> io::Result<(Ve
             let path = DictionaryArray::try_new(keys, Arc::clone(&dictionary))?;
             let mut columns: Vec<ArrayRef> = vec![Arc::new(path)];
             columns.extend(columns_of(rows)?);
+            columns.extend(super::details::columns_of(rows.iter().map(|row| row.details.as_ref())));
             writer.write(&RecordBatch::try_new(Arc::clone(&schema), columns)?)?;
         }
         writer.finish()?;

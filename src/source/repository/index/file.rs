@@ -13,11 +13,15 @@ use arrow_buffer::ScalarBuffer;
 use arrow_ipc::reader::FileReader;
 use arrow_schema::ArrowError;
 
+use super::details::{DetailColumns, KnownBatch, RowKey};
 use super::encode::{BATCHES_KEY, ROOT_KEY, VERSION_KEY, crc32c, fields};
-use super::file_name::VERSION;
+use super::file_name::{FORMER_VERSION, VERSION};
 use super::row::{IndexRow, RowCheck, RowRef};
 use crate::object::{Md5Sum, ObjectId};
+use crate::source::Details;
 
+/// Number of columns of a file of the former version.
+const FORMER_COLUMNS: usize = 11;
 /// Maximum size of the footer of a file.
 const MAX_FOOTER_BYTES: u64 = 64 << 20;
 
@@ -57,6 +61,8 @@ pub(super) struct IndexFile {
     paths: StringArray,
     /// First and last path of each batch, as indices into `paths`.
     batches: Vec<[i32; 2]>,
+    /// The facts about uploads that were read last.
+    known: Option<KnownBatch>,
 }
 
 impl std::fmt::Debug for IndexFile {
@@ -97,14 +103,19 @@ impl IndexFile {
         let mut reader = guarded(|| FileReader::try_new(BufReader::new(file), None))?;
         let schema = reader.schema();
         let said = |key: &str| schema.metadata().get(key).map_or("", String::as_str);
-        if said(VERSION_KEY) != VERSION {
+        let is_former = said(VERSION_KEY) == FORMER_VERSION;
+        if said(VERSION_KEY) != VERSION && !is_former {
             let version = said(VERSION_KEY);
             return Err(wrong(format!("its version is {version:?}, expected {VERSION:?}")));
         }
         if said(ROOT_KEY) != root_inode.to_string() {
             return Err(wrong("it is for another folder"));
         }
-        if schema.fields().iter().map(|field| (**field).clone()).ne(fields()) {
+        let mut expected = fields();
+        if is_former {
+            expected.truncate(FORMER_COLUMNS);
+        }
+        if schema.fields().iter().map(|field| (**field).clone()).ne(expected) {
             return Err(wrong("its columns are not those of an index"));
         }
         let batches: Vec<[i32; 2]> =
@@ -122,7 +133,7 @@ impl IndexFile {
         if !batches.iter().flatten().all(in_range) || !is_ascending(&paths) {
             return Err(wrong("its paths are not in order"));
         }
-        Ok(Self { reader, paths, batches })
+        Ok(Self { reader, paths, batches, known: None })
     }
 
     /// Calls `each` for the rows of one path.
@@ -151,6 +162,63 @@ impl IndexFile {
             })?;
         }
         Ok(())
+    }
+
+    /// The facts about the upload of a version in the state that `stamp` describes. Those of its
+    /// neighbours are kept, so it takes little time for versions in order.
+    ///
+    /// # Errors
+    /// Of kind `InvalidData` if the file is malformed.
+    pub(super) fn details(
+        &mut self,
+        path: &str,
+        from: i64,
+        id: ObjectId,
+        stamp: u64,
+    ) -> io::Result<Option<Details>> {
+        use std::cmp::Ordering::{Equal, Greater, Less};
+        let Some(number) = self.number_of(path) else { return Ok(None) };
+        let key: RowKey = (number, from, *id.as_bytes());
+        // The batches with the path: [low, high).
+        let mut low = self.batches.partition_point(|[_, last]| *last < number);
+        let mut high = self.batches.partition_point(|[first, _]| *first <= number);
+        let mut next = self.known.as_ref().map(|known| match known.place_of(&key) {
+            Greater => known.number + 1,
+            Less | Equal => known.number,
+        });
+        while low < high {
+            let at = next.take().filter(|at| (low..high).contains(at));
+            let at = at.unwrap_or(usize::midpoint(low, high));
+            if self.known.as_ref().is_none_or(|known| known.number != at) {
+                self.known = Some(self.read_details(at)?);
+            }
+            let Some(known) = &self.known else { break };
+            match known.place_of(&key) {
+                Less => high = at,
+                Greater => low = at + 1,
+                Equal => return Ok(known.find(&key, stamp).cloned()),
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_details(&mut self, number: usize) -> io::Result<KnownBatch> {
+        let batch = read_batch(&mut self.reader, number)?;
+        let paths = dictionary(&batch)?.keys().values().clone();
+        let in_range = |number: &i32| usize::try_from(*number).is_ok_and(|n| n < self.paths.len());
+        if !paths.iter().all(in_range) {
+            return Err(wrong("a row has a path that is not in the dictionary"));
+        }
+        let names = &self.paths;
+        guarded(|| {
+            check_rows(&batch, 0..batch.num_rows(), |at| names.value(paths[at] as usize))?;
+            let mut rows = Vec::with_capacity(batch.num_rows());
+            for_rows(&batch, 0..batch.num_rows(), &mut |row| {
+                let key = (paths[rows.len()], row.from, *row.id.as_bytes());
+                rows.push((key, row.stamp, row.details()));
+            });
+            Ok(KnownBatch { number, rows })
+        })
     }
 
     fn number_of(&self, path: &str) -> Option<i32> {
@@ -310,6 +378,7 @@ fn for_rows(batch: &RecordBatch, rows: std::ops::Range<usize>, each: &mut dyn Fn
     let (keys, values) = (metadata.keys().as_string(), metadata.values().as_string());
     let offsets = metadata.value_offsets();
     let sixteen = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).unwrap_or_default();
+    let details = DetailColumns::of(batch);
     for at in rows {
         each(RowRef {
             from: from[at],
@@ -321,6 +390,7 @@ fn for_rows(batch: &RecordBatch, rows: std::ops::Range<usize>, each: &mut dyn Fn
             stamp: stamp[at],
             listed: listed[at],
             metadata: (keys, values, offsets[at] as usize, offsets[at + 1] as usize),
+            details: details.as_ref().map(|columns| (columns, at)),
         });
     }
 }
@@ -340,7 +410,8 @@ fn check_rows<'a>(
             of = path(at);
             check = RowCheck::new(of);
         }
-        if check.of_row(&row, row.metadata()) != expected[at] {
+        let facts = row.details.map(|(columns, at)| columns.facts(at));
+        if check.of_row(&row, row.metadata(), facts) != expected[at] {
             wrong = Some(at);
         }
         at += 1;
@@ -357,6 +428,7 @@ mod tests {
 
     use super::super::encode::{BATCH_ROWS, encode};
     use super::*;
+    use crate::interval::Timestamp;
 
     const INODE: u64 = 4711;
 
@@ -372,6 +444,13 @@ mod tests {
             metadata: metadata.iter().copied().collect(),
             stamp: u64::from(id) << 40,
             listed: 1_730_000_000_000_000_000,
+            details: (id != 4).then(|| Details {
+                file_name: Some(format!("object {id}.root")),
+                content_type: (id != 3).then(|| "text/plain".to_owned()),
+                uploaded_from: (id == 1).then(|| "2001:db8::1".to_owned()),
+                last_modified: Some(Timestamp::from_millis(1_730_000_000_500)),
+                initial_until: (id != 2).then(|| Timestamp::from_millis(from + 20)),
+            }),
         };
         vec![
             row("TPC/Calib/VDrift", i64::MIN, 1, &[("runNumber", "555"), ("ümlaut", "é")]),
@@ -434,6 +513,46 @@ mod tests {
         let mut all = rows();
         all.rotate_right(1);
         assert_eq!(open(&bytes).unwrap().all().unwrap(), all);
+    }
+
+    #[test]
+    fn the_golden_file_of_the_former_version_is_read_without_the_facts_about_uploads() {
+        let golden =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/golden/repository-index-1.arrow");
+        let bytes = std::fs::read(golden).unwrap();
+        let mut all = rows();
+        all.rotate_right(1);
+        all.iter_mut().for_each(|row| row.details = None);
+        let mut file = open(&bytes).unwrap();
+        assert_eq!(file.all().unwrap(), all);
+        let row = &rows()[1];
+        assert_eq!(file.details(&row.path, row.from, row.id, row.stamp).unwrap(), None);
+    }
+
+    #[test]
+    fn facts_about_uploads_are_found_by_version_and_state_in_any_order() {
+        let many: Vec<IndexRow> = (0..5 * BATCH_ROWS as i64)
+            .map(|n| {
+                let file_name = Some(format!("{n}.root"));
+                let details = Some(Details { file_name, ..Details::default() });
+                let (path, stamp) = (format!("A/P{}", n % 3).into(), 1 + n.cast_unsigned());
+                IndexRow { path, from: n / 2, stamp, details, ..rows()[1].clone() }
+            })
+            .collect();
+        let (bytes, _) = encode(many.clone(), INODE).unwrap();
+        let mut index = open(&bytes).unwrap();
+        let forward = many.iter().step_by(7);
+        let backward = many.iter().rev().step_by(997);
+        let spread = (0..200).map(|n| &many[n * 7_919 % many.len()]);
+        for row in forward.chain(backward).chain(spread) {
+            let mut found = |from, stamp| index.details(&row.path, from, row.id, stamp).unwrap();
+            assert_eq!(found(row.from, row.stamp), row.details, "{row:?}");
+            assert_eq!(found(row.from, row.stamp + 1), None);
+            assert_eq!(found(row.from, 0), None);
+            assert_eq!(found(row.from + 1_000_000, row.stamp), None);
+        }
+        assert_eq!(index.details("A/P9", 1, rows()[1].id, 1).unwrap(), None);
+        assert_eq!(index.details("A/P1", -1, rows()[1].id, 1).unwrap(), None);
     }
 
     /// Writes the golden file; run it once per layout: `cargo test --lib golden -- --ignored`.

@@ -5,7 +5,9 @@ pub(crate) const FOLDER: &str = ".iovcache~";
 /// Suffix of the names of index files.
 pub(super) const SUFFIX: &str = ".arrow";
 /// Version of the layout.
-pub(super) const VERSION: &str = "1";
+pub(super) const VERSION: &str = "2";
+/// The layout before: without the facts about uploads. Its files are read, and not written.
+pub(super) const FORMER_VERSION: &str = "1";
 
 /// Name of an index file: sequence number, unique part, and CRC-32C of its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

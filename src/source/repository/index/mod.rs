@@ -10,6 +10,7 @@
 //! The layout is drawn in `schemas/repository.md`.
 
 mod append;
+mod details;
 mod encode;
 mod file;
 mod file_name;

@@ -87,6 +87,8 @@ pub fn index(
         report.compare(&mut known, &found, |known, row| IndexRow {
             stamp: row.stamp,
             listed: row.listed,
+            // A file of the former version has none.
+            details: known.details.or_else(|| row.details.clone()),
             ..known
         });
         if !check {
@@ -106,7 +108,8 @@ fn rows_of(
     path: &ObjectPath,
     problems: &mut Vec<Problem>,
 ) -> io::Result<Vec<IndexRow>> {
-    let Some(folder) = PathFolder::open(root, path)? else { return Ok(Vec::new()) };
+    let Some(mut folder) = PathFolder::open(root, path)? else { return Ok(Vec::new()) };
+    folder.reads_details = true;
     let (froms, odd) = folder.froms(path)?;
     problems.extend(odd.into_iter().map(|(_, problem)| problem));
     let name: Arc<str> = path.as_str().into();
@@ -115,9 +118,10 @@ fn rows_of(
         // Stamp 0 for folders with problems: every reader must read and report these.
         let is_whole = found.problems.is_empty();
         problems.extend(found.problems);
-        for (info, stamp) in found.read {
+        for ((info, stamp), details) in found.read.into_iter().zip(found.details) {
             let stamp = if is_whole { stamp } else { 0 };
             let mut row = row_of(&name, info, stamp, folder.stamp.changed_nanos);
+            row.details = Some(details);
             if let Some(last) = rows.last().filter(|last| last.metadata == row.metadata) {
                 row.metadata = last.metadata.clone();
             }
@@ -127,7 +131,7 @@ fn rows_of(
     Ok(rows)
 }
 
-/// The row of a version.
+/// The row of a version, without the facts about its upload.
 pub(in crate::source::repository) fn row_of(
     path: &Arc<str>,
     info: ObjectInfo,
@@ -145,5 +149,6 @@ pub(in crate::source::repository) fn row_of(
         metadata: info.metadata,
         stamp,
         listed,
+        details: None,
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use arrow_array::StringArray;
 
+use super::details::{DetailColumns, UploadFactsRef, facts_of};
 use crate::object::{Md5Sum, ObjectId, VersionMetadata};
+use crate::source::Details;
 
 /// One version in an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub(in crate::source::repository) struct IndexRow {
     pub(in crate::source::repository) stamp: u64,
     /// Change time (ns) of the path's folder when the row was written.
     pub(in crate::source::repository) listed: i64,
+    /// Facts about the upload; `None` if unknown.
+    pub(in crate::source::repository) details: Option<Details>,
 }
 
 impl IndexRow {
@@ -36,8 +40,11 @@ impl IndexRow {
             stamp: self.stamp,
             listed: self.listed,
             metadata: (&none, &none, 0, 0),
+            details: None,
         };
-        RowCheck::new(&self.path).of_row(&row, self.metadata.iter())
+        let none = Details::default();
+        let facts = facts_of(self.details.as_ref().unwrap_or(&none));
+        RowCheck::new(&self.path).of_row(&row, self.metadata.iter(), Some(facts))
     }
 }
 
@@ -53,6 +60,8 @@ pub(in crate::source::repository) struct RowRef<'a> {
     pub(in crate::source::repository) stamp: u64,
     pub(in crate::source::repository) listed: i64,
     pub(super) metadata: (&'a StringArray, &'a StringArray, usize, usize),
+    /// Columns of the facts about uploads, and the number of the row; `None` in a file without them.
+    pub(super) details: Option<(&'a DetailColumns, usize)>,
 }
 
 impl RowRef<'_> {
@@ -61,6 +70,12 @@ impl RowRef<'_> {
     ) -> impl Iterator<Item = (&str, &str)> + Clone {
         let (keys, values, first, end) = self.metadata;
         (first..end).map(|at| (keys.value(at), values.value(at)))
+    }
+
+    /// Facts about the upload, if they are known.
+    pub(super) fn details(&self) -> Option<Details> {
+        let (columns, at) = self.details?;
+        Some(columns.row(at)).filter(|details| *details != Details::default())
     }
 
     pub(super) fn to_row(self, path: &Arc<str>) -> IndexRow {
@@ -75,6 +90,7 @@ impl RowRef<'_> {
             metadata: self.metadata().collect(),
             stamp: self.stamp,
             listed: self.listed,
+            details: self.details(),
         }
     }
 }
@@ -109,11 +125,27 @@ impl RowCheck {
         words.iter().for_each(|word| self.word(u64::from_le_bytes(*word)));
     }
 
-    /// The checksum of a row, all columns in their order.
+    fn optional_text(&mut self, text: Option<&str>) {
+        self.word(u64::from(text.is_some()));
+        self.text(text.unwrap_or_default());
+    }
+
+    fn facts(&mut self, (texts, times): UploadFactsRef<'_>) {
+        for text in texts {
+            self.optional_text(text);
+        }
+        for time in times {
+            self.word(u64::from(time.is_some()));
+            self.word(time.unwrap_or(0).cast_unsigned());
+        }
+    }
+
+    /// The checksum of a row, all columns in their order. `facts` are `None` in a file without them.
     pub(super) fn of_row<'a>(
         &self,
         row: &RowRef<'_>,
         metadata: impl Iterator<Item = (&'a str, &'a str)>,
+        facts: Option<UploadFactsRef<'_>>,
     ) -> u64 {
         let mut check = Self(self.0);
         for number in [row.from, row.until, row.created] {
@@ -129,6 +161,9 @@ impl RowCheck {
         }
         check.word(row.stamp);
         check.word(row.listed.cast_unsigned());
+        if let Some(facts) = facts {
+            check.facts(facts);
+        }
         check.0
     }
 }

@@ -9,6 +9,8 @@ use rustix::fs::fstat;
 use super::file::IndexFile;
 use super::file_name::{FOLDER, FileName};
 use super::row::RowRef;
+use crate::object::ObjectId;
+use crate::source::Details;
 use crate::source::repository::beneath::{EntryKind, Root, Stamp, for_each_entry, open_file};
 use crate::source::repository::folder::{LOCAL_SLACK, is_recent};
 
@@ -109,6 +111,22 @@ impl IndexSet {
     /// The number of the file that was opened last, for [`for_path`](Self::for_path).
     pub(in crate::source::repository) fn latest(&self) -> u64 {
         self.latest
+    }
+
+    /// The facts about the upload of a version in the state that `stamp` describes.
+    pub(in crate::source::repository) fn details(
+        &mut self,
+        path: &str,
+        from: i64,
+        id: ObjectId,
+        stamp: u64,
+    ) -> Option<Details> {
+        self.files.iter_mut().rev().find_map(|(name, file)| {
+            file.details(path, from, id, stamp).unwrap_or_else(|error| {
+                tracing::debug!(file = %format!("{FOLDER}/{name}"), %error, "read from properties");
+                None
+            })
+        })
     }
 
     /// Calls `each` for the rows of a path in the files that were opened after the file number

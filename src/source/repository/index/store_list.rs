@@ -7,10 +7,12 @@ use object_store::path::Path;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, PutMode, PutOptions, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
-use super::file_name::{FOLDER, FileName, VERSION};
+use super::file_name::{FOLDER, FileName};
 
 /// Name of the list.
 const LIST: &str = "current";
+/// Version of the list. That of the files is in each of them.
+const LIST_VERSION: &str = "1";
 /// Maximum size of the list.
 const MAX_LIST_BYTES: u64 = 1 << 20;
 /// Value of `iovcache.root` in the files of an object store, which has no inodes.
@@ -108,8 +110,8 @@ pub(super) async fn read(
 
 fn parse(bytes: &[u8]) -> Result<BTreeMap<FileName, u64>, String> {
     let list: FileList = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if list.version != VERSION {
-        return Err(format!("its version is {:?}, expected {VERSION:?}", list.version));
+    if list.version != LIST_VERSION {
+        return Err(format!("its version is {:?}, expected {LIST_VERSION:?}", list.version));
     }
     let named = list.files.into_iter().map(|ListedFile { name, bytes }| {
         FileName::parse(&name).map(|file| (file, bytes)).ok_or(format!("{name:?} is no index file"))
@@ -129,7 +131,7 @@ pub(super) async fn replace(
 ) -> Result<bool, object_store::Error> {
     let files =
         files.iter().map(|(name, bytes)| ListedFile { name: name.to_string(), bytes: *bytes });
-    let list = FileList { version: VERSION.to_owned(), files: files.collect() };
+    let list = FileList { version: LIST_VERSION.to_owned(), files: files.collect() };
     let generic = |error: serde_json::Error| object_store::Error::Generic {
         store: "index",
         source: Box::new(error),
