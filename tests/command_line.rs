@@ -353,6 +353,16 @@ fn an_empty_variable_counts_as_not_set_and_a_wrong_one_is_named() {
         assert!(!output.status.success());
         assert!(said(&output).contains(variable), "{variable}: {}", said(&output));
     }
+    let wrong = iovcache().args(["config", "new"]).env("IOVCACHE_MEMROY", "1GiB").output().unwrap();
+    assert_eq!(said(&wrong), {
+        let hint = "did you mean IOVCACHE_MEMORY?";
+        format!("note: no option reads the variable IOVCACHE_MEMROY; {hint}\n")
+    });
+    let level = run(&["--log", "warnn", "config", "new"]);
+    assert_eq!(level.status.code(), Some(2));
+    assert!(said(&level).contains("\"warnn\" is no level; did you mean warn?"), "{}", said(&level));
+    let stdin = run_with(b"memroy = 1\n", &["config", "check", "-"]);
+    assert!(said(&stdin).contains("] stdin:1: memroy: unknown field"), "{}", said(&stdin));
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     fs::write(&token, "\n").unwrap();
