@@ -280,6 +280,56 @@ fn a_reader_that_has_enough_ends_a_command_quietly_and_a_full_disk_is_a_failure(
         assert_eq!(output.status.code(), Some(1), "{command:?}");
         assert!(said(&output).contains("cannot write to stdout"), "{}", said(&output));
     }
+    // The demo, with its processes: quietly where its reader is gone, and without a panic.
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for (stdout, status) in [(Stdio::from(full), 1), (closed_pipe(), 0)] {
+        let mut command = iovcache();
+        let demo = command.args(["demo", "--timeframes", "2"]).stdout(stdout).output().unwrap();
+        assert_eq!(demo.status.code(), Some(status), "{}", said(&demo));
+        assert!(!said(&demo).contains("panicked"), "{}", said(&demo));
+    }
+    // A token that was not printed is not added: no client could use it, and its name were taken.
+    let file = repository.path().join("keys.toml");
+    let token = |stdout: Stdio| {
+        let mut command = iovcache();
+        command.args(["token", "shift", "--tokens", file.to_str().unwrap()]);
+        let output = command.stdout(stdout).output().unwrap();
+        (output.status.code(), said(&output))
+    };
+    for stdout in [closed_pipe(), fs::File::create("/dev/full").unwrap().into()] {
+        let (status, told) = token(stdout);
+        assert!(status == Some(1) && told.contains("and is not added"), "{told}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "");
+    }
+    assert_eq!(token(Stdio::null()).0, Some(0));
+    assert!(fs::read_to_string(&file).unwrap().contains("name = \"shift\""));
+}
+
+/// A pipe whose reader is gone.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn stdin_is_read_for_one_file_and_metadata_are_given_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = service(folder.path());
+    let column = format!("v={DRIFT}");
+    let server = service.unix();
+    let both =
+        ["table", "--server", &server, "--column", &column, "--timestamps", "-", "--lock", "-"];
+    let output = run_with(b"1000\n", &both);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("give - for one file only"), "{}", said(&output));
+    let repository = folder.path().join("other");
+    let repository = repository.to_str().unwrap();
+    let put = ["put", "--repository", repository, "A/B", "-", "--from", "0"];
+    let twice = [&put[..], &["--meta", "x=1", "--meta", "x=2"]].concat();
+    let output = run_with(b"x", &twice);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("\"x\" is given twice"), "{}", said(&output));
 }
 
 #[test]
@@ -303,6 +353,16 @@ fn an_empty_variable_counts_as_not_set_and_a_wrong_one_is_named() {
         assert!(!output.status.success());
         assert!(said(&output).contains(variable), "{variable}: {}", said(&output));
     }
+    let wrong = iovcache().args(["config", "new"]).env("IOVCACHE_MEMROY", "1GiB").output().unwrap();
+    assert_eq!(said(&wrong), {
+        let hint = "did you mean IOVCACHE_MEMORY?";
+        format!("note: no option reads the variable IOVCACHE_MEMROY; {hint}\n")
+    });
+    let level = run(&["--log", "warnn", "config", "new"]);
+    assert_eq!(level.status.code(), Some(2));
+    assert!(said(&level).contains("\"warnn\" is no level; did you mean warn?"), "{}", said(&level));
+    let stdin = run_with(b"memroy = 1\n", &["config", "check", "-"]);
+    assert!(said(&stdin).contains("] stdin:1: memroy: unknown field"), "{}", said(&stdin));
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     fs::write(&token, "\n").unwrap();

@@ -422,6 +422,149 @@ fn the_crate_has_no_stray_files() {
     script("crate/build", &["--list"], &[("CARGO", env!("CARGO"))]);
 }
 
+/// Copies files and folders of the repository into `folder`, as COPY in a Containerfile does.
+fn copy(folder: &Path, from: &str, to: &str) {
+    let target = match to.ends_with("./") {
+        true => folder.join(from),
+        false => folder.join(to),
+    };
+    fs::create_dir_all(target.parent().unwrap()).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(from);
+    let copied = Command::new("cp").arg("-r").arg(source).arg(target).status().unwrap();
+    assert!(copied.success(), "{from}");
+}
+
+/// The files that sources in `folder` include, as paths, without those of documentation tests.
+fn included(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            included(&path, found);
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let text = text.replace("#[doc = include_str!(", "");
+        for part in ["include_str!(\"", "include_bytes!(\""] {
+            let names = text.split(part).skip(1).filter_map(|rest| rest.split('"').next());
+            found.extend(names.map(|name| path.parent().unwrap().join(name)));
+        }
+    }
+}
+
+#[test]
+fn the_container_file_copies_all_that_the_program_is_built_from() {
+    let file = deployed("container/Containerfile");
+    let folder = tempfile::tempdir().unwrap();
+    let build = file.split("\nFROM ").nth(1).unwrap();
+    for line in build.lines().filter_map(|line| line.strip_prefix("COPY ")) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (to, from) = words.split_last().unwrap();
+        from.iter().for_each(|from| copy(folder.path(), from, to));
+    }
+    // Cargo finds each target and member; the lock file is complete.
+    let metadata = Command::new(env!("CARGO"))
+        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&metadata.stderr);
+    assert!(metadata.status.success(), "{error}");
+    let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let own = packages.iter().find(|package| package["name"] == "iovcache").unwrap();
+    let targets = own["targets"].as_array().unwrap();
+    let program = targets.iter().find(|target| target["kind"][0] == "bin").unwrap();
+    assert!(Path::new(program["src_path"].as_str().unwrap()).exists());
+    let mut files = Vec::new();
+    included(&folder.path().join("src"), &mut files);
+    assert!(files.len() >= 5, "{files:?}");
+    for file in files {
+        assert!(file.exists(), "{} is not copied", file.display());
+    }
+    // The second stage takes the program from where the first one leaves it.
+    assert!(build.contains("--profile dist --bin iovcache"));
+    assert!(file.contains("COPY --from=build /src/target/dist/iovcache /usr/bin/iovcache"));
+}
+
+/// A stripped copy of the program of this build.
+fn stripped(folder: &Path) -> std::path::PathBuf {
+    let program = folder.join("iovcache");
+    let mut strip = Command::new("strip");
+    let strip = strip.arg("-o").arg(&program).arg(env!("CARGO_BIN_EXE_iovcache"));
+    assert!(strip.status().unwrap().success());
+    program
+}
+
+#[test]
+fn a_package_is_tried_and_refused_where_a_part_of_it_is_missing() {
+    let there = Command::new("dpkg-deb").arg("--version").stdout(Stdio::null()).status();
+    if !there.is_ok_and(|status| status.success()) {
+        eprintln!("dpkg-deb is not installed: skipped");
+        return;
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    let program = stripped(folder.path());
+    let generated = folder.path().join("generated");
+    script("generate", &[program.to_str().unwrap(), generated.to_str().unwrap()], &[]);
+    // As cargo-deb packs it: the assets, the unit, the scripts without their marks.
+    let tree = folder.path().join("tree");
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = toml::from_str(&manifest).unwrap();
+    for asset in manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap() {
+        let [source, to] = [0, 1].map(|index| asset[index].as_str().unwrap());
+        let from = match source.strip_prefix("target/generated/") {
+            Some("iovcache") => program.clone(),
+            Some(file) => generated.join(file.trim_end_matches("/*")),
+            None => root.join(source),
+        };
+        let to = tree.join(to.trim_end_matches(if source.ends_with("/*") { "man1/" } else { "" }));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        if source.ends_with("/*") || asset[1].as_str().unwrap().ends_with('/') {
+            fs::create_dir_all(&to).unwrap();
+        }
+        assert!(Command::new("cp").arg("-r").arg(from).arg(to).status().unwrap().success());
+    }
+    let write = |name: &str, text: &str| {
+        fs::create_dir_all(tree.join(name).parent().unwrap()).unwrap();
+        fs::write(tree.join(name), text).unwrap();
+    };
+    write("lib/systemd/system/iovcache.service", &deployed("systemd/iovcache.service"));
+    write("usr/share/doc/iovcache/copyright", "Apache-2.0");
+    write("DEBIAN/conffiles", "/etc/iovcache/iovcache.toml\n");
+    write(
+        "DEBIAN/control",
+        "Package: iovcache\nVersion: 0\nArchitecture: all\nMaintainer: A <a@localhost>\n\
+         Depends: adduser\nDescription: a test\n",
+    );
+    for name in ["postinst", "postrm"] {
+        let text = deployed(&format!("debian/{name}")).replace("#DEBHELPER#", "");
+        write(&format!("DEBIAN/{name}"), &text);
+        let path = tree.join("DEBIAN").join(name);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let package = folder.path().join("iovcache.deb");
+    let tried = || {
+        let build = ["--root-owner-group", "-Znone", "--build"];
+        let mut command = Command::new("dpkg-deb");
+        let built = command.args(build).arg(&tree).arg(&package).output().unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        let mut command = Command::new(root.join("deploy/debian/try"));
+        let output = command.arg(&package).stdin(Stdio::null()).output().unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(told).unwrap())
+    };
+    let (done, told) = tried();
+    assert!(done && told.contains("17 commands, demo, service"), "{told}");
+    fs::remove_file(tree.join("usr/share/man/man1/iovcache-ls.1")).unwrap();
+    let (done, told) = tried();
+    assert!(!done && told.contains("no manual page of ls"), "{told}");
+    fs::remove_file(tree.join("lib/systemd/system/iovcache.service")).unwrap();
+    let (done, told) = tried();
+    assert!(!done && told.contains("no unit"), "{told}");
+}
+
 #[test]
 fn the_health_check_of_the_container_works_with_tokens_and_notices_a_service_that_is_gone() {
     let file = deployed("container/Containerfile");

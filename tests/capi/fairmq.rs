@@ -141,6 +141,16 @@ async fn a_name_that_is_lost_is_told_by_readyz_status_metrics_and_log() {
     assert!(text.contains("m_9 was removed") && text.contains("m_10 was reset"), "{text}");
     let (_, metrics) = get("/metrics");
     assert!(metrics.contains("iovcache_segments_lost 2"), "{metrics}");
+    // The status page shows them.
+    let mut stream = std::net::TcpStream::connect(service.http()).unwrap();
+    write!(stream, "GET /events HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(stream));
+    let mut frames =
+        lines.filter_map(|line| Some(line.unwrap().strip_prefix("data: {")?.to_owned()));
+    let frame: serde_json::Value =
+        serde_json::from_str(&format!("{{{}", frames.next().unwrap())).unwrap();
+    let lost = frame["lost"].as_array().unwrap();
+    assert!(lost.len() == 2 && lost[0].as_str().unwrap().contains("m_9 was removed"), "{lost:?}");
     let client = Client::connect(&service.unix()).await.unwrap();
     assert_eq!(client.status().await.unwrap().lost_segments.len(), 2);
     // The watch looks once a second.

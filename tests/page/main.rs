@@ -22,6 +22,7 @@ use common::{PATIENCE, Service, http_get, until};
 use iovcache::ObjectPath;
 use iovcache::client::{Client, TableRequest};
 use iovcache::table::ColumnRequest;
+use iovcache::time_text;
 use serde_json::Value;
 
 /// Midnight of a day in November 2024.
@@ -195,12 +196,19 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     // The questions in an incident, answered in the first section.
     let attention = browser.text("#attention");
     assert!(attention.contains("source down") && attention.contains("127.0.0.1:9"), "{attention}");
-    assert!(
-        attention.contains("seen since 20")
-            && !attention.contains("1970")
-            && attention.contains(" UTC"),
-        "{attention}"
-    );
+    // Since when is the service's own time, not that of this browser.
+    let status = common::run_well(&["status", "--json", "--server", &load.service.unix()]);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let sources = status["sources"].as_array().unwrap();
+    let down = sources.iter().find(|source| source["state"] == "down").unwrap();
+    let since = time_text::show(down["down_since_ms"].as_i64().unwrap());
+    let since = format!("since {} UTC", since[..19].replace('T', " "));
+    assert!(attention.contains(&format!("so far. {since}")), "{since}: {attention}");
+    let shown = common::run_well(&["status", "--server", &load.service.unix()]);
+    assert!(shown.contains("failed), down since 20"), "{shown}");
+    // Above the fold of a usual screen.
+    let bottom = "return document.getElementById('facts').getBoundingClientRect().bottom";
+    assert!(browser.run(bottom).as_f64().unwrap() < 700.0);
     // While the client of this test reads a table it holds more than the tracker.
     let facts = until("a frame between two tables of the test", || {
         let facts = browser.text("#facts");
@@ -242,10 +250,11 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     keep(&browser, "status-dark");
     check_accessibility(&browser, "dark");
     browser.prefer("prefers-color-scheme", "light");
-    browser.resize(390, 1_500);
+    browser.resize(360, 1_500);
     frames(&browser, 1);
     let fits = "return document.documentElement.scrollWidth <= window.innerWidth";
     assert_eq!(browser.run(fits), true);
+    assert!(browser.run(bottom).as_f64().unwrap() < 1_000.0, "narrow");
     let clipped = "const frame = document.querySelector('#timeframes').closest('.scroll');\
         return frame.scrollWidth - frame.clientWidth";
     assert_eq!(browser.run(clipped), 0, "the consumers of a timeframe are clipped");
@@ -273,6 +282,32 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     // The page shows that the service is gone.
     drop(load);
     until("the loss", || (browser.text("#link") != "live").then_some(()));
+}
+
+#[test]
+fn the_page_says_that_a_configuration_was_refused_and_which_keys_need_a_restart() {
+    let Some(browser) = Browser::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("iovcache.toml");
+    let text = "[[source]]\nurl = \"memory:\"\n";
+    std::fs::write(&file, text).unwrap();
+    let service = Service::start(&["--config", file.to_str().unwrap()]);
+    browser.open(&format!("http://{}/", service.http()));
+    frames(&browser, 1);
+    assert!(browser.text("#attention").contains("No condition"));
+    let shows = |text: &str| {
+        until(text, || browser.text("#attention").contains(text).then_some(()));
+    };
+    std::fs::write(&file, "memroy = 1").unwrap();
+    service.signal("HUP");
+    shows("was refused, see the log; the earlier one is in force.");
+    std::fs::write(&file, format!("max_timeframes = 7\n{text}")).unwrap();
+    service.signal("HUP");
+    shows("take effect after a restart: max_timeframes.");
+    std::fs::write(&file, text).unwrap();
+    service.signal("HUP");
+    shows("No condition");
+    assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
 /// A listener: the status line's code, then event by event.

@@ -65,6 +65,7 @@ pub(crate) fn run(
 
 fn check(file: PathBuf, as_json: bool) -> Result<(), Failure> {
     let (faults, notes) = check_file(&file)?;
+    let file = PathBuf::from(crate::input::name(&file));
     if as_json {
         let faults: Vec<_> = faults
             .iter()

@@ -15,7 +15,7 @@ use iovcache::{ObjectPath, Timestamp, ValidityInterval};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::common::{progress, show_bytes};
+use crate::common::{out_line, progress, show_bytes};
 use crate::failure::Failure;
 use crate::status::show;
 use crate::text_chart::{Bar, bars, screen_columns, wrap};
@@ -126,8 +126,8 @@ async fn show_all(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// Prints a paragraph, wrapped at the width of the screen, and an empty line.
-fn say(text: &str) {
-    println!("{}", wrap(text, screen_columns()));
+fn say(text: &str) -> Result<(), Failure> {
+    out_line(wrap(text, screen_columns()))
 }
 
 async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
@@ -138,7 +138,7 @@ async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
         "1. A repository of {} versions under 3 paths. Their intervals overlap; of those valid at a \
          time, the version created last wins.",
         VERSIONS.len()
-    ));
+    ))?;
     let service = serve(&repository, &folder.join("sockets"))?;
     let client = Client::connect(&service.flight).await?;
     let columns = screen_columns().saturating_sub(3);
@@ -148,35 +148,35 @@ async fn show_in(folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
     say(&format!(
         "2. {timeframes} timeframes of {ROWS} rows, and three consumers of different speed, each a \
          process of its own."
-    ));
+    ))?;
     let Consumption { reports, took, halfway } =
         run_timeframes(&client, &service.flight, timeframes).await?;
     if let Some(status) = halfway {
-        say("   Halfway. Timeframes in flight are those that a consumer still reads:");
-        println!("{}", indented(&wrap(&show(&status), columns)));
+        say("   Halfway. Timeframes in flight are those that a consumer still reads:")?;
+        out_line(indented(&wrap(&show(&status), columns)))?;
     }
 
-    say("3. One table as runs: which version served which rows of timeframe 7.");
+    say("3. One table as runs: which version served which rows of timeframe 7.")?;
     show_table(&client).await?;
 
-    say("4. The result.");
-    show_reports(&reports);
+    say("4. The result.")?;
+    show_reports(&reports)?;
     let status = client.status().await?;
     drop(client);
-    say("   At the end nothing is pinned:");
-    println!("{}", indented(&wrap(&show(&status), columns)));
+    say("   At the end nothing is pinned:")?;
+    out_line(indented(&wrap(&show(&status), columns)))?;
     say(&format!(
         "   {} rows in {} ms, {} of them wrong. All of this took {:.1} s.",
         reports.iter().map(|report| report.rows).sum::<u64>(),
         took.as_millis(),
         reports.iter().map(|report| report.wrong).sum::<u64>(),
         began.elapsed().as_secs_f64()
-    ));
+    ))?;
     check(&reports, &status)?;
     if arguments.stay {
         return stay(&service).await;
     }
-    say(NEXT);
+    say(NEXT)?;
     Ok(())
 }
 
@@ -208,9 +208,9 @@ async fn run_timeframes(
 /// The timeline of each path, as a chart.
 async fn show_timelines(client: &Client, columns: usize) -> Result<(), Failure> {
     for (_, path) in COLUMNS {
-        println!("   {path}");
+        out_line(format_args!("   {path}"))?;
         let spans = spans(client, path).await?;
-        println!("{}", indented(&bars(&spans, |at| time::show_as(at, true), columns)));
+        out_line(indented(&bars(&spans, |at| time::show_as(at, true), columns)))?;
     }
     Ok(())
 }
@@ -240,20 +240,20 @@ const NEXT: &str = "\
 /// Keeps the service running until Ctrl-C or SIGTERM.
 async fn stay(service: &Running) -> Result<(), Failure> {
     let Running { flight, http, .. } = service;
-    say("5. The service keeps running until Ctrl-C.");
-    println!("   status page   {http}/\n   service       {flight}\n");
-    println!("# Paste into another shell:\n");
-    println!("export IOVCACHE_SERVER={flight}");
-    println!("iovcache timeline Demo/Calib/Drift\niovcache status --watch\n");
-    println!("# Paste into Python, after pip install ./python:\n");
-    println!(
+    say("5. The service keeps running until Ctrl-C.")?;
+    out_line(format_args!("   status page   {http}/\n   service       {flight}\n"))?;
+    out_line("# Paste into another shell:\n")?;
+    out_line(format_args!("export IOVCACHE_SERVER={flight}"))?;
+    out_line("iovcache timeline Demo/Calib/Drift\niovcache status --watch\n")?;
+    out_line("# Paste into Python, after pip install ./python:\n")?;
+    out_line(format_args!(
         "import iovcache\n\
          with iovcache.connect(\"{flight}\") as client:\n    \
              columns = {{\"drift\": \"Demo/Calib/Drift\"}}\n    \
              with client.table(columns, timestamps=range(0, 9000, 500)) as table:\n        \
                  for start, end, view in table[\"drift\"].runs():\n            \
                      print(start, end, bytes(view[:40]))\n"
-    );
+    ))?;
     let failed = |error| Failure::io("cannot wait for signals", error);
     let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
     tokio::select! {
@@ -301,14 +301,14 @@ async fn register(client: &Client, timeframes: u64) -> Result<Option<Status>, Fa
     Ok(halfway)
 }
 
-fn show_reports(reports: &[Report]) {
-    println!("            timeframes     rows  wrong  bytes read  wait: median, 99 %");
+fn show_reports(reports: &[Report]) -> Result<(), Failure> {
+    out_line("            timeframes     rows  wrong  bytes read  wait: median, 99 %")?;
     for report in reports {
         let at = |share: f64| {
             let last = report.waits_us.len().saturating_sub(1);
             report.waits_us.get((last as f64 * share) as usize).copied().unwrap_or(0)
         };
-        println!(
+        out_line(format_args!(
             "   {:<8} {:>10} {:>8} {:>6} {:>11}  {} µs, {} µs",
             report.consumer,
             report.timeframes,
@@ -317,9 +317,9 @@ fn show_reports(reports: &[Report]) {
             show_bytes(report.bytes),
             at(0.5),
             at(0.99)
-        );
+        ))?;
     }
-    println!();
+    out_line("")
 }
 
 fn indented(text: &str) -> String {
@@ -412,10 +412,11 @@ async fn show_table(client: &Client) -> Result<(), Failure> {
             let (rows, bytes) = run?;
             let first = bytes.and_then(|bytes| bytes.split(|&byte| byte == b'\n').next());
             let first = String::from_utf8_lossy(first.unwrap_or_default()).into_owned();
-            println!("   {name:<6} rows {:>3} to {:>3}  {first}", rows.start, rows.end - 1);
+            let last = rows.end - 1;
+            out_line(format_args!("   {name:<6} rows {:>3} to {last:>3}  {first}", rows.start))?;
         }
     }
-    println!();
+    out_line("")?;
     client.release(table).await?;
     Ok(())
 }
@@ -471,6 +472,6 @@ async fn consume(name: &str, flight: &str, arguments: &Arguments) -> Result<(), 
         drop(table);
     }
     report.waits_us.sort_unstable();
-    println!("{}", serde_json::json!(report));
+    out_line(serde_json::json!(report))?;
     Ok(())
 }

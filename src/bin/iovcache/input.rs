@@ -4,8 +4,12 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::failure::Failure;
+
+/// Whether `-` was read: it has nothing for a second file.
+static STDIN_IS_READ: AtomicBool = AtomicBool::new(false);
 
 /// The name of a file in messages.
 pub(crate) fn name(path: &Path) -> String {
@@ -19,6 +23,9 @@ pub(crate) fn name(path: &Path) -> String {
 pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
     if path.as_os_str() != "-" {
         return fs::read(path).map_err(|error| Failure::io(path.display(), error));
+    }
+    if STDIN_IS_READ.swap(true, Ordering::Relaxed) {
+        return Err(Failure::usage("stdin is read already; give - for one file only"));
     }
     let mut bytes = Vec::new();
     let read = io::stdin().lock().read_to_end(&mut bytes);

@@ -80,7 +80,26 @@ fn start<W: io::Write + 'static>(
     Ok(())
 }
 
+/// Smallest Jaro-Winkler similarity (0 to 1) of a word that is a misspelled level.
+const MIN_SIMILARITY: f64 = 0.85;
+
+/// A part of `filter` that is a misspelled level, and the level. Such a word would select all lines
+/// of a target of this name, and hide all others.
+fn misspelled_level(filter: &str) -> Option<(&str, &'static str)> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    filter.split(',').map(str::trim).find_map(|word| {
+        let lower = word.to_lowercase();
+        let like = |level: &&str| strsim::jaro_winkler(&lower, level) >= MIN_SIMILARITY;
+        let is_level = LEVELS.contains(&lower.as_str());
+        LEVELS.into_iter().find(like).filter(|_| !is_level).map(|level| (word, level))
+    })
+}
+
 fn parse(filter: &str) -> Result<EnvFilter, Failure> {
+    if let Some((word, level)) = misspelled_level(filter) {
+        let hint = format!("did you mean {level}? A target has its level: {word}=debug");
+        return Err(Failure::usage(format!("--log {filter:?}: {word:?} is no level; {hint}")));
+    }
     EnvFilter::try_new(filter).map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))
 }
 
@@ -228,6 +247,24 @@ mod traces {
     pub(super) fn end() {
         if let Some(Err(error)) = PROVIDER.get().map(SdkTracerProvider::shutdown) {
             tracing::warn!(%error, "not all traces were sent");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_level_is_named_with_the_level_that_was_meant() {
+        for (filter, level) in [("warnn", "warn"), ("debug,inof", "info"), ("Eror", "error")] {
+            let found = misspelled_level(filter).map(|(_, level)| level);
+            assert_eq!(found, Some(level), "{filter}");
+            assert!(parse(filter).is_err(), "{filter}");
+        }
+        for filter in ["", "off", "INFO", "warn,iovcache::table=info", "iovcache", "h2", "info,"] {
+            assert_eq!(misspelled_level(filter), None, "{filter}");
+            assert!(parse(filter).is_ok(), "{filter}");
         }
     }
 }

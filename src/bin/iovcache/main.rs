@@ -177,6 +177,10 @@ fn main() -> ExitCode {
     if let Err(failure) = begun {
         return failure.tell();
     }
+    for (name, meant) in settings::misspelled_variables(&crate::program()) {
+        let name = escape(&name).into_owned();
+        stderr::say(&format!("note: no option reads the variable {name}; did you mean {meant}?"));
+    }
     if let Command::Serve(_) = command {
         time::say_unit_hint();
     }

@@ -87,7 +87,9 @@ fn new_version(arguments: &Arguments) -> Result<NewVersion, Failure> {
         let (key, value) = entry
             .split_once('=')
             .ok_or_else(|| Failure::usage(format!("--meta {entry:?}: expected KEY=VALUE")))?;
-        metadata.insert(key.to_owned(), value.to_owned());
+        if metadata.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(Failure::usage(format!("--meta {entry:?}: {key:?} is given twice")));
+        }
     }
     let named = Some(&arguments.file).filter(|file| file.as_os_str() != "-");
     let file_name =

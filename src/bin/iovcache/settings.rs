@@ -1,6 +1,6 @@
 //! The sources of a service's settings: options, environment variables, a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
@@ -68,7 +68,8 @@ impl CommandLine {
     /// [`Failure`] if the file cannot be read, or if options cannot be merged with it.
     pub(crate) fn with_faults(&self) -> Result<CheckedSettings, Failure> {
         let text = self.file.as_deref().map(crate::input::text).transpose()?;
-        let parsed = text.map(|text| Document::parse_all(&text, self.file.as_deref()));
+        let name = self.file.as_deref().map(|file| PathBuf::from(crate::input::name(file)));
+        let parsed = text.map(|text| Document::parse_all(&text, name.as_deref()));
         let (document, mut faults) = match parsed {
             Some((document, faults)) => (Some(document), faults),
             None => (None, Vec::new()),
@@ -158,6 +159,38 @@ pub(crate) fn without_empty_variables(command: Command) -> Command {
     command.mut_subcommands(without_empty_variables)
 }
 
+/// Variables that no option has.
+const OTHER_VARIABLES: [&str; 1] = ["IOVCACHE_KEYS"];
+
+/// The variables of the environment that are probably misspelled, each with the variable that was
+/// meant.
+pub(crate) fn misspelled_variables(command: &Command) -> Vec<(String, String)> {
+    let mut known: BTreeSet<String> = OTHER_VARIABLES.map(str::to_owned).into();
+    let mut commands = vec![command];
+    while let Some(command) = commands.pop() {
+        commands.extend(command.get_subcommands());
+        let variables = command.get_arguments().filter_map(Arg::get_env);
+        known.extend(variables.map(|name| name.to_string_lossy().into_owned()));
+    }
+    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    set.filter_map(|name| Some((meant(&name, &known)?, name)))
+        .map(|(meant, name)| (name, meant))
+        .collect()
+}
+
+/// The one of the `known` variables that `name` probably stands for; `None` if it is known, or like
+/// none of them.
+fn meant(name: &str, known: &BTreeSet<String>) -> Option<String> {
+    let word = name.strip_prefix("IOVCACHE_").filter(|_| !known.contains(name))?;
+    let most = if word.len() < 6 { 1 } else { 2 };
+    let distance = |other: &str| {
+        let other = other.strip_prefix("IOVCACHE_").unwrap_or(other);
+        strsim::damerau_levenshtein(word, other)
+    };
+    let nearest = known.iter().map(|other| (distance(other), other)).min()?;
+    (nearest.0 <= most).then(|| nearest.1.clone())
+}
+
 /// The environment variable whose value clap refuses; `None` if the value was given on the command
 /// line.
 pub(crate) fn variable_at_fault(command: &Command, error: &clap::Error) -> Option<String> {
@@ -232,4 +265,21 @@ fn option_of(key: &str) -> String {
         serve.get_arguments().find(|option| option.get_id().as_str() == key)?.get_long()
     });
     format!("--{}", option.unwrap_or(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_variable_is_recognised_and_others_are_left_alone() {
+        let known = ["IOVCACHE_MEMORY", "IOVCACHE_SERVER", "IOVCACHE_CA"].map(str::to_owned).into();
+        let meant = |name: &str| meant(name, &known);
+        assert_eq!(meant("IOVCACHE_MEMROY").as_deref(), Some("IOVCACHE_MEMORY"));
+        assert_eq!(meant("IOVCACHE_SERVR").as_deref(), Some("IOVCACHE_SERVER"));
+        // Kubernetes sets the first two of them for a service of this name.
+        for other in ["IOVCACHE_PORT", "IOVCACHE_SERVICE_HOST", "IOVCACHE_MEMORY", "MEMROY"] {
+            assert_eq!(meant(other), None, "{other}");
+        }
+    }
 }

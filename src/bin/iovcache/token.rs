@@ -1,6 +1,6 @@
 //! `token`: makes a new token, and its entry for a service.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use clap::Args;
 use iovcache::server::{Keys, Role, TimeSpan};
 use iovcache::{Secret, Timestamp};
 
-use crate::common::{now, out};
+use crate::common::now;
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
@@ -43,11 +43,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let entry = Keys::entry(&arguments.name, &Secret::from(&token[..]), arguments.role, expires);
     // An invalid name is reported now, not when the service reads the file.
     Keys::parse(&entry)?;
-    match &arguments.tokens {
-        None if arguments.json => {}
-        None => entry.lines().for_each(crate::stderr::say),
-        Some(file) => add(file, &entry)?,
-    }
+    let added = match &arguments.tokens {
+        None if arguments.json => None,
+        None => {
+            entry.lines().for_each(crate::stderr::say);
+            None
+        }
+        Some(file) => Some(add(file, &entry)?),
+    };
     let text = match arguments.json {
         false => token,
         true => serde_json::json!({
@@ -59,19 +62,45 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         })
         .to_string(),
     };
-    out(format!("{text}\n").as_bytes())
+    let mut stdout = io::stdout();
+    let told = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    match (told, added) {
+        (Ok(()), _) => Ok(()),
+        (Err(error), None) => Err(Failure::stdout(error)),
+        // The entry of a token that no client has would only block its name.
+        (Err(error), Some(added)) => {
+            added.undo();
+            Err(Failure::io("the token cannot be written to stdout, and is not added", error))
+        }
+    }
+}
+
+/// An entry that was added to a file.
+struct AddedEntry {
+    file: File,
+    /// The length of the file before.
+    length: u64,
+}
+
+impl AddedEntry {
+    /// Takes the entry away again.
+    fn undo(self) {
+        if let Err(error) = self.file.set_len(self.length) {
+            tracing::error!(%error, "the entry of a token that was not printed stays in the file");
+        }
+    }
 }
 
 /// Adds an entry to a file of tokens. If it cannot be written as a whole, the file stays as it was.
-fn add(file: &Path, entry: &str) -> Result<(), Failure> {
+fn add(file: &Path, entry: &str) -> Result<AddedEntry, Failure> {
     let failed = |error| Failure::io(file.display(), error);
     let is_special = std::fs::metadata(file).is_ok_and(|file| !file.is_file());
     if is_special {
         return Err(Failure::usage(format!("{}: not a regular file", file.display())));
     }
-    let before = match std::fs::read_to_string(file) {
+    let before = match std::fs::read(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        other => other.map_err(failed)?,
+        read => crate::input::as_text(read.map_err(failed)?, file)?,
     };
     // A duplicate name is reported now, not when the service reads the file.
     let gap = if before.is_empty() { "" } else { "\n" };
@@ -81,8 +110,11 @@ fn add(file: &Path, entry: &str) -> Result<(), Failure> {
         OpenOptions::new().append(true).create(true).mode(0o600).open(file).map_err(failed)?;
     let length = opened.metadata().map_err(failed)?.len();
     let written = opened.write_all(entry.as_bytes()).and_then(|()| opened.sync_all());
-    written.map_err(|error| {
-        let _ = opened.set_len(length);
-        failed(error)
-    })
+    match written {
+        Ok(()) => Ok(AddedEntry { file: opened, length }),
+        Err(error) => {
+            let _ = opened.set_len(length);
+            Err(failed(error))
+        }
+    }
 }

@@ -72,6 +72,8 @@ struct Event<'a> {
     snapshot: &'a Snapshot,
     /// Lines about the configuration, as in `/readyz`.
     notes: Vec<String>,
+    /// Named segments that another program removed or overwrote.
+    lost: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -133,7 +135,8 @@ impl Live {
         let draw = move || {
             let snapshot = cache.snapshot();
             let sample = Sample::of(&snapshot);
-            let event = Event { sample: &sample, snapshot: &snapshot, notes };
+            let lost = cache.lost_segments().iter().map(ToString::to_string).collect();
+            let event = Event { sample: &sample, snapshot: &snapshot, notes, lost };
             let text = serde_json::to_string(&event).unwrap_or_default();
             (sample, Bytes::from(format!("data: {text}\n\n")))
         };

@@ -434,8 +434,8 @@ const utc = (at) => `${new Date(at).toISOString().slice(0, 19).replace("T", " ")
 const attention = {
   // The time of the first occurrence of each condition, by its text without figures.
   since: new Map(),
-  show(snapshot, sample, notes) {
-    const found = this.find(snapshot, sample, notes);
+  show(snapshot, sample, { notes, lost }) {
+    const found = this.find(snapshot, sample, notes, lost);
     const keys = new Set(found.map(({ key }) => key));
     for (const key of this.since.keys()) if (!keys.has(key)) this.since.delete(key);
     // Samples count from the start of the service; the time of day is this browser's.
@@ -448,9 +448,10 @@ const attention = {
     this.facts(snapshot);
   },
   // `since`: the service's own time, where it knows it.
-  find(snapshot, sample, notes) {
+  find(snapshot, sample, notes, lost) {
     const { memory: all, sources, timeframes } = snapshot, found = [];
     const add = (state, label, key, text, since = null) => found.push({ state, label, key: `${label} ${key}`, text, since });
+    for (const segment of lost) add("down", "segment lost", segment, `${segment}.`);
     for (const note of notes) add("waiting", "configuration", note, `${note}.`);
     for (const one of sources) {
       if (!one.up) add("down", "source down", one.url, `${one.url} does not answer, ${several(one.failures, "failure", "failures")} so far.`, one.down_since);
@@ -486,8 +487,8 @@ const attention = {
 
 let last = null;
 let frames = 0;
-const show = (snapshot, notes) => {
-  attention.show(snapshot, rates.samples.at(-1), notes);
+const show = ({ snapshot, notes, lost }) => {
+  attention.show(snapshot, rates.samples.at(-1), { notes, lost });
   header(snapshot); memory(snapshot); rates.show(); timeline.show(snapshot); segments.show(snapshot); lists(snapshot);
   frames += 1;
   document.body.dataset.frames = frames;
@@ -496,15 +497,15 @@ const link = (state, label) => { byId("link").dataset.state = state; byId("link"
 const events = new EventSource("/events");
 events.addEventListener("history", (event) => { for (const sample of JSON.parse(event.data)) rates.add(sample); });
 events.addEventListener("message", (event) => {
-  const { sample, snapshot, notes } = JSON.parse(event.data);
+  const frame = JSON.parse(event.data);
   // Another instance restarts the counters.
-  if (last && last.snapshot.epoch !== snapshot.epoch) rates.samples = [];
-  last = { snapshot, notes };
-  rates.add(sample);
+  if (last && last.snapshot.epoch !== frame.snapshot.epoch) rates.samples = [];
+  last = frame;
+  rates.add(frame.sample);
   link("live", "live");
-  show(snapshot, notes);
+  show(frame);
 });
 events.addEventListener("error", () => link("lost", "no answer, trying again"));
 const again = () => { if (last) { timeline.draw(); segments.draw(); } };
 window.addEventListener("resize", again);
-window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (last) show(last.snapshot, last.notes); });
+window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (last) show(last); });

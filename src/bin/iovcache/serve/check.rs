@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use iovcache::server::{Config, ConfigError, ListenError, Settings, ValueOrigin};
 use rustix::fs::{FlockOperation, flock};
@@ -78,7 +78,7 @@ pub(super) fn settings_to_start(
             checked.faults.push(fault);
         }
     }
-    let file = given.file().map(Path::to_owned);
+    let file = given.file().map(|file| PathBuf::from(crate::input::name(file)));
     Err(crate::settings::wrong(ConfigError { file, faults: checked.into_faults() }))
 }
 
