@@ -419,3 +419,48 @@ async fn facts_about_a_changed_upload_come_from_its_properties() {
         assert_eq!(name.as_deref(), Some(if n % 10 == 0 { "other" } else { "file" }), "{n}");
     }
 }
+
+/// The priorities of the threads of a process, as of `nice`.
+fn priorities(process: &str) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let stats =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    let nice = |stat: String| stat.rsplit(')').next()?.split_whitespace().nth(16)?.parse().ok();
+    stats.filter_map(nice).collect()
+}
+
+#[test]
+fn import_and_copy_have_low_priority_unless_they_are_to_have_a_normal_one() {
+    let own = priorities("self")[0];
+    let folder = tempfile::tempdir().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = format!("http://{}", silent.local_addr().unwrap());
+    let destination = format!("file://{}", folder.path().display());
+    // Both wait until they are killed: for the manifest, and for the source.
+    let import = ["import", "--repository", folder.path().to_str().unwrap(), "-"];
+    let copy = ["copy", &source, &destination];
+    for command in [&import[..], &copy[..]] {
+        for (options, expected) in [(&[][..], own.max(10)), (&["--priority", "normal"][..], own)] {
+            let mut running = common::iovcache();
+            running.args(command).args(options).stdin(Stdio::piped()).stderr(Stdio::null());
+            let mut child = running.spawn().unwrap();
+            let began = Instant::now();
+            let found = loop {
+                // Its worker threads have been started.
+                let found = priorities(&child.id().to_string());
+                if found.len() > 1 && found.iter().all(|nice| *nice == expected)
+                    || began.elapsed() > Duration::from_secs(10)
+                {
+                    break found;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(
+                found.len() > 1 && found.iter().all(|nice| *nice == expected),
+                "{command:?} {options:?}: {found:?}, expected {expected}"
+            );
+        }
+    }
+}

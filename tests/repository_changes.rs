@@ -10,9 +10,11 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use common::{Random, new_version};
-use iovcache::source::repository::{RepositoryOptions, RepositorySource, RepositoryWriter, index};
+use iovcache::source::repository::{
+    Durability, RepositoryOptions, RepositorySource, RepositoryWriter, index,
+};
 use iovcache::source::{Source, SourceError};
-use iovcache::{ObjectInfo, ObjectPath, Query};
+use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp};
 
 const PATH: &str = "TPC/Calib/VDrift";
 const NEVER: Duration = Duration::from_secs(3600);
@@ -201,4 +203,70 @@ async fn no_forged_index_changes_an_answer() {
     }
     fs::write(file, &bytes).unwrap();
     assert!(index(root, true, |_, _| {}).unwrap().is_current());
+}
+
+/// A path with more versions than are compared before the first answer, and an index.
+fn long_path(root: &Path) -> Vec<ObjectInfo> {
+    let writer = RepositoryWriter::new(root).unwrap().with_durability(Durability::Batch);
+    let mut batch = writer.batch();
+    let put = |n: i64| {
+        let version = new_version(PATH, n * 100, n * 100 + 100, n);
+        batch.put(&version, &mut &n.to_le_bytes()[..]).unwrap().info
+    };
+    let versions = (0..2_500).map(put).collect();
+    batch.commit().unwrap();
+    // Later changes have other times.
+    std::thread::sleep(SOON);
+    versions
+}
+
+/// (from, until, created) of the version that is in effect at a time.
+async fn effective(source: &RepositorySource, at: i64) -> Option<(i64, i64, i64)> {
+    let query = Query::all(ObjectPath::new(PATH).unwrap());
+    let at = Timestamp::from_millis(at);
+    let found = source.look_up(&query, at, None).await.unwrap().versions;
+    let valid = found.iter().filter(|version| version.validity.contains(at));
+    valid.max_by_key(|version| version.rank()).map(|version| {
+        let [from, until] = [version.validity.from(), version.validity.until()];
+        (from.as_millis(), until.as_millis(), version.created.as_millis())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_long_path_the_versions_of_the_first_answer_are_those_of_the_folders() {
+    // Thousands of files: syncing them on a disk takes longer than the test.
+    let memory = Path::new("/dev/shm");
+    let folder = match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    };
+    let root = folder.path();
+    let versions = long_path(root);
+    let place = |n: usize| root.join(PATH).join((n * 100).to_string());
+    // By another program, while no service runs: a changed version, a removed one, a new one.
+    let changed = place(700).join(format!("{}.properties", versions[700].id));
+    let text = fs::read_to_string(&changed).unwrap();
+    fs::write(&changed, text.replace("ValidUntil=70100", "ValidUntil=70050")).unwrap();
+    fs::remove_file(place(1_500).join(versions[1_500].id.to_string())).unwrap();
+    let other = place(2_300).join("00000000-0000-4000-8000-000000000001");
+    let given = place(2_300).join(versions[2_300].id.to_string());
+    fs::copy(&given, &other).unwrap();
+    let text = fs::read_to_string(given.with_extension("properties")).unwrap();
+    let text = text.replace("CreateTime=2300", "CreateTime=999999");
+    fs::write(other.with_extension("properties"), text).unwrap();
+    for (at, expected) in [
+        (70_020, Some((70_000, 70_050, 700))),
+        (70_070, None),
+        (150_020, None),
+        (230_020, Some((230_000, 230_100, 999_999))),
+        (20, Some((0, 100, 0))),
+    ] {
+        let source = open(root, NEVER);
+        assert_eq!(effective(&source, at).await, expected, "{at}");
+    }
+    let source = open(root, NEVER);
+    let all = listed(&source).await;
+    let is_there = |row: (i64, i64, i64)| all.contains(&row);
+    assert!(is_there((70_000, 70_050, 700)) && is_there((230_000, 230_100, 999_999)));
+    assert_eq!(all.len(), 2_500);
 }

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::common::{Durable, out_line, progress, show_bytes};
 use crate::failure::Failure;
+use crate::priority::Priority;
 use crate::time;
 
 #[derive(Debug, Args)]
@@ -47,6 +48,10 @@ pub(crate) struct Arguments {
     /// When versions are synced to a folder: each before the next, or several together.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Batch)]
     durable: Durable,
+    /// Share of the processors while other programs need them: what they leave over, or as much as
+    /// they get.
+    #[arg(long, value_enum, value_name = "SHARE", default_value_t = Priority::Low)]
+    pub(crate) priority: Priority,
     /// A configuration in TOML, for the limits of CCDB servers.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::common::{Durable, out_line, progress, show_bytes};
 use crate::failure::Failure;
+use crate::priority::Priority;
 use crate::time;
 
 #[derive(Debug, Args)]
@@ -23,6 +24,10 @@ pub(crate) struct Arguments {
     /// import stores the versions that were not acknowledged.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Durable::Batch)]
     durable: Durable,
+    /// Share of the processors while other programs need them: what they leave over, or as much as
+    /// they get.
+    #[arg(long, value_enum, value_name = "SHARE", default_value_t = Priority::Low)]
+    pub(crate) priority: Priority,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,

@@ -18,6 +18,7 @@ mod input;
 mod keys;
 mod log;
 mod ls;
+mod priority;
 mod put;
 mod serve;
 mod settings;
@@ -38,6 +39,7 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use iovcache::escape::{escape, must_escape};
 
 use crate::failure::Failure;
+use crate::priority::Priority;
 use crate::settings::CommandLine;
 
 /// Keeps condition objects in shared memory for the time in which they are valid, and answers
@@ -89,6 +91,17 @@ enum Command {
     Completions(generate::CompletionsArguments),
     /// Write the manual page to stdout.
     Man(generate::ManArguments),
+}
+
+impl Command {
+    /// The priority of the command's threads.
+    fn priority(&self) -> Priority {
+        match self {
+            Self::Import(arguments) => arguments.priority,
+            Self::Copy(arguments) => arguments.priority,
+            _ => Priority::Normal,
+        }
+    }
 }
 
 /// The commands with all of their options.
@@ -185,6 +198,8 @@ fn main() -> ExitCode {
         time::say_unit_hint();
     }
     let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
+    // Before there are other threads: they get the priority of this one.
+    command.priority().begin();
     let runtime = match threads::runtime(matches!(command, Command::Serve(_))) {
         Ok(runtime) => runtime,
         Err(failure) => return failure.tell(),

@@ -1,6 +1,6 @@
 //! Reads the folders of a path: one folder per `from`, each with pairs of bytes and properties.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -165,6 +165,11 @@ impl PathFolder {
             }
         }
         Ok(found)
+    }
+
+    /// The `from` of those rows whose files changed since they were read.
+    pub(super) fn changed(&self, rows: &[Row]) -> BTreeSet<i64> {
+        rows.iter().filter(|row| !self.is_unchanged(row)).map(|row| row.from).collect()
     }
 
     /// Whether the files of a version are unchanged since it was read.

@@ -28,6 +28,7 @@ use super::index::IndexSet;
 use super::newest;
 use super::path_list::PathList;
 use super::read_path::{CheckShared, ReadPath, read_metadata};
+use super::sweep::Sweeper;
 use super::table::Row;
 use super::watch::Watcher;
 use crate::interval::Timestamp;
@@ -69,6 +70,7 @@ pub(super) struct LocalRepository {
     shared: Arc<CheckShared>,
     folders: Arc<FolderCache>,
     watcher: Arc<Watcher>,
+    sweeper: Arc<Sweeper>,
     paths: Mutex<HashMap<ObjectPath, Arc<PathSlot>>>,
     /// Number of rows of all paths in memory.
     rows: AtomicUsize,
@@ -107,11 +109,11 @@ impl LocalRepository {
         let mut index = IndexSet::default();
         index.refresh(&root);
         let shared = Arc::new(CheckShared { root, refresh, index: Mutex::new(index) });
-        let (paths, rows) = Default::default();
+        let (paths, rows, sweeper) = Default::default();
         let (watcher, limits) = (Arc::new(watcher), KeptLimits::DEFAULT);
         let searched = Mutex::new(Instant::now());
         let (folders, described) = Default::default();
-        Self { url, shared, watcher, paths, rows, limits, searched, folders, described }
+        Self { url, shared, folders, watcher, sweeper, paths, rows, limits, searched, described }
     }
 
     pub(super) fn subscribe(&self, listener: ChangeListener) {
@@ -236,7 +238,8 @@ impl LocalRepository {
         use_it: impl FnOnce(&mut ReadPath) -> T,
     ) -> Result<T, SourceError> {
         let mut state = self.checked(path).await?;
-        match state.table.len() > FEW_ROWS || state.table.reads_files() {
+        let blocks = state.table.reads_files() || state.is_unverified();
+        match blocks || state.table.len() > FEW_ROWS {
             true => Ok(in_place(|| use_it(&mut state))),
             false => Ok(use_it(&mut state)),
         }
@@ -275,25 +278,8 @@ impl LocalRepository {
 
     fn sweep_in_background(&self, slot: &PathSlot) {
         let (root, state) = (self.shared.root.clone(), Arc::downgrade(&slot.state));
-        tokio::task::spawn_blocking(move || {
-            let began = Instant::now();
-            let mut after = None;
-            loop {
-                // A path that was dropped in the meantime need not be checked.
-                let Some(state) = state.upgrade() else { return };
-                let mut state = state.blocking_lock();
-                match state.sweep_slice(&root, after) {
-                    Ok(Some(last)) => after = Some(last),
-                    done => {
-                        if let Err(error) = done {
-                            tracing::debug!(path = %state.path, %error, "not checked");
-                        }
-                        state.swept = Some((Instant::now(), began.elapsed()));
-                        return;
-                    }
-                }
-            }
-        });
+        let sweeper = Arc::clone(&self.sweeper);
+        tokio::spawn(async move { sweeper.sweep(&root, state).await });
     }
 
     pub(super) async fn look_up(
@@ -304,7 +290,8 @@ impl LocalRepository {
         let root = &self.shared.root;
         let found = self.with_path(&query.path, |state| {
             let read = |row: &Row| read_metadata(root, &query.path, row);
-            let window = state.table.window(query, at.as_millis(), &read);
+            let verified = state.verify_around(root, at.as_millis());
+            let window = verified.and_then(|()| state.table.window(query, at.as_millis(), &read));
             let problems = state.problems.values().flatten().cloned().collect();
             (window, problems)
         });
@@ -323,7 +310,8 @@ impl LocalRepository {
         let key = after.map(|(from, id)| (from.as_millis(), id));
         let found = self.with_path(&query.path, |state| {
             let read = |row: &Row| read_metadata(root, &query.path, row);
-            let page = state.table.page(query, key, limit, &read);
+            let verified = state.verify_all(root);
+            let page = verified.and_then(|()| state.table.page(query, key, limit, &read));
             let problems: Vec<Problem> = match key {
                 None => state.problems.values().flatten().cloned().collect(),
                 Some(_) => Vec::new(),
@@ -346,6 +334,7 @@ impl LocalRepository {
         let root = &self.shared.root;
         let found = self.with_path(&query.path, |state| {
             let read = |row: &Row| read_metadata(root, &query.path, row);
+            state.verify_all(root)?;
             newest::newest(&state.table, query, at, limit, &read)
         });
         found.await?.map_err(|error| self.failed(query.path.as_str(), &error))
@@ -385,6 +374,9 @@ impl LocalRepository {
         let root = &self.shared.root;
         let found = self.with_path(path, |state| {
             let read = |row: &Row| read_metadata(root, path, row);
+            if let Err(error) = state.verify_around(root, from.as_millis()) {
+                return Some(Err(error));
+            }
             let row = state.table.find(from.as_millis(), id)?;
             state.table.info(row, &read).transpose()
         });
@@ -521,6 +513,50 @@ mod tests {
         let began = Instant::now();
         while listed(&repository).await.len() != 31 {
             assert!(began.elapsed() < Duration::from_secs(5), "it is not found");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_versions_of_a_long_path_are_compared_with_their_files_in_the_background() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        // Their bytes and properties are those of one version in folders of other times.
+        let first = put(root, 0, 1).id;
+        for n in 1..2_100 {
+            let other = root.join(format!("A/B/{}", n * 100));
+            fs::create_dir(&other).unwrap();
+            for end in ["", ".properties"] {
+                let text = fs::read_to_string(root.join(format!("A/B/0/{first}{end}"))).unwrap();
+                let until = format!("ValidUntil={}", n * 100 + 10);
+                fs::write(
+                    other.join(format!("{first}{end}")),
+                    text.replace("ValidUntil=10", &until),
+                )
+                .unwrap();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(60));
+        crate::source::repository::index(root, false, |_, _| {}).unwrap();
+        let place = root.join("A/B/150000").join(format!("{first}.properties"));
+        let text = fs::read_to_string(&place).unwrap();
+        fs::write(&place, text.replace("ValidUntil=150010", "ValidUntil=150007")).unwrap();
+        let root = Root::open(root).unwrap();
+        let watcher = Watcher::none();
+        let never = Duration::from_secs(3600);
+        let repository = LocalRepository::new(String::new(), root, never, watcher);
+        let at = Timestamp::from_millis(5);
+        let found = repository.look_up(&Query::all(path()), at).await.unwrap();
+        assert!(found.versions.iter().any(|info| info.validity.contains(at)));
+        let until = async || {
+            let slot = repository.slot(&path());
+            let state = slot.state.lock().await;
+            let row = state.table.find(150_000, first).unwrap();
+            (row.until, state.is_unverified())
+        };
+        let began = Instant::now();
+        while until().await != (150_007, false) {
+            assert!(began.elapsed() < Duration::from_secs(20), "it is not found");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -36,6 +36,7 @@ mod spool;
 mod store;
 mod store_change;
 mod store_listing;
+mod sweep;
 mod table;
 mod verify;
 mod walk;

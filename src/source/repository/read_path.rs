@@ -16,20 +16,22 @@ use super::folder::{
     FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_properties,
 };
 use super::index::IndexSet;
-use super::table::{PathTable, Row};
-use super::watch::{PathWatch, Watcher};
-use crate::interval::Timestamp;
+use super::table::{Filling, PathTable, Row};
+use super::watch::{Changes, PathWatch, Watcher};
 use crate::object::{ObjectId, ObjectPath, VersionMetadata};
-use crate::source::{PageKey, Problem};
+use crate::source::Problem;
 use crate::sync::Mutex;
 
 /// Maximum number of versions of a path whose files are checked while a request waits. Larger paths
 /// are checked in the background.
 const SWEPT_AT_ONCE: usize = 20_000;
+/// Like [`SWEPT_AT_ONCE`], for the first request of a path, whose rows are those of the index. Of a
+/// larger path, the versions of the answer are checked, and the others in the background.
+const SWEPT_AT_FIRST: usize = 2_000;
 /// Number of folders of a path that are watched first, the latest ones.
 const NEWEST_WATCHED: usize = 4096;
-/// Number of versions per step of a background check; between steps the path is unlocked.
-const SWEEP_SLICE: usize = 2_000;
+/// Maximum number of times that the versions of an answer are read again because they changed.
+const VERIFY_ATTEMPTS: usize = 3;
 /// Pause after a check of all folders of a path, as a multiple of its duration.
 const SWEEP_PAUSES: u32 = 10;
 
@@ -56,6 +58,9 @@ pub(super) struct ReadPath {
     pub(super) swept: Option<(Instant, Duration)>,
     /// The folders of versions must be checked in the background, because there are many.
     pub(super) to_sweep: bool,
+    /// While rows of the index were not all compared with their files: the chunks (by their start)
+    /// that were.
+    verified: Option<BTreeSet<i64>>,
     watch: Option<Box<PathWatch>>,
     /// Inode of the watched folder.
     watched_inode: u64,
@@ -74,6 +79,7 @@ impl ReadPath {
             checked: None,
             swept: None,
             to_sweep: false,
+            verified: None,
             watch: None,
             watched_inode: 0,
             index_seen: 0,
@@ -115,31 +121,19 @@ impl ReadPath {
         let began = Instant::now();
         let root = &shared.root;
         let first = self.checked.is_none();
-        let Some(mut folder) = PathFolder::open(root, &self.path)? else {
+        let Some((folder, changes)) = self.watched_folder(root, watcher)? else {
             self.clear();
             self.checked = Some(began);
             return Ok(());
         };
-        let mut changes = self.watch.as_deref().map(PathWatch::take).unwrap_or_default();
-        let is_watched = self.watch.as_deref().is_some_and(PathWatch::is_alive);
-        let watched = is_watched && self.watched_inode == folder.stamp.inode;
-        if !watched || changes.all {
-            self.watch = watcher.and_then(|watcher| watcher.watch(root, &self.path)).map(Box::new);
-            // Changes between opening and watching are not reported: the folder is opened again.
-            let Some(opened) = PathFolder::open(root, &self.path)? else {
-                return self.check(shared, watcher);
-            };
-            folder = opened;
-            self.watched_inode = folder.stamp.inode;
-            changes.all |= !first && (is_watched || self.watch.is_some());
-        }
         let mut again: BTreeSet<i64> = self.pending.clone();
         again.extend(changes.froms);
+        let mut indexed = BTreeMap::new();
         if first {
             self.load(root, &shared.index, &folder);
-            self.watch_newest();
         } else {
-            self.read_new_index_files(root, &shared.index, &mut again);
+            indexed = self.read_new_index_files(root, &shared.index);
+            again.extend(indexed.keys());
         }
         let fresh = first && self.table.len() == 0;
         if !self.is_listed(&folder) || changes.all {
@@ -148,12 +142,33 @@ impl ReadPath {
         let complete = self.watch.as_deref().is_some_and(PathWatch::is_complete);
         let unseen = first || changes.all || !complete;
         if !fresh && unseen && (changes.all || self.is_sweep_due(shared.refresh)) {
-            self.sweep_or_note(&folder, &mut again);
+            self.sweep_or_note(&folder, first, &mut again);
         }
-        self.read(&folder, again, fresh)?;
+        self.read(&folder, again, &indexed, fresh)?;
         self.note_listed(&folder);
         self.checked = Some(began);
         Ok(())
+    }
+
+    /// The path's folder, which is watched, and its changes since the last check. `None`: it does not
+    /// exist.
+    fn watched_folder(
+        &mut self,
+        root: &Root,
+        watcher: Option<&Watcher>,
+    ) -> io::Result<Option<(PathFolder, Changes)>> {
+        let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(None) };
+        let mut changes = self.watch.as_deref().map(PathWatch::take).unwrap_or_default();
+        let was_watched = self.watch.as_deref().is_some_and(PathWatch::is_alive);
+        if was_watched && self.watched_inode == folder.stamp.inode && !changes.all {
+            return Ok(Some((folder, changes)));
+        }
+        self.watch = watcher.and_then(|watcher| watcher.watch(root, &self.path)).map(Box::new);
+        // Changes between opening and watching are not reported: the folder is opened again.
+        let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(None) };
+        self.watched_inode = folder.stamp.inode;
+        changes.all |= self.checked.is_some() && (was_watched || self.watch.is_some());
+        Ok(Some((folder, changes)))
     }
 
     /// Whether the folders of versions are known. While a folder is watched, it is listed only once.
@@ -181,38 +196,46 @@ impl ReadPath {
         if index.is_empty() {
             return;
         }
-        let mut rows = Vec::new();
+        let mut rows = Filling::default();
         let mut listed = 0;
         let table = &mut self.table;
         index.for_path(self.path.as_str(), 0, |row| {
             listed = listed.max(row.listed);
-            rows.extend(table.indexed(&row));
+            if let Some(row) = table.indexed(&row) {
+                rows.push(row);
+            }
         });
-        self.table.fill(rows);
-        let folders = self.table.froms().count() as u64;
+        drop(index);
+        let folders = rows.finish(&mut self.table);
         // The links of a folder are its name, its `.`, and the `..` of each subfolder.
         let complete = listed == folder.stamp.changed_nanos && folder.links == folders + 2;
         self.listed = complete.then_some(listed);
     }
 
-    /// Finds the folders of versions that were put since the index was read: also those that are
-    /// not watched, because there are too many.
+    /// Finds the versions that were put since the index was read: also those in folders that are not
+    /// watched, because there are too many. Returns the rows of their folders, by `from`: the new
+    /// ones of the index, and those in memory.
     fn read_new_index_files(
         &mut self,
         root: &Root,
         index: &Mutex<IndexSet>,
-        again: &mut BTreeSet<i64>,
-    ) {
+    ) -> BTreeMap<i64, Vec<Row>> {
         let mut index = index.lock();
         index.refresh(root);
-        let table = &self.table;
+        let (table, mut found) = (&mut self.table, BTreeMap::<i64, Vec<Row>>::new());
         index.for_path(self.path.as_str(), self.index_seen, |row| {
             let known = table.find(row.from, row.id);
             if known.is_none_or(|known| row.stamp == 0 || known.stamp != row.stamp) {
-                again.insert(row.from);
+                let rows = found.entry(row.from).or_default();
+                rows.extend(table.indexed(&row));
             }
         });
         self.index_seen = index.latest();
+        drop(index);
+        for (from, rows) in &mut found {
+            rows.extend(self.table.folder(*from));
+        }
+        found
     }
 
     /// Compares the folders on the disk with those in memory.
@@ -252,68 +275,126 @@ impl ReadPath {
         self.swept.is_none_or(due)
     }
 
-    /// Checks the versions after `after`, up to a limit. Returns the key of the last one if more
-    /// follow.
-    pub(super) fn sweep_slice(
-        &mut self,
-        root: &Root,
-        after: Option<PageKey>,
-    ) -> io::Result<Option<PageKey>> {
-        let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(None) };
-        let after = after.map(|(from, id)| (from.as_millis(), id));
-        let rows = self.table.rows_after(after, SWEEP_SLICE);
-        self.watch_all(rows.iter().map(|row| row.from));
-        let again = rows.iter().filter(|row| !folder.is_unchanged(row)).map(|row| row.from);
-        let again: BTreeSet<i64> = again.collect();
-        if !again.is_empty() {
-            // A folder that lost a version may have another that the index did not know.
-            self.listed = None;
-            self.read(&folder, again, false)?;
-        }
-        let last = rows.last().filter(|_| rows.len() == SWEEP_SLICE);
-        Ok(last.map(|row| (Timestamp::from_millis(row.from), row.id)))
-    }
-
     /// Finds the folders whose files changed, or, of a path with many versions, notes that they must
     /// be checked in the background.
-    fn sweep_or_note(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) {
-        match self.table.len() <= SWEPT_AT_ONCE {
-            true => self.sweep(folder, again),
-            false => self.to_sweep = true,
+    fn sweep_or_note(&mut self, folder: &PathFolder, first: bool, again: &mut BTreeSet<i64>) {
+        let at_once = if first { SWEPT_AT_FIRST } else { SWEPT_AT_ONCE };
+        if self.table.len() <= at_once {
+            return self.sweep(folder, again);
         }
+        self.to_sweep = true;
+        if first {
+            self.verified = Some(BTreeSet::new());
+        }
+    }
+
+    /// Whether rows of the index were not compared with their files yet.
+    pub(super) fn is_unverified(&self) -> bool {
+        self.verified.is_some()
+    }
+
+    /// All rows have been compared with their files, in `took`.
+    pub(super) fn note_swept(&mut self, took: Duration) {
+        self.swept = Some((Instant::now(), took));
+        self.verified = None;
+    }
+
+    /// Compares the versions that decide around `at` with their files, if that was not done yet.
+    ///
+    /// # Errors
+    /// If a folder cannot be read.
+    pub(super) fn verify_around(&mut self, root: &Root, at: i64) -> io::Result<()> {
+        for _ in 0..VERIFY_ATTEMPTS {
+            let Some(verified) = &mut self.verified else { return Ok(()) };
+            let start = self.table.chunk_start(at);
+            if verified.contains(&start) {
+                return Ok(());
+            }
+            let rows = self.table.deciding_rows(at);
+            let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(()) };
+            let changed = folder.changed(&rows);
+            if changed.is_empty() {
+                verified.insert(start);
+                return Ok(());
+            }
+            // A version that went away can have hidden an earlier one, which is compared next.
+            self.read_changed(&folder, changed)?;
+        }
+        Ok(())
+    }
+
+    /// Compares all versions with their files, if that was not done yet and they are not too many.
+    ///
+    /// # Errors
+    /// If a folder cannot be read.
+    pub(super) fn verify_all(&mut self, root: &Root) -> io::Result<()> {
+        if self.verified.is_none() || self.table.len() > SWEPT_AT_ONCE {
+            return Ok(());
+        }
+        let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(()) };
+        let mut again = BTreeSet::new();
+        self.sweep(&folder, &mut again);
+        self.read_changed(&folder, again)
+    }
+
+    /// Reads the folders of these `from` again.
+    ///
+    /// # Errors
+    /// If a folder cannot be read.
+    pub(super) fn read_again(&mut self, root: &Root, changed: BTreeSet<i64>) -> io::Result<()> {
+        match PathFolder::open(root, &self.path)? {
+            Some(folder) => self.read_changed(&folder, changed),
+            None => Ok(()),
+        }
+    }
+
+    fn read_changed(&mut self, folder: &PathFolder, changed: BTreeSet<i64>) -> io::Result<()> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        // A folder that lost a version may have another that the index did not know.
+        self.listed = None;
+        self.read(folder, changed, &BTreeMap::new(), false)
     }
 
     /// Finds the folders whose files changed.
     fn sweep(&mut self, folder: &PathFolder, again: &mut BTreeSet<i64>) {
         let began = Instant::now();
         if self.watch.is_some() {
-            self.watch_all(self.table.froms().collect::<Vec<_>>().into_iter());
+            let froms: Vec<i64> = self.table.froms().collect();
+            self.watch_all(self.latest_froms().into_iter().chain(froms));
         }
         let changed = self.table.iter().filter(|row| !folder.is_unchanged(row));
         again.extend(changed.map(|row| row.from));
         again.extend(self.problems.keys());
-        self.swept = Some((began, began.elapsed()));
+        self.note_swept(began.elapsed());
     }
 
-    /// Watches the folders with the latest `from` before all others: most versions are put there,
+    /// The latest `from`, whose folders are watched before all others: most versions are put there,
     /// and the number of watches is limited.
-    fn watch_newest(&mut self) {
-        let froms: Vec<i64> = self.table.froms().collect();
-        self.watch_all(froms.into_iter().rev().take(NEWEST_WATCHED));
+    pub(super) fn latest_froms(&self) -> Vec<i64> {
+        self.table.latest_froms(NEWEST_WATCHED)
     }
 
-    fn watch_all(&mut self, froms: impl Iterator<Item = i64>) {
+    pub(super) fn watch_all(&mut self, froms: impl Iterator<Item = i64>) {
         if let Some(watch) = &mut self.watch {
             froms.for_each(|from| watch.watch_versions(from));
         }
     }
 
-    /// Reads folders of versions.
-    fn read(&mut self, folder: &PathFolder, again: BTreeSet<i64>, fresh: bool) -> io::Result<()> {
+    /// Reads folders of versions. Properties are not read of those versions that are in memory, or
+    /// in the folder's rows of `indexed`, if their files did not change.
+    fn read(
+        &mut self,
+        folder: &PathFolder,
+        again: BTreeSet<i64>,
+        indexed: &BTreeMap<i64, Vec<Row>>,
+        fresh: bool,
+    ) -> io::Result<()> {
         let froms: Vec<i64> = again.into_iter().collect();
         self.watch_all(froms.iter().copied());
         let table = &self.table;
-        let known = |from| table.folder(from);
+        let known = |from| indexed.get(&from).map_or_else(|| table.folder(from), Vec::as_slice);
         let read = read_all(folder, &self.path, &froms, known, LOCAL_SLACK)?;
         if !fresh {
             read.into_iter().for_each(|(from, found)| self.take(from, found));

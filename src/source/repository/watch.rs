@@ -36,6 +36,11 @@ const WATCHES_SHARE: usize = 4;
 const MAX_CHANGES: usize = 65_536;
 /// Shortest pause between two notifications: changes in between are reported together.
 const NOTIFY_PAUSE: Duration = Duration::from_millis(20);
+/// The pause after a burst of changes. Versions that are put together then mostly stand in the index
+/// when their folders are read, once instead of several times.
+const BURST_PAUSE: Duration = Duration::from_millis(80);
+/// Minimum number of events of a burst.
+const BURST_EVENTS: usize = 256;
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// File systems on which the kernel does not see changes made by other machines (`statfs`).
@@ -62,20 +67,63 @@ pub(super) struct Changes {
     pub(super) all: bool,
 }
 
-/// Target of a watch.
-#[derive(Debug, Clone)]
-struct Watched {
+/// A watched path, and its changes.
+#[derive(Debug)]
+struct WatchedPath {
     path: ObjectPath,
-    changes: Weak<Mutex<Changes>>,
-    /// Folder of this `from`; `None`: the folder of the path.
-    from: Option<i64>,
+    changes: Mutex<Changes>,
+}
+
+/// All watches by their descriptor, in 25 B each: there are many.
+#[derive(Debug, Default)]
+struct WatchTable {
+    /// Watches of the folders of paths.
+    paths: HashMap<i32, Weak<WatchedPath>>,
+    /// Watches of folders of versions, each with its `from`.
+    versions: HashMap<i32, (Weak<WatchedPath>, i64)>,
+}
+
+impl WatchTable {
+    fn len(&self) -> usize {
+        self.paths.len() + self.versions.len()
+    }
+
+    /// The path of a watch, and the `from` if the watch is that of a folder of versions.
+    fn get(&self, descriptor: i32) -> Option<(&Weak<WatchedPath>, Option<i64>)> {
+        let of_versions = || {
+            let (path, from) = self.versions.get(&descriptor)?;
+            Some((path, Some(*from)))
+        };
+        of_versions().or_else(|| Some((self.paths.get(&descriptor)?, None)))
+    }
+
+    /// Adds a watch. The kernel gives a folder that is watched already its descriptor again.
+    fn insert(&mut self, descriptor: i32, path: Weak<WatchedPath>, from: Option<i64>) {
+        self.remove(descriptor);
+        match from {
+            Some(from) => drop(self.versions.insert(descriptor, (path, from))),
+            None => drop(self.paths.insert(descriptor, path)),
+        }
+    }
+
+    fn remove(&mut self, descriptor: i32) {
+        if self.versions.remove(&descriptor).is_none() {
+            self.paths.remove(&descriptor);
+        }
+    }
+
+    /// Each watched path.
+    fn all_paths(&self) -> impl Iterator<Item = Arc<WatchedPath>> {
+        let paths = self.paths.values().chain(self.versions.values().map(|(path, _)| path));
+        paths.filter_map(Weak::upgrade)
+    }
 }
 
 #[derive(Debug)]
 struct WatchShared {
     inotify: OwnedFd,
     limit: usize,
-    watched: Mutex<HashMap<i32, Watched>>,
+    watched: Mutex<WatchTable>,
     listeners: Mutex<Vec<WatchListener>>,
     ended: AtomicBool,
 }
@@ -154,11 +202,10 @@ impl Watcher {
     /// Begins to watch a path; `None` if watches are not available.
     pub(super) fn watch(&self, root: &Root, path: &ObjectPath) -> Option<PathWatch> {
         let shared = self.shared.as_ref().filter(|shared| !shared.ended.load(Ordering::Acquire))?;
-        let changes = Arc::new(Mutex::new(Changes::default()));
+        let changes = Mutex::default();
         let mut watch = PathWatch {
             folder: root.path().join(path.as_str()),
-            path: path.clone(),
-            changes,
+            watched: Arc::new(WatchedPath { path: path.clone(), changes }),
             shared: Arc::clone(shared),
             own: None,
             versions: BTreeMap::new(),
@@ -187,8 +234,7 @@ impl Watcher {
 #[derive(Debug)]
 pub(super) struct PathWatch {
     folder: std::path::PathBuf,
-    path: ObjectPath,
-    changes: Arc<Mutex<Changes>>,
+    watched: Arc<WatchedPath>,
     shared: Arc<WatchShared>,
     own: Option<i32>,
     versions: BTreeMap<i64, i32>,
@@ -225,17 +271,16 @@ impl PathWatch {
         };
         let folder: &Path = &folder;
         let descriptor = inotify::add_watch(&self.shared.inotify, folder, flags)?;
-        let changes = Arc::downgrade(&self.changes);
-        watched.insert(descriptor, Watched { path: self.path.clone(), changes, from });
+        watched.insert(descriptor, Arc::downgrade(&self.watched), from);
         Ok(descriptor)
     }
 
     /// Removes a watch, unless it now belongs to another `PathWatch`: a folder has only one watch.
     fn remove(&self, descriptor: i32) {
         let mut watched = self.shared.watched.lock();
-        let own = Arc::downgrade(&self.changes);
-        if watched.get(&descriptor).is_some_and(|watched| watched.changes.ptr_eq(&own)) {
-            watched.remove(&descriptor);
+        let is_own = |path: &Weak<WatchedPath>| std::ptr::eq(path.as_ptr(), &*self.watched);
+        if watched.get(descriptor).is_some_and(|(path, _)| is_own(path)) {
+            watched.remove(descriptor);
             let _ = inotify::remove_watch(&self.shared.inotify, descriptor);
         }
     }
@@ -243,7 +288,8 @@ impl PathWatch {
     /// Watches the folder of a `from`. Call it before reading the folder.
     pub(super) fn watch_versions(&mut self, from: i64) {
         // A watch ends with its folder. A new folder of this name needs a new watch.
-        let is_alive = |descriptor| self.shared.watched.lock().contains_key(descriptor);
+        let is_alive =
+            |descriptor: &i32| self.shared.watched.lock().versions.contains_key(descriptor);
         if self.versions.get(&from).is_some_and(is_alive) {
             return;
         }
@@ -273,12 +319,12 @@ impl PathWatch {
 
     /// Takes the changes since the last call.
     pub(super) fn take(&self) -> Changes {
-        std::mem::take(&mut *self.changes.lock())
+        std::mem::take(&mut *self.watched.changes.lock())
     }
 
     /// Whether there were changes since the last [`take`](Self::take).
     pub(super) fn has_changes(&self) -> bool {
-        let changes = self.changes.lock();
+        let changes = self.watched.changes.lock();
         changes.all || !changes.froms.is_empty()
     }
 }
@@ -289,9 +335,11 @@ fn listen(shared: &WatchShared) -> io::Result<()> {
     let mut reader = Reader::new(shared.inotify.as_fd(), &mut buffer);
     loop {
         let mut changed = HashSet::new();
+        let mut events = 0;
         loop {
             match reader.next() {
                 Ok(event) => {
+                    events += 1;
                     let name = event.file_name().and_then(|name| name.to_str().ok());
                     shared.take(event.wd(), event.events(), name, &mut changed);
                 }
@@ -310,7 +358,7 @@ fn listen(shared: &WatchShared) -> io::Result<()> {
                 shared.listeners.lock().iter().map(|listener| Arc::clone(&listener.0)).collect();
             listeners.iter().for_each(|listener| listener(&changed));
             // Events during the pause are read together.
-            std::thread::sleep(NOTIFY_PAUSE);
+            std::thread::sleep(if events < BURST_EVENTS { NOTIFY_PAUSE } else { BURST_PAUSE });
         }
     }
 }
@@ -319,8 +367,8 @@ impl WatchShared {
     /// Marks all paths as changed, and ends the watching.
     fn give_up(&self) {
         self.ended.store(true, Ordering::Release);
-        for watched in self.watched.lock().values() {
-            note(watched, &mut HashSet::new(), |changes| changes.all = true);
+        for path in self.watched.lock().all_paths() {
+            path.changes.lock().all = true;
         }
     }
 
@@ -332,29 +380,31 @@ impl WatchShared {
         name: Option<&str>,
         changed: &mut HashSet<ObjectPath>,
     ) {
-        let mut all_watched = self.watched.lock();
+        let mut watched = self.watched.lock();
         if events.contains(ReadFlags::QUEUE_OVERFLOW) {
-            for watched in all_watched.values() {
-                note(watched, changed, |changes| changes.all = true);
+            for path in watched.all_paths() {
+                path.note(changed, |changes| changes.all = true);
             }
             return;
         }
-        let Some(watched) = all_watched.get(&descriptor) else { return };
+        let Some((path, from)) = watched.get(descriptor) else { return };
         let gone =
             ReadFlags::IGNORED | ReadFlags::UNMOUNT | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF;
-        match watched.from {
-            // Unfinished files have names with a dot, which readers ignore.
-            Some(_) if name.is_some_and(|name| name.starts_with('.')) => {}
-            Some(from) => note(watched, changed, |changes| changes.note(from)),
-            None if events.intersects(gone) => note(watched, changed, |changes| changes.all = true),
-            None => {
-                if let Some(from) = name.and_then(from_of) {
-                    note(watched, changed, |changes| changes.note(from));
+        if let Some(path) = path.upgrade() {
+            match from {
+                // Unfinished files have names with a dot, which readers ignore.
+                Some(_) if name.is_some_and(|name| name.starts_with('.')) => {}
+                Some(from) => path.note(changed, |changes| changes.note(from)),
+                None if events.intersects(gone) => path.note(changed, |changes| changes.all = true),
+                None => {
+                    if let Some(from) = name.and_then(from_of) {
+                        path.note(changed, |changes| changes.note(from));
+                    }
                 }
             }
         }
         if events.contains(ReadFlags::IGNORED) {
-            all_watched.remove(&descriptor);
+            watched.remove(descriptor);
         }
     }
 }
@@ -369,11 +419,12 @@ impl Changes {
     }
 }
 
-fn note(watched: &Watched, changed: &mut HashSet<ObjectPath>, note: impl FnOnce(&mut Changes)) {
-    if let Some(changes) = watched.changes.upgrade() {
-        note(&mut changes.lock());
-        if !changed.contains(&watched.path) {
-            changed.insert(watched.path.clone());
+impl WatchedPath {
+    /// Notes a change, and adds the path to `changed`.
+    fn note(&self, changed: &mut HashSet<ObjectPath>, note: impl FnOnce(&mut Changes)) {
+        note(&mut self.changes.lock());
+        if !changed.contains(&self.path) {
+            changed.insert(self.path.clone());
         }
     }
 }

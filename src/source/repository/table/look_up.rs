@@ -60,6 +60,20 @@ impl PathTable {
         Ok(DecidingWindow { span, versions })
     }
 
+    /// Start of the chunk that contains `at`.
+    pub(crate) fn chunk_start(&self, at: i64) -> i64 {
+        self.chunks.get(self.chunk_at(at)).map_or(i64::MIN, Chunk::start)
+    }
+
+    /// The rows that can be in effect in the chunk that contains `at`.
+    pub(crate) fn deciding_rows(&self, at: i64) -> Vec<Row> {
+        let place = self.chunk_at(at);
+        let Some(chunk) = self.chunks.get(place) else { return Vec::new() };
+        let carry = self.carry_of(place);
+        let carried = carry.iter().filter_map(|entry| self.find(entry.from, entry.id));
+        carried.chain(&chunk.rows).copied().collect()
+    }
+
     /// Keeps the descriptions of a chunk. A description takes several times the memory of a row, so
     /// those of other chunks are dropped when there are many.
     fn keep(&mut self, place: usize, versions: &[Arc<ObjectInfo>]) {
@@ -116,7 +130,7 @@ impl PathTable {
             for row in &chunk.rows {
                 let created = Timestamp::from_millis(row.created);
                 let matches = query.limits.admit(created)
-                    && match known.get(row.metadata as usize) {
+                    && match known.get(row.metadata() as usize) {
                         Some(matches) => *matches,
                         None => query.metadata.is_empty() || has_all(&read(row)?, query),
                     };
@@ -169,7 +183,7 @@ impl PathTable {
     /// # Errors
     /// If its metadata must be read from a file and cannot be.
     pub(crate) fn info(&self, row: &Row, read: ReadMetadata<'_>) -> io::Result<Option<ObjectInfo>> {
-        let metadata = match self.metadata.all.get(row.metadata as usize) {
+        let metadata = match self.metadata.all.get(row.metadata() as usize) {
             Some(metadata) => metadata.clone(),
             None => read(row)?,
         };
@@ -197,7 +211,7 @@ impl PathTable {
         if query.metadata.is_empty() {
             return Ok(true);
         }
-        match self.metadata.all.get(row.metadata as usize) {
+        match self.metadata.all.get(row.metadata() as usize) {
             Some(metadata) => Ok(has_all(metadata, query)),
             None => Ok(has_all(&read(row)?, query)),
         }

@@ -10,6 +10,7 @@
 //! look-up or a change is that of one chunk, independent of the number of versions of the path.
 
 mod chunk;
+mod filling;
 mod interned_metadata;
 mod look_up;
 mod path_table;
@@ -17,6 +18,7 @@ mod row;
 #[cfg(test)]
 mod tests;
 
+pub(super) use filling::Filling;
 pub(super) use look_up::ReadMetadata;
 pub(super) use path_table::PathTable;
 pub(super) use row::Row;

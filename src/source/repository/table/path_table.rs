@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::chunk::{CHUNK_ROWS, Chunk, latest_creation};
 use super::interned_metadata::InternedMetadata;
-use super::row::Row;
+use super::row::{Row, RowFields};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath};
 use crate::source::repository::carry::Carry;
 use crate::source::repository::index::RowRef;
@@ -61,17 +61,15 @@ impl PathTable {
     /// The row of a version read from its files.
     pub(crate) fn row(&mut self, info: ObjectInfo, stamp: u64) -> Row {
         let metadata = self.metadata.number(info.metadata, self.rows);
-        Row {
+        let fields = RowFields {
             from: info.validity.from().as_millis(),
             until: info.validity.until().as_millis(),
             created: info.created.as_millis(),
             size_bytes: info.size_bytes.unwrap_or(0),
-            stamp,
             id: info.id,
-            md5: info.md5.map_or([0; 16], |md5| md5.0),
-            metadata,
-            has_md5: info.md5.is_some(),
-        }
+            md5: info.md5,
+        };
+        Row::new(fields, stamp, metadata)
     }
 
     /// The row of a version read from the index, if its interval is not empty.
@@ -80,17 +78,15 @@ impl PathTable {
             return None;
         }
         let metadata = self.metadata.number_of(row.metadata(), self.rows.max(INDEX_ROWS));
-        Some(Row {
+        let fields = RowFields {
             from: row.from,
             until: row.until,
             created: row.created,
             size_bytes: row.size_bytes,
-            stamp: row.stamp,
             id: row.id,
-            md5: row.md5.map_or([0; 16], |md5| md5.0),
-            metadata,
-            has_md5: row.md5.is_some(),
-        })
+            md5: row.md5,
+        };
+        Some(Row::new(fields, row.stamp, metadata))
     }
 
     /// Distinct `from` of all rows, ascending.
@@ -98,6 +94,14 @@ impl PathTable {
         let mut last = None;
         self.iter()
             .filter_map(move |row| (last.replace(row.from) != Some(row.from)).then_some(row.from))
+    }
+
+    /// At most `limit` different `from`, the latest first.
+    pub(crate) fn latest_froms(&self, limit: usize) -> Vec<i64> {
+        let mut last = None;
+        let rows = self.chunks.iter().rev().flat_map(|chunk| chunk.rows.iter().rev());
+        let froms = rows.map(|row| row.from).filter(|from| last.replace(*from) != Some(*from));
+        froms.take(limit).collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Row> {
@@ -168,6 +172,17 @@ impl PathTable {
         self.carry_from(0);
     }
 
+    /// Replaces all rows by those of `chunks`, which have their carries.
+    pub(super) fn set_chunks(&mut self, chunks: Vec<Chunk>, rows: usize) {
+        self.rows = rows;
+        self.filters.clear();
+        self.kept_descriptions = 0;
+        self.chunks = chunks;
+        self.chunks.shrink_to_fit();
+        self.metadata.all.shrink_to_fit();
+        self.thin_out();
+    }
+
     /// Replaces the rows of one `from`. All of `rows` begin there.
     pub(crate) fn replace_folder(&mut self, from: i64, mut rows: Vec<Row>) {
         rows.sort_unstable_by_key(Row::key);
@@ -177,7 +192,7 @@ impl PathTable {
             return;
         }
         // A change of stamps alone changes no answer.
-        let same = |(a, b): (&Row, &Row)| Row { stamp: 0, ..*a } == Row { stamp: 0, ..*b };
+        let same = |(a, b): (&Row, &Row)| a.without_stamp() == b.without_stamp();
         let only_stamps = old.len() == rows.len() && old.iter().zip(&rows).all(same);
         let added_only = old.iter().all(|row| rows.iter().any(|new| same((row, new))));
         let added: Vec<Row> =
@@ -288,18 +303,30 @@ impl PathTable {
     /// If intervals are nested so deeply that the carries are longer than the rows, every second
     /// carry is dropped, repeatedly. Dropped carries are derived on demand.
     fn thin_out(&mut self) {
-        let length = |chunks: &[Chunk]| -> usize {
-            chunks.iter().filter_map(|chunk| chunk.carry.as_ref()).map(Carry::len).sum()
-        };
+        let carries = self.chunks.iter().filter_map(|chunk| chunk.carry.as_ref());
+        let mut carried: usize = carries.map(Carry::len).sum();
         let mut step = 2;
-        while length(&self.chunks) > 4 * CHUNK_ROWS + self.rows / 4 && step < 2 * self.chunks.len()
-        {
-            for (at, chunk) in self.chunks.iter_mut().enumerate() {
-                if at % step != 0 {
-                    chunk.carry = None;
-                }
-            }
+        while carried > most_carried(self.rows) && step < 2 * self.chunks.len() {
+            carried = drop_carries(&mut self.chunks, step);
             step *= 2;
         }
     }
+}
+
+/// Maximum length of all carries of a table with this many rows.
+pub(super) fn most_carried(rows: usize) -> usize {
+    4 * CHUNK_ROWS + rows / 4
+}
+
+/// Drops the carries of all chunks whose number is no multiple of `step`. Returns the length of the
+/// others.
+pub(super) fn drop_carries(chunks: &mut [Chunk], step: usize) -> usize {
+    let mut kept = 0;
+    for (at, chunk) in chunks.iter_mut().enumerate() {
+        match at.is_multiple_of(step) {
+            true => kept += chunk.carry.as_ref().map_or(0, Carry::len),
+            false => chunk.carry = None,
+        }
+    }
+    kept
 }

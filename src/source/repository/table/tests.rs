@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::chunk::Chunk;
+use super::filling::Filling;
 use super::look_up::MAX_DESCRIBED;
 use super::{PathTable, Row};
 use crate::interval::{Timestamp, ValidityInterval};
@@ -123,6 +124,57 @@ proptest! {
             table.replace_folder(from, rows);
             check(&mut table, &all.values().cloned().collect::<Vec<_>>());
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn rows_that_arrive_one_by_one_decide_like_the_scan(
+        plans in plans(60),
+        in_order in any::<bool>(),
+        chunk_rows in 1..5_usize,
+    ) {
+        let mut table = PathTable::new(path());
+        let mut all: BTreeMap<(i64, u8), ObjectInfo> = BTreeMap::new();
+        let mut rows = Vec::new();
+        for plan in plans {
+            let info = info(plan, &plan.3.to_string());
+            rows.push(table.row(info.clone(), 1));
+            // Of a version that occurs twice the last row counts.
+            all.insert((plan.0, plan.4), info);
+        }
+        if in_order {
+            rows.sort_by_key(Row::key);
+        }
+        let mut filling = Filling::with_chunk_rows(chunk_rows);
+        rows.into_iter().for_each(|row| filling.push(row));
+        let folders = filling.finish(&mut table);
+        let mut froms: Vec<i64> = all.keys().map(|(from, _)| *from).collect();
+        froms.dedup();
+        prop_assert_eq!(folders, froms.len() as u64);
+        prop_assert_eq!(table.froms().collect::<Vec<_>>(), froms);
+        check(&mut table, &all.into_values().map(Arc::new).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn carries_of_rows_that_arrive_one_by_one_are_never_longer_than_a_quarter_of_the_rows() {
+    let (count, mut table) = (20_000_i64, PathTable::new(path()));
+    let mut filling = Filling::with_chunk_rows(100);
+    for n in 0..count {
+        let mut row = table.row(info((0, 1, n, 0, 0), ""), 1);
+        (row.from, row.until) = (n, 3 * count - n);
+        filling.push(row);
+        assert!(filling.carried() <= 4 * 1024 + n as usize / 4 + 100, "{n}");
+    }
+    assert_eq!(filling.finish(&mut table), count as u64);
+    for at in [0, 1, 7_000, 19_999, 20_001, 49_999] {
+        let window = table.window(&Query::all(path()), at, &never).unwrap();
+        let valid = window.versions.iter();
+        let valid = valid.filter(|version| version.validity.contains(Timestamp::from_millis(at)));
+        let created = valid.map(|version| version.created.as_millis()).max();
+        let expected = (0..count).filter(|n| *n <= at && at < 3 * count - n).max();
+        assert_eq!(created, expected, "at {at}");
     }
 }
 
