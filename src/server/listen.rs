@@ -481,6 +481,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_ccdb_side_that_takes_changes_is_refused_beyond_loopback_however_its_socket_came() {
+        let check = |address: &str, is_writable: bool| {
+            let exposure = Exposure::new(None, false, address.parse().ok());
+            exposure.check(&Access::default(), is_writable)
+        };
+        assert_eq!(check("127.0.0.1:8084", true), Ok(()));
+        assert_eq!(check("192.0.2.1:8084", false), Ok(()));
+        let refused = check("192.0.2.1:8084", true).unwrap_err();
+        assert!(refused.to_string().contains("--ccdb-writable"), "{refused}");
+    }
+
     #[tokio::test]
     async fn a_folder_of_its_own_goes_with_the_service() {
         let listeners = Listeners::bind(&ListenOptions::default()).await.unwrap();
