@@ -205,15 +205,15 @@ async fn no_forged_index_changes_an_answer() {
     assert!(index(root, true, |_, _| {}).unwrap().is_current());
 }
 
-/// A path with more versions than are compared before the first answer, and an index.
-fn long_path(root: &Path) -> Vec<ObjectInfo> {
+/// A path with this many versions, and an index.
+fn long_path(root: &Path, count: i64) -> Vec<ObjectInfo> {
     let writer = RepositoryWriter::new(root).unwrap().with_durability(Durability::Batch);
     let mut batch = writer.batch();
     let put = |n: i64| {
         let version = new_version(PATH, n * 100, n * 100 + 100, n);
         batch.put(&version, &mut &n.to_le_bytes()[..]).unwrap().info
     };
-    let versions = (0..2_500).map(put).collect();
+    let versions = (0..count).map(put).collect();
     batch.commit().unwrap();
     // Later changes have other times.
     std::thread::sleep(SOON);
@@ -232,21 +232,53 @@ async fn effective(source: &RepositorySource, at: i64) -> Option<(i64, i64, i64)
     })
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_long_path_the_versions_of_the_first_answer_are_those_of_the_folders() {
-    // Thousands of files: syncing them on a disk takes longer than the test.
+/// A folder for thousands of files: syncing them on a disk takes longer than the test.
+fn folder_in_memory() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
-    let folder = match memory.is_dir() {
+    match memory.is_dir() {
         true => tempfile::tempdir_in(memory).unwrap(),
         false => tempfile::tempdir().unwrap(),
-    };
+    }
+}
+
+/// Changes the properties of a version, as another program does.
+fn edit(root: &Path, version: &ObjectInfo, change: impl Fn(String) -> String) {
+    let from = version.validity.from().to_string();
+    let place = root.join(PATH).join(from).join(format!("{}.properties", version.id));
+    fs::write(&place, change(fs::read_to_string(&place).unwrap())).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_change_in_a_path_of_thousands_is_in_the_first_answer() {
+    let folder = folder_in_memory();
     let root = folder.path();
-    let versions = long_path(root);
+    let versions = long_path(root, 2_500);
+    // While no service runs, an early version gets an interval that covers all later ones, and
+    // becomes the latest of them.
+    edit(root, &versions[10], |text| {
+        text.replace("ValidUntil=1100", "ValidUntil=250000")
+            .replace("CreateTime=10", "CreateTime=999999")
+    });
+    for at in [999, 1_000, 5_000, 249_999] {
+        let source = open(root, NEVER);
+        let n = at / 100;
+        let expected = match at {
+            999 => (n * 100, n * 100 + 100, n),
+            _ => (1_000, 250_000, 999_999),
+        };
+        assert_eq!(effective(&source, at).await, Some(expected), "{at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_long_path_the_versions_of_the_first_answer_are_those_of_the_folders() {
+    let folder = folder_in_memory();
+    let root = folder.path();
+    // More than are compared before the first answer.
+    let versions = long_path(root, 20_500);
     let place = |n: usize| root.join(PATH).join((n * 100).to_string());
     // By another program, while no service runs: a changed version, a removed one, a new one.
-    let changed = place(700).join(format!("{}.properties", versions[700].id));
-    let text = fs::read_to_string(&changed).unwrap();
-    fs::write(&changed, text.replace("ValidUntil=70100", "ValidUntil=70050")).unwrap();
+    edit(root, &versions[700], |text| text.replace("ValidUntil=70100", "ValidUntil=70050"));
     fs::remove_file(place(1_500).join(versions[1_500].id.to_string())).unwrap();
     let other = place(2_300).join("00000000-0000-4000-8000-000000000001");
     let given = place(2_300).join(versions[2_300].id.to_string());
@@ -264,9 +296,17 @@ async fn of_a_long_path_the_versions_of_the_first_answer_are_those_of_the_folder
         let source = open(root, NEVER);
         assert_eq!(effective(&source, at).await, expected, "{at}");
     }
+    // All others are compared in the background.
     let source = open(root, NEVER);
-    let all = listed(&source).await;
-    let is_there = |row: (i64, i64, i64)| all.contains(&row);
-    assert!(is_there((70_000, 70_050, 700)) && is_there((230_000, 230_100, 999_999)));
-    assert_eq!(all.len(), 2_500);
+    let began = Instant::now();
+    loop {
+        let all = listed(&source).await;
+        let is_there = |row: (i64, i64, i64)| all.contains(&row);
+        let found = is_there((70_000, 70_050, 700)) && is_there((230_000, 230_100, 999_999));
+        if found && all.len() == 20_500 {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{} versions", all.len());
+        std::thread::sleep(SOON);
+    }
 }

@@ -310,8 +310,7 @@ impl LocalRepository {
         let key = after.map(|(from, id)| (from.as_millis(), id));
         let found = self.with_path(&query.path, |state| {
             let read = |row: &Row| read_metadata(root, &query.path, row);
-            let verified = state.verify_all(root);
-            let page = verified.and_then(|()| state.table.page(query, key, limit, &read));
+            let page = state.table.page(query, key, limit, &read);
             let problems: Vec<Problem> = match key {
                 None => state.problems.values().flatten().cloned().collect(),
                 Some(_) => Vec::new(),
@@ -334,7 +333,6 @@ impl LocalRepository {
         let root = &self.shared.root;
         let found = self.with_path(&query.path, |state| {
             let read = |row: &Row| read_metadata(root, &query.path, row);
-            state.verify_all(root)?;
             newest::newest(&state.table, query, at, limit, &read)
         });
         found.await?.map_err(|error| self.failed(query.path.as_str(), &error))

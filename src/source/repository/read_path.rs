@@ -22,12 +22,9 @@ use crate::object::{ObjectId, ObjectPath, VersionMetadata};
 use crate::source::Problem;
 use crate::sync::Mutex;
 
-/// Maximum number of versions of a path whose files are checked while a request waits. Larger paths
-/// are checked in the background.
+/// Maximum number of versions of a path whose files are checked while a request waits. Of a larger
+/// path, the versions of the first answers are checked, and the others in the background.
 const SWEPT_AT_ONCE: usize = 20_000;
-/// Like [`SWEPT_AT_ONCE`], for the first request of a path, whose rows are those of the index. Of a
-/// larger path, the versions of the answer are checked, and the others in the background.
-const SWEPT_AT_FIRST: usize = 2_000;
 /// Number of folders of a path that are watched first, the latest ones.
 const NEWEST_WATCHED: usize = 4096;
 /// Maximum number of times that the versions of an answer are read again because they changed.
@@ -278,8 +275,7 @@ impl ReadPath {
     /// Finds the folders whose files changed, or, of a path with many versions, notes that they must
     /// be checked in the background.
     fn sweep_or_note(&mut self, folder: &PathFolder, first: bool, again: &mut BTreeSet<i64>) {
-        let at_once = if first { SWEPT_AT_FIRST } else { SWEPT_AT_ONCE };
-        if self.table.len() <= at_once {
+        if self.table.len() <= SWEPT_AT_ONCE {
             return self.sweep(folder, again);
         }
         self.to_sweep = true;
@@ -321,20 +317,6 @@ impl ReadPath {
             self.read_changed(&folder, changed)?;
         }
         Ok(())
-    }
-
-    /// Compares all versions with their files, if that was not done yet and they are not too many.
-    ///
-    /// # Errors
-    /// If a folder cannot be read.
-    pub(super) fn verify_all(&mut self, root: &Root) -> io::Result<()> {
-        if self.verified.is_none() || self.table.len() > SWEPT_AT_ONCE {
-            return Ok(());
-        }
-        let Some(folder) = PathFolder::open(root, &self.path)? else { return Ok(()) };
-        let mut again = BTreeSet::new();
-        self.sweep(&folder, &mut again);
-        self.read_changed(&folder, again)
     }
 
     /// Reads the folders of these `from` again.
