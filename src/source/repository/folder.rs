@@ -189,6 +189,22 @@ impl PathFolder {
     }
 }
 
+/// Reads folders of versions, one after the other.
+///
+/// # Errors
+/// If a folder cannot be read.
+pub(super) fn read_each<'a>(
+    folder: &PathFolder,
+    path: &ObjectPath,
+    froms: &[i64],
+    known: impl Fn(i64) -> &'a [Row],
+    slack: Duration,
+) -> io::Result<Vec<(i64, FolderVersions)>> {
+    let one =
+        |from: &i64| folder.versions(path, *from, known(*from), slack).map(|found| (*from, found));
+    froms.iter().map(one).collect()
+}
+
 /// Reads folders of versions, in several threads if there are many.
 ///
 /// # Errors
@@ -200,11 +216,11 @@ pub(super) fn read_all<'a>(
     known: impl Fn(i64) -> &'a [Row] + Sync,
     slack: Duration,
 ) -> io::Result<Vec<(i64, FolderVersions)>> {
+    if froms.len() <= FEW_FOLDERS {
+        return read_each(folder, path, froms, known, slack);
+    }
     let one =
         |from: &i64| folder.versions(path, *from, known(*from), slack).map(|found| (*from, found));
-    if froms.len() <= FEW_FOLDERS {
-        return froms.iter().map(one).collect();
-    }
     let share = froms.len().div_ceil(PARALLEL_READS);
     let parts: Vec<io::Result<Vec<_>>> = std::thread::scope(|scope| {
         let one = &one;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::beneath::Root;
 use super::entry::{self, PROPERTIES};
 use super::folder::{
-    FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_properties,
+    FolderVersions, LOCAL_SLACK, PathFolder, is_recent, read_all, read_each, read_properties,
 };
 use super::index::IndexSet;
 use super::table::{Filling, PathTable, Row};
@@ -377,11 +377,13 @@ impl ReadPath {
         self.watch_all(froms.iter().copied());
         let table = &self.table;
         let known = |from| indexed.get(&from).map_or_else(|| table.folder(from), Vec::as_slice);
-        let read = read_all(folder, &self.path, &froms, known, LOCAL_SLACK)?;
         if !fresh {
+            // On this thread alone: requests need the other processors.
+            let read = read_each(folder, &self.path, &froms, known, LOCAL_SLACK)?;
             read.into_iter().for_each(|(from, found)| self.take(from, found));
             return Ok(());
         }
+        let read = read_all(folder, &self.path, &froms, known, LOCAL_SLACK)?;
         let mut rows = Vec::with_capacity(read.len());
         for (from, FolderVersions { read, kept, problems, pending, details: _ }) in read {
             rows.extend(kept);

@@ -8,8 +8,8 @@ use crate::object::{Query, VersionMetadata};
 /// `METADATA_BYTES`. The rest is read from the files on demand.
 const METADATA_ROW_BYTES: usize = 16;
 const METADATA_BYTES: usize = 4 << 10;
-/// Number that stands for metadata not in memory. A row has 31 bits for the number.
-pub(super) const ON_DISK: u32 = u32::MAX >> 1;
+/// Number that stands for metadata not in memory.
+pub(super) const ON_DISK: u32 = u32::MAX;
 
 /// Maximum number of distinct metadata that are searched linearly.
 const FEW_METADATA: usize = 32;

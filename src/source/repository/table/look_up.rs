@@ -130,7 +130,7 @@ impl PathTable {
             for row in &chunk.rows {
                 let created = Timestamp::from_millis(row.created);
                 let matches = query.limits.admit(created)
-                    && match known.get(row.metadata() as usize) {
+                    && match known.get(row.metadata as usize) {
                         Some(matches) => *matches,
                         None => query.metadata.is_empty() || has_all(&read(row)?, query),
                     };
@@ -183,7 +183,7 @@ impl PathTable {
     /// # Errors
     /// If its metadata must be read from a file and cannot be.
     pub(crate) fn info(&self, row: &Row, read: ReadMetadata<'_>) -> io::Result<Option<ObjectInfo>> {
-        let metadata = match self.metadata.all.get(row.metadata() as usize) {
+        let metadata = match self.metadata.all.get(row.metadata as usize) {
             Some(metadata) => metadata.clone(),
             None => read(row)?,
         };
@@ -211,7 +211,7 @@ impl PathTable {
         if query.metadata.is_empty() {
             return Ok(true);
         }
-        match self.metadata.all.get(row.metadata() as usize) {
+        match self.metadata.all.get(row.metadata as usize) {
             Some(metadata) => Ok(has_all(metadata, query)),
             None => Ok(has_all(&read(row)?, query)),
         }

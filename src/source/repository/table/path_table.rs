@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::chunk::{CHUNK_ROWS, Chunk, latest_creation};
 use super::interned_metadata::InternedMetadata;
-use super::row::{Row, RowFields};
+use super::row::Row;
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath};
 use crate::source::repository::carry::Carry;
 use crate::source::repository::index::RowRef;
@@ -61,15 +61,17 @@ impl PathTable {
     /// The row of a version read from its files.
     pub(crate) fn row(&mut self, info: ObjectInfo, stamp: u64) -> Row {
         let metadata = self.metadata.number(info.metadata, self.rows);
-        let fields = RowFields {
+        Row {
             from: info.validity.from().as_millis(),
             until: info.validity.until().as_millis(),
             created: info.created.as_millis(),
             size_bytes: info.size_bytes.unwrap_or(0),
+            stamp,
             id: info.id,
-            md5: info.md5,
-        };
-        Row::new(fields, stamp, metadata)
+            md5: info.md5.map_or([0; 16], |md5| md5.0),
+            metadata,
+            has_md5: info.md5.is_some(),
+        }
     }
 
     /// The row of a version read from the index, if its interval is not empty.
@@ -78,15 +80,17 @@ impl PathTable {
             return None;
         }
         let metadata = self.metadata.number_of(row.metadata(), self.rows.max(INDEX_ROWS));
-        let fields = RowFields {
+        Some(Row {
             from: row.from,
             until: row.until,
             created: row.created,
             size_bytes: row.size_bytes,
+            stamp: row.stamp,
             id: row.id,
-            md5: row.md5,
-        };
-        Some(Row::new(fields, row.stamp, metadata))
+            md5: row.md5.map_or([0; 16], |md5| md5.0),
+            metadata,
+            has_md5: row.md5.is_some(),
+        })
     }
 
     /// Distinct `from` of all rows, ascending.
@@ -192,7 +196,7 @@ impl PathTable {
             return;
         }
         // A change of stamps alone changes no answer.
-        let same = |(a, b): (&Row, &Row)| a.without_stamp() == b.without_stamp();
+        let same = |(a, b): (&Row, &Row)| Row { stamp: 0, ..*a } == Row { stamp: 0, ..*b };
         let only_stamps = old.len() == rows.len() && old.iter().zip(&rows).all(same);
         let added_only = old.iter().all(|row| rows.iter().any(|new| same((row, new))));
         let added: Vec<Row> =
