@@ -10,7 +10,9 @@ use super::status::{CallFailure, StatusCode};
 use super::taken_timeframe::{AcceptedNames, TableObject, TakenTimeframe};
 use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectPath;
-use crate::shm::{AskReason, ChangeNotice, LocalPlane, OwnedPinnedView, PlanePath};
+use crate::shm::{
+    AskReason, ChangeNotice, LocalPlane, OwnedPinnedView, PlanePath, SpanAhead, ViewBatch,
+};
 
 /// Look-ups in the shared memory of a service. Threads may share a handle.
 pub struct LocalHandle {
@@ -60,6 +62,8 @@ pub struct LocalView {
     pub slot: u32,
 }
 
+/// Number of objects of iovc_local_get_many that the processor gets from memory at the same time.
+const TOGETHER: usize = 16;
 /// In place of a slot: the pin is a table with its objects.
 const PIN_IS_TABLE: u32 = u32::MAX;
 
@@ -262,14 +266,20 @@ pub unsafe extern "C" fn iovc_local_get_many(
         // SAFETY: as the caller says.
         let places = unsafe { places(views, count, "views") }?;
         let mut pinned = 0;
-        for (place, at) in places.iter_mut().zip(times) {
-            *place = match path.path.at(*at) {
-                Ok(view) => {
-                    pinned += 1;
-                    LocalView::new(view.into_owned())
-                }
-                Err(_) => LocalView::NONE,
-            };
+        let mut batch = ViewBatch::default();
+        for (places, times) in places.chunks_mut(TOGETHER).zip(times.chunks(TOGETHER)) {
+            let mut ahead = [SpanAhead::default(); TOGETHER];
+            ahead.iter_mut().zip(times).for_each(|(ahead, at)| *ahead = path.path.ahead(*at));
+            batch.renew();
+            for ((place, at), ahead) in places.iter_mut().zip(times).zip(ahead) {
+                *place = match path.path.at_ahead(*at, ahead, &mut batch) {
+                    Ok(view) => {
+                        pinned += 1;
+                        LocalView::new(view.into_owned())
+                    }
+                    Err(_) => LocalView::NONE,
+                };
+            }
         }
         // SAFETY: as the caller says.
         if let Some(found) = unsafe { found.as_mut() } {

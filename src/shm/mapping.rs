@@ -112,6 +112,7 @@ impl Mapping {
         Self { base, length, own: false }
     }
 
+    #[inline]
     pub(crate) fn base(&self) -> *mut u8 {
         self.base.as_ptr()
     }
@@ -120,6 +121,7 @@ impl Mapping {
         self.length
     }
 
+    #[inline]
     fn place(&self, offset: usize, length: usize, alignment: usize) -> *mut u8 {
         let end = offset.checked_add(length);
         assert!(end.is_some_and(|end| end <= self.length), "{offset}+{length} is outside");
@@ -133,6 +135,7 @@ impl Mapping {
     ///
     /// # Panics
     /// If they are outside of the mapping or not aligned.
+    #[inline]
     pub(crate) fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
         let place = self.place(offset, size_of::<AtomicU64>(), align_of::<AtomicU64>());
         // SAFETY: inside the mapping, aligned, and mapped as long as `self` lives. These bytes are
@@ -141,6 +144,7 @@ impl Mapping {
     }
 
     /// The four bytes at `offset`; like [`atomic_u64`](Self::atomic_u64).
+    #[inline]
     pub(crate) fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
         let place = self.place(offset, size_of::<AtomicU32>(), align_of::<AtomicU32>());
         // SAFETY: as in `atomic_u64`.

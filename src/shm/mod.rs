@@ -85,12 +85,14 @@ pub use local::{
     PlaneEvent, PlanePath,
 };
 #[cfg(any(feature = "client", feature = "capi"))]
-pub(crate) use local::{ColumnArrays, LineNumber, PinnedTimeframe, TimeframeLook};
+pub(crate) use local::{
+    ColumnArrays, LineNumber, PinnedTimeframe, SpanAhead, TimeframeLook, ViewBatch,
+};
 #[cfg(feature = "cache")]
 pub(crate) use local::{
     ColumnPart, Directory, DirectoryEntry, EntryCounts, PageLimits, PublishedSnapshot,
     PublishedTimeframe, ServicePage, SnapshotSpan, TimeframeEntry, TimeframeParts, UseSample,
-    monotonic_millis,
+    are_barriers_supported, monotonic_millis,
 };
 #[cfg(feature = "client")]
 pub(crate) use local::{SpanReading, SpanSteps, TablePins, TimeframeWait};

@@ -186,6 +186,7 @@ pub(super) struct RawBlock {
 }
 
 impl RawBlock {
+    #[inline]
     fn header_word(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: 64 bytes of headers stand before the payload.
         let block = unsafe { self.payload.sub(BLOCK_OVERHEAD_BYTES as usize) };
@@ -206,6 +207,12 @@ impl RawBlock {
     pub(super) fn size(&self) -> Option<usize> {
         let size = self.header_word(offset_of!(BlockHeader, size)).load(Ordering::Relaxed);
         (size <= self.room).then_some(size as usize)
+    }
+
+    /// Number of bytes from the payload on: of a block that was checked, the size of its payload.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        self.room as usize
     }
 
     /// Which object it is.
@@ -390,7 +397,7 @@ impl Mappings {
     }
 
     /// The block that `header` names, if it has its generation and size now. Keeps nothing.
-    #[inline]
+    #[inline(always)]
     pub(super) fn live_block(&self, header: &MetaHeader) -> Option<RawBlock> {
         let CheckedHeader { block, size } = self.find(header)?;
         // SAFETY: `find` has seen that the headers lie inside of the mapping.

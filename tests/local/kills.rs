@@ -9,18 +9,22 @@ use iovcache::client::TableRequest;
 use crate::common::until;
 use crate::setup::{Consumer, at, service, until_local};
 
-const PATHS: usize = 8;
+/// Number of the paths that the consumers look up.
+pub(crate) const PATHS: usize = 8;
 /// Names the service to the consumers that are killed.
 const URL: &str = "IOVCACHE_KILLED_URL";
 /// Number of consumers that are killed; a nightly run has more.
 const KILLS: &str = "IOVCACHE_LOCAL_KILLS";
+/// Number of consumers that look up at the same time.
+const AT_ONCE: usize = 4;
 
-fn path(n: usize) -> String {
+/// A path of the consumers; its bytes end with `0 100 1`.
+pub(crate) fn path(n: usize) -> String {
     format!("K/P{n}")
 }
 
 /// A consumer process, which looks up until it is killed: this test binary again.
-fn consumer(url: &str) -> Child {
+pub(crate) fn consumer(url: &str) -> Child {
     consumer_with(url, "kills::the_consumer_that_is_killed", &[])
 }
 
@@ -85,7 +89,7 @@ fn the_consumer_that_is_killed() {
 
 #[test]
 fn a_killed_consumer_leaves_no_session_slot_or_place_behind() {
-    let kills = std::env::var(KILLS).ok().and_then(|text| text.parse().ok()).unwrap_or(12);
+    let kills: usize = std::env::var(KILLS).ok().and_then(|text| text.parse().ok()).unwrap_or(12);
     let names: Vec<String> = (0..PATHS).map(path).collect();
     let versions: Vec<_> = names.iter().map(|name| (name.as_str(), (0, 100), 1)).collect();
     let (service, _repository) = service(&versions, &[]);
@@ -95,16 +99,23 @@ fn a_killed_consumer_leaves_no_session_slot_or_place_behind() {
     let status = || observer.runtime.block_on(observer.client.status()).unwrap();
     let before = status().sessions.len();
     let (url, mut random) = (service.unix(), 0x9e37_79b9_7f4a_7c15_u64);
-    let mut slots_seen = 0;
-    for _ in 0..kills {
-        let mut child = consumer(&url);
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_micros(random % 5_000));
+    let (mut slots_seen, mut killed) = (0, 0);
+    while killed < kills {
+        // They start at the same time, which takes longer than all else.
+        let mut children: Vec<Child> = std::thread::scope(|scope| {
+            let starts = [(); AT_ONCE].map(|()| scope.spawn(|| consumer(&url)));
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
         slots_seen += status().sessions.iter().map(|session| session.slots).sum::<u64>();
-        child.kill().unwrap();
-        child.wait().unwrap();
+        for child in &mut children {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            std::thread::sleep(Duration::from_micros(random % 5_000));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        killed += AT_ONCE;
         until("the sessions have ended", || (status().sessions.len() == before).then_some(()));
         assert_eq!(status().sessions.iter().map(|session| session.slots).sum::<u64>(), 0);
     }

@@ -1,7 +1,8 @@
-//! SIGSTOP while a consumer waits for a timeframe: of the consumer, and of the service.
+//! SIGSTOP while a consumer waits for a timeframe or looks up: of the consumer, and of the service.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use iovcache::Coded as _;
@@ -12,6 +13,8 @@ use iovcache::table::ColumnRequest;
 
 use crate::common::{Service, until};
 use crate::fake_ccdb::{Ask, FakeCcdb, Fault, Kind, Upload};
+use crate::kills;
+use crate::pressure::Churn;
 use crate::setup::Consumer;
 
 /// Names the service to the consumer that is stopped.
@@ -219,4 +222,79 @@ fn a_service_that_is_stopped_while_consumers_wait_goes_on_and_delays_no_limit() 
     assert_eq!(read(consumer, SLOW, name).0, b"bytes of S/Slow");
     let _ = &source.runtime;
     source.service.adds_up();
+}
+
+/// Number of times that a process is stopped; a long run has more.
+fn stops() -> usize {
+    std::env::var("IOVCACHE_LOCAL_STOPS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
+}
+
+/// Processor time of a process, in ticks.
+fn ticks(process: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields = stat.rsplit(')').next().unwrap().split_ascii_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+fn send(process: u32, signal: &str) {
+    let status = Command::new("kill").args([&format!("-{signal}"), &process.to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_consumer_that_is_stopped_while_it_looks_up_delays_no_other_and_goes_on() {
+    let names: Vec<String> = (0..kills::PATHS).map(kills::path).collect();
+    let versions: Vec<_> = names.iter().map(|name| (name.as_str(), (0, 100), 1)).collect();
+    let (service, _repository) = crate::setup::service(&versions, &[]);
+    let other = Consumer::new(&service.unix(), "other");
+    let mut looks = kills::consumer(&service.unix());
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for stop in 0..stops() {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        std::thread::sleep(Duration::from_micros(random % 5_000));
+        send(looks.id(), "STOP");
+        until("the process to stop", || is_stopped(looks.id()).then_some(()));
+        // The service replaces the timeline and answers others without waiting for it.
+        let began = Instant::now();
+        let body = serde_json::json!({"path": names[stop % names.len()]});
+        let invalidated = other.client.act::<serde_json::Value>("invalidate", &body);
+        other.runtime.block_on(invalidated).unwrap();
+        let asked = other.asked(&names[stop % names.len()], 50).unwrap();
+        assert!(asked.ends_with(b" 0 100 1"));
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        let before = ticks(looks.id());
+        send(looks.id(), "CONT");
+        until("the consumer to go on", || (ticks(looks.id()) > before).then_some(()));
+        // It ends with its first wrong byte.
+        assert_eq!(looks.try_wait().unwrap(), None);
+    }
+    looks.kill().unwrap();
+    looks.wait().unwrap();
+    service.adds_up();
+}
+
+#[test]
+fn a_service_that_is_stopped_while_objects_are_evicted_serves_no_wrong_byte() {
+    let churn = Churn::new();
+    let (url, done) = (churn.service.unix(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let looks = [0, 1].map(|seed| {
+            let (churn, url, done) = (&churn, &url, &done);
+            let goes_on = move |_| !done.load(Ordering::Relaxed);
+            scope.spawn(move || churn.look_up(url, seed, goes_on))
+        });
+        for stop in 0..stops() {
+            std::thread::sleep(Duration::from_millis(20 + stop as u64 % 7 * 10));
+            churn.service.signal("STOP");
+            std::thread::sleep(Duration::from_millis(stop as u64 % 5 * 10));
+            churn.service.signal("CONT");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        done.store(true, Ordering::Relaxed);
+        let found = looks.map(|look| look.join().unwrap());
+        assert!(found.iter().sum::<u64>() > 0, "nothing was found in shared memory");
+    });
+    churn.service.adds_up();
 }

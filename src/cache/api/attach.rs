@@ -433,6 +433,7 @@ impl Cache {
             tables_are_requested: limits.slow_after.is_some(),
             timeframes_are_requested: limits.slow_after.is_some()
                 || limits.quota_timeframes.is_some(),
+            has_barriers: crate::shm::are_barriers_supported(),
         };
         let (charge, page) = (charge.ok()?, publisher.open_page(&session.id, limits)?);
         let (consumer, pid) = (session.consumer.clone(), peer.pid);

@@ -13,12 +13,14 @@ use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectPath};
 use crate::shm::{
     AskReason, ChangeNotice, EventError, LOOK_AGAIN, LocalPlane, LookUpCounts, PlaneEvent,
-    PlanePath,
+    PlanePath, SpanAhead, ViewBatch,
 };
 
 /// First pause of a wait for changes of a path that is not published; each pause is twice as long as
 /// the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// Number of objects of [`Local::get_many`] that the processor gets from memory at the same time.
+const TOGETHER: usize = 16;
 
 /// Local look-ups of a client. Clones share the session.
 #[derive(Debug, Clone)]
@@ -52,23 +54,32 @@ impl Local {
         let mut asked_paths: HashMap<&ObjectPath, usize> = HashMap::new();
         // Each look-up without a free slot looks at all of them.
         let mut is_full = false;
-        for (place, (path, at)) in keys.iter().enumerate() {
-            let found = if is_full { Err(AskReason::NoSlot) } else { path.try_at(*at) };
-            let reason = match found {
-                Ok(view) => {
-                    views.push(Some(view));
-                    continue;
+        let mut batch = ViewBatch::default();
+        for (begin, group) in (0..).step_by(TOGETHER).zip(keys.chunks(TOGETHER)) {
+            let mut ahead = [SpanAhead::default(); TOGETHER];
+            ahead.iter_mut().zip(group).for_each(|(ahead, (path, at))| *ahead = path.ahead(*at));
+            batch.renew();
+            for (number, ((path, at), ahead)) in group.iter().zip(ahead).enumerate() {
+                let found = match is_full {
+                    true => Err(AskReason::NoSlot),
+                    false => path.try_at_ahead(*at, ahead, &mut batch),
+                };
+                let reason = match found {
+                    Ok(view) => {
+                        views.push(Some(view));
+                        continue;
+                    }
+                    Err(AskReason::Forked) => return Err(ClientError::ForkedProcess),
+                    Err(reason) => reason,
+                };
+                is_full |= reason == AskReason::NoSlot;
+                let place = *asked_paths.entry(&path.path).or_insert(asked.len());
+                if place == asked.len() {
+                    asked.push((path, Vec::new()));
                 }
-                Err(AskReason::Forked) => return Err(ClientError::ForkedProcess),
-                Err(reason) => reason,
-            };
-            is_full |= reason == AskReason::NoSlot;
-            let number = *asked_paths.entry(&path.path).or_insert(asked.len());
-            if number == asked.len() {
-                asked.push((path, Vec::new()));
+                asked[place].1.push(begin + number);
+                views.push(None);
             }
-            asked[number].1.push(place);
-            views.push(None);
         }
         for (path, places) in asked {
             let times = places.iter().map(|place| keys[*place].1.as_millis()).collect();
@@ -138,6 +149,7 @@ impl PlaneStep {
         Self { plane, next: OnceCell::new() }
     }
 
+    #[inline]
     fn in_plane(&self) -> Result<&PlanePath, AskReason> {
         self.plane.as_ref().map(|(_, path)| path).ok_or(AskReason::Ended)
     }
@@ -178,6 +190,7 @@ impl LocalPath {
         &self.path
     }
 
+    #[inline]
     fn last(&self) -> &PlaneStep {
         let mut step = &self.first;
         while let Some(next) = step.next.get() {
@@ -192,11 +205,14 @@ impl LocalPath {
     ///
     /// # Errors
     /// The error of the service; [`ClientError::ForkedProcess`].
-    #[inline]
+    #[inline(always)]
     pub fn at(&self, at: Timestamp) -> Result<Option<View<'_>>, ClientError> {
-        match self.find(at)? {
-            Some(view) => Ok(Some(view)),
-            None => Ok(self.ask(vec![at.as_millis()])?.pop().flatten()),
+        match self.try_at(at) {
+            Ok(view) => Ok(Some(view)),
+            Err(reason) => match self.ask_one(at, reason) {
+                Ok(view) => Ok(view.map(|view| *view)),
+                Err(error) => Err(*error),
+            },
         }
     }
 
@@ -205,19 +221,42 @@ impl LocalPath {
     ///
     /// # Errors
     /// The reason why the service must be asked.
-    #[inline]
+    #[inline(always)]
     pub fn try_at(&self, at: Timestamp) -> Result<View<'_>, AskReason> {
         self.last().in_plane()?.at(at.as_millis()).map(View::pinned)
     }
 
-    /// The object; `None` if it is not in shared memory.
+    /// The span of a time, for [`try_at_ahead`](Self::try_at_ahead).
     #[inline]
-    fn find(&self, at: Timestamp) -> Result<Option<View<'_>>, ClientError> {
-        match self.try_at(at) {
-            Ok(view) => Ok(Some(view)),
-            Err(AskReason::Forked) => Err(ClientError::ForkedProcess),
-            Err(_) => Ok(None),
+    fn ahead(&self, at: Timestamp) -> SpanAhead {
+        let in_plane = self.last().in_plane();
+        in_plane.map_or_else(|_| SpanAhead::default(), |path| path.ahead(at.as_millis()))
+    }
+
+    /// Like [`try_at`](Self::try_at), for a time whose span was found.
+    #[inline]
+    fn try_at_ahead<'a>(
+        &'a self,
+        at: Timestamp,
+        ahead: SpanAhead,
+        batch: &mut ViewBatch<'a>,
+    ) -> Result<View<'a>, AskReason> {
+        self.last().in_plane()?.at_ahead(at.as_millis(), ahead, batch).map(View::pinned)
+    }
+
+    /// Requests the object of one time, which is not in shared memory for this reason.
+    #[cold]
+    #[inline(never)]
+    fn ask_one(
+        &self,
+        at: Timestamp,
+        reason: AskReason,
+    ) -> Result<Option<Box<View<'_>>>, Box<ClientError>> {
+        if matches!(reason, AskReason::Forked) {
+            return Err(Box::new(ClientError::ForkedProcess));
         }
+        let object = self.ask(vec![at.as_millis()]).map_err(Box::new)?.pop();
+        Ok(object.flatten().map(Box::new))
     }
 
     /// Requests the objects of several times from the service.

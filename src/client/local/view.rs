@@ -26,16 +26,18 @@ pub struct View<'a>(ViewBytes<'a>);
 enum ViewBytes<'a> {
     Pinned(PinnedView<'a>),
     Owned(OwnedPinnedView),
-    Asked(RequestedObject),
+    /// In a box: it is larger than the others.
+    Asked(Box<RequestedObject>),
 }
 
 impl<'a> View<'a> {
+    #[inline]
     pub(super) fn pinned(view: PinnedView<'a>) -> Self {
         Self(ViewBytes::Pinned(view))
     }
 
     pub(super) fn asked(object: RequestedObject) -> Self {
-        Self(ViewBytes::Asked(object))
+        Self(ViewBytes::Asked(Box::new(object)))
     }
 
     /// Id of the version.
@@ -65,14 +67,15 @@ impl<'a> View<'a> {
         match &self.0 {
             ViewBytes::Pinned(view) => view.is_live(),
             ViewBytes::Owned(view) => view.is_live(),
-            ViewBytes::Asked(RequestedObject { bytes: RequestedBytes::Leased(bytes), .. }) => {
-                bytes.is_live()
-            }
-            ViewBytes::Asked(RequestedObject { bytes: RequestedBytes::Copied(_), .. }) => true,
+            ViewBytes::Asked(object) => match &object.bytes {
+                RequestedBytes::Leased(bytes) => bytes.is_live(),
+                RequestedBytes::Copied(_) => true,
+            },
         }
     }
 
     /// Whether it was found in shared memory, without asking the service.
+    #[inline]
     pub fn is_local(&self) -> bool {
         !matches!(self.0, ViewBytes::Asked(_))
     }
@@ -95,8 +98,10 @@ impl Deref for View<'_> {
         match &self.0 {
             ViewBytes::Pinned(view) => view,
             ViewBytes::Owned(view) => view,
-            ViewBytes::Asked(RequestedObject { bytes: RequestedBytes::Leased(bytes), .. }) => bytes,
-            ViewBytes::Asked(RequestedObject { bytes: RequestedBytes::Copied(bytes), .. }) => bytes,
+            ViewBytes::Asked(object) => match &object.bytes {
+                RequestedBytes::Leased(bytes) => bytes,
+                RequestedBytes::Copied(bytes) => bytes,
+            },
         }
     }
 }

@@ -381,6 +381,7 @@ impl Attachment {
     }
 
     /// Whether this process is a fork of the one that opened the session.
+    #[inline]
     pub fn is_forked(&self) -> bool {
         self.guard.is_forked()
     }

@@ -50,6 +50,7 @@ impl ForkGuard {
     }
 
     /// Whether this process is a fork of the one that opened the socket.
+    #[inline]
     pub(super) fn is_forked(&self) -> bool {
         self.generation != process_generation()
     }

@@ -106,6 +106,7 @@ pub(super) fn path_hash(path: &str) -> u64 {
     hash.max(1)
 }
 
+#[inline]
 fn entry_offset(index: u32) -> usize {
     size_of::<DirectoryHeader>() + index as usize * size_of::<EntryLayout>()
 }
@@ -180,6 +181,7 @@ impl DirectoryView {
         }
     }
 
+    #[inline]
     fn word(&self, index: u32, field: usize) -> &AtomicU64 {
         self.mapping.atomic_u64(entry_offset(index) + field)
     }

@@ -174,7 +174,7 @@ fn a_pins_page_is_byte_for_byte_as_drawn() {
     };
     let service = ServicePage::new(limits).unwrap();
     let consumer = ConsumerPage::open(service.file(), ServicePage::BYTES).unwrap();
-    let slot = consumer.pin(2, &AtomicU64::new(GENERATION), GENERATION, 1).unwrap();
+    let slot = consumer.pin_from(2, &AtomicU64::new(GENERATION), GENERATION, 1).unwrap();
     assert!(consumer.sample(UseSample { entry: 3, span: 4, generation: 0x99 }));
     assert_eq!(consumer.begin_watch(6), Some(0));
     consumer.count_hits(5);

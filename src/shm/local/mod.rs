@@ -19,7 +19,9 @@
 )]
 
 mod ask_reason;
+mod barrier;
 mod block_place;
+mod byte_quota;
 mod change_notice;
 mod directory;
 mod files;
@@ -35,6 +37,8 @@ mod plane_event;
 mod protocol;
 mod registry;
 mod sealed;
+mod slot_batch;
+mod slot_chunks;
 mod snapshot;
 #[cfg(feature = "client")]
 mod table_pins;
@@ -43,8 +47,12 @@ mod timeframe_table;
 #[cfg(any(feature = "client", feature = "capi", test))]
 mod timeframe_view;
 mod view;
+#[cfg(any(feature = "client", feature = "capi"))]
+mod view_batch;
 
 pub use ask_reason::AskReason;
+#[cfg_attr(not(feature = "cache"), allow(unused_imports, reason = "the service's side"))]
+pub(crate) use barrier::is_supported as are_barriers_supported;
 pub(crate) use directory::{Directory, DirectoryEntry, EntryCounts};
 pub(super) use files::LocalFiles;
 pub(crate) use monotonic::monotonic_millis;
@@ -68,3 +76,5 @@ pub(crate) use timeframe_view::ColumnArrays;
 #[cfg(feature = "client")]
 pub(crate) use view::LOOK_AGAIN;
 pub use view::{ChangeNotice, OwnedPinnedView, PinnedView, PlanePath};
+#[cfg(any(feature = "client", feature = "capi"))]
+pub(crate) use view_batch::{SpanAhead, ViewBatch};

@@ -3,6 +3,7 @@
 
 use std::mem::MaybeUninit;
 
+#[inline]
 fn millis_of(clock: libc::clockid_t) -> u64 {
     let mut time = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: the kernel writes one timespec to `time`, which lives until it returns.
@@ -13,8 +14,9 @@ fn millis_of(clock: libc::clockid_t) -> u64 {
     }
     // SAFETY: the call above has succeeded, so it has written the whole timespec.
     let time = unsafe { time.assume_init() };
-    let millis = i128::from(time.tv_sec) * 1_000 + i128::from(time.tv_nsec) / 1_000_000;
-    u64::try_from(millis).unwrap_or(u64::MAX)
+    // Both are not negative: these clocks begin at 0, and count up.
+    let (seconds, nanos) = (time.tv_sec.cast_unsigned(), time.tv_nsec.cast_unsigned());
+    seconds.saturating_mul(1_000).saturating_add(nanos / 1_000_000)
 }
 
 /// Milliseconds of CLOCK_MONOTONIC, common to all processes of the node.

@@ -24,7 +24,6 @@ use super::protocol::PinAttempt;
 use super::timeframe_entry::{EntryState, TimeframeWords};
 use super::timeframe_table::ConsumerMark;
 use super::timeframe_view::{ColumnArrays, TimeframeView};
-use super::view::{slot_hint, use_slot_hint};
 
 /// Attempts to read an entry that is changing.
 const ATTEMPTS: usize = 4;
@@ -129,12 +128,11 @@ impl LocalPlane {
             return Err(AskReason::NotResident);
         }
         let page = &self.files().page;
-        let slot = match page.pin(slot_hint(), block.generation(), generation, bytes) {
+        let slot = match page.pin(block.generation(), generation, bytes) {
             Ok(slot) => slot,
             Err(PinAttempt::SlotTaken) => return Err(AskReason::NoSlot),
             Err(PinAttempt::Gone | PinAttempt::Pinned) => return Err(AskReason::NotResident),
         };
-        use_slot_hint(slot);
         Ok(PinnedTimeframe { plane: Arc::clone(self), mappings, slot, view })
     }
 }

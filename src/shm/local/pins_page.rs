@@ -13,16 +13,20 @@
 use std::mem::{offset_of, size_of};
 use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 #[cfg(any(feature = "client", feature = "capi", test))]
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::SealFlags;
 
 use super::super::mapping::{MapAccess, Mapping};
+use super::barrier;
+use super::byte_quota::ByteQuota;
 use super::change_notice;
-use super::protocol::{self, PinAttempt};
+use super::protocol::{self, PinFence};
 use super::sealed::{make_sealed, map_sealed};
+use super::slot_chunks::{CHUNK_SLOTS, SlotChunks};
 
 /// Header of a page. The consumer writes `high_water`, `hits` and `asks`, the service the others;
 /// `taken` and `refused` change while the session lasts.
@@ -36,7 +40,7 @@ pub(super) struct PageHeader {
     pub(super) high_water: u64,
     /// Maximum number of bytes that the slots may pin; `u64::MAX`: no limit.
     pub(super) quota_bytes: u64,
-    /// [`TABLES_ARE_REQUESTED`], [`TIMEFRAMES_ARE_REQUESTED`].
+    /// [`TABLES_ARE_REQUESTED`], [`TIMEFRAMES_ARE_REQUESTED`], [`PINS_WITHOUT_FENCE`].
     pub(super) flags: u64,
     /// Number of lines of the attach socket that the service has taken, modulo 2^32.
     pub(super) taken: u32,
@@ -74,6 +78,9 @@ const TABLES_ARE_REQUESTED: u64 = 1;
 /// Flag of a page: the service limits how many timeframes a consumer holds, or for how long, so their
 /// tables are requested from it.
 const TIMEFRAMES_ARE_REQUESTED: u64 = 2;
+/// Flag of a page: the service executes a barrier in the registered processes before it looks at the
+/// slots.
+const PINS_WITHOUT_FENCE: u64 = 4;
 
 const _: () = assert!(offset_of!(PageHeader, version) == 8);
 const _: () = assert!(offset_of!(PageHeader, slots) == 12);
@@ -89,6 +96,7 @@ const _: () = assert!(size_of::<PageHeader>() == 128);
 const _: () = assert!(SAMPLES_OFFSET + SAMPLES * SAMPLE_BYTES == WATCHES_OFFSET);
 const _: () = assert!(WATCHES_OFFSET + WATCHES as usize * size_of::<u64>() == SLOTS_OFFSET);
 const _: () = assert!(SLOTS == 15_360);
+const _: () = assert!(SLOTS.is_multiple_of(CHUNK_SLOTS));
 
 /// An object that was used: where it is named, and the generation of its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +108,7 @@ pub(crate) struct UseSample {
     pub(crate) generation: u64,
 }
 
+#[inline]
 fn slot(mapping: &Mapping, index: u32) -> &AtomicU64 {
     mapping.atomic_u64(SLOTS_OFFSET + index as usize * size_of::<u64>())
 }
@@ -123,34 +132,9 @@ pub(crate) struct PageLimits {
     pub(crate) tables_are_requested: bool,
     /// Whether tables of timeframes must be requested from the service.
     pub(crate) timeframes_are_requested: bool,
-}
-
-/// The bytes that the slots of a page pin, for a page with a limit.
-#[derive(Debug)]
-struct ByteQuota {
-    limit: u64,
-    used: AtomicU64,
-    /// The bytes that each slot pins. The holder of a slot writes its entry.
-    of_slots: Box<[AtomicU64]>,
-}
-
-impl ByteQuota {
-    fn new(limit: u64) -> Self {
-        let of_slots = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
-        Self { limit, used: AtomicU64::new(0), of_slots }
-    }
-
-    /// Adds bytes; returns `false` if they exceed the limit.
-    fn take(&self, bytes: u64) -> bool {
-        let add = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
-        // SYNC(quota): the slots of bytes that were given back are clear.
-        self.used.try_update(Ordering::Acquire, Ordering::Relaxed, add).is_ok()
-    }
-
-    fn give_back(&self, bytes: u64) {
-        // SYNC(quota): pairs with the Acquire in `take`.
-        self.used.fetch_sub(bytes, Ordering::Release);
-    }
+    /// Whether the service executes a barrier in the registered processes before it looks at the
+    /// slots.
+    pub(crate) has_barriers: bool,
 }
 
 /// A page as mapped by its consumer.
@@ -159,8 +143,11 @@ pub(super) struct ConsumerPage {
     mapping: Mapping,
     /// Index of the next sample.
     next_sample: AtomicU64,
-    quota: Option<ByteQuota>,
+    pub(super) quota: Option<ByteQuota>,
     flags: u64,
+    pub(super) chunks: Arc<SlotChunks>,
+    /// Whether the service executes the fences of pins.
+    has_barriers: Arc<AtomicBool>,
 }
 
 impl ConsumerPage {
@@ -180,9 +167,14 @@ impl ConsumerPage {
             return Err(format!("a pins page of version {version} with {slots} slots"));
         }
         let limit = word(offset_of!(PageHeader, quota_bytes));
-        let quota = (limit != u64::MAX).then(|| ByteQuota::new(limit));
+        let quota = (limit != u64::MAX).then(|| ByteQuota::new(limit, SLOTS));
         let flags = word(offset_of!(PageHeader, flags));
-        Ok(Self { mapping, next_sample: AtomicU64::new(0), quota, flags })
+        let has_barriers = Arc::default();
+        if flags & PINS_WITHOUT_FENCE != 0 {
+            barrier::register_soon(&has_barriers);
+        }
+        let (next_sample, chunks) = (AtomicU64::new(0), SlotChunks::new(SLOTS));
+        Ok(Self { mapping, next_sample, quota, flags, chunks, has_barriers })
     }
 
     /// Whether tables must be requested from the service.
@@ -212,77 +204,33 @@ impl ConsumerPage {
         (taken, refused.load(Ordering::Relaxed))
     }
 
+    #[inline]
     fn high_water(&self) -> &AtomicU64 {
         self.mapping.atomic_u64(offset_of!(PageHeader, high_water))
     }
 
     /// The slot of an index from [`pin`](Self::pin).
     #[inline]
-    fn slot(&self, index: u32) -> &AtomicU64 {
+    pub(super) fn slot(&self, index: u32) -> &AtomicU64 {
         slot(&self.mapping, index)
     }
 
-    /// Pins a block of `bytes` bytes by the first free slot from `hint` on, with wrap-around. Returns
-    /// the index of the slot, or an error if no slot is free, the bytes exceed the quota, or the block
-    /// is gone.
+    /// The fence of a pin that begins now.
     #[inline]
-    pub(super) fn pin(
-        &self,
-        hint: u32,
-        block: &AtomicU64,
-        generation: u64,
-        bytes: u64,
-    ) -> Result<u32, PinAttempt> {
-        match &self.quota {
-            None => self.pin_by_slot(hint, block, generation),
-            Some(quota) => self.pin_within(quota, hint, block, generation, bytes),
+    pub(super) fn fence(&self) -> PinFence {
+        match self.has_barriers.load(Ordering::Acquire) {
+            true => PinFence::OfService,
+            false => PinFence::Own,
         }
     }
 
-    #[inline(never)]
-    fn pin_within(
-        &self,
-        quota: &ByteQuota,
-        hint: u32,
-        block: &AtomicU64,
-        generation: u64,
-        bytes: u64,
-    ) -> Result<u32, PinAttempt> {
-        if !quota.take(bytes) {
-            return Err(PinAttempt::SlotTaken);
-        }
-        let pinned = self.pin_by_slot(hint, block, generation);
-        match pinned {
-            Ok(slot) => quota.of_slots[slot as usize].store(bytes, Ordering::Relaxed),
-            Err(_) => quota.give_back(bytes),
-        }
-        pinned
-    }
-
+    /// Has the service look at the slots before `end`.
     #[inline]
-    fn pin_by_slot(
-        &self,
-        hint: u32,
-        block: &AtomicU64,
-        generation: u64,
-    ) -> Result<u32, PinAttempt> {
-        let mut index = hint % SLOTS;
-        for _ in 0..SLOTS {
-            let slot = self.slot(index);
-            if slot.load(Ordering::Relaxed) == 0 {
-                // SYNC(pin): before the slot is claimed, in the total order of SeqCst operations.
-                if self.high_water().load(Ordering::SeqCst) <= u64::from(index) {
-                    self.high_water().fetch_max(u64::from(index) + 1, Ordering::SeqCst);
-                }
-                match protocol::pin(slot, block, generation) {
-                    PinAttempt::Pinned => return Ok(index),
-                    PinAttempt::SlotTaken => {}
-                    PinAttempt::Gone => return Err(PinAttempt::Gone),
-                }
-            }
-            index = if index + 1 == SLOTS { 0 } else { index + 1 };
+    pub(super) fn raise_high_water(&self, end: u32) {
+        // SYNC(pin): before the fence between a slot and the load behind it.
+        if self.high_water().load(Ordering::SeqCst) < u64::from(end) {
+            self.high_water().fetch_max(u64::from(end), Ordering::SeqCst);
         }
-        Err(PinAttempt::SlotTaken)
     }
 
     /// Ends the pin of a slot.
@@ -385,7 +333,8 @@ impl ServicePage {
         put(offset_of!(PageHeader, quota_bytes), limits.quota_bytes.unwrap_or(u64::MAX));
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         let flags = flag(limits.tables_are_requested, TABLES_ARE_REQUESTED)
-            | flag(limits.timeframes_are_requested, TIMEFRAMES_ARE_REQUESTED);
+            | flag(limits.timeframes_are_requested, TIMEFRAMES_ARE_REQUESTED)
+            | flag(limits.has_barriers, PINS_WITHOUT_FENCE);
         put(offset_of!(PageHeader, flags), flags);
         Ok(Self { file, mapping, quota_bytes: limits.quota_bytes })
     }
@@ -462,6 +411,7 @@ impl ServicePage {
 
 #[cfg(test)]
 mod tests {
+    use super::super::protocol::PinAttempt;
     use super::*;
 
     fn pair() -> (ServicePage, ConsumerPage) {
@@ -474,7 +424,7 @@ mod tests {
     fn a_pin_is_seen_by_the_service_until_it_ends() {
         let (service, consumer) = pair();
         let block = AtomicU64::new(7);
-        let slot = consumer.pin(5, &block, 7, 1).unwrap();
+        let slot = consumer.pin_from(5, &block, 7, 1).unwrap();
         assert_eq!(slot, 5);
         assert_eq!(service.used_slots().collect::<Vec<_>>(), [7]);
         assert!(!consumer.is_unused());
@@ -483,9 +433,54 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_pins_by_the_slots_of_its_lane_first() {
+        for has_barriers in [false, barrier::is_supported()] {
+            let limits = PageLimits { has_barriers, ..PageLimits::default() };
+            let service = ServicePage::new(limits).unwrap();
+            let consumer = ConsumerPage::open(service.file(), PAGE_BYTES).unwrap();
+            let expected = if has_barriers { PinFence::OfService } else { PinFence::Own };
+            while consumer.fence() != expected {
+                std::thread::yield_now();
+            }
+            let block = AtomicU64::new(7);
+            let in_lane: Vec<u32> =
+                (0..CHUNK_SLOTS).map(|_| consumer.pin(&block, 7, 1).unwrap()).collect();
+            assert_eq!(in_lane, (0..CHUNK_SLOTS).collect::<Vec<_>>());
+            let beside = consumer.pin(&block, 7, 1).unwrap();
+            assert!(beside >= CHUNK_SLOTS, "{beside}");
+            assert_eq!(service.used_slots().count(), CHUNK_SLOTS as usize + 1);
+            consumer.unpin(3);
+            assert_eq!(consumer.pin(&block, 7, 1), Ok(3));
+            assert_eq!(consumer.pin(&AtomicU64::new(0), 7, 1), Err(PinAttempt::Gone));
+            // Another thread has another lane.
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| consumer.pin(&block, 7, 1).unwrap());
+                let other = other.join().unwrap();
+                assert!(other >= CHUNK_SLOTS && other != beside, "{other}");
+            });
+            in_lane.into_iter().chain([beside]).for_each(|slot| consumer.unpin(slot));
+            assert_eq!(service.used_slots().count(), 1);
+        }
+    }
+
+    #[test]
+    fn the_pins_of_a_batch_that_have_ended_make_room_for_the_next_one() {
+        let (service, consumer) = pair();
+        let block = AtomicU64::new(7);
+        let pinned = || -> Vec<u32> {
+            let mut batch = consumer.batch();
+            (0..100).map(|_| batch.pin(&block, 7, 1).unwrap()).collect()
+        };
+        let first = pinned();
+        assert_eq!(service.used_slots().count(), 100);
+        first.iter().for_each(|slot| consumer.unpin(*slot));
+        assert_eq!(pinned(), first, "the same slots");
+    }
+
+    #[test]
     fn a_block_that_was_given_up_is_not_pinned() {
         let (service, consumer) = pair();
-        assert_eq!(consumer.pin(0, &AtomicU64::new(0), 7, 1), Err(PinAttempt::Gone));
+        assert_eq!(consumer.pin_from(0, &AtomicU64::new(0), 7, 1), Err(PinAttempt::Gone));
         assert_eq!(service.used_slots().count(), 0);
     }
 
@@ -494,12 +489,12 @@ mod tests {
         let (service, consumer) = pair();
         let block = AtomicU64::new(7);
         let mut taken: Vec<u32> =
-            (0..SLOTS).map(|_| consumer.pin(9, &block, 7, 1).unwrap()).collect();
-        assert_eq!(consumer.pin(9, &block, 7, 1), Err(PinAttempt::SlotTaken));
+            (0..SLOTS).map(|_| consumer.pin_from(9, &block, 7, 1).unwrap()).collect();
+        assert_eq!(consumer.pin_from(9, &block, 7, 1), Err(PinAttempt::SlotTaken));
         assert_eq!(service.used_slots().count(), SLOTS as usize);
         let free = taken.swap_remove(1_000);
         consumer.unpin(free);
-        assert_eq!(consumer.pin(9, &block, 7, 1), Ok(free));
+        assert_eq!(consumer.pin_from(9, &block, 7, 1), Ok(free));
     }
 
     #[test]
@@ -508,16 +503,16 @@ mod tests {
         let service = ServicePage::new(limits).unwrap();
         let consumer = ConsumerPage::open(service.file(), PAGE_BYTES).unwrap();
         let block = AtomicU64::new(7);
-        let first = consumer.pin(0, &block, 7, 60).unwrap();
-        assert_eq!(consumer.pin(0, &block, 7, 41), Err(PinAttempt::SlotTaken));
-        assert_eq!(consumer.pin(0, &block, 7, u64::MAX), Err(PinAttempt::SlotTaken));
+        let first = consumer.pin_from(0, &block, 7, 60).unwrap();
+        assert_eq!(consumer.pin_from(0, &block, 7, 41), Err(PinAttempt::SlotTaken));
+        assert_eq!(consumer.pin_from(0, &block, 7, u64::MAX), Err(PinAttempt::SlotTaken));
         // An attempt that fails takes nothing.
-        assert_eq!(consumer.pin(0, &AtomicU64::new(0), 7, 40), Err(PinAttempt::Gone));
-        let second = consumer.pin(0, &block, 7, 40).unwrap();
-        assert_eq!(consumer.pin(0, &block, 7, 1), Err(PinAttempt::SlotTaken));
+        assert_eq!(consumer.pin_from(0, &AtomicU64::new(0), 7, 40), Err(PinAttempt::Gone));
+        let second = consumer.pin_from(0, &block, 7, 40).unwrap();
+        assert_eq!(consumer.pin_from(0, &block, 7, 1), Err(PinAttempt::SlotTaken));
         consumer.unpin(first);
         consumer.unpin(second);
-        assert!(consumer.pin(0, &block, 7, 100).is_ok());
+        assert!(consumer.pin_from(0, &block, 7, 100).is_ok());
     }
 
     #[test]

@@ -45,6 +45,7 @@ impl LocalPlane {
     }
 
     /// The session.
+    #[inline]
     pub fn attachment(&self) -> &Arc<Attachment> {
         &self.attachment
     }

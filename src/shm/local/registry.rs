@@ -23,7 +23,9 @@ use std::time::{Duration, Instant};
 
 use super::super::allocator::AllocatedNode;
 use super::super::segment::Segment;
+use super::barrier;
 use super::pins_page::ServicePage;
+use super::protocol::{self, KernelBarrier};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 
 /// A place whose block was retired while a slot pinned it.
@@ -233,6 +235,9 @@ impl PageRegistry {
         }
         quarantine.unseen = 0;
         // After the lock: every place in quarantine was retired before.
+        if self.has_pages() && barrier::is_supported() && !protocol::look_at_slots(&KernelBarrier) {
+            return Vec::new();
+        }
         let waiting = WaitingPlaces::of(&quarantine.places);
         let mut used: HashSet<u64> = HashSet::new();
         if self.has_pages() {
@@ -261,8 +266,12 @@ impl PageRegistry {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64};
+
+    use super::super::super::mapping::MapAccess;
     use super::super::super::{Pool, PoolOptions};
     use super::super::pins_page::{ConsumerPage, PageLimits};
+    use super::super::sealed::map_sealed;
     use super::*;
     use crate::object::ObjectId;
 
@@ -280,7 +289,8 @@ mod tests {
     }
 
     fn attached(pool: &Pool) -> (Arc<ServicePage>, ConsumerPage) {
-        let page = Arc::new(ServicePage::new(PageLimits::default()).unwrap());
+        let limits = PageLimits { has_barriers: barrier::is_supported(), ..PageLimits::default() };
+        let page = Arc::new(ServicePage::new(limits).unwrap());
         pool.add_pins_page(&page);
         let consumer = ConsumerPage::open(page.file(), ServicePage::BYTES).unwrap();
         (page, consumer)
@@ -290,7 +300,7 @@ mod tests {
     fn pin(pool: &Pool, consumer: &ConsumerPage, header: &super::super::super::MetaHeader) -> u32 {
         let mappings = pool.mappings();
         let block = mappings.live_block(header).unwrap();
-        consumer.pin(0, block.generation(), header.hint, header.size).unwrap()
+        consumer.pin_from(0, block.generation(), header.hint, header.size).unwrap()
     }
 
     #[test]
@@ -331,7 +341,7 @@ mod tests {
         let (_page, consumer) = attached(&pool);
         let block = object(&pool, 7).unwrap();
         let other = std::sync::atomic::AtomicU64::new(block.generation() + 1);
-        consumer.pin(0, &other, block.generation() + 1, 1).unwrap();
+        consumer.pin_from(0, &other, block.generation() + 1, 1).unwrap();
         drop(block);
         assert_eq!(pool.usage().used_bytes, 0);
     }
@@ -406,5 +416,68 @@ mod tests {
         let batch = SCAN_BATCH as u64 * each;
         assert_eq!(waiting[SCAN_BATCH - 1], all - batch + each, "all but the pinned one are free");
         assert_eq!(*waiting.last().unwrap(), each);
+    }
+
+    /// Writes words to a page until it has written as often as wanted: random ones, and generations of
+    /// blocks in use.
+    fn write_words(page: &ServicePage, used: &[AtomicU64], is_over: &AtomicBool) {
+        let mapping = map_sealed(page.file(), ServicePage::BYTES, MapAccess::ReadWrite).unwrap();
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        // 16,384 words each; a long run writes 10^8.
+        let rounds = std::env::var("IOVCACHE_PAGE_ROUNDS").ok().and_then(|text| text.parse().ok());
+        for _ in 0..rounds.unwrap_or(50) {
+            for offset in (0..ServicePage::BYTES as usize).step_by(8) {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let word = match random % 5 {
+                    0 => u64::MAX,
+                    1 => 0,
+                    2 => used[(random >> 32) as usize % used.len()].load(Ordering::Relaxed),
+                    _ => random,
+                };
+                mapping.atomic_u64(offset).store(word, Ordering::Relaxed);
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn random_words_in_a_page_take_no_place_from_an_honest_pin_and_keep_nothing_after_its_end() {
+        let pool = Pool::new(PoolOptions { memory_bytes: 512 << 10, ..PoolOptions::default() });
+        let pool = pool.unwrap();
+        let (page, honest) = attached(&pool);
+        let limits = PageLimits { quota_bytes: Some(64 << 10), ..PageLimits::default() };
+        let hostile = Arc::new(ServicePage::new(limits).unwrap());
+        pool.add_pins_page(&hostile);
+        let used: Vec<AtomicU64> = (0..16).map(|_| AtomicU64::new(0)).collect();
+        let (is_over, mut rounds) = (AtomicBool::new(false), 0_u64);
+        std::thread::scope(|scope| {
+            scope.spawn(|| write_words(&hostile, &used, &is_over));
+            let mut blocks = std::collections::VecDeque::new();
+            while !is_over.load(Ordering::Relaxed) {
+                let block =
+                    object(&pool, 7).expect("a quota of an eighth of the memory leaves room");
+                let (header, mappings) = (block.meta_header(), pool.mappings());
+                let slot = pin(&pool, &honest, &header);
+                let pinned = mappings.locate(&header).unwrap();
+                drop(block);
+                // Its place is not used again, whatever comes and goes.
+                for byte in 0..8_u8 {
+                    let next = object(&pool, byte).expect("there is room");
+                    let place = pool.mappings().locate(&next.meta_header()).unwrap();
+                    assert_ne!(place.address, pinned.address);
+                    used[byte as usize].store(next.generation(), Ordering::Relaxed);
+                    blocks.push_back(next);
+                    blocks.drain(..blocks.len().saturating_sub(16));
+                }
+                honest.unpin(slot);
+                rounds += 1;
+            }
+        });
+        assert!(rounds > 0 && pool.survey().faults.is_empty());
+        pool.remove_pins_page(&hostile);
+        pool.remove_pins_page(&page);
+        assert_eq!((pool.used_bytes(), pool.quarantined_bytes()), (0, 0));
     }
 }

@@ -12,7 +12,6 @@
 //! service.
 #![allow(unsafe_code)]
 
-use std::hint;
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
@@ -199,6 +198,33 @@ pub(super) struct SnapshotView {
     path: usize,
     spans: u32,
     path_bytes: u32,
+    guess: SpanGuess,
+}
+
+/// Guesses the span of a time as if all spans were of one length, as those of many timelines are.
+#[derive(Debug, Clone, Copy, Default)]
+struct SpanGuess {
+    /// Start of the first span.
+    first: i64,
+    /// Spans per millisecond, in units of 2^-63.
+    spans_per_milli: u64,
+}
+
+impl SpanGuess {
+    fn new(first: i64, last: i64, spans: u32) -> Self {
+        let length = u128::from(last.wrapping_sub(first).cast_unsigned());
+        let steps = u128::from(spans.saturating_sub(1)) << 63;
+        // Rounded up: a start belongs to its span.
+        let rate = steps.checked_div(length).map_or(0, |rate| rate + 1);
+        Self { first, spans_per_milli: u64::try_from(rate).unwrap_or(u64::MAX) }
+    }
+
+    /// The number of a span, which need not be that of `at` or exist.
+    #[inline(always)]
+    fn span(self, at: i64) -> usize {
+        let ahead = at.wrapping_sub(self.first).cast_unsigned();
+        ((u128::from(ahead) * u128::from(self.spans_per_milli)) >> 63) as usize
+    }
 }
 
 /// Span of a snapshot, found for a time.
@@ -224,7 +250,8 @@ impl SnapshotView {
             return None;
         }
         let (cells, path) = (0, 0);
-        let header = Self { payload, cells, path, spans: 0, path_bytes: 0 };
+        let guess = SpanGuess::default();
+        let header = Self { payload, cells, path, spans: 0, path_bytes: 0, guess };
         if header.u32_at(0) != MAGIC || header.u32_at(4) != VERSION {
             return None;
         }
@@ -235,10 +262,16 @@ impl SnapshotView {
         }
         let (cells, path) = parts(spans);
         let whole = path.checked_add(path_bytes as usize) == Some(size);
-        whole.then_some(Self { payload, cells, path, spans, path_bytes })
+        let view = Self { payload, cells, path, spans, path_bytes, guess };
+        whole.then(|| view.with_guess())
     }
 
-    #[inline]
+    fn with_guess(self) -> Self {
+        let Some(last) = (self.spans as usize).checked_sub(1) else { return self };
+        Self { guess: SpanGuess::new(self.start(0), self.start(last), self.spans), ..self }
+    }
+
+    #[inline(always)]
     fn word(&self, offset: usize) -> u64 {
         // SAFETY: every caller's offset is a multiple of 8 inside the `size` bytes of `new`.
         let place = unsafe { self.payload.add(offset) };
@@ -255,7 +288,7 @@ impl SnapshotView {
         word.load(Ordering::Relaxed)
     }
 
-    #[inline]
+    #[inline(always)]
     fn start(&self, span: usize) -> i64 {
         // SAFETY: `span` is less than `spans`, so the word is inside.
         let place = unsafe { self.payload.add(HEADER_BYTES + span * size_of::<i64>()) };
@@ -286,29 +319,48 @@ impl SnapshotView {
     }
 
     /// Number of spans that begin at `at` or before.
-    #[inline]
+    #[inline(always)]
     pub(super) fn spans_begun(&self, at: i64) -> usize {
+        let Some(last) = (self.spans as usize).checked_sub(1) else { return 0 };
+        let guess = self.guess.span(at).min(last);
+        if self.start(guess) <= at && (guess == last || at < self.start(guess + 1)) {
+            return guess + 1;
+        }
+        self.search(at)
+    }
+
+    /// Like [`spans_begun`](Self::spans_begun), by a search.
+    #[inline]
+    fn search(&self, at: i64) -> usize {
         let (mut base, mut length) = (0_usize, self.spans as usize);
         if length == 0 {
             return 0;
         }
-        // One load and no branch per step: branches that depend on random times are mispredicted.
-        while length > 1 {
-            let half = length / 2;
-            let middle = base + half;
-            base = hint::select_unpredictable(self.start(middle) <= at, middle, base);
-            length -= half;
+        let begun = |span: usize| usize::from(self.start(span) <= at);
+        // Loads that do not wait for each other, and no branch that depends on random times: each
+        // mispredicted one would cost as much as a step.
+        while length >= 4 {
+            let part = length / 4;
+            let parts = begun(base + part) + begun(base + 2 * part) + begun(base + 3 * part);
+            base += parts * part;
+            length -= 3 * part;
         }
-        base + usize::from(self.start(base) <= at)
+        base + (0..length).map(|span| begun(base + span)).sum::<usize>()
     }
 
-    /// The span that contains `at`, if its object was in memory when the snapshot was made.
-    #[inline]
-    pub(super) fn find(&self, at: i64) -> Option<FoundSpan> {
+    /// Number of the span that contains `at`, if its object was in memory when the snapshot was made.
+    #[inline(always)]
+    pub(super) fn number_at(&self, at: i64) -> Option<u32> {
         let number = self.spans_begun(at).checked_sub(1)?;
         let cell = self.cells + number * size_of::<SpanCell>();
         let until = self.word(cell + offset_of!(SpanCell, until)).cast_signed();
-        (at < until).then(|| self.span_of(number))
+        (at < until).then_some(number as u32)
+    }
+
+    /// The span that contains `at`, if its object was in memory when the snapshot was made.
+    #[cfg(test)]
+    pub(super) fn find(&self, at: i64) -> Option<FoundSpan> {
+        self.span(self.number_at(at)?)
     }
 
     /// Begin and end of a span.
@@ -322,13 +374,13 @@ impl SnapshotView {
     }
 
     /// A span by its number; `None` if there is no such span.
-    #[inline]
+    #[inline(always)]
     pub(super) fn span(&self, number: u32) -> Option<FoundSpan> {
         (number < self.spans).then(|| self.span_of(number as usize))
     }
 
     /// The span `number`, which must be less than `spans`.
-    #[inline]
+    #[inline(always)]
     fn span_of(&self, number: usize) -> FoundSpan {
         let cell = self.cells + number * size_of::<SpanCell>();
         let word = |field: usize| self.word(cell + field);
@@ -369,6 +421,10 @@ mod tests {
     fn span(from: i64, until: i64, generation: u64) -> SnapshotSpan {
         let header = MetaHeader::managed(3, 4144, 9, generation);
         SnapshotSpan { from, until, validity: (from - 1, until + 1), header }
+    }
+
+    fn span_between(from: i64, until: i64) -> SnapshotSpan {
+        SnapshotSpan { from, until, ..span(0, 1, 1) }
     }
 
     fn published(pool: &Pool, path: &str, spans: &[SnapshotSpan]) -> PublishedSnapshot {
@@ -433,6 +489,66 @@ mod tests {
             // SAFETY: as in `view`; after the payload there is room in the segment.
             let view = unsafe { SnapshotView::new(location.address, size) };
             assert!(view.is_none(), "{size}");
+        }
+    }
+
+    /// The times at and beside all borders of these spans.
+    fn borders(spans: &[SnapshotSpan]) -> Vec<i64> {
+        let beside = |at: i64| [at.saturating_sub(1), at, at.saturating_add(1)];
+        let ends = spans.iter().flat_map(|span| [span.from, span.until]);
+        ends.chain([i64::MIN, 0, i64::MAX]).flat_map(beside).collect()
+    }
+
+    #[test]
+    fn spans_of_one_length_and_of_very_different_ones_are_found() {
+        let pool =
+            Pool::new(PoolOptions { memory_bytes: 8 << 20, ..PoolOptions::default() }).unwrap();
+        let regular = |count: i64, length: i64| -> Vec<i64> {
+            (0..=count).map(|n| 1_700_000_000_000 + n * length).collect()
+        };
+        // Each one twice as long as the one before, around the epoch, and from end to end.
+        let doubled = (0..62).map(|n| (1_i64 << n) - 9).collect();
+        let mirrored = (0..62).rev().map(|n| -(1_i64 << n)).chain([0, 5, 6]).collect();
+        let extreme = vec![i64::MIN, -1, 0, 7, i64::MAX - 1, i64::MAX];
+        let timelines: [Vec<i64>; 9] = [
+            regular(1, 1),
+            regular(2, 5),
+            regular(1_000, 1),
+            regular(999, 60_000),
+            regular(4_096, 7),
+            doubled,
+            mirrored,
+            extreme,
+            (0..3_000).map(|n: i64| n * n * n / 11 + n).collect(),
+        ];
+        for starts in timelines {
+            let spans: Vec<_> =
+                starts.windows(2).map(|ends| span_between(ends[0], ends[1])).collect();
+            let snapshot = published(&pool, "A", &spans);
+            let view = view(&pool, &snapshot);
+            for at in borders(&spans) {
+                let begun = spans.partition_point(|span| span.from <= at);
+                assert_eq!(
+                    view.spans_begun(at),
+                    begun,
+                    "{at} of {} from {}",
+                    spans.len(),
+                    starts[0]
+                );
+                assert_eq!(view.search(at), begun, "{at} of {} from {}", spans.len(), starts[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_guess_from_words_that_are_no_starts_does_no_harm() {
+        for (first, last) in [(5, -5), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (7, 7), (7, 8)] {
+            for spans in [0, 1, 2, 1_000, u32::MAX] {
+                let guess = SpanGuess::new(first, last, spans);
+                for at in [i64::MIN, -1, 0, 7, 8, i64::MAX] {
+                    let _ = guess.span(at);
+                }
+            }
         }
     }
 

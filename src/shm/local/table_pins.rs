@@ -21,8 +21,9 @@ use super::ask_reason::AskReason;
 use super::monotonic::coarse_monotonic_millis;
 use super::plane::LocalPlane;
 use super::protocol::PinAttempt;
+use super::slot_batch::SlotBatch;
 use super::snapshot::FoundSpan;
-use super::view::{CachedSnapshot, PlanePath, slot_hint, use_slot_hint};
+use super::view::{CachedSnapshot, PlanePath};
 use crate::object::ObjectId;
 
 /// Distance in spans at which a block is read ahead of its pin.
@@ -115,21 +116,19 @@ impl TablePins {
         (block.size as u64 == header.size).then_some(block)
     }
 
-    /// Pins the object of a span.
-    fn pin(&mut self, found: &FoundSpan) -> Result<(), AskReason> {
+    /// Pins the object of a span by a slot of `batch`.
+    fn pin(&mut self, found: &FoundSpan, batch: &mut SlotBatch<'_>) -> Result<(), AskReason> {
         let MetaHeader { hint: generation, size, .. } = found.header;
         let block = match self.mappings.live_block(&found.header) {
             Some(block) => block,
             None if self.mappings.knows(&found.header) => return Err(AskReason::NotResident),
             None => return Err(AskReason::NotMapped),
         };
-        let page = &self.plane.files().page;
-        let slot = match page.pin(slot_hint(), block.generation(), generation, size) {
+        let slot = match batch.pin(block.generation(), generation, size) {
             Ok(slot) => slot,
             Err(PinAttempt::SlotTaken) => return Err(AskReason::NoSlot),
             Err(PinAttempt::Gone | PinAttempt::Pinned) => return Err(AskReason::NotResident),
         };
-        use_slot_hint(slot.wrapping_add(1));
         self.by_generation.take();
         self.pinned.push(PinnedBlock { slot, block, size: size as usize, generation });
         Ok(())
@@ -143,10 +142,6 @@ impl Drop for TablePins {
         }
         let page = &self.plane.files().page;
         self.pinned.iter().for_each(|one| page.unpin(one.slot));
-        if let Some(first) = self.pinned.first() {
-            // The next table uses the same cache lines of the page.
-            use_slot_hint(first.slot);
-        }
     }
 }
 
@@ -212,7 +207,7 @@ impl SpanReading<'_> {
 
     /// The span that contains `at`.
     pub(crate) fn span_at(&self, at: i64) -> Option<u32> {
-        self.snapshot.view.find(at).map(|found| found.number)
+        self.snapshot.view.number_at(at)
     }
 
     /// Pins the objects of `spans`, and appends their headers to `headers` in this order.
@@ -227,6 +222,8 @@ impl SpanReading<'_> {
         headers: &mut Vec<MetaHeader>,
     ) -> Result<(), AskReason> {
         let view = &self.snapshot.view;
+        let files = Arc::clone(pins.plane.shared_files());
+        let mut batch = files.page.batch();
         let mut ahead = spans.iter().skip(AHEAD);
         for number in spans {
             if let Some(found) = ahead.next().and_then(|next| view.span(*next)) {
@@ -240,9 +237,9 @@ impl SpanReading<'_> {
             if pins.now >= found.confirmed_until {
                 return Err(AskReason::Unconfirmed);
             }
-            pins.pin(&found)?;
+            pins.pin(&found, &mut batch)?;
             headers.push(found.header);
-            self.path.used(pins.now, &self.snapshot, &found);
+            self.path.used(pins.now, self.snapshot.entry, found.number, found.header.hint);
         }
         // SYNC(give-up): the steps that the caller has joined belong to the snapshot too.
         match sync::seen_again(self.snapshot.block.generation()) == self.snapshot.generation {

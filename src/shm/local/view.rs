@@ -6,7 +6,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::super::futex;
@@ -21,11 +21,14 @@ use super::monotonic::coarse_monotonic_millis;
 use super::pins_page::UseSample;
 use super::plane::LocalPlane;
 use super::protocol::PinAttempt;
-use super::snapshot::{FoundSpan, SnapshotView};
+use super::snapshot::SnapshotView;
 use crate::object::{ObjectId, ObjectPath};
 
 /// Interval at which a path reports its use to the service, in milliseconds.
 const SAMPLE_MILLIS: u64 = 256;
+/// Time for which nothing is reported for the first time after the page had no room, in milliseconds.
+/// The service makes room five times a second.
+const FULL_MILLIS: u64 = 64;
 /// Attempts to read a timeline that is being replaced.
 const ATTEMPTS: usize = 4;
 
@@ -84,6 +87,8 @@ pub struct PlanePath {
     hits: Cell<u64>,
     /// One bit for each span of the cached snapshot: the service was told that it is used.
     reported: RefCell<Vec<u64>>,
+    /// Until then no use is reported for the first time: the page had no room.
+    full_until: Cell<u64>,
 }
 
 /// The snapshot that was read last. It lies in the path's mappings.
@@ -111,30 +116,6 @@ impl fmt::Debug for PlanePath {
 // bound to a thread. It is not `Sync`, because of its cells.
 unsafe impl Send for PlanePath {}
 
-/// Index where a thread begins to look for a free slot: next to the slot it used last. Threads
-/// begin in different cache lines.
-fn next_hint() -> u32 {
-    const SLOTS_PER_LINE: u32 = 8;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    NEXT.fetch_add(SLOTS_PER_LINE, Ordering::Relaxed)
-}
-
-thread_local! {
-    static HINT: Cell<u32> = Cell::new(next_hint());
-}
-
-/// Index where this thread begins to look for a free slot.
-#[inline]
-pub(super) fn slot_hint() -> u32 {
-    HINT.get()
-}
-
-/// Sets the index where this thread begins to look for a free slot.
-#[inline]
-pub(super) fn use_slot_hint(slot: u32) {
-    HINT.set(slot);
-}
-
 impl LocalPlane {
     /// A path to look up objects in. Does no I/O; the service need not know the path.
     pub fn path(self: &Arc<Self>, path: &ObjectPath) -> PlanePath {
@@ -147,11 +128,11 @@ impl PlanePath {
         let mappings = RefCell::new(plane.attachment().mappings());
         let hash = path_hash(path.as_str());
         let (snapshot, reported) = (Cell::new(None), RefCell::default());
-        let (next_sample, hits) = (Cell::new(0), Cell::new(0));
-        Self { plane, path, hash, mappings, snapshot, next_sample, hits, reported }
+        let [next_sample, hits, full_until] = [0; 3].map(Cell::new);
+        Self { plane, path, hash, mappings, snapshot, next_sample, hits, reported, full_until }
     }
 
-    pub(super) fn plane(&self) -> &LocalPlane {
+    pub(super) fn plane(&self) -> &Arc<LocalPlane> {
         &self.plane
     }
 
@@ -166,18 +147,24 @@ impl PlanePath {
     ///
     /// # Errors
     /// The reason why the service must be asked.
-    #[inline]
+    // A view that is made where it is used is not copied: a copy would wait for what was just stored.
+    // Seldom used functions return a box, because they would have the others return by memory, too.
+    #[inline(always)]
     pub fn at(&self, at_millis: i64) -> Result<PinnedView<'_>, AskReason> {
         match self.try_at(at_millis) {
             Ok(view) => Ok(view),
-            Err(reason) => self.at_again(at_millis, reason),
+            Err(reason) => self.at_again(at_millis, reason).map(|view| *view),
         }
     }
 
     /// Second attempt: the first may have failed because of a new segment or a new timeline.
     #[cold]
     #[inline(never)]
-    fn at_again(&self, at: i64, mut reason: AskReason) -> Result<PinnedView<'_>, AskReason> {
+    pub(super) fn at_again(
+        &self,
+        at: i64,
+        mut reason: AskReason,
+    ) -> Result<Box<PinnedView<'_>>, AskReason> {
         for _ in 0..ATTEMPTS {
             let again = match reason {
                 AskReason::NotMapped | AskReason::NotResident => self.remap(),
@@ -188,7 +175,7 @@ impl PlanePath {
                 break;
             }
             match self.try_at(at) {
-                Ok(view) => return Ok(view),
+                Ok(view) => return Ok(Box::new(view)),
                 Err(next) => reason = next,
             }
         }
@@ -196,68 +183,94 @@ impl PlanePath {
         Err(reason)
     }
 
-    #[inline]
+    #[inline(always)]
     fn try_at(&self, at: i64) -> Result<PinnedView<'_>, AskReason> {
-        let plane = &*self.plane;
-        plane.check()?;
+        self.plane.check()?;
         let now = coarse_monotonic_millis();
         let snapshot = self.snapshot()?;
-        let found = snapshot.view.find(at);
+        let pin = |block: &AtomicU64, generation, bytes| {
+            self.plane.files().page.pin(block, generation, bytes)
+        };
+        match snapshot.view.number_at(at) {
+            Some(number) => self.view_of(&snapshot, number, now, pin),
+            None => Err(self.reason_of_none(&snapshot)),
+        }
+    }
+
+    /// Why no span contains a time.
+    #[cold]
+    pub(super) fn reason_of_none(&self, snapshot: &CachedSnapshot) -> AskReason {
+        // SYNC(give-up): everything read since the entry was read belongs to the snapshot.
+        match sync::seen_again(snapshot.block.generation()) == snapshot.generation {
+            true => AskReason::Uncovered,
+            false => AskReason::Unpublished,
+        }
+    }
+
+    /// The object of a span, which is less than the number of spans and was found in `snapshot`. `pin`
+    /// pins a block, given its generation word, generation and size.
+    #[inline(always)]
+    pub(super) fn view_of(
+        &self,
+        snapshot: &CachedSnapshot,
+        number: u32,
+        now: u64,
+        pin: impl FnOnce(&AtomicU64, u64, u64) -> Result<u32, PinAttempt>,
+    ) -> Result<PinnedView<'_>, AskReason> {
+        let found = snapshot.view.span(number).ok_or(AskReason::Unpublished)?;
         // SYNC(give-up): everything read since the entry was read belongs to the snapshot.
         if sync::seen_again(snapshot.block.generation()) != snapshot.generation {
             return Err(AskReason::Unpublished);
         }
-        let found = found.ok_or(AskReason::Uncovered)?;
         if now >= found.confirmed_until {
             return Err(AskReason::Unconfirmed);
         }
-        let view = self.pin(&found)?;
-        self.used(now, &snapshot, &found);
-        Ok(view)
-    }
-
-    /// Counts the use of a span, and reports it to the service now and then.
-    #[inline]
-    pub(super) fn used(&self, now: u64, snapshot: &CachedSnapshot, found: &FoundSpan) {
-        self.hits.set(self.hits.get() + 1);
-        if now >= self.next_sample.get() || !self.is_reported(found.number) {
-            self.sample(now, snapshot.entry, found);
-        }
-    }
-
-    /// Pins the object of a span.
-    #[inline]
-    fn pin(&self, found: &FoundSpan) -> Result<PinnedView<'_>, AskReason> {
-        let block = {
-            let mappings = self.mappings.borrow();
-            match mappings.live_block(&found.header) {
-                Some(block) => block,
-                None if mappings.knows(&found.header) => return Err(AskReason::NotResident),
-                None => return Err(AskReason::NotMapped),
-            }
+        let Some(block) = self.mappings.borrow().live_block(&found.header) else {
+            return Err(self.reason_of_no_block(&found.header));
         };
-        let page = &self.plane.files().page;
         let MetaHeader { hint: generation, size, .. } = found.header;
-        let slot = match page.pin(HINT.get(), block.generation(), generation, size) {
+        let slot = match pin(block.generation(), generation, size) {
             Ok(slot) => slot,
             Err(PinAttempt::SlotTaken) => return Err(AskReason::NoSlot),
             Err(PinAttempt::Gone | PinAttempt::Pinned) => return Err(AskReason::NotResident),
         };
-        HINT.set(slot);
-        let bytes = PinnedBytes {
-            slot,
-            block,
-            generation,
-            size: size as usize,
-            id: ObjectId::from_bytes(block.object_id()),
-            span: (found.from, found.until),
-            validity: found.validity,
-        };
+        self.used(now, snapshot.entry, number, generation);
+        let (span, validity) = ((found.from, found.until), found.validity);
+        let kind = PinnedKind::Slot;
+        let bytes = PinnedBytes { kind, slot, block, generation, span, validity };
         Ok(PinnedView { plane: &self.plane, bytes })
     }
 
-    /// The snapshot to which the directory refers for the path.
+    /// Why a header names no block.
+    #[cold]
+    fn reason_of_no_block(&self, header: &MetaHeader) -> AskReason {
+        match self.mappings.borrow().knows(header) {
+            true => AskReason::NotResident,
+            false => AskReason::NotMapped,
+        }
+    }
+
+    /// Prefetches the object of a span.
+    #[cfg(any(feature = "client", feature = "capi"))]
     #[inline]
+    pub(super) fn prefetch(&self, snapshot: &CachedSnapshot, number: u32) {
+        if let Some(found) = snapshot.view.span(number) {
+            self.mappings.borrow().prefetch(&found.header);
+        }
+    }
+
+    /// Counts the use of a span, and reports it to the service now and then.
+    #[inline(always)]
+    pub(super) fn used(&self, now: u64, entry: u32, span: u32, generation: u64) {
+        self.hits.set(self.hits.get() + 1);
+        let is_due = now >= self.next_sample.get();
+        if is_due || (!self.is_reported(span) && now >= self.full_until.get()) {
+            self.sample(now, UseSample { entry, span, generation });
+        }
+    }
+
+    /// The snapshot to which the directory refers for the path.
+    #[inline(always)]
     pub(super) fn snapshot(&self) -> Result<CachedSnapshot, AskReason> {
         if let Some(cached) = self.snapshot.get() {
             let (generation, _) = self.plane.files().directory.entry(cached.entry).load();
@@ -265,12 +278,13 @@ impl PlanePath {
                 return Ok(cached);
             }
         }
-        self.find_snapshot()
+        self.find_snapshot()?;
+        self.snapshot.get().ok_or(AskReason::Unpublished)
     }
 
     #[cold]
     #[inline(never)]
-    fn find_snapshot(&self) -> Result<CachedSnapshot, AskReason> {
+    fn find_snapshot(&self) -> Result<(), AskReason> {
         self.snapshot.set(None);
         let directory = &self.plane.files().directory;
         let mut unmapped = false;
@@ -285,7 +299,7 @@ impl PlanePath {
             if let Some(cached) = self.read_snapshot(entry, generation, block) {
                 self.snapshot.set(Some(cached));
                 self.reported.borrow_mut().clear();
-                return Ok(cached);
+                return Ok(());
             }
             // Another segment with the same id may have replaced it.
             unmapped = true;
@@ -324,7 +338,11 @@ impl PlanePath {
         let mut reason = AskReason::Unpublished;
         for _ in 0..ATTEMPTS {
             self.plane.check()?;
-            let entry = match self.snapshot.get().map_or_else(|| self.find_snapshot(), Ok) {
+            let known = match self.snapshot.get() {
+                Some(known) => Ok(known),
+                None => self.snapshot(),
+            };
+            let entry = match known {
                 Ok(known) => known.entry,
                 Err(AskReason::NotMapped) if self.remap() => continue,
                 Err(other) => return Err(other),
@@ -414,16 +432,17 @@ impl PlanePath {
     /// Reports to the service that the object of a span is used.
     #[cold]
     #[inline(never)]
-    fn sample(&self, now: u64, entry: u32, found: &FoundSpan) {
+    fn sample(&self, now: u64, used: UseSample) {
         let page = &self.plane.files().page;
-        let used = UseSample { entry, span: found.number, generation: found.header.hint };
         if page.sample(used) {
             let mut reported = self.reported.borrow_mut();
-            let word = found.number as usize / 64;
+            let word = used.span as usize / 64;
             if reported.len() <= word {
                 reported.resize(word + 1, 0);
             }
-            reported[word] |= 1 << (found.number % 64);
+            reported[word] |= 1 << (used.span % 64);
+        } else {
+            self.full_until.set(now + FULL_MILLIS);
         }
         if now >= self.next_sample.get() {
             self.next_sample.set(now + SAMPLE_MILLIS);
@@ -463,22 +482,31 @@ impl Drop for PlanePath {
 /// Bytes of a block that a slot pins.
 #[derive(Clone, Copy)]
 struct PinnedBytes {
+    /// Its unused values tell other kinds of views apart, so that these are as small as this one.
+    #[expect(dead_code, reason = "the compiler uses its unused values")]
+    kind: PinnedKind,
     slot: u32,
     block: RawBlock,
     generation: u64,
-    size: usize,
-    id: ObjectId,
     span: (i64, i64),
     validity: (i64, i64),
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum PinnedKind {
+    Slot = 0,
 }
 
 impl PinnedBytes {
     /// # Safety
     /// The slot pins the block, and its mapping exists, as long as the slice lives.
+    #[inline]
     unsafe fn bytes<'a>(&self) -> &'a [u8] {
+        let (first, size) = (self.block.payload().as_ptr(), self.block.room());
         // SAFETY: `size` bytes lie in the mapping, as `live_block` has checked. A pinned block is not
         // written (SYNC(pin) in `protocol`); both last by this function's contract.
-        unsafe { std::slice::from_raw_parts(self.block.payload().as_ptr(), self.size) }
+        unsafe { std::slice::from_raw_parts(first, size) }
     }
 }
 
@@ -570,7 +598,8 @@ macro_rules! pinned_view {
         impl $view {
             /// Id of the version.
             pub fn id(&self) -> ObjectId {
-                self.bytes.id
+                // Pinned, so its header stays too.
+                ObjectId::from_bytes(self.bytes.block.object_id())
             }
 
             /// Whether its bytes are those of the object. Always true in the process that looked it
@@ -595,7 +624,7 @@ macro_rules! pinned_view {
 
         impl fmt::Debug for $view {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "PinnedView({} bytes of {})", self.bytes.size, self.bytes.id)
+                write!(f, "PinnedView({} bytes of {})", self.bytes.block.room(), self.id())
             }
         }
     };
