@@ -9,6 +9,8 @@
 
 mod plot;
 mod process;
+#[path = "../../tests/s3_server/mod.rs"]
+mod s3_server;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use iovcache::client::TableRequest;
 use process::{Service, program, timed};
+use s3_server::S3Server;
 
 const SIZES: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const QUICK_SIZES: [usize; 2] = [500, 4_000];
@@ -28,6 +31,9 @@ const IDLE_TIME: Duration = Duration::from_secs(10);
 const QUICK_IDLE_TIME: Duration = Duration::from_secs(2);
 /// Maximum ratio of the cost per version at the largest and the smallest size of a quick run.
 const QUICK_GROWTH: f64 = 3.0;
+
+/// Maximum number of versions that are copied into an object store, which is in memory.
+const MAX_STORED: usize = 10_000;
 
 /// Maximum memory for listings in a quick run.
 const MOST_LISTING_MIB: f64 = 64.0;
@@ -68,6 +74,8 @@ pub(crate) struct Row {
     pub(crate) start_without: f64,
     idle_percent: f64,
     pub(crate) seen: f64,
+    /// Requests to an object store with the same versions, from the start to the first answer.
+    store_requests: Option<usize>,
     memory_bytes: f64,
     /// `iovcache ls`, with all paths.
     pub(crate) list: f64,
@@ -99,6 +107,26 @@ fn manifest(folder: &Path, layout: Layout, versions: usize) -> PathBuf {
 async fn first_answer(repository: &Path, layout: Layout, versions: usize) -> (f64, Service) {
     let began = Instant::now();
     let service = Service::start(repository);
+    first_table(&service, layout, versions).await;
+    (began.elapsed().as_secs_f64(), service)
+}
+
+/// Requests to an object store from the start of a service to its first answer.
+async fn store_requests(repository: &Path, layout: Layout, versions: usize) -> usize {
+    let store = S3Server::start();
+    let environment = store.environment();
+    let url = "s3://bucket/repository";
+    let mut copy = program();
+    copy.args(["copy", &format!("file://{}", repository.display()), url]);
+    timed(copy.envs(environment.iter().map(|(name, value)| (name, value))));
+    store.requests();
+    let service = Service::start_over(url, &environment);
+    first_table(&service, layout, versions).await;
+    store.requests().len()
+}
+
+/// The first table of a service.
+async fn first_table(service: &Service, layout: Layout, versions: usize) {
     let client = service.connect().await;
     let last = versions - 1;
     let request = TableRequest::new()
@@ -106,7 +134,6 @@ async fn first_answer(repository: &Path, layout: Layout, versions: usize) -> (f6
         .timestamps(vec![1_000 * last as i64 + 5]);
     let table = client.table(request).await.unwrap();
     assert!(!table.column("object").unwrap().get(0).unwrap().unwrap().is_empty());
-    (began.elapsed().as_secs_f64(), service)
 }
 
 /// Seconds until the service serves a version that another program puts.
@@ -148,7 +175,7 @@ async fn measure(folder: &Path, layout: Layout, versions: usize, idle: Duration)
     let find = timed(find.arg("-c").arg(format!("find '{repository_text}' -type f | wc -l")));
     let (start, service) = first_answer(&repository, layout, versions).await;
     // Background work right after the start is not idle time.
-    tokio::time::sleep(idle / 2).await;
+    service.settle().await;
     let busy = service.cpu_seconds();
     tokio::time::sleep(idle).await;
     let idle_percent = (service.cpu_seconds() - busy) / idle.as_secs_f64() * 100.0;
@@ -159,6 +186,10 @@ async fn measure(folder: &Path, layout: Layout, versions: usize, idle: Duration)
     fs::rename(repository.join(".iovcache~"), folder.join("index")).unwrap();
     let (start_without, service) = first_answer(&repository, layout, versions).await;
     drop(service);
+    let store_requests = match versions {
+        ..=MAX_STORED => Some(store_requests(&repository, layout, versions).await),
+        _ => None,
+    };
     fs::remove_dir_all(folder).unwrap();
     Row {
         layout,
@@ -170,6 +201,7 @@ async fn measure(folder: &Path, layout: Layout, versions: usize, idle: Duration)
         start_without,
         idle_percent,
         seen,
+        store_requests,
         memory_bytes,
         list,
         timeline,
@@ -191,7 +223,7 @@ fn print(row: &Row, empty: f64, out: &mut String) {
     let per_version = (row.memory_bytes - empty).max(0.0) / row.versions as f64;
     writeln!(
         out,
-        "{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.2},{:.3},{:.0},{:.3},{:.3},{:.1}",
+        "{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.2},{:.3},{},{:.0},{:.3},{:.3},{:.1}",
         row.layout.name(),
         row.versions,
         row.import,
@@ -201,6 +233,7 @@ fn print(row: &Row, empty: f64, out: &mut String) {
         row.start_without,
         row.idle_percent,
         row.seen,
+        row.store_requests.map_or_else(String::new, |requests| requests.to_string()),
         per_version,
         row.list,
         row.timeline,
@@ -239,7 +272,7 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut text =
         "layout,versions,import_s,cp_s,find_s,start_s,start_without_index_s,idle_percent,\
-                    seen_after_s,bytes_per_version,ls_s,timeline_s,listing_mib\n"
+                    seen_after_s,s3_requests,bytes_per_version,ls_s,timeline_s,listing_mib\n"
             .to_owned();
     eprint!("{text}");
     let rows = runtime.block_on(async {

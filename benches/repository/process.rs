@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use iovcache::client::Client;
 
@@ -33,10 +33,17 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// Starts a service over the folder `repository`.
     pub(crate) fn start(repository: &Path) -> Self {
+        Self::start_over(&format!("file://{}", repository.display()), &[])
+    }
+
+    /// Starts a service over a source, with these environment variables.
+    pub(crate) fn start_over(source: &str, environment: &[(&'static str, String)]) -> Self {
         let socket = tempfile::tempdir().unwrap();
         let mut command = program();
-        command.arg("serve").arg("--source").arg(format!("file://{}", repository.display()));
+        command.args(["serve", "--source", source]);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.arg("--socket").arg(socket.path());
         command.args(["--listen", "127.0.0.1:0", "--memory", "64MiB", "--segment", "16MiB"]);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
@@ -59,6 +66,19 @@ impl Service {
         // utime and stime, in hundredths of a second.
         let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
         ticks / 100.0
+    }
+
+    /// Waits until the background work after the start is done: one second almost without work.
+    pub(crate) async fn settle(&self) {
+        let began = Instant::now();
+        loop {
+            let busy = self.cpu_seconds();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if self.cpu_seconds() - busy < 0.02 {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(600), "the service is not idle");
+        }
     }
 
     /// The address for commands.
