@@ -123,7 +123,7 @@ impl Churn {
         let source = format!("file://{folder}");
         // They take 560 KiB with their blocks and snapshots.
         let arguments = ["--source", source.as_str(), "--refresh", "10s"];
-        let service = Service::start_sized("320KiB", "1MiB", &arguments);
+        let service = Service::start_sized("320KiB", "320KiB", &arguments);
         Self { service, _repository: repository, objects }
     }
 

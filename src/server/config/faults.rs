@@ -102,21 +102,17 @@ fn check_sources(config: &Config, faults: &mut KeyFaults) {
     }
 }
 
-/// Least memory of a service.
-const LEAST_MEMORY: ByteSize = ByteSize::new(1 << 20);
-/// Least size of a segment.
-const LEAST_SEGMENT: ByteSize = ByteSize::new(64 << 10);
+/// Least memory of a service, and least size of a segment.
+const LEAST_SIZE: ByteSize = ByteSize::new(64 << 10);
 
 /// Checks the sizes of memory and segments. A region brings its own size.
 fn check_sizes(config: &Config, faults: &mut KeyFaults) {
     if config.region.is_some() {
         return;
     }
-    let sizes =
-        [("memory", config.memory, LEAST_MEMORY), ("segment", config.segment, LEAST_SEGMENT)];
-    for (key, size, least) in sizes {
-        if size < least {
-            faults.add(key, format!("{size} is too little, expected at least {least}"));
+    for (key, size) in [("memory", config.memory), ("segment", config.segment)] {
+        if size < LEAST_SIZE {
+            faults.add(key, format!("{size} is too little, expected at least {LEAST_SIZE}"));
         }
     }
 }
@@ -192,8 +188,8 @@ mod tests {
             let (memory, segment) = (ByteSize::new(memory), ByteSize::new(segment));
             keys_at_fault(&Config { memory, segment, ..Config::default() })
         };
-        assert_eq!(faults(1 << 20, 64 << 10), Vec::<String>::new());
-        assert_eq!(faults((1 << 20) - 1, 65_535), ["memory", "segment"]);
+        assert_eq!(faults(64 << 10, 64 << 10), Vec::<String>::new());
+        assert_eq!(faults(65_535, 65_535), ["memory", "segment"]);
         assert_eq!(faults(0, 0), ["memory", "segment"]);
         let region = "7=/dev/shm/r".parse().ok();
         let memory = ByteSize::new(0);

@@ -545,7 +545,7 @@ mod tests {
         let two = entry(&format!(r#""replicas":[="replicas":["\/B\/1000\/{ID}","#));
         let sql_backed = sql_entry(r#""path":"A\/One"="path":"One""#);
         for doubted in [deep, prefixed, two, sql_backed] {
-            let listing = page(&[doubted.clone()]);
+            let listing = page(std::slice::from_ref(&doubted));
             assert_eq!((listing.versions.len(), listing.doubts.len()), (0, 1), "{doubted}");
         }
     }

@@ -86,16 +86,16 @@ pub(super) fn settings_to_start(
 pub(crate) fn check(settings: &Settings, occasion: &Occasion) -> Findings {
     let config = &settings.config;
     let mut found = Findings::default();
-    let is_default = *settings.origin("segment") == ValueOrigin::Default;
-    if !is_default && config.segment > config.memory {
-        let (segment, memory) = (config.segment, config.memory);
-        found.wrong(
-            "segment",
-            format_args!("a segment of {segment} is larger than memory, {memory}"),
-        );
-    }
-    // The service says so in its log.
+    // The service starts with what there is, and says so in its log.
     if let Occasion::Check = occasion {
+        let is_default = *settings.origin("segment") == ValueOrigin::Default;
+        if !is_default && config.segment > config.memory {
+            let (segment, memory) = (config.segment, config.memory);
+            found.wrong(
+                "segment",
+                format_args!("a segment of {segment} is larger than memory, {memory}"),
+            );
+        }
         memory(config, &mut found);
     }
     access(config, &mut found);

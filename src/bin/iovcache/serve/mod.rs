@@ -44,7 +44,7 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     let notifier = Notifier::from_environment();
     let mut options = assemble::serve_options(&config, log)?;
     open_many_files();
-    compare_memory(config.memory.bytes());
+    compare_memory(&config);
     iovcache::server::silence_decode_panics();
     let (cache, registration) = assemble::cache(&config, inheritance, notifier.descriptor_store())?;
     let listeners = Listeners::bind_with(&assemble::listen_options(&config), sockets).await?;

@@ -39,8 +39,17 @@ pub(super) fn share_descriptors(config: &Config, options: &mut ServeOptions) {
     options.ccdb_connections = shares.ccdb_connections;
 }
 
-/// Warns at the start if the control group allows less memory than configured.
-pub(super) fn compare_memory(memory_bytes: u64) {
+/// Warns at the start if the control group allows less memory than configured, or if a segment of
+/// the configured size does not fit into the memory.
+pub(super) fn compare_memory(config: &Config) {
+    let (memory_bytes, segment_bytes) = (config.memory.bytes(), config.segment.bytes());
+    if segment_bytes > memory_bytes && config.segment != Config::default().segment {
+        tracing::warn!(
+            memory_bytes,
+            segment_bytes,
+            "a segment is larger than `memory`: segments are made as large as the memory allows"
+        );
+    }
     if let Some(allowed_bytes) = iovcache::shm::memory_allowed()
         && allowed_bytes < memory_bytes
     {
