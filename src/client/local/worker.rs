@@ -25,8 +25,9 @@ use crate::table::TableRequest;
 
 /// Name of the only column of a question.
 const COLUMN: &str = "object";
-/// Attempts to get a table and its objects view for the same versions.
-const ATTEMPTS: usize = 4;
+/// Attempts to get a table and its objects view for the same versions. A path can change at each
+/// refresh, which may be shorter than the two requests while the machine is loaded.
+const ATTEMPTS: usize = 32;
 
 /// Id of an object, and its validity interval in milliseconds since the Unix epoch.
 type VersionFacts = (ObjectId, (i64, i64));
