@@ -251,7 +251,14 @@ impl ListingEntry {
         let is_other = match self.path()? {
             ListedOf::Key(key) if key == path.as_str() => return Ok(true),
             ListedOf::Key(_) => false,
-            ListedOf::Replicas(told) if told == path.as_str() => return Ok(true),
+            // Metadata in an object of their own replace no key: there, another path is a contradiction.
+            ListedOf::Replicas(told) if told == path.as_str() => {
+                let is_replaced = !self.values("metadata").any(Value::is_object);
+                if is_replaced || said == told {
+                    return Ok(true);
+                }
+                false
+            }
             // An address with a prefix may be that of the path itself.
             ListedOf::Replicas(told) => {
                 let prefix = told.strip_suffix(path.as_str());

@@ -543,8 +543,10 @@ mod tests {
         let deep = entry(r"A\/One\/1000=A\/One\/Deep\/1000");
         let prefixed = entry(r"A\/One\/1000=base\/A\/One\/1000");
         let two = entry(&format!(r#""replicas":[="replicas":["\/B\/1000\/{ID}","#));
+        // Another path, although metadata replace no key.
+        let apart = entry(r#""path":"A\/One"="metadata":{},"path":"A\/Two""#);
         let sql_backed = sql_entry(r#""path":"A\/One"="path":"One""#);
-        for doubted in [deep, prefixed, two, sql_backed] {
+        for doubted in [deep, prefixed, two, apart, sql_backed] {
             let listing = page(std::slice::from_ref(&doubted));
             assert_eq!((listing.versions.len(), listing.doubts.len()), (0, 1), "{doubted}");
         }
