@@ -62,8 +62,8 @@ pub struct LocalView {
     pub slot: u32,
 }
 
-/// Number of objects of iovc_local_get_many that the processor gets from memory at the same time.
-const TOGETHER: usize = 16;
+/// Number of objects of iovc_local_get_many whose spans are found at a time.
+const TOGETHER: usize = ViewBatch::TOGETHER;
 /// In place of a slot: the pin is a table with its objects.
 const PIN_IS_TABLE: u32 = u32::MAX;
 

@@ -19,8 +19,8 @@ use crate::shm::{
 /// First pause of a wait for changes of a path that is not published; each pause is twice as long as
 /// the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// Number of objects of [`Local::get_many`] that the processor gets from memory at the same time.
-const TOGETHER: usize = 16;
+/// Number of objects of [`Local::get_many`] whose spans are found at a time.
+const TOGETHER: usize = ViewBatch::TOGETHER;
 
 /// Local look-ups of a client. Clones share the session.
 #[derive(Debug, Clone)]

@@ -464,42 +464,32 @@ mod tests {
         });
     }
 
-    #[test]
-    fn a_block_that_is_pinned_without_a_fence_keeps_its_bytes_as_the_service_executes_one() {
-        loom::model(|| {
-            let memory = Memory::with_an_object(PinFence::OfService);
+    /// A consumer that executes no fence has views, one after the other, while the service evicts.
+    fn views_without_a_fence(views: usize, has_barriers: bool) {
+        loom::model(move || {
+            let memory = Memory::with_barriers(PinFence::OfService, has_barriers);
             let running = Running::new();
             let service = spawn(&memory, Memory::evict);
-            memory.view();
+            (0..views).for_each(|_| memory.view());
             drop(running);
             service.join().unwrap();
         });
+    }
+
+    #[test]
+    fn a_block_that_is_pinned_without_a_fence_keeps_its_bytes_as_the_service_executes_one() {
+        views_without_a_fence(1, true);
     }
 
     #[test]
     #[should_panic(expected = "left == right")]
     fn without_the_barrier_of_the_service_a_block_that_is_pinned_without_a_fence_is_reused() {
-        loom::model(|| {
-            let memory = Memory::with_barriers(PinFence::OfService, false);
-            let running = Running::new();
-            let service = spawn(&memory, Memory::evict);
-            memory.view();
-            drop(running);
-            service.join().unwrap();
-        });
+        views_without_a_fence(1, false);
     }
 
     #[test]
     fn many_blocks_that_are_pinned_one_after_the_other_without_a_fence_keep_their_bytes() {
-        loom::model(|| {
-            let memory = Memory::with_an_object(PinFence::OfService);
-            let running = Running::new();
-            let service = spawn(&memory, Memory::evict);
-            memory.view();
-            memory.view();
-            drop(running);
-            service.join().unwrap();
-        });
+        views_without_a_fence(2, true);
     }
 
     #[test]

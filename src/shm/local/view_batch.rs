@@ -34,6 +34,10 @@ impl Default for ViewBatch<'_> {
 }
 
 impl ViewBatch<'_> {
+    /// Number of objects that the processor gets from memory at the same time: that many spans are
+    /// found before the first of their objects is pinned.
+    pub(crate) const TOGETHER: usize = 16;
+
     /// The next views are those of this moment.
     pub(crate) fn renew(&mut self) {
         self.now = coarse_monotonic_millis();
