@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use md5::{Digest as _, Md5};
@@ -13,6 +14,9 @@ use super::writer::{NewVersion, RepositoryError, RepositoryWriter};
 use crate::error::{coded, kind_of_file};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectPath};
+
+/// The byte order marks of UTF-16.
+const UTF16_MARKS: [[u8; 2]; 2] = [[0xFF, 0xFE], [0xFE, 0xFF]];
 
 /// One line: `path,valid_from_ms,valid_until_ms,created_ms,id,file,size,md5,note`.
 #[derive(Debug, Deserialize)]
@@ -261,7 +265,13 @@ fn for_each_batch(
     let table =
         |error: csv::Error| ManifestError::Table { path: path(), reason: error.to_string() };
     let mut file = &manifest.table;
-    file.rewind().map_err(|error| ManifestError::Io { path: path(), error })?;
+    let io = |error: io::Error| ManifestError::Io { path: path(), error };
+    file.rewind().map_err(io)?;
+    let mut mark = [0; 2];
+    if file.read_at(&mut mark, 0).map_err(io)? == 2 && UTF16_MARKS.contains(&mark) {
+        let reason = "it is UTF-16, expected UTF-8".to_owned();
+        return Err(ManifestError::Table { path: path(), reason });
+    }
     let mut reader = csv::Reader::from_reader(file);
     let headers = reader.headers().map_err(table)?.clone();
     let mut lines = Vec::new();
