@@ -202,12 +202,7 @@ impl Service {
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.child.id().to_string())
-            .status()
-            .unwrap();
-        assert!(status.success());
+        signal(self.child.id(), name);
     }
 
     /// Kills with SIGKILL.
@@ -233,6 +228,24 @@ fn read_all(mut stderr: ChildStderr) -> String {
     let mut text = Vec::new();
     let _ = stderr.read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Sends a signal to a process. After `STOP` all of its threads have stopped.
+pub fn signal(process: u32, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &process.to_string()]).status();
+    assert!(status.unwrap().success());
+    if name == "STOP" {
+        until("the process to stop", || is_stopped(process).then_some(()));
+    }
+}
+
+/// Whether all threads of a process are stopped.
+fn is_stopped(process: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+    })
 }
 
 /// Waits until `condition` returns a value.

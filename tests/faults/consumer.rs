@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::{Value, json};
 
-use crate::common::PATIENCE;
+use crate::common::{PATIENCE, signal};
 
 const VARIABLE: &str = "IOVCACHE_TEST_CONSUMER";
 
@@ -92,8 +92,7 @@ impl Consumer {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        signal(self.pid(), name);
     }
 
     /// Kills with SIGKILL.

@@ -11,7 +11,7 @@ use iovcache::error::ErrorKind;
 use iovcache::object::ObjectPath;
 use iovcache::table::ColumnRequest;
 
-use crate::common::{Service, until};
+use crate::common::{Service, signal, until};
 use crate::fake_ccdb::{Ask, FakeCcdb, Fault, Kind, Upload};
 use crate::kills;
 use crate::pressure::Churn;
@@ -104,25 +104,12 @@ impl Waiting {
     }
 
     fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
-        if name == "STOP" {
-            until("the process to stop", || is_stopped(self.child.id()).then_some(()));
-        }
+        signal(self.child.id(), name);
     }
 
     fn end(mut self) {
         assert!(self.child.wait().unwrap().success());
     }
-}
-
-/// Whether all threads of a process are stopped.
-fn is_stopped(process: u32) -> bool {
-    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    tasks.flatten().all(|task| {
-        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-    })
 }
 
 /// Not a test by itself: see [`Waiting`].
@@ -201,7 +188,7 @@ fn a_service_that_is_stopped_while_consumers_wait_goes_on_and_delays_no_limit() 
         });
         std::thread::sleep(Duration::from_millis(200));
         source.service.signal("STOP");
-        until("the service to stop", || is_stopped(source.service.pid()).then_some(()));
+
         // A client waits some seconds longer than its limit for the word of the service.
         let stopped = Instant::now();
         while !hasty.is_finished() && stopped.elapsed() < Duration::from_secs(30) {
@@ -236,11 +223,6 @@ fn ticks(process: u32) -> u64 {
     fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
-fn send(process: u32, signal: &str) {
-    let status = Command::new("kill").args([&format!("-{signal}"), &process.to_string()]).status();
-    assert!(status.unwrap().success());
-}
-
 #[test]
 fn a_consumer_that_is_stopped_while_it_looks_up_delays_no_other_and_goes_on() {
     let names: Vec<String> = (0..kills::PATHS).map(kills::path).collect();
@@ -254,8 +236,7 @@ fn a_consumer_that_is_stopped_while_it_looks_up_delays_no_other_and_goes_on() {
         random ^= random >> 7;
         random ^= random << 17;
         std::thread::sleep(Duration::from_micros(random % 5_000));
-        send(looks.id(), "STOP");
-        until("the process to stop", || is_stopped(looks.id()).then_some(()));
+        signal(looks.id(), "STOP");
         // The service replaces the timeline and answers others without waiting for it.
         let began = Instant::now();
         let body = serde_json::json!({"path": names[stop % names.len()]});
@@ -265,7 +246,7 @@ fn a_consumer_that_is_stopped_while_it_looks_up_delays_no_other_and_goes_on() {
         assert!(asked.ends_with(b" 0 100 1"));
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
         let before = ticks(looks.id());
-        send(looks.id(), "CONT");
+        signal(looks.id(), "CONT");
         until("the consumer to go on", || (ticks(looks.id()) > before).then_some(()));
         // It ends with its first wrong byte.
         assert_eq!(looks.try_wait().unwrap(), None);
