@@ -3,8 +3,11 @@
 use std::any::Any;
 use std::fs::File;
 use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Int32Type, Int64Type, UInt64Type};
@@ -24,6 +27,10 @@ use crate::source::Details;
 const FORMER_COLUMNS: usize = 11;
 /// Maximum size of the footer of a file.
 const MAX_FOOTER_BYTES: u64 = 64 << 20;
+/// Number of batches that are read ahead of the rows in use. Fewer are read one by one.
+const AHEAD_BATCHES: usize = 8;
+
+type Reader = FileReader<BufReader<File>>;
 
 /// The keys of the rows of a batch.
 #[derive(Debug)]
@@ -56,7 +63,7 @@ impl RowKeys {
 
 /// An open index file.
 pub(super) struct IndexFile {
-    reader: FileReader<BufReader<File>>,
+    reader: Reader,
     /// In ascending order.
     paths: StringArray,
     /// First and last path of each batch, as indices into `paths`.
@@ -146,22 +153,18 @@ impl IndexFile {
         each: &mut dyn FnMut(RowRef<'_>),
     ) -> io::Result<()> {
         let Some(number) = self.number_of(path) else { return Ok(()) };
-        for at in 0..self.batches.len() {
-            let [first, last] = self.batches[at];
-            if first > number || last < number {
-                continue;
-            }
-            let batch = read_batch(&mut self.reader, at)?;
-            let keys = dictionary(&batch)?.keys().values();
-            let first = keys.partition_point(|key| *key < number);
-            let end = first + keys[first..].partition_point(|key| *key == number);
-            guarded(|| {
-                check_rows(&batch, first..end, |_| path)?;
-                for_rows(&batch, first..end, each);
-                Ok(())
-            })?;
+        let has_path = |at: &usize| {
+            let [first, last] = self.batches[*at];
+            first <= number && number <= last
+        };
+        let batches: Vec<usize> = (0..self.batches.len()).filter(has_path).collect();
+        if batches.len() >= AHEAD_BATCHES
+            && let Some(done) = read_ahead(&mut self.reader, &batches, (number, path), each)
+        {
+            return done;
         }
-        Ok(())
+        let mut batches = batches.into_iter();
+        batches.try_for_each(|at| path_rows(&mut self.reader, at, (number, path))?.for_each(each))
     }
 
     /// The facts about the upload of a version in the state that `stamp` describes. Those of its
@@ -353,10 +356,59 @@ fn check_blocks(file: &mut File, length: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn read_batch(reader: &mut FileReader<BufReader<File>>, at: usize) -> io::Result<RecordBatch> {
+fn read_batch(reader: &mut Reader, at: usize) -> io::Result<RecordBatch> {
     guarded(|| {
         reader.set_index(at)?;
         reader.next().unwrap_or_else(|| Err(ArrowError::IpcError("a batch is missing".to_owned())))
+    })
+}
+
+/// The rows of one path in a batch, compared with their checksums.
+struct PathRows {
+    batch: RecordBatch,
+    rows: Range<usize>,
+}
+
+impl PathRows {
+    fn for_each(self, each: &mut dyn FnMut(RowRef<'_>)) -> io::Result<()> {
+        guarded(|| {
+            for_rows(&self.batch, self.rows, each);
+            Ok(())
+        })
+    }
+}
+
+/// Reads the rows of a path, with its number in the dictionary.
+fn path_rows(reader: &mut Reader, at: usize, (number, path): (i32, &str)) -> io::Result<PathRows> {
+    let batch = read_batch(reader, at)?;
+    let keys = dictionary(&batch)?.keys().values();
+    let first = keys.partition_point(|key| *key < number);
+    let end = first + keys[first..].partition_point(|key| *key == number);
+    guarded(|| check_rows(&batch, first..end, |_| path))?;
+    Ok(PathRows { batch, rows: first..end })
+}
+
+/// Calls `each` for the rows of a path, while a thread reads those of the next batches. `None` if the
+/// thread cannot be started.
+fn read_ahead(
+    reader: &mut Reader,
+    batches: &[usize],
+    path: (i32, &str),
+    each: &mut dyn FnMut(RowRef<'_>),
+) -> Option<io::Result<()>> {
+    thread::scope(|scope| {
+        let (sender, read) = sync_channel(AHEAD_BATCHES);
+        let ahead = move || {
+            for at in batches {
+                // Nobody receives after a fault.
+                if sender.send(path_rows(reader, *at, path)).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("iovcache-index".to_owned());
+        thread.spawn_scoped(scope, ahead).ok()?;
+        Some(read.into_iter().try_for_each(|rows: io::Result<PathRows>| rows?.for_each(each)))
     })
 }
 
@@ -367,7 +419,7 @@ fn dictionary(batch: &RecordBatch) -> io::Result<&DictionaryArray<Int32Type>> {
 
 /// Calls `each` for a range of rows. It panics if columns have other types than [`fields`]: callers
 /// catch that.
-fn for_rows(batch: &RecordBatch, rows: std::ops::Range<usize>, each: &mut dyn FnMut(RowRef<'_>)) {
+fn for_rows(batch: &RecordBatch, rows: Range<usize>, each: &mut dyn FnMut(RowRef<'_>)) {
     let numbers = |at: usize| batch.column(at).as_primitive::<Int64Type>().values();
     let (from, until, created, listed) = (numbers(1), numbers(2), numbers(3), numbers(9));
     let id = batch.column(4).as_fixed_size_binary();
@@ -398,7 +450,7 @@ fn for_rows(batch: &RecordBatch, rows: std::ops::Range<usize>, each: &mut dyn Fn
 /// Compares rows with their checksums, before any of them is used.
 fn check_rows<'a>(
     batch: &RecordBatch,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     path: impl Fn(usize) -> &'a str,
 ) -> Result<(), ArrowError> {
     let expected = batch.column(10).as_primitive::<UInt64Type>().values();
@@ -504,6 +556,32 @@ mod tests {
             let expected = many.iter().filter(|row| &*row.path == path).count();
             assert_eq!(of_path(&mut index, path).len(), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn rows_that_are_read_ahead_arrive_in_order_until_one_differs_from_its_checksum() {
+        const FIRST: i64 = 1_730_000_000_000;
+        let count = 3 * (AHEAD_BATCHES * BATCH_ROWS) as i64;
+        let many: Vec<IndexRow> = (FIRST..FIRST + count)
+            .map(|n| IndexRow { from: n, until: n + 1, ..rows()[1].clone() })
+            .chain([IndexRow { path: "Z".into(), ..rows()[1].clone() }])
+            .collect();
+        let (mut bytes, _) = encode(many.clone(), INODE).unwrap();
+        let (path, of_path) = (&many[0].path, &many[..many.len() - 1]);
+        let mut index = open(&bytes).unwrap();
+        let mut found = Vec::new();
+        index.for_path(path, &mut |row| found.push(row.to_row(path))).unwrap();
+        assert_eq!(found, of_path);
+
+        // One of its times.
+        let forged = (FIRST + count * 2 / 3).to_le_bytes();
+        let at = bytes.windows(8).position(|bytes| bytes == forged).unwrap();
+        bytes[at] ^= 1;
+        let mut index = open(&bytes).unwrap();
+        let mut found = Vec::new();
+        let error = index.for_path(path, &mut |row| found.push(row.to_row(path))).unwrap_err();
+        assert!(error.to_string().contains("checksum"), "{error}");
+        assert!(!found.is_empty() && of_path.starts_with(&found), "{} rows", found.len());
     }
 
     #[test]

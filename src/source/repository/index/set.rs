@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::num::NonZero;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use rustix::fs::fstat;
 
@@ -64,14 +68,12 @@ impl IndexSet {
         self.files.retain(|name, _| names.contains(name));
         self.opened.retain(|name, _| names.contains(name));
         self.unusable.retain(|name| names.contains(name));
+        let is_new =
+            |name: &FileName| !self.files.contains_key(name) && !self.unusable.contains(name);
+        let new: Vec<FileName> = names.into_iter().filter(is_new).collect();
+        let opened = open_all(folder.as_fd(), &new, root_inode);
         let mut all = true;
-        for name in names {
-            if self.files.contains_key(&name) || self.unusable.contains(&name) {
-                continue;
-            }
-            let opened = open_file(folder.as_fd(), &name.to_string());
-            let opened =
-                opened.and_then(|(file, _)| IndexFile::open(file, name.crc32c, root_inode));
+        for (name, opened) in new.into_iter().zip(opened) {
             match opened {
                 Ok(file) => {
                     self.latest += 1;
@@ -152,6 +154,44 @@ impl IndexSet {
             self.unusable.insert(name);
         }
     }
+}
+
+/// Opens files of the index on all processors, because each is read once to check it.
+fn open_all(
+    folder: BorrowedFd<'_>,
+    names: &[FileName],
+    root_inode: u64,
+) -> Vec<io::Result<IndexFile>> {
+    let next = AtomicUsize::new(0);
+    let open_some = || {
+        let mut opened = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(name) = names.get(number) else { return opened };
+            let file = open_file(folder, &name.to_string());
+            let file = file.and_then(|(file, _)| IndexFile::open(file, name.crc32c, root_inode));
+            opened.push((number, file));
+        }
+    };
+    // The number of processors is read from files; mostly there is one new file.
+    let threads = match names.len() {
+        0 | 1 => 1,
+        many => thread::available_parallelism().map_or(1, NonZero::get).min(many),
+    };
+    let mut opened = thread::scope(|scope| {
+        let start = |_| {
+            let thread = thread::Builder::new().name("iovcache-index".to_owned());
+            thread.spawn_scoped(scope, open_some).ok()
+        };
+        let others: Vec<_> = (1..threads).filter_map(start).collect();
+        let mut opened = open_some();
+        for other in others {
+            opened.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        opened
+    });
+    opened.sort_by_key(|(number, _)| *number);
+    opened.into_iter().map(|(_, file)| file).collect()
 }
 
 /// Names of the index files in a folder.
