@@ -11,8 +11,8 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::{Entry, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -25,6 +25,7 @@ use crate::cache::single_flight::{CallLost, SingleFlight};
 use crate::cache::versions::linked_timeline::LinkedTimeline;
 use crate::cache::versions::pace::Pace;
 use crate::cache::versions::publication::Freshness;
+use crate::cache::versions::publish_queue::PublishQueue;
 use crate::cache::versions::query_times::{PARALLEL_LOOK_UPS, QueryTimes, open_at};
 use crate::cache::versions::series::Series;
 use crate::clock::{Clock, Moment};
@@ -72,7 +73,7 @@ pub(crate) struct Catalog {
     /// The entries that were skipped, so that each is reported once.
     problems: Mutex<HashSet<Problem>>,
     /// Series that are queued for a snapshot.
-    pub(super) to_publish: Mutex<Vec<(Query, Weak<Series>)>>,
+    pub(super) to_publish: Mutex<PublishQueue>,
     /// Notified when a series is queued for a snapshot.
     pub(super) publish: tokio::sync::Notify,
 }

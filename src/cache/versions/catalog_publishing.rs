@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::publication::Draft;
+use crate::cache::versions::publish_queue::is_present;
 use crate::cache::versions::series::{PublishOutcome, Series};
 use crate::clock::Moment;
 use crate::object::Query;
@@ -15,13 +16,14 @@ use crate::shm::DirectoryEntry;
 const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
 /// Interval between checks for deferred snapshots.
 const PUBLISH_RETRY: Duration = Duration::from_millis(50);
+/// Number of series taken from the queue at a time.
+const TOGETHER: usize = 64;
 
 impl Catalog {
     pub(super) fn add_to_publish(&self, query: &Query, series: &Arc<Series>) {
         if !series.to_publish.swap(true, Ordering::AcqRel) {
-            let mut to_publish = self.to_publish.lock();
-            to_publish.push((query.clone(), Arc::downgrade(series)));
-            drop(to_publish);
+            let is_present = is_present(series);
+            self.to_publish.lock().add(query, series, is_present);
             self.publish.notify_one();
         }
     }
@@ -55,17 +57,13 @@ impl Catalog {
         series.publish_after.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Takes the series whose snapshots are due.
+    /// Takes some of the series whose snapshots are due. Where there may be more of them,
+    /// [`to_publish`](Self::to_publish) completes at once.
     pub(crate) fn take_to_publish(&self) -> Vec<(Query, Arc<Series>)> {
-        let now = self.clock.now();
-        let is_due = |series: &Series| {
-            Moment::from_millis(series.publish_after.load(Ordering::Relaxed)) <= now
-        };
-        let mut to_publish = self.to_publish.lock();
-        let due = to_publish
-            .extract_if(.., |(_, series)| series.upgrade().is_none_or(|series| is_due(&series)));
-        let taken: Vec<_> = due.collect();
-        drop(to_publish);
+        let taken = self.to_publish.lock().take(self.clock.now(), TOGETHER);
+        if taken.len() == TOGETHER {
+            self.publish.notify_one();
+        }
         let there = taken.into_iter().filter_map(|(query, series)| {
             let series = series.upgrade()?;
             // Changes from here on are published again.

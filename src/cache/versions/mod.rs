@@ -10,6 +10,7 @@ pub(crate) mod look_up_record;
 pub(crate) mod object_index;
 pub(crate) mod pace;
 mod publication;
+mod publish_queue;
 pub(crate) mod publisher;
 pub(crate) mod query_times;
 mod series;

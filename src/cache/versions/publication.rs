@@ -158,6 +158,11 @@ impl Publication {
         self.snapshot.charged_bytes()
     }
 
+    /// Whether consumers find it.
+    pub(crate) fn is_named(&self) -> bool {
+        self.is_named
+    }
+
     /// Whether it is named and has the same spans as a draft.
     pub(crate) fn says(&self, spans: &[PublishedSpan]) -> bool {
         self.is_named && *self.spans == *spans

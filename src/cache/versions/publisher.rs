@@ -43,6 +43,9 @@ const MAX_ENTRIES: u64 = 16_384;
 const MAX_TIMEFRAME_ENTRIES: u64 = 4_096;
 /// Time in which requests are gathered before their snapshots are made.
 const GATHER_TIME: Duration = Duration::from_millis(1);
+/// Time after which the next snapshot is made after a pause, so that a path that is requested then
+/// waits for little more than this pause.
+const WORK_TIME: Duration = Duration::from_millis(5);
 /// Making snapshots takes at most one part in this many of all time.
 const WORK_SHARE: u32 = 5;
 /// Interval at which samples are taken from the pins pages.
@@ -352,9 +355,14 @@ impl Publisher {
             let began = std::time::Instant::now();
             let publisher = Arc::clone(&self);
             let published = tokio::task::spawn_blocking(move || {
-                for (query, series) in publisher.catalog.take_to_publish() {
+                let mut due = publisher.catalog.take_to_publish().into_iter();
+                for (query, series) in due.by_ref() {
                     publisher.publish(&query, &series);
+                    if began.elapsed() >= WORK_TIME {
+                        break;
+                    }
                 }
+                due.for_each(|(query, series)| publisher.catalog.add_to_publish(&query, &series));
             });
             if published.await.is_err() {
                 return;

@@ -30,7 +30,7 @@ const MAX_FOOTER_BYTES: u64 = 64 << 20;
 /// Number of batches that are read ahead of the rows in use. Fewer are read one by one.
 const AHEAD_BATCHES: usize = 8;
 
-type Reader = FileReader<BufReader<File>>;
+type BatchReader = FileReader<BufReader<File>>;
 
 /// The keys of the rows of a batch.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl RowKeys {
 
 /// An open index file.
 pub(super) struct IndexFile {
-    reader: Reader,
+    reader: BatchReader,
     /// In ascending order.
     paths: StringArray,
     /// First and last path of each batch, as indices into `paths`.
@@ -356,7 +356,7 @@ fn check_blocks(file: &mut File, length: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn read_batch(reader: &mut Reader, at: usize) -> io::Result<RecordBatch> {
+fn read_batch(reader: &mut BatchReader, at: usize) -> io::Result<RecordBatch> {
     guarded(|| {
         reader.set_index(at)?;
         reader.next().unwrap_or_else(|| Err(ArrowError::IpcError("a batch is missing".to_owned())))
@@ -379,7 +379,11 @@ impl PathRows {
 }
 
 /// Reads the rows of a path, with its number in the dictionary.
-fn path_rows(reader: &mut Reader, at: usize, (number, path): (i32, &str)) -> io::Result<PathRows> {
+fn path_rows(
+    reader: &mut BatchReader,
+    at: usize,
+    (number, path): (i32, &str),
+) -> io::Result<PathRows> {
     let batch = read_batch(reader, at)?;
     let keys = dictionary(&batch)?.keys().values();
     let first = keys.partition_point(|key| *key < number);
@@ -391,7 +395,7 @@ fn path_rows(reader: &mut Reader, at: usize, (number, path): (i32, &str)) -> io:
 /// Calls `each` for the rows of a path, while a thread reads those of the next batches. `None` if the
 /// thread cannot be started.
 fn read_ahead(
-    reader: &mut Reader,
+    reader: &mut BatchReader,
     batches: &[usize],
     path: (i32, &str),
     each: &mut dyn FnMut(RowRef<'_>),
@@ -400,7 +404,7 @@ fn read_ahead(
         let (sender, read) = sync_channel(AHEAD_BATCHES);
         let ahead = move || {
             for at in batches {
-                // Nobody receives after a fault.
+                // The receiver ends with the first fault.
                 if sender.send(path_rows(reader, *at, path)).is_err() {
                     return;
                 }
