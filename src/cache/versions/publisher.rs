@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::catalog::Catalog;
 use super::linked_timeline::LinkedTimeline;
 use super::look_up_record::LookUpRecord;
@@ -46,7 +48,7 @@ const GATHER_TIME: Duration = Duration::from_millis(1);
 /// Time after which the next snapshot is made after a pause, so that a path that is requested then
 /// waits for little more than this pause.
 const WORK_TIME: Duration = Duration::from_millis(5);
-/// Making snapshots takes at most one part in this many of all time.
+/// Making snapshots takes at most one part in this many of the time of a processor.
 const WORK_SHARE: u32 = 5;
 /// Interval at which samples are taken from the pins pages.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(200);
@@ -352,23 +354,27 @@ impl Publisher {
         loop {
             self.catalog.to_publish().await;
             tokio::time::sleep(GATHER_TIME).await;
-            let began = std::time::Instant::now();
             let publisher = Arc::clone(&self);
-            let published = tokio::task::spawn_blocking(move || {
-                let mut due = publisher.catalog.take_to_publish().into_iter();
-                for (query, series) in due.by_ref() {
-                    publisher.publish(&query, &series);
-                    if began.elapsed() >= WORK_TIME {
-                        break;
-                    }
-                }
-                due.for_each(|(query, series)| publisher.catalog.add_to_publish(&query, &series));
-            });
-            if published.await.is_err() {
-                return;
-            }
-            tokio::time::sleep(began.elapsed() * WORK_SHARE).await;
+            let published = tokio::task::spawn_blocking(move || publisher.publish_some());
+            let Ok(work_time) = published.await else { return };
+            tokio::time::sleep(work_time * WORK_SHARE).await;
         }
+    }
+
+    /// Makes some of the queued snapshots; returns the processor time that it took. Waiting for memory
+    /// is no work: the pause after it would be long.
+    fn publish_some(&self) -> Duration {
+        let began = thread_time();
+        let work_time = || thread_time().saturating_sub(began);
+        let mut due = self.catalog.take_to_publish().into_iter();
+        for (query, series) in due.by_ref() {
+            self.publish(&query, &series);
+            if work_time() >= WORK_TIME {
+                break;
+            }
+        }
+        due.for_each(|(query, series)| self.catalog.add_to_publish(&query, &series));
+        work_time()
     }
 
     /// Makes a snapshot of one timeline and publishes it.
@@ -490,6 +496,12 @@ impl Publisher {
 fn entries(memory_bytes: u64) -> EntryCounts {
     let entries = |most| (memory_bytes / MEMORY_PER_ENTRY).clamp(1, most) as u32;
     EntryCounts { paths: entries(MAX_ENTRIES), timeframes: entries(MAX_TIMEFRAME_ENTRIES) }
+}
+
+/// The processor time of this thread.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// The spans of a timeline whose objects are in memory.
