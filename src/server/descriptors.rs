@@ -7,7 +7,7 @@
 //!   ├ an eighth: files and connections of sources
 //!   └ the rest ─┬ an eighth: HTTP port (/healthz, /readyz, /metrics)
 //!               ├ an eighth: CCDB side, if enabled
-//!               ├ a quarter: attached consumers, two each (socket, pins page)
+//!               ├ a half: attached consumers, two each (socket, pins page)
 //!               └ Flight, the Unix socket and TCP each a half
 //! ```
 
@@ -74,7 +74,7 @@ impl Descriptors {
         let http_connections = most(rest / 8, http::MAX_CONNECTIONS);
         let ccdb_connections = most(rest / 8, ccdb::MAX_CONNECTIONS);
         let ccdb_share = if has_ccdb { ccdb_connections as u64 } else { 0 };
-        let attached = most(rest / 4 / PER_ATTACHED, limits.attached);
+        let attached = most(rest / 2 / PER_ATTACHED, limits.attached);
         let others = http_connections as u64 + ccdb_share + PER_ATTACHED * attached as u64;
         let connections = most(rest.saturating_sub(others) / 2, limits.connections);
         DescriptorShares {
