@@ -111,6 +111,8 @@ mod tests {
             assert!(limit < 100 || 39 + all + sessions + files <= limit, "{limit}: {all}");
             assert!(shares.limits.attached_per_peer as u64 <= attached);
         }
+        // The usual limit, on a node with dozens of processes.
+        assert!(share(1_024).limits.attached >= 200);
         assert_eq!(share(1 << 20).limits, limits);
         assert_eq!(share(u64::MAX).http_connections, http::MAX_CONNECTIONS);
         let few = Limits { connections: 3, connections_per_peer: 9, ..Limits::default() };

@@ -23,7 +23,8 @@ pub struct Limits {
     pub connections: usize,
     /// Maximum number of these from one address or one user. All of loopback is one address.
     pub connections_per_peer: usize,
-    /// Concurrently attached processes; at most half of the files that may be open.
+    /// Concurrently attached processes. Each takes two files, and together they use at most half of
+    /// the files that may still be open at the start.
     pub attached: usize,
     /// Maximum number of these of one user.
     pub attached_per_peer: usize,
