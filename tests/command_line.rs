@@ -10,7 +10,9 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use common::{Service, Version, http_get, iovcache, new_version, put, run, run_well, until};
+use common::{
+    Service, Version, http_get, iovcache, new_version, put, run, run_well, signal, until,
+};
 use iovcache::source::repository::{Durability, RepositoryWriter};
 use serde_json::Value;
 
@@ -589,8 +591,8 @@ fn the_demo_that_stays_shows_its_page_and_a_snippet_until_it_is_told_to_end() {
     let status = run_well(&["timeline", "Demo/Calib/Drift", "--server", &server]);
     assert!(status.contains('█'), "{status}");
     // Nothing stays when it ends.
-    let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let pid = child.id();
+    signal(pid, "TERM");
     assert!(child.wait().unwrap().success());
     let folder = std::env::temp_dir().join(format!("iovcache-demo-{pid}"));
     until("its folder is gone", || (!folder.exists()).then_some(()));

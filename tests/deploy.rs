@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{PATIENCE, Service, http_get, iovcache, run_well};
+use common::{PATIENCE, Service, http_get, iovcache, run_well, signal};
 use iovcache::server::Config;
 use serde_json::Value;
 
@@ -314,9 +314,7 @@ fn systemd_is_told_of_the_start_the_life_and_the_end() {
         until("WATCHDOG=1");
     }
     assert!(began.elapsed() < Duration::from_secs(10));
-    let pid = child.id().to_string();
-    let killed = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-    assert!(killed.success());
+    signal(child.id(), "TERM");
     until("STOPPING=1");
     assert!(child.wait().unwrap().success());
 }

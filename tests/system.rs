@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Service, Version, http_get, iovcache, put, until};
+use common::{PATIENCE, Service, Version, http_get, iovcache, put, signal, until};
 use iovcache::client::{Client, ClientOptions, TableRequest};
 use serde_json::Value;
 
@@ -77,8 +77,7 @@ async fn a_log_that_is_not_read_stops_neither_requests_nor_the_end_and_its_losse
     reads(&client, 1_500, b"other").await;
     assert_eq!(http_get(http, "/healthz").0, 200);
     drop(client);
-    let ended = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(ended.success());
+    signal(child.id(), "TERM");
     let status = until("the end", || child.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));
 }

@@ -10,7 +10,7 @@ use iovcache::server::Role;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use serde_json::Value;
 
-use crate::common::{Service, http_get, iovcache, run_well, until};
+use crate::common::{Service, http_get, iovcache, run_well, signal, until};
 use crate::files::{Files, client, until_told, why};
 
 const UNKNOWN: Option<(ErrorKind, u16)> = Some((ErrorKind::Unauthenticated, 6002));
@@ -238,11 +238,7 @@ fn a_signal_while_the_service_starts_or_stops_does_not_end_it() {
         .spawn()
         .unwrap();
     until("SIGHUP is handled", || handles_hangup(child.id()).then_some(()));
-    let pid = child.id().to_string();
-    let signal = |name: &str| {
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
-    };
-    signal("-HUP");
+    signal(child.id(), "HUP");
     fs::write(&pipe, "log = \"info\"\n[[source]]\nurl = \"memory:\"\n").unwrap();
     let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
@@ -254,8 +250,8 @@ fn a_signal_while_the_service_starts_or_stops_does_not_end_it() {
         let metrics = http_get(&http, "/metrics").1;
         metrics.contains("config_reloads_total{outcome=\"applied\"} 1\n").then_some(())
     });
-    for name in ["-HUP", "-TERM", "-HUP"] {
-        signal(name);
+    for name in ["HUP", "TERM", "HUP"] {
+        signal(child.id(), name);
     }
     let ended = until("its end", || child.try_wait().unwrap());
     assert_eq!(ended.code(), Some(0));

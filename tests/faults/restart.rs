@@ -18,7 +18,7 @@ use iovcache::table::View;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, iovcache, until};
+use crate::common::{PATIENCE, iovcache, signal, until};
 use crate::consumer::Consumer;
 use crate::data::{Chance, bytes_of, count_of, fill, path};
 
@@ -156,8 +156,7 @@ impl Managed {
 
     /// Stops with SIGTERM.
     fn stop(mut self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        signal(self.child.id(), "TERM");
         assert!(self.child.wait().unwrap().success());
     }
 }
