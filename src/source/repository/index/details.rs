@@ -1,5 +1,7 @@
 //! The columns of an index with the facts about uploads, and their search by version.
 
+use std::cmp::Ordering;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use arrow_array::builder::{Int64Builder, StringBuilder};
@@ -92,22 +94,38 @@ impl DetailColumns {
 /// Path (as its number), `from` and id of a row: the order of the rows of a file.
 pub(super) type RowKey = (i32, i64, [u8; 16]);
 
+/// Keys of the first and of the last row of a batch.
+pub(super) type KeyBounds = [RowKey; 2];
+
+/// Whether a row with this key would be in a batch with these bounds: before it, in it, or after it.
+pub(super) fn place_of(key: &RowKey, [first, last]: &KeyBounds) -> Ordering {
+    match (key < first, key > last) {
+        (true, _) => Ordering::Less,
+        (_, true) => Ordering::Greater,
+        _ => Ordering::Equal,
+    }
+}
+
 /// The facts of the rows of one batch.
 #[derive(Debug)]
 pub(super) struct KnownBatch {
-    pub(super) number: usize,
-    /// In ascending order.
-    pub(super) rows: Vec<(RowKey, u64, Option<Details>)>,
+    number: usize,
+    bounds: KeyBounds,
+    rows: Vec<FactsOfRow>,
 }
 
+/// A row's key and stamp, and the facts about the upload.
+pub(super) type FactsOfRow = (RowKey, u64, Option<Details>);
+
 impl KnownBatch {
-    /// Whether a row with this key would be in the batch: before it, in it, or after it.
-    pub(super) fn place_of(&self, key: &RowKey) -> std::cmp::Ordering {
-        match (self.rows.first(), self.rows.last()) {
-            (Some((first, ..)), _) if key < first => std::cmp::Ordering::Less,
-            (_, Some((last, ..))) if key > last => std::cmp::Ordering::Greater,
-            _ => std::cmp::Ordering::Equal,
-        }
+    /// Rows in ascending order; `None` if there are none.
+    pub(super) fn new(number: usize, rows: Vec<FactsOfRow>) -> Option<Self> {
+        let bounds = [rows.first()?.0, rows.last()?.0];
+        Some(Self { number, bounds, rows })
+    }
+
+    pub(super) fn bounds(&self) -> KeyBounds {
+        self.bounds
     }
 
     /// The facts of a version in the state that `stamp` describes.
@@ -115,5 +133,54 @@ impl KnownBatch {
         let place = self.rows.binary_search_by(|(other, ..)| other.cmp(key)).ok()?;
         let (_, known, details) = &self.rows[place];
         details.as_ref().filter(|_| *known == stamp && stamp != 0)
+    }
+}
+
+/// Number of batches of a file whose facts are kept: listings are in the order of the intervals'
+/// texts, in which times with different numbers of digits alternate.
+const KEPT_BATCHES: usize = 8;
+
+/// What is known of the batches of a file: the bounds of all that were read, and the facts of those
+/// that were used last.
+#[derive(Debug, Default)]
+pub(super) struct KnownBatches {
+    bounds: HashMap<usize, KeyBounds>,
+    /// The batch that was used last comes first.
+    kept: VecDeque<KnownBatch>,
+    #[cfg(test)]
+    pub(super) read_count: usize,
+}
+
+impl KnownBatches {
+    pub(super) fn bounds(&self, number: usize) -> Option<KeyBounds> {
+        self.bounds.get(&number).copied()
+    }
+
+    pub(super) fn set_bounds(&mut self, of: &KnownBatch) {
+        self.bounds.insert(of.number, of.bounds);
+        #[cfg(test)]
+        {
+            self.read_count += 1;
+        }
+    }
+
+    /// The kept batch in which a row with this key would be.
+    pub(super) fn with(&mut self, key: &RowKey) -> Option<&KnownBatch> {
+        let at = self.kept.iter().position(|batch| place_of(key, &batch.bounds).is_eq())?;
+        let batch = self.kept.remove(at)?;
+        self.kept.push_front(batch);
+        self.kept.front()
+    }
+
+    /// Number of the batch behind the last kept one that lies before this key: for versions in order,
+    /// the batch with the key.
+    pub(super) fn next_for(&self, key: &RowKey) -> Option<usize> {
+        let before = self.kept.iter().filter(|batch| place_of(key, &batch.bounds).is_gt());
+        before.map(|batch| batch.number + 1).max()
+    }
+
+    pub(super) fn keep(&mut self, batch: KnownBatch) {
+        self.kept.truncate(KEPT_BATCHES - 1);
+        self.kept.push_front(batch);
     }
 }

@@ -1,6 +1,7 @@
 //! Reads one file of an index.
 
 use std::any::Any;
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
@@ -16,7 +17,7 @@ use arrow_buffer::ScalarBuffer;
 use arrow_ipc::reader::FileReader;
 use arrow_schema::ArrowError;
 
-use super::details::{DetailColumns, KnownBatch, RowKey};
+use super::details::{DetailColumns, KnownBatch, KnownBatches, RowKey, place_of};
 use super::encode::{BATCHES_KEY, ROOT_KEY, VERSION_KEY, crc32c, fields};
 use super::file_name::{FORMER_VERSION, VERSION};
 use super::row::{IndexRow, RowCheck, RowRef};
@@ -69,7 +70,7 @@ pub(super) struct IndexFile {
     /// First and last path of each batch, as indices into `paths`.
     batches: Vec<[i32; 2]>,
     /// The facts about uploads that were read last.
-    known: Option<KnownBatch>,
+    known: KnownBatches,
 }
 
 impl std::fmt::Debug for IndexFile {
@@ -140,7 +141,7 @@ impl IndexFile {
         if !batches.iter().flatten().all(in_range) || !is_ascending(&paths) {
             return Err(wrong("its paths are not in order"));
         }
-        Ok(Self { reader, paths, batches, known: None })
+        Ok(Self { reader, paths, batches, known: KnownBatches::default() })
     }
 
     /// Calls `each` for the rows of one path.
@@ -179,32 +180,38 @@ impl IndexFile {
         id: ObjectId,
         stamp: u64,
     ) -> io::Result<Option<Details>> {
-        use std::cmp::Ordering::{Equal, Greater, Less};
         let Some(number) = self.number_of(path) else { return Ok(None) };
         let key: RowKey = (number, from, *id.as_bytes());
+        if let Some(batch) = self.known.with(&key) {
+            return Ok(batch.find(&key, stamp).cloned());
+        }
         // The batches with the path: [low, high).
         let mut low = self.batches.partition_point(|[_, last]| *last < number);
         let mut high = self.batches.partition_point(|[first, _]| *first <= number);
-        let mut next = self.known.as_ref().map(|known| match known.place_of(&key) {
-            Greater => known.number + 1,
-            Less | Equal => known.number,
-        });
+        let mut next = self.known.next_for(&key);
         while low < high {
             let at = next.take().filter(|at| (low..high).contains(at));
             let at = at.unwrap_or(usize::midpoint(low, high));
-            if self.known.as_ref().is_none_or(|known| known.number != at) {
-                self.known = Some(self.read_details(at)?);
-            }
-            let Some(known) = &self.known else { break };
-            match known.place_of(&key) {
-                Less => high = at,
-                Greater => low = at + 1,
-                Equal => return Ok(known.find(&key, stamp).cloned()),
+            let mut read = None;
+            let bounds = match self.known.bounds(at) {
+                Some(bounds) => bounds,
+                None => read.insert(self.read_details(at)?).bounds(),
+            };
+            match place_of(&key, &bounds) {
+                Ordering::Less => high = at,
+                Ordering::Greater => low = at + 1,
+                Ordering::Equal => {
+                    let batch = read.map_or_else(|| self.read_details(at), Ok)?;
+                    let found = batch.find(&key, stamp).cloned();
+                    self.known.keep(batch);
+                    return Ok(found);
+                }
             }
         }
         Ok(None)
     }
 
+    /// The facts of the rows of a batch, whose bounds are known from then on.
     fn read_details(&mut self, number: usize) -> io::Result<KnownBatch> {
         let batch = read_batch(&mut self.reader, number)?;
         let paths = dictionary(&batch)?.keys().values().clone();
@@ -213,15 +220,18 @@ impl IndexFile {
             return Err(wrong("a row has a path that is not in the dictionary"));
         }
         let names = &self.paths;
-        guarded(|| {
+        let rows = guarded(|| {
             check_rows(&batch, 0..batch.num_rows(), |at| names.value(paths[at] as usize))?;
             let mut rows = Vec::with_capacity(batch.num_rows());
             for_rows(&batch, 0..batch.num_rows(), &mut |row| {
                 let key = (paths[rows.len()], row.from, *row.id.as_bytes());
                 rows.push((key, row.stamp, row.details()));
             });
-            Ok(KnownBatch { number, rows })
-        })
+            Ok(rows)
+        })?;
+        let read = KnownBatch::new(number, rows).ok_or_else(|| wrong("a batch has no rows"))?;
+        self.known.set_bounds(&read);
+        Ok(read)
     }
 
     fn number_of(&self, path: &str) -> Option<i32> {
@@ -635,6 +645,37 @@ mod tests {
         }
         assert_eq!(index.details("A/P9", 1, rows()[1].id, 1).unwrap(), None);
         assert_eq!(index.details("A/P1", -1, rows()[1].id, 1).unwrap(), None);
+    }
+
+    #[test]
+    fn facts_in_the_order_of_a_listing_are_read_once_per_batch() {
+        const BATCHES: usize = 24;
+        let details = Some(Details { file_name: Some("a".to_owned()), ..Details::default() });
+        // Times with four to eight digits, which alternate in the order of their texts.
+        let from = |n: i64| 10_i64.pow(3 + (n % 5) as u32) * 9 - n / 5;
+        let mut many: Vec<IndexRow> = (0..(BATCHES * BATCH_ROWS) as i64)
+            .map(|n| IndexRow {
+                from: from(n),
+                stamp: 1,
+                details: details.clone(),
+                ..rows()[1].clone()
+            })
+            .collect();
+        let (bytes, _) = encode(many.clone(), INODE).unwrap();
+        let mut index = open(&bytes).unwrap();
+        many.sort_by_cached_key(|row| row.from.to_string());
+        for row in &many {
+            let found = index.details(&row.path, row.from, row.id, row.stamp).unwrap();
+            assert_eq!(found, row.details, "{row:?}");
+            // Between the rows of the file, as those of another file lie.
+            assert_eq!(
+                index.details(&row.path, row.from, ObjectId::from_bytes([0; 16]), 1).unwrap(),
+                None
+            );
+        }
+        // Twice: a batch whose bounds were needed first, and not its rows.
+        let reads = index.known.read_count;
+        assert!((BATCHES..=2 * BATCHES).contains(&reads), "{reads} reads of {BATCHES} batches");
     }
 
     /// Writes the golden file; run it once per layout: `cargo test --lib golden -- --ignored`.
