@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::error::ClientError;
 use super::local_join::LocalJoin;
-use super::service::{Attached, Client, GRACE, answer, of_flight};
+use super::service::{Attached, Call, Client, GRACE, answer, of_flight};
 use super::table::{Hold, Table};
 use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectId;
@@ -35,9 +35,20 @@ impl Client {
     /// # Errors
     /// [`ClientError`], mostly [`Service`](ClientError::Service) with the error of the service.
     pub async fn table(&self, request: TableRequest) -> Result<Table, ClientError> {
-        if let Some(table) = self.plane_table(&request).await {
-            return Ok(table);
+        match self.plane_table(&request).await {
+            Some(table) => Ok(table),
+            None => self.service_table(request).await,
         }
+    }
+
+    fn service_table(&self, request: TableRequest) -> Call<'_, Table> {
+        Box::pin(self.awaited_or_requested_table(request))
+    }
+
+    async fn awaited_or_requested_table(
+        &self,
+        request: TableRequest,
+    ) -> Result<Table, ClientError> {
         let (limit, began) = (self.patience_of(&request), Instant::now());
         if request.fields().timeframe.is_some() {
             if let Some(table) = self.awaited_timeframe(&request, limit).await {
@@ -246,28 +257,32 @@ impl Client {
         }
     }
 
-    pub(super) async fn get(
-        &self,
-        request: &TableRequest,
-    ) -> Result<(Arc<Schema>, Vec<RecordBatch>), ClientError> {
-        let mut stream = self.stream(request).await?;
-        let mut batches = Vec::new();
-        while let Some(batch) = stream.next().await {
-            batches.push(batch.map_err(|error| of_flight(&error))?);
-        }
-        let schema = stream.schema().cloned();
-        let schema = schema.ok_or_else(|| answer("no schema came"))?;
-        Ok((schema, batches))
+    pub(super) fn get<'a>(
+        &'a self,
+        request: &'a TableRequest,
+    ) -> Call<'a, (Arc<Schema>, Vec<RecordBatch>)> {
+        Box::pin(async {
+            let mut stream = self.stream(request).await?;
+            let mut batches = Vec::new();
+            while let Some(batch) = stream.next().await {
+                batches.push(batch.map_err(|error| of_flight(&error))?);
+            }
+            let schema = stream.schema().cloned();
+            let schema = schema.ok_or_else(|| answer("no schema came"))?;
+            Ok((schema, batches))
+        })
     }
 
-    pub(super) async fn stream(
-        &self,
-        request: &TableRequest,
-    ) -> Result<FlightRecordBatchStream, ClientError> {
-        let ticket = Ticket::new(request.to_json()?);
-        let stream = self.flight().do_get(ticket).await?.into_inner();
-        let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
-        Ok(FlightRecordBatchStream::new_from_flight_data(stream))
+    pub(super) fn stream<'a>(
+        &'a self,
+        request: &'a TableRequest,
+    ) -> Call<'a, FlightRecordBatchStream> {
+        Box::pin(async {
+            let ticket = Ticket::new(request.to_json()?);
+            let stream = self.flight().do_get(ticket).await?.into_inner();
+            let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
+            Ok(FlightRecordBatchStream::new_from_flight_data(stream))
+        })
     }
 
     /// The bytes of the object of `path` at `at` (milliseconds since the Unix epoch), sent in

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tonic::Streaming;
 
 use super::error::ClientError;
-use super::service::{Client, answer};
+use super::service::{Call, Client, answer};
 use crate::error::ErrorKind;
 use crate::object::ObjectId;
 use crate::table::{TableRequest, TimelinePage, TimelineRequest, TimelineSpan};
@@ -70,10 +70,12 @@ impl Client {
         self.until_answered(self.patience(), |_| self.list_paths(prefix)).await
     }
 
-    async fn list_paths(&self, prefix: &str) -> Result<PathStream, ClientError> {
-        let criteria = Criteria { expression: prefix.to_owned().into() };
-        let flights = self.flight().list_flights(criteria).await?.into_inner();
-        Ok(PathStream { flights })
+    fn list_paths<'a>(&'a self, prefix: &'a str) -> Call<'a, PathStream> {
+        Box::pin(async {
+            let criteria = Criteria { expression: prefix.to_owned().into() };
+            let flights = self.flight().list_flights(criteria).await?.into_inner();
+            Ok(PathStream { flights })
+        })
     }
 
     /// A page of the effective spans of a path. The service loads no object for it.

@@ -8,7 +8,7 @@ use futures::stream;
 use serde_json::json;
 
 use super::error::ClientError;
-use super::service::{Client, answer};
+use super::service::{Call, Client, answer};
 use crate::table::{ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register};
 
 impl Client {
@@ -81,11 +81,13 @@ impl Client {
         self.until_answered(self.patience(), |_| self.put(messages.clone())).await
     }
 
-    async fn put(&self, messages: Vec<FlightData>) -> Result<PutAnswer, ClientError> {
-        let put = self.flight().do_put(stream::iter(messages)).await?;
-        let result = put.into_inner().message().await?;
-        let result = result.ok_or_else(|| answer("no result came"))?;
-        serde_json::from_slice(&result.app_metadata).map_err(|error| answer(&error.to_string()))
+    fn put(&self, messages: Vec<FlightData>) -> Call<'_, PutAnswer> {
+        Box::pin(async {
+            let put = self.flight().do_put(stream::iter(messages)).await?;
+            let result = put.into_inner().message().await?;
+            let result = result.ok_or_else(|| answer("no result came"))?;
+            serde_json::from_slice(&result.app_metadata).map_err(|error| answer(&error.to_string()))
+        })
     }
 
     /// Reports that `consumer` has finished with a timeframe, by a call. A repeated report is no

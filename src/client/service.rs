@@ -7,6 +7,8 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use arrow_flight::Action;
 use arrow_flight::error::FlightError;
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc};
@@ -26,6 +28,10 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
 /// Extra time for an answer after the time limit.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
+
+/// A call in progress. It is boxed where the code of gRPC begins, so that a program which awaits it
+/// does not compile that code anew.
+pub(super) type Call<'a, T> = BoxFuture<'a, Result<T, ClientError>>;
 
 /// A connection to a service. Clones share it.
 #[derive(Debug, Clone)]
@@ -112,7 +118,11 @@ impl Client {
     }
 
     /// Connects a client that uses shared memory like this.
-    pub(super) async fn connect_as(
+    pub(super) fn connect_as(url: &str, options: ClientOptions, uses: PlaneUse) -> Call<'_, Self> {
+        Box::pin(Self::connect_within(url, options, uses))
+    }
+
+    async fn connect_within(
         url: &str,
         options: ClientOptions,
         uses: PlaneUse,
@@ -290,24 +300,25 @@ impl Client {
         name: &str,
         body: &serde_json::Value,
     ) -> Result<T, ClientError> {
-        self.settle_reports().await;
-        // These calls are not repeated: a second one cannot tell whether the first took effect. A
-        // lease ends with its service anyway.
-        match name {
-            "drop_timeframe" | "release" | "CancelFlightInfo" => self.act_once(name, body).await,
-            _ => self.until_answered(self.patience(), |_| self.act_once(name, body)).await,
-        }
+        let result = self.result_of(Action::new(name, body.to_string())).await?;
+        serde_json::from_slice(&result).map_err(|error| answer(&error.to_string()))
     }
 
-    async fn act_once<T: DeserializeOwned>(
-        &self,
-        name: &str,
-        body: &serde_json::Value,
-    ) -> Result<T, ClientError> {
-        let action = Action::new(name, body.to_string());
-        let mut results = self.flight().do_action(action).await?.into_inner();
-        let result = results.message().await?.ok_or_else(|| answer("no result came"))?;
-        serde_json::from_slice(&result.body).map_err(|error| answer(&error.to_string()))
+    fn result_of(&self, action: Action) -> Call<'_, Bytes> {
+        let once = |action| async {
+            let mut results = self.flight().do_action(action).await?.into_inner();
+            let result = results.message().await?.ok_or_else(|| answer("no result came"))?;
+            Ok(result.body)
+        };
+        Box::pin(async move {
+            self.settle_reports().await;
+            // These calls are not repeated: a second one cannot tell whether the first took effect. A
+            // lease ends with its service anyway.
+            match action.r#type.as_str() {
+                "drop_timeframe" | "release" | "CancelFlightInfo" => once(action).await,
+                _ => self.until_answered(self.patience(), |_| once(action.clone())).await,
+            }
+        })
     }
 }
 

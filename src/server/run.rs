@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use futures::future::BoxFuture;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -96,12 +97,33 @@ coded! { ServeError {
 ///
 /// # Errors
 /// [`ServeError`] if a server cannot start or ends by itself.
-pub async fn run(
+pub fn run<'a>(
     listeners: Listeners,
     cache: Cache,
     options: ServeOptions,
-    shutdown: impl Future<Output = ()>,
-    ready: impl FnOnce(),
+    shutdown: impl Future<Output = ()> + Send + 'a,
+    ready: impl FnOnce() + Send + 'a,
+) -> BoxFuture<'a, Result<(), ServeError>> {
+    run_boxed(listeners, cache, options, Box::pin(shutdown), Box::new(ready))
+}
+
+/// [`run`] without type parameters: it is compiled once here, and not in every program that calls it.
+fn run_boxed<'a>(
+    listeners: Listeners,
+    cache: Cache,
+    options: ServeOptions,
+    shutdown: BoxFuture<'a, ()>,
+    ready: Box<dyn FnOnce() + Send + 'a>,
+) -> BoxFuture<'a, Result<(), ServeError>> {
+    Box::pin(serve(listeners, cache, options, shutdown, ready))
+}
+
+async fn serve(
+    listeners: Listeners,
+    cache: Cache,
+    options: ServeOptions,
+    shutdown: BoxFuture<'_, ()>,
+    ready: Box<dyn FnOnce() + Send + '_>,
 ) -> Result<(), ServeError> {
     let Listeners { flight, http, ccdb, flight_unix, attach, folder, .. } = listeners;
     let (stop_accepting, end_sessions) = (CancellationToken::new(), CancellationToken::new());
@@ -167,7 +189,7 @@ fn serve_flight(
 /// Waits for `shutdown`, or for the end of one of the servers, which is an error of the transport.
 async fn until_stopped(
     servers: &mut JoinSet<Result<(), tonic::transport::Error>>,
-    shutdown: impl Future<Output = ()>,
+    shutdown: BoxFuture<'_, ()>,
 ) -> Result<(), ServeError> {
     tokio::select! {
         () = shutdown => Ok(()),
