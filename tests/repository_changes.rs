@@ -128,6 +128,33 @@ async fn a_root_that_is_moved_away_is_down_and_not_empty_and_its_successor_is_se
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_folder_of_versions_that_was_moved_away_is_seen() {
+    // Out of the path, out of sight within it, and to a time that is not its own.
+    for place in ["../aside", ".aside", "700"] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        put(root, 0, 1);
+        put(root, 100, 1);
+        // Nothing but an event makes this source look again.
+        let source = open(root, NEVER);
+        assert_eq!(listed(&source).await.len(), 2);
+        let path = root.join(PATH);
+        fs::rename(path.join("100"), path.join(place)).unwrap();
+        becomes(&source, &[0], "a folder that was moved").await;
+        let second = put(root, 100, 2);
+        becomes(&source, &[0, 100], "its successor").await;
+        put(root, 100, 3);
+        becomes(&source, &[0, 100, 100], "a further version").await;
+        let kept = path.join("100").join(second.id.to_string());
+        fs::remove_file(kept.with_extension("properties")).unwrap();
+        becomes(&source, &[0, 100], "a version that was removed").await;
+        assert!(
+            listed(&source).await.iter().any(|(from, _, created)| (*from, *created) == (100, 3))
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_path_that_is_swapped_with_another_folder_is_read_anew() {
     let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let root = folder.path();

@@ -244,8 +244,9 @@ pub(super) struct PathWatch {
 
 impl Drop for PathWatch {
     fn drop(&mut self) {
-        for descriptor in self.own.iter().chain(self.versions.values()) {
-            self.remove(*descriptor);
+        let versions = self.versions.iter().map(|(from, descriptor)| (Some(*from), *descriptor));
+        for (from, descriptor) in self.own.map(|own| (None, own)).into_iter().chain(versions) {
+            self.remove(from, descriptor);
         }
     }
 }
@@ -275,11 +276,17 @@ impl PathWatch {
         Ok(descriptor)
     }
 
-    /// Removes a watch, unless it now belongs to another `PathWatch`: a folder has only one watch.
-    fn remove(&self, descriptor: i32) {
-        let mut watched = self.shared.watched.lock();
+    /// Whether a watch is that of this folder. A folder has only one watch, which belongs to the place
+    /// where it was found last.
+    fn is_of(&self, watched: &WatchTable, descriptor: i32, from: Option<i64>) -> bool {
         let is_own = |path: &Weak<WatchedPath>| std::ptr::eq(path.as_ptr(), &*self.watched);
-        if watched.get(descriptor).is_some_and(|(path, _)| is_own(path)) {
+        watched.get(descriptor).is_some_and(|(path, of)| is_own(path) && of == from)
+    }
+
+    /// Removes the watch of a folder, unless it belongs to another one by now.
+    fn remove(&self, from: Option<i64>, descriptor: i32) {
+        let mut watched = self.shared.watched.lock();
+        if self.is_of(&watched, descriptor, from) {
             watched.remove(descriptor);
             let _ = inotify::remove_watch(&self.shared.inotify, descriptor);
         }
@@ -287,9 +294,9 @@ impl PathWatch {
 
     /// Watches the folder of a `from`. Call it before reading the folder.
     pub(super) fn watch_versions(&mut self, from: i64) {
-        // A watch ends with its folder. A new folder of this name needs a new watch.
-        let is_alive =
-            |descriptor: &i32| self.shared.watched.lock().versions.contains_key(descriptor);
+        // A watch ends with its folder, or when that is moved. A new folder of this name needs a new
+        // watch.
+        let is_alive = |known: &i32| self.is_of(&self.shared.watched.lock(), *known, Some(from));
         if self.versions.get(&from).is_some_and(is_alive) {
             return;
         }
@@ -303,7 +310,7 @@ impl PathWatch {
     /// Removes the watch of the folder of a `from` that no longer exists.
     pub(super) fn forget(&mut self, from: i64) {
         if let Some(descriptor) = self.versions.remove(&from) {
-            self.remove(descriptor);
+            self.remove(Some(from), descriptor);
         }
     }
 
@@ -403,7 +410,12 @@ impl WatchShared {
                 }
             }
         }
-        if events.contains(ReadFlags::IGNORED) {
+        // The watch of a folder moves with it. What its name stands for later needs one of its own.
+        let is_moved = from.is_some() && events.contains(ReadFlags::MOVE_SELF);
+        if is_moved {
+            let _ = inotify::remove_watch(&self.inotify, descriptor);
+        }
+        if is_moved || events.contains(ReadFlags::IGNORED) {
             watched.remove(descriptor);
         }
     }
