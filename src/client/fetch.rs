@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Int64Type, UInt64Type};
+use arrow_array::{Int64Array, RecordBatch};
 use arrow_flight::Ticket;
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::error::FlightError;
@@ -22,7 +22,7 @@ use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectId;
 use crate::shm::MetaHeader;
 use crate::shm::attach::{Attachment, process_generation};
-use crate::table::{CellKind, Encoding, TableRequest, View};
+use crate::table::{CellKind, Encoding, ServedDigest, TableRequest, VERSIONS, View};
 
 /// A wait for a timeframe in shared memory that does not count against the time limit of a request.
 const SHORT_WAIT: Duration = Duration::from_millis(100);
@@ -325,38 +325,50 @@ impl Client {
 }
 
 /// Whether an objects view describes the objects of `table`. Their blocks have the same
-/// generations, but where a slot pins the object and the service has loaded it again.
+/// generations, but where a slot pins the object and the service has loaded it again. Where cells
+/// have none, the table's digest tells.
 fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError> {
     let mut told: HashMap<String, Vec<(usize, u64, Option<ObjectId>)>> = HashMap::new();
+    let mut digest = ServedDigest::default();
     for batch in objects {
         let column = |name| batch.column_by_name(name);
         let text = |name| column(name).and_then(|texts| texts.as_string_opt::<i32>());
-        let starts = column("row_start").and_then(|one| one.as_primitive_opt::<Int64Type>());
+        let numbers = |name| column(name).and_then(|one| one.as_primitive_opt::<Int64Type>());
         let generations = column("generation").and_then(|one| one.as_primitive_opt::<UInt64Type>());
-        let (Some(names), Some(ids), Some(starts), Some(generations)) =
-            (text("column"), text("object_id"), starts, generations)
+        let rows = numbers("row_start").zip(numbers("row_end"));
+        let (Some(names), Some(ids), Some((starts, ends)), Some(generations)) =
+            (text("column"), text("object_id"), rows, generations)
         else {
             return Err(answer("no objects view came"));
         };
         for row in 0..batch.num_rows() {
-            let start = usize::try_from(starts.value(row)).unwrap_or(usize::MAX);
+            let at = |rows: &Int64Array| usize::try_from(rows.value(row)).unwrap_or(usize::MAX);
+            let (start, id) = (at(starts), ObjectId::parse(ids.value(row)));
             let runs = told.entry(names.value(row).to_owned()).or_default();
-            runs.push((start, generations.value(row), ObjectId::parse(ids.value(row))));
+            runs.push((start, generations.value(row), id));
+            id.into_iter().for_each(|id| digest.add(names.value(row), start..at(ends), id));
         }
+    }
+    if let Some(versions) = table.schema().metadata().get(VERSIONS) {
+        return Ok(*versions == digest.finish());
     }
     let is_told = |(start, header): &(usize, MetaHeader), told: &(usize, u64, Option<ObjectId>)| {
         let (told_start, generation, id) = *told;
         *start == told_start
             && (header.hint == generation || (id.is_some() && table.id_by_slot(header) == id))
     };
-    let mut columns = table.headers();
-    Ok(columns.all(|(name, seen)| match told.get(name) {
-        None => seen.is_empty(),
-        Some(told) => {
-            seen.len() == told.len()
-                && seen.iter().zip(told).all(|(seen, told)| is_told(seen, told))
+    let mut compared = 0;
+    let agree = table.headers().all(|(name, seen)| {
+        compared += 1;
+        match told.get(name) {
+            None => seen.is_empty(),
+            Some(told) => {
+                seen.len() == told.len()
+                    && seen.iter().zip(told).all(|(seen, told)| is_told(seen, told))
+            }
         }
-    }))
+    });
+    Ok(agree && compared == table.columns().len())
 }
 
 /// The request with its time limited to the time left; unchanged the first time.

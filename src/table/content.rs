@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::cell_rows::CellRows;
 use super::column::ColumnPath;
+use super::served_digest::ServedDigest;
 use crate::index::{KeyColumn, Timestamps};
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
@@ -116,4 +117,25 @@ pub enum TableBody {
     },
     /// The columns of the view intervals, as requested.
     Intervals(Arc<Vec<IntervalColumn>>),
+}
+
+impl Content {
+    /// Digest of which versions serve which rows. Spans name their versions themselves, and have no
+    /// part in it.
+    pub(crate) fn served_digest(&self) -> String {
+        let mut digest = ServedDigest::default();
+        let TableBody::Rows { columns, .. } = &self.body else { return digest.finish() };
+        for column in columns.iter() {
+            let mut start = 0;
+            for run in column.rows.runs_within(0..column.rows.len()).iter() {
+                let rows = start..run.end as usize;
+                start = rows.end;
+                if let Some(cell) = run.cell {
+                    let object = column.cells[cell as usize].object;
+                    digest.add(&column.name, rows, self.objects.id(object));
+                }
+            }
+        }
+        digest.finish()
+    }
 }

@@ -18,6 +18,7 @@ const EXTENSION: &str = "iovcache.metaheader";
 /// Keys of the schema's metadata whose values differ from table to table.
 pub(super) const TIMEFRAME: &str = "iovcache.timeframe";
 pub(super) const LEASE: &str = "iovcache.lease";
+pub(crate) const VERSIONS: &str = "iovcache.versions";
 
 /// Metadata of a table's schema.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,8 +31,21 @@ pub struct TableMetadata {
     pub timeframe: Option<u64>,
     /// Id of the lease that keeps the objects.
     pub lease: Option<String>,
+    /// Digest of which versions serve which rows.
+    pub versions: Option<String>,
     /// Entries that the request asked for.
     pub requested: SchemaMetadata,
+}
+
+/// What differs in the schemas of tables with one layout.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct TableMarks<'a> {
+    /// Id of the timeframe.
+    pub(crate) timeframe: Option<u64>,
+    /// Id of the lease.
+    pub(crate) lease: Option<&'a str>,
+    /// Digest of which versions serve which rows.
+    pub(crate) versions: Option<&'a str>,
 }
 
 /// Layout of a table: rows, columns and their Arrow types.
@@ -67,6 +81,7 @@ impl TableMetadata {
             ("iovcache.attach", self.attach.clone()),
             (TIMEFRAME, self.timeframe.map(|timeframe| timeframe.to_string())),
             (LEASE, self.lease.clone()),
+            (VERSIONS, self.versions.clone()),
         ];
         let there = entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         let requested = self.requested.iter();
@@ -92,15 +107,10 @@ impl TableLayout {
     }
 
     /// Arrow schema of the table, made from that of a table with the same layout, `like`.
-    #[doc(hidden)]
-    pub fn schema_of(
-        &self,
-        like: &Schema,
-        timeframe: Option<u64>,
-        lease: Option<&str>,
-    ) -> SchemaRef {
-        let lease = lease.map(str::to_owned);
-        let meta = TableMetadata { timeframe, lease, ..self.meta.clone() };
+    pub(crate) fn schema_of(&self, like: &Schema, marks: TableMarks<'_>) -> SchemaRef {
+        let [lease, versions] = [marks.lease, marks.versions].map(|text| text.map(str::to_owned));
+        let meta =
+            TableMetadata { timeframe: marks.timeframe, lease, versions, ..self.meta.clone() };
         Arc::new(Schema::new_with_metadata(like.fields.clone(), meta.entries()))
     }
 

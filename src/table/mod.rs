@@ -44,6 +44,7 @@ mod request_options;
 mod row_window;
 mod schema_message;
 mod schema_metadata;
+mod served_digest;
 mod status;
 mod table_request;
 #[cfg(test)]
@@ -82,8 +83,8 @@ pub use intervals::run_end_batch;
 pub(crate) use ipc::BatchMessages;
 pub use ipc::{Message, MessageWriter};
 pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
-pub(crate) use layout::TableLayout;
 pub use layout::TableMetadata;
+pub(crate) use layout::{TableLayout, TableMarks, VERSIONS};
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
 pub use part::Part;
@@ -95,6 +96,7 @@ pub(crate) use request_message::{RequestMessage, Times};
 pub use request_options::{CellKind, Encoding, Missing, View};
 pub(crate) use schema_message::SchemaMessage;
 pub use schema_metadata::SchemaMetadata;
+pub(crate) use served_digest::ServedDigest;
 pub use status::{
     ConfigurationStatus, ConsumerState, MemoryStatus, ReloadRefusal, SessionStatus, SourceState,
     SourceStatus, Status, TimeframeState, TimeframeStatus,

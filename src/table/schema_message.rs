@@ -5,8 +5,8 @@
 //!                                                 └ value of each table, written into its place
 //! ```
 //!
-//! Encoding the schema of 50 columns takes longer than encoding the table itself, and only the
-//! lease and the timeframe differ from one table to the next.
+//! Encoding the schema of 50 columns takes longer than encoding the table itself, and only
+//! [`TableMarks`] differ from one table to the next.
 
 use std::ops::Range;
 
@@ -14,10 +14,10 @@ use arrow_ipc::root_as_message;
 use bytes::Bytes;
 
 use super::ipc::{Message, MessageWriter};
-use super::layout::{LEASE, TIMEFRAME, TableLayout, TableMetadata};
+use super::layout::{LEASE, TIMEFRAME, TableLayout, TableMarks, TableMetadata, VERSIONS};
 
-/// Length of the name of a lease.
-const LEASE_ROOM: usize = 32;
+/// Length of the name of a lease, and of a digest.
+const TEXT_ROOM: usize = 32;
 /// Maximum number of digits of a u64.
 const TIMEFRAME_ROOM: usize = 20;
 /// Bytes of the length that precedes a text in a flatbuffer.
@@ -29,31 +29,34 @@ pub(crate) struct SchemaMessage {
     bytes: Vec<u8>,
     lease: Option<Range<usize>>,
     timeframe: Option<Range<usize>>,
+    versions: Option<Range<usize>>,
 }
 
 impl SchemaMessage {
-    /// For tables with the layout `layout`: with a timeframe if `layout` has one, with a lease if it
-    /// has one. The values of both are ignored.
+    /// For tables with the layout `layout`: with a timeframe if `layout` has one, and so for lease and
+    /// digest. Their values are ignored.
     pub(crate) fn new(layout: &TableLayout) -> Self {
         let meta = TableMetadata {
-            lease: layout.meta.lease.as_ref().map(|_| "-".repeat(LEASE_ROOM)),
+            lease: layout.meta.lease.as_ref().map(|_| "-".repeat(TEXT_ROOM)),
+            versions: layout.meta.versions.as_ref().map(|_| "-".repeat(TEXT_ROOM)),
             timeframe: layout.meta.timeframe.map(|_| u64::MAX),
             ..layout.meta.clone()
         };
         let layout = TableLayout { meta, ..layout.clone() };
         let (_, message) = MessageWriter::begin(&layout.schema());
         let bytes = message.header.to_vec();
-        let (lease, timeframe) = (place(&bytes, LEASE), place(&bytes, TIMEFRAME));
-        Self { bytes, lease, timeframe }
+        let [lease, timeframe, versions] =
+            [LEASE, TIMEFRAME, VERSIONS].map(|key| place(&bytes, key));
+        Self { bytes, lease, timeframe, versions }
     }
 
-    /// Schema message of a table with this timeframe and lease; `None` if they do not fit into
-    /// their places.
-    pub(crate) fn message(&self, timeframe: Option<u64>, lease: Option<&str>) -> Option<Message> {
+    /// Schema message of a table with these marks; `None` if they do not fit into their places.
+    pub(crate) fn message(&self, marks: TableMarks<'_>) -> Option<Message> {
         let mut bytes = self.bytes.clone();
-        let digits = timeframe.map(|timeframe| timeframe.to_string());
+        let digits = marks.timeframe.map(|timeframe| timeframe.to_string());
         write(&mut bytes, self.timeframe.as_ref(), digits.as_deref(), TIMEFRAME_ROOM)?;
-        write(&mut bytes, self.lease.as_ref(), lease, LEASE_ROOM)?;
+        write(&mut bytes, self.lease.as_ref(), marks.lease, TEXT_ROOM)?;
+        write(&mut bytes, self.versions.as_ref(), marks.versions, TEXT_ROOM)?;
         Some(Message::new(bytes.into(), Bytes::new()))
     }
 
@@ -101,7 +104,7 @@ mod tests {
     use crate::object::ObjectPath;
     use crate::table::{CellKind, ColumnPath, Encoding, View};
 
-    fn layout(timeframe: Option<u64>, lease: Option<&str>) -> TableLayout {
+    fn layout(TableMarks { timeframe, lease, versions }: TableMarks<'_>) -> TableLayout {
         let path = ColumnPath::One(ObjectPath::new("TPC/Calib/VDriftTgl").unwrap());
         TableLayout {
             view: View::Rows,
@@ -118,6 +121,7 @@ mod tests {
                 attach: Some("/run/attach.sock".to_owned()),
                 timeframe,
                 lease: lease.map(str::to_owned),
+                versions: versions.map(str::to_owned),
                 requested: serde_json::from_str(r#"{"a": "b", "z": ""}"#).unwrap(),
             },
         }
@@ -125,20 +129,26 @@ mod tests {
 
     #[test]
     fn values_written_into_a_message_read_as_if_it_had_been_encoded() {
-        let leases = [None, Some("0123456789abcdef0123456789abcdef"), Some("short"), Some("")];
+        let texts = [None, Some("0123456789abcdef0123456789abcdef"), Some("short"), Some("")];
         for timeframe in [None, Some(0), Some(42), Some(u64::MAX)] {
-            for lease in leases {
-                let layout = layout(timeframe, lease);
+            for (lease, versions) in texts.iter().flat_map(|one| texts.map(|other| (*one, other))) {
+                let marks = TableMarks { timeframe, lease, versions };
+                let layout = layout(marks);
                 let made = SchemaMessage::new(&layout);
-                let message = made.message(timeframe, lease).unwrap();
+                let message = made.message(marks).unwrap();
                 let read = root_as_message(&message.header).unwrap();
                 let schema = try_fb_to_schema(read.header_as_schema().unwrap()).unwrap();
                 assert_eq!(schema, *layout.schema());
                 // The next message has only its own values.
-                let next = made.message(timeframe.map(|_| 7), lease.map(|_| "next")).unwrap();
+                let marks = TableMarks {
+                    timeframe: timeframe.map(|_| 7),
+                    lease: lease.map(|_| "next"),
+                    versions: versions.map(|_| "digest"),
+                };
+                let next = made.message(marks).unwrap();
                 let next = root_as_message(&next.header).unwrap();
                 let next = try_fb_to_schema(next.header_as_schema().unwrap()).unwrap();
-                let expected = self::layout(timeframe.map(|_| 7), lease.map(|_| "next"));
+                let expected = self::layout(marks);
                 assert_eq!(next, *expected.schema());
             }
         }
@@ -146,10 +156,13 @@ mod tests {
 
     #[test]
     fn values_too_long_for_the_message_give_none() {
-        let made = SchemaMessage::new(&layout(None, Some("lease")));
-        assert_eq!(made.message(Some(1), Some("lease")), None);
-        assert_eq!(made.message(None, None), None);
-        assert_eq!(made.message(None, Some(&"x".repeat(LEASE_ROOM + 1))), None);
-        assert!(made.message(None, Some(&"x".repeat(LEASE_ROOM))).is_some());
+        let long = "x".repeat(TEXT_ROOM + 1);
+        let marks = TableMarks { lease: Some("lease"), ..TableMarks::default() };
+        let made = SchemaMessage::new(&layout(marks));
+        assert_eq!(made.message(TableMarks { timeframe: Some(1), ..marks }), None);
+        assert_eq!(made.message(TableMarks { versions: Some("digest"), ..marks }), None);
+        assert_eq!(made.message(TableMarks::default()), None);
+        assert_eq!(made.message(TableMarks { lease: Some(&long), ..marks }), None);
+        assert!(made.message(TableMarks { lease: Some(&long[1..]), ..marks }).is_some());
     }
 }

@@ -113,6 +113,7 @@ fn layout(
             attach: Some("/run/iovcache/attach.sock".to_owned()),
             timeframe: Some(42),
             lease: Some("lease".to_owned()),
+            versions: None,
             requested: SchemaMetadata::default(),
         },
     }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use iovcache::client::{Table, TableRequest};
+use iovcache::client::{Client, ClientError, ClientOptions, Table, TableRequest};
 use iovcache::index::Timestamps;
+use iovcache::table::{CellKind, Encoding};
 
 use crate::common::{PATIENCE, Random, Service, Version, http_get, put, until};
 use crate::setup::{Consumer, REFRESH, service, version};
@@ -195,8 +196,8 @@ fn a_request_with_more_than_paths_and_times_is_answered_by_the_service() {
         plain().not_after(3),
         plain().not_before(0),
         plain().lock(Vec::new()).missing_as_null(),
-        plain().encoding(iovcache::table::Encoding::Plain),
-        plain().cell(iovcache::table::CellKind::Payload),
+        plain().encoding(Encoding::Plain),
+        plain().cell(CellKind::Payload),
         plain().timestamps_column(),
         plain().view(iovcache::table::View::Distinct),
         TableRequest::new().column("b", "A/B").range(0, 10, 1),
@@ -229,9 +230,44 @@ fn the_objects_view_describes_a_table_from_shared_memory_or_says_that_it_has_cha
     version(repository.path(), "A/B", (0, 10), 3);
     until("the newer version", || objects().is_err().then_some(()));
     let error = objects().unwrap_err();
-    assert!(matches!(error, iovcache::client::ClientError::Changed), "{error}");
+    assert!(matches!(error, ClientError::Changed), "{error}");
     // Its own bytes stay.
     assert_eq!(held.column("b").unwrap().get(0).unwrap(), Some(&b"A/B 0 10 1"[..]));
+}
+
+#[test]
+fn the_objects_view_of_cells_without_a_generation_describes_their_versions_or_says_so() {
+    let (service, repository) = service(&[("A/B", (0, 10), 1), ("A/B", (10, 20), 2)], &[]);
+    let consumer = Consumer::with_local_tables(&service.unix(), "one");
+    let remote = ClientOptions { remote: true, ..ClientOptions::default() };
+    let remote = consumer.runtime.block_on(Client::connect_with(&service.unix(), remote)).unwrap();
+    let plain = TableRequest::new().column("b", "A/B").timestamps([5, 6, 15]);
+    let requests = [
+        (&remote, plain.clone()),
+        (&remote, plain.clone().encoding(Encoding::Plain)),
+        (&remote, plain.clone().encoding(Encoding::Dictionary)),
+        (&consumer.client, plain.clone().cell(CellKind::Payload)),
+        (&consumer.client, plain.clone().cell(CellKind::O2)),
+        (&consumer.client, plain.clone().cell(CellKind::Struct)),
+    ];
+    let tables = requests.map(|(client, request)| {
+        let table = consumer.runtime.block_on(client.table(request)).unwrap();
+        (client, table)
+    });
+    let objects =
+        |(client, table): &(&Client, Table)| consumer.runtime.block_on(client.objects(table));
+    for table in &tables {
+        let (_, batches) = objects(table).unwrap();
+        assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 2);
+    }
+    version(repository.path(), "A/B", (0, 10), 3);
+    until("the newer version", || objects(&tables[0]).is_err().then_some(()));
+    for table in &tables {
+        let error = objects(table).unwrap_err();
+        assert!(matches!(error, ClientError::Changed), "{error}");
+        let column = table.1.column("b").unwrap();
+        assert_eq!(column.get(1).unwrap(), Some(&b"A/B 0 10 1"[..]));
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The answer to a request: the schema and rows of its table, and the pins of its objects.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
@@ -16,7 +16,9 @@ use crate::cache::tables::plan::Assembled;
 use crate::cache::versions::linked_timeline::VersionSet;
 use crate::object::{ObjectId, ObjectInfo};
 use crate::source::in_place;
-use crate::table::{BatchMessages, Batches, Content, EncodeError, Message, MessageWriter, Objects};
+use crate::table::{
+    BatchMessages, Batches, Content, EncodeError, Message, MessageWriter, Objects, TableMarks,
+};
 
 /// From this number of rows on, a pass over them does not block other tasks of the thread.
 const MANY_ROWS: u64 = 1 << 16;
@@ -33,7 +35,9 @@ pub struct Answer {
     pub(super) lease: LeaseId,
     /// Stops the messages when the lease ends.
     pub(super) gate: Arc<Gate>,
-    /// The table is one of many of a stream: its schema names neither its lease nor its timeframe.
+    /// Digest of which versions serve which rows, once it was needed.
+    pub(super) versions: OnceLock<String>,
+    /// The table is one of many of a stream: its schema has no [`TableMarks`].
     pub(super) of_stream: bool,
     pub(super) rows: u64,
     pub(super) pins: Arc<InUseGuard>,
@@ -51,25 +55,32 @@ impl Answer {
 
     /// The table's schema: a field per column with the metadata `url` (its object path), in the
     /// encoding and with the cells that the request names. Its own metadata are `iovcache.version`,
-    /// `iovcache.epoch`, and, where they apply, `iovcache.attach`, `iovcache.timeframe` and
-    /// `iovcache.lease`.
+    /// `iovcache.epoch`, and, where they apply, `iovcache.attach`, `iovcache.timeframe`,
+    /// `iovcache.lease` and, with cells that do not name their versions, `iovcache.versions`.
     pub fn schema(&self) -> SchemaRef {
-        let (timeframe, lease) = self.named();
-        self.table_schema.layout.schema_of(&self.table_schema.schema, timeframe, lease)
+        self.table_schema.layout.schema_of(&self.table_schema.schema, self.marks())
     }
 
-    /// The timeframe and lease that the schema names.
-    fn named(&self) -> (Option<u64>, Option<&str>) {
-        match self.of_stream {
-            true => (None, None),
-            false => (self.timeframe, Some(self.lease.as_str())),
+    /// What the schema says of this table.
+    fn marks(&self) -> TableMarks<'_> {
+        if self.of_stream {
+            return TableMarks::default();
+        }
+        let digest = || match self.rows >= MANY_ROWS {
+            true => in_place(|| self.content.served_digest()),
+            false => self.content.served_digest(),
+        };
+        let is_named = self.table_schema.layout.meta.versions.is_some();
+        TableMarks {
+            timeframe: self.timeframe,
+            lease: Some(self.lease.as_str()),
+            versions: is_named.then(|| &self.versions.get_or_init(digest)[..]),
         }
     }
 
     /// The first message: the schema.
     pub fn schema_message(&self) -> Message {
-        let (timeframe, lease) = self.named();
-        let made = self.table_schema.schema_message.message(timeframe, lease);
+        let made = self.table_schema.schema_message.message(self.marks());
         made.unwrap_or_else(|| MessageWriter::begin(&self.schema()).1)
     }
 

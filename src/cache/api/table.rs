@@ -1,6 +1,6 @@
 //! Answers a request: decides the versions of its rows, pins their objects, and opens the lease.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -33,8 +33,8 @@ use crate::interval::ValidityInterval;
 use crate::object::Query;
 use crate::shm::Pool;
 use crate::table::{
-    ColumnRequest, Columns, Content, Request, RequestError, TableBody, TableRows, View, When,
-    key_names,
+    ColumnRequest, Columns, Content, Request, RequestError, TableBody, TableMarks, TableRows, View,
+    When, key_names,
 };
 
 /// The rows of a requested table.
@@ -207,10 +207,8 @@ impl Cache {
         let key = key.with_null_keys(subject.null_keys());
         let table_schema = self.table_schema(key, &self.column_set(&subject, columns));
         let rows = rows.filter(|_| request.view == View::Rows);
-        Ok(Described {
-            schema: table_schema.layout.schema_of(&table_schema.schema, timeframe, None),
-            rows,
-        })
+        let marks = TableMarks { timeframe, ..TableMarks::default() };
+        Ok(Described { schema: table_schema.layout.schema_of(&table_schema.schema, marks), rows })
     }
 
     /// Waits until every object of the table is in shared memory and pinned for the caller, at most
@@ -368,6 +366,7 @@ impl Cache {
             content,
             timeframe,
             lease,
+            versions: OnceLock::new(),
             gate,
             of_stream,
             rows,

@@ -33,7 +33,7 @@ use crate::shm::{
     TimeframeParts,
 };
 use crate::sync::{Mutex, MutexGuard};
-use crate::table::column_parts;
+use crate::table::{TableMarks, column_parts};
 
 /// One part in this many of the memory can hold tables of timeframes.
 const MEMORY_SHARE: u64 = 8;
@@ -117,7 +117,8 @@ impl TimeframePublisher {
         let encoded = assembled.encoded(schema, &content_of(plan, assembled)).ok()??;
         let [batch] = &encoded[..] else { return None };
         let columns = column_parts(&batch.batch, assembled.columns.len())?;
-        let schema_message = schema.schema_message.message(Some(timeframe), None)?;
+        let marks = TableMarks { timeframe: Some(timeframe), ..TableMarks::default() };
+        let schema_message = schema.schema_message.message(marks)?;
         let pins = assembled.pins.pins();
         let intervals = intervals_of(plan, pins, &columns, &batch.batch.body);
         let parts = TimeframeParts {

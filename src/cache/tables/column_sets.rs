@@ -24,7 +24,7 @@ use crate::source::{Policies, WhenMissing};
 use crate::sync::RwLock;
 use crate::table::{
     CellKind, ColumnRequest, Dictionaries, Encoding, Missing, Request, SchemaMessage,
-    SchemaMetadata, TableLayout, TableMetadata, View,
+    SchemaMetadata, TableLayout, TableMarks, TableMetadata, View,
 };
 
 /// Maximum number of interned sets of columns,
@@ -99,9 +99,9 @@ pub(crate) struct TableSchema {
     key: SchemaKey,
     /// Unique in the process.
     pub(crate) number: u64,
-    /// Its lease and timeframe are placeholders.
+    /// Its [`TableMarks`] are placeholders.
     pub(crate) layout: Arc<TableLayout>,
-    /// Its metadata lack the lease and the timeframe.
+    /// Its metadata lack the [`TableMarks`].
     pub(crate) schema: SchemaRef,
     pub(crate) schema_message: SchemaMessage,
     /// The dictionaries of the latest table.
@@ -154,6 +154,12 @@ impl SchemaKey {
     #[must_use]
     pub(crate) fn with_null_keys(self, null_keys: Vec<Arc<str>>) -> Self {
         Self { null_keys, ..self }
+    }
+
+    /// Whether the schema says which versions serve which rows, because the cells do not.
+    fn names_versions(&self) -> bool {
+        let by_cells = matches!(self.cell, CellKind::Binary | CellKind::Struct);
+        self.lease && self.view == View::Rows && !by_cells
     }
 
     /// The key for the tables of a stream, which share one schema. Cells can be null, since the
@@ -248,6 +254,7 @@ impl TableSchema {
             attach: instance.attach.map(|path| path.display().to_string()),
             timeframe: key.timeframe.then_some(0),
             lease: key.lease.then(String::new),
+            versions: key.names_versions().then(String::new),
             requested: key.requested.clone(),
         };
         let layout = TableLayout {
@@ -263,7 +270,7 @@ impl TableSchema {
             meta,
         };
         let schema_message = SchemaMessage::new(&layout);
-        let schema = layout.schema_of(&layout.schema(), None, None);
+        let schema = layout.schema_of(&layout.schema(), TableMarks::default());
         let (layout, dictionaries) = (Arc::new(layout), Arc::default());
         let number = NEXT_SCHEMA.fetch_add(1, Ordering::Relaxed);
         Self { key, number, layout, schema, schema_message, dictionaries }
