@@ -183,8 +183,9 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// The default implementations of [`refresh_of`](Self::refresh_of),
     /// [`subscribe`](Self::subscribe), [`forget`](Self::forget),
     /// [`known_details`](Self::known_details), [`details`](Self::details),
-    /// [`subfolders`](Self::subfolders), [`write_target`](Self::write_target) and
-    /// [`change`](Self::change) forward to it. Those of [`list`](Self::list),
+    /// [`subfolders`](Self::subfolders), [`write_target`](Self::write_target),
+    /// [`change`](Self::change), [`decides_by_creation`](Self::decides_by_creation) and
+    /// [`places`](Self::places) forward to it. Those of [`list`](Self::list),
     /// [`list_page`](Self::list_page), [`newest`](Self::newest) and [`describe`](Self::describe)
     /// use the wrapper's own look-ups.
     fn inner(&self) -> Option<&dyn Source> {
@@ -324,6 +325,29 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`], which includes errors of `body`.
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError>;
+
+    /// Whether of all versions of `path` that are valid at a time, the one created last is in effect.
+    /// `false`: they are of several sources, of which the first with a valid one decides.
+    fn decides_by_creation(&self, path: &ObjectPath) -> bool {
+        self.inner().is_none_or(|inner| inner.decides_by_creation(path))
+    }
+
+    /// For each of `versions` of `path`, the place of its source among those that serve the path: a
+    /// version with a smaller place is in effect before all with a greater one. The greatest `usize`
+    /// for a version that none of them has.
+    ///
+    /// # Errors
+    /// [`SourceError`] if one of the sources gives no usable answer.
+    async fn places(
+        &self,
+        path: &ObjectPath,
+        versions: &[Arc<ObjectInfo>],
+    ) -> Result<Vec<usize>, SourceError> {
+        match self.inner() {
+            Some(inner) => inner.places(path, versions).await,
+            None => Ok(vec![0; versions.len()]),
+        }
+    }
 
     /// Drops remembered answers for `path`, so that the next look-up asks the source again. Makes
     /// no request.

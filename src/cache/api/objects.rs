@@ -79,9 +79,9 @@ impl HeldObject {
 impl Cache {
     /// The version that is effective at `at`, if any.
     ///
-    /// The limits of the service apply beside those of `query`. If the path can be listed, a query
-    /// with metadata or limits of its own is answered from the listing, and its result is not
-    /// cached.
+    /// The limits of the service apply beside those of `query`. If the path can be listed and is of
+    /// one source, a query with metadata or limits of its own is answered from the listing, and its
+    /// result is not cached.
     ///
     /// # Errors
     /// If no older answer is known: [`CacheError::LookUp`] with the error of the source, and
@@ -96,7 +96,8 @@ impl Cache {
         let limits = self.0.columns.limits.narrowed_by(query.limits);
         let query = Query { limits, ..query.clone() };
         let deadline = Instant::now() + patience;
-        if !query.metadata.is_empty() || limits != self.0.columns.limits {
+        let by_creation = self.0.catalog.source().decides_by_creation(&query.path);
+        if by_creation && (!query.metadata.is_empty() || limits != self.0.columns.limits) {
             let listing = self.0.objects.listing(&query.path);
             let listing = by_deadline("the listing of a path", deadline, listing).await?;
             if listing.versions.whole {

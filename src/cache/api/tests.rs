@@ -15,9 +15,10 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::shm::PoolOptions;
 use crate::source::{
-    Body, Knowledge, MemorySource, PathSummary, Source, SourceError, SourceHealth,
+    Body, ChainSource, Knowledge, Link, MemorySource, PathSummary, Source, SourceError,
+    SourceHealth,
 };
-use crate::table::{Register, Request};
+use crate::table::{Register, Request, TableBody};
 
 const SIZE: usize = 100_000;
 
@@ -190,6 +191,68 @@ async fn a_lock_selects_versions_and_never_describes_one() {
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.message().contains("6ba7b810"), "{}", error.message());
         adds_up(&cache).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_sources_a_lock_and_a_limit_select_as_a_table_does() {
+    // (source, from, until, created); the id is the place in the list.
+    let versions = [(0, 10, 20, 1), (0, 15, 30, 3), (1, 0, 90, 9), (1, 25, 60, 8), (2, 0, 99, 5)];
+    for by_time in [false, true] {
+        let sources: [Arc<Tricky>; 3] = Default::default();
+        for (n, (source, from, until, created)) in versions.iter().enumerate() {
+            let info = ObjectInfo {
+                validity: ValidityInterval::new(at(*from), at(*until)).unwrap(),
+                created: at(*created),
+                ..version("A/B", n as u8)
+            };
+            sources[*source].memory.put(info, vec![n as u8; SIZE]);
+            sources[*source].by_time.store(by_time, Ordering::SeqCst);
+        }
+        let links = sources.iter().map(|source| Link {
+            source: Arc::clone(source) as Arc<dyn Source>,
+            prefixes: Vec::new(),
+        });
+        let chain = Arc::new(ChainSource::new(links.collect(), Vec::new()));
+        let cache = Cache::builder().source(chain).build().unwrap();
+        let served = async |fields: Value| {
+            let answer = ask(&cache, fields).await.unwrap();
+            let TableBody::Rows { columns, .. } = &answer.content.body else { panic!("no rows") };
+            let column = &columns[0];
+            let cells: Vec<ObjectId> = (0..column.rows.len())
+                .map(|row| {
+                    let run = column.rows.runs_within(row..row + 1)[0];
+                    answer.content.objects.id(column.cells[run.cell.unwrap() as usize].object)
+                })
+                .collect();
+            cells
+        };
+        let times = [0, 9, 10, 14, 15, 19, 20, 29, 30, 59, 60, 89, 90, 98];
+        let right = served(table(&times)).await;
+        let ids = [2, 2, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 4, 4].map(|n| version("A/B", n).id);
+        assert_eq!(right, ids);
+        let lock: Vec<Value> = versions
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, _, _, created))| *created != 8)
+            .map(|(n, (_, from, until, created))| {
+                let info = version("A/B", n as u8);
+                json!({
+                    "path": "A/B", "object_id": info.id, "valid_from": from, "valid_until": until,
+                    "created": created,
+                })
+            })
+            .collect();
+        let mut locked = table(&times);
+        locked["lock"] = json!(lock);
+        assert_eq!(served(locked).await, right, "by time: {by_time}");
+        // One version at a time, with a limit of the query's own.
+        let mut query = Query::all(ObjectPath::new("A/B").unwrap());
+        query.limits.not_after = Some(at(100));
+        for (time, id) in times.iter().zip(&right) {
+            let found = cache.version_at(&query, at(*time), Duration::from_secs(10)).await;
+            assert_eq!(found.unwrap().unwrap().version.id, *id, "{time}, by time: {by_time}");
+        }
     }
 }
 

@@ -6,8 +6,11 @@
 //!                                                         ▼
 //!                                                      timeline of the selected versions only
 //! ```
+//!
+//! Where several sources serve a path, the first one with a valid version decides, here as in every
+//! look-up.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::future::try_join_all;
@@ -24,7 +27,7 @@ use crate::clock::Moment;
 use crate::index::Timeline;
 use crate::interval::ValidityInterval;
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, VersionClaim};
-use crate::source::{in_place, select};
+use crate::source::{ClaimError, in_place, select};
 use crate::table::{LockEntry, RequestError};
 
 /// Number of paths listed in parallel.
@@ -74,8 +77,8 @@ pub(crate) struct LockTarget<'a> {
     pub(crate) key: Option<&'a str>,
 }
 
-/// Versions of one path, as described by the source.
-type LockedVersions = HashMap<ObjectId, Arc<ObjectInfo>>;
+/// Versions of one path, as described by the source, each with the place of its source.
+type LockedVersions = HashMap<ObjectId, (Arc<ObjectInfo>, usize)>;
 
 impl ObjectIndex {
     /// The timeline of each column with only the versions of `lock`, each for its own interval.
@@ -127,8 +130,7 @@ impl ObjectIndex {
                     charge.grow(ids.len() as u64 * VERSION_BYTES)?;
                     let told = told.get(target.path);
                     let versions = ids.iter().filter_map(|id| told?.get(id));
-                    let versions: Vec<Arc<ObjectInfo>> = versions.map(Arc::clone).collect();
-                    let timeline = Arc::new(timeline_of(&versions));
+                    let timeline = Arc::new(timeline_of(versions));
                     if is_shared {
                         shared.insert(target.path, Arc::clone(&timeline));
                     }
@@ -154,8 +156,45 @@ impl ObjectIndex {
         let Versions { versions, whole } = &listed.versions;
         let listed = whole.then_some(&versions[..]);
         let source = self.catalog().source();
-        Ok(select(&**source, path, claims, listed, limits).await?)
+        let selected = select(&**source, path, claims, listed, limits).await?;
+        let versions: Vec<Arc<ObjectInfo>> = selected.into_values().collect();
+        let places = match source.decides_by_creation(path) || !overlap(&versions) {
+            true => vec![0; versions.len()],
+            false => {
+                let places = source.places(path, &versions).await;
+                places.map_err(|error| ClaimError::Source { path: path.clone(), error })?
+            }
+        };
+        let placed = versions.into_iter().zip(places);
+        Ok(placed.map(|(version, place)| (version.id, (version, place))).collect())
     }
+}
+
+/// The parts of time in which any of the versions is valid, in ascending order, each with the
+/// versions that begin in it. The versions are in the order of their beginnings.
+fn covered(versions: &[Arc<ObjectInfo>]) -> Vec<(ValidityInterval, &[Arc<ObjectInfo>])> {
+    let mut parts = Vec::new();
+    let mut begin = 0;
+    while let Some(first) = versions.get(begin) {
+        let (mut span, mut end) = (first.validity, begin + 1);
+        while let Some(next) = versions.get(end).map(|next| next.validity)
+            && next.from() < span.until()
+        {
+            let until = span.until().max(next.until());
+            span = ValidityInterval::new(span.from(), until).unwrap_or(span);
+            end += 1;
+        }
+        parts.push((span, &versions[begin..end]));
+        begin = end;
+    }
+    parts
+}
+
+/// Whether two of the versions are valid at one time.
+fn overlap(versions: &[Arc<ObjectInfo>]) -> bool {
+    let mut sorted = versions.to_vec();
+    sorted.sort_unstable_by_key(|version| version.validity.from());
+    covered(&sorted).len() < versions.len()
 }
 
 /// The entries of the requested paths.
@@ -189,7 +228,67 @@ async fn by_path<'a>(
     Ok(by_path)
 }
 
-fn timeline_of(versions: &[Arc<ObjectInfo>]) -> LinkedTimeline {
-    let learn = || Timeline::unknown().learn(ValidityInterval::ALL, versions, Moment::default());
-    LinkedTimeline::new(if versions.len() < MANY_VERSIONS { learn() } else { in_place(learn) })
+/// The timeline of versions, each with the place of its source.
+fn timeline_of<'a>(versions: impl Iterator<Item = &'a (Arc<ObjectInfo>, usize)>) -> LinkedTimeline {
+    let mut by_place: BTreeMap<usize, Vec<Arc<ObjectInfo>>> = BTreeMap::new();
+    for (version, place) in versions {
+        by_place.entry(*place).or_default().push(Arc::clone(version));
+    }
+    let count: usize = by_place.values().map(Vec::len).sum();
+    let learn = || {
+        let learn = |timeline: Timeline, span, versions: &[_]| {
+            timeline.learn(span, versions, Moment::default())
+        };
+        let mut groups = by_place.into_values().rev();
+        let last = groups.next().unwrap_or_default();
+        let timeline = learn(Timeline::unknown(), ValidityInterval::ALL, &last);
+        // Each source hides the ones behind it wherever it has a valid version.
+        groups.fold(timeline, |timeline, mut versions| {
+            versions.sort_unstable_by_key(|version| version.validity.from());
+            let parts = covered(&versions).into_iter();
+            parts.fold(timeline, |timeline, (span, part)| learn(timeline, span, part))
+        })
+    };
+    LinkedTimeline::new(if count < MANY_VERSIONS { learn() } else { in_place(learn) })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::interval::Timestamp;
+
+    proptest! {
+        #[test]
+        fn the_first_source_with_a_valid_version_decides_and_of_its_versions_the_latest(
+            versions in proptest::collection::vec((0..3_usize, 0..40_i64, 1..20_i64, 0..9_i64), 0..20),
+        ) {
+            let millis = Timestamp::from_millis;
+            let path = ObjectPath::new("A/B").unwrap();
+            let versions: Vec<(Arc<ObjectInfo>, usize)> = versions
+                .into_iter()
+                .enumerate()
+                .map(|(n, (place, from, length, created))| {
+                    let info = ObjectInfo {
+                        path: path.clone(),
+                        id: ObjectId::from_bytes([n as u8; 16]),
+                        validity: ValidityInterval::new(millis(from), millis(from + length)).unwrap(),
+                        created: millis(created),
+                        size_bytes: None,
+                        md5: None,
+                        metadata: Default::default(),
+                    };
+                    (Arc::new(info), place)
+                })
+                .collect();
+            let timeline = timeline_of(versions.iter());
+            for at in -1..61 {
+                let valid = versions.iter().filter(|(v, _)| v.validity.contains(millis(at)));
+                let winner = valid.max_by_key(|(v, place)| (std::cmp::Reverse(*place), v.rank()));
+                let found = timeline.version_at(millis(at)).map(|version| version.id);
+                prop_assert_eq!(found, winner.map(|(version, _)| version.id), "{}", at);
+            }
+        }
+    }
 }

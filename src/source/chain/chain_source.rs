@@ -246,6 +246,26 @@ impl Source for ChainSource {
         })
     }
 
+    fn decides_by_creation(&self, path: &ObjectPath) -> bool {
+        match self.remaps.get(path) {
+            None => self.links.decide_by_creation(path),
+            Some(Remap { source: Some(source), to, .. }) => source.decides_by_creation(to),
+            Some(Remap { source: None, to, .. }) => self.links.decide_by_creation(to),
+        }
+    }
+
+    async fn places(
+        &self,
+        path: &ObjectPath,
+        versions: &[Arc<ObjectInfo>],
+    ) -> Result<Vec<usize>, SourceError> {
+        match self.remaps.get(path) {
+            None => self.links.places(path, versions).await,
+            Some(Remap { source: Some(source), to, .. }) => source.places(to, versions).await,
+            Some(Remap { source: None, to, .. }) => self.links.places(to, versions).await,
+        }
+    }
+
     async fn fetch(&self, version: &ObjectInfo, body: &mut dyn Body) -> Result<(), SourceError> {
         let remap = self.remaps.get(&version.path);
         let version = match remap {

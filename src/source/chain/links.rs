@@ -64,6 +64,43 @@ impl Links {
         found.map(|(_, source)| source)
     }
 
+    /// Whether one source alone decides which version of `path` is in effect.
+    pub(super) fn decide_by_creation(&self, path: &ObjectPath) -> bool {
+        self.serving(path).count() < 2
+    }
+
+    /// For each version, the place of the first source that has it.
+    pub(super) async fn places(
+        &self,
+        path: &ObjectPath,
+        versions: &[Arc<ObjectInfo>],
+    ) -> Result<Vec<usize>, SourceError> {
+        if self.decide_by_creation(path) {
+            return Ok(vec![0; versions.len()]);
+        }
+        let mut places = vec![usize::MAX; versions.len()];
+        for (place, source) in self.serving(path) {
+            let listed = source.list(&Query::all(path.clone())).await?;
+            let listed: Option<HashSet<ObjectId>> =
+                listed.map(|versions| versions.iter().map(|version| version.id).collect());
+            let unplaced = versions.iter().zip(&mut places).filter(|(_, of)| **of == usize::MAX);
+            for (version, of) in unplaced {
+                let ObjectInfo { id, validity, created, .. } = &**version;
+                let has_it = match &listed {
+                    Some(ids) => ids.contains(id),
+                    None => {
+                        let described = source.describe(path, validity.from(), *created, *id);
+                        described.await?.is_some()
+                    }
+                };
+                if has_it {
+                    *of = place;
+                }
+            }
+        }
+        Ok(places)
+    }
+
     /// The version in effect at `at`: of the first source that has a valid one.
     pub(super) async fn look_up(
         &self,
