@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use common::new_version;
 use iovcache::source::repository::verify;
 use iovcache::source::repository::{
-    Durability, NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter, index,
+    Bucket, Durability, NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter, index,
 };
-use iovcache::source::{Source, VecBody};
-use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp};
+use iovcache::source::{Destination, Selection, Source, VecBody, copy};
+use iovcache::{
+    Coded as _, CreationLimits, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval,
+};
 
 const PATH: &str = "TPC/Calib/VDrift";
 
@@ -161,6 +163,69 @@ fn a_given_id_is_found_wherever_its_interval_begins() {
         let moved = NewVersion { validity: new_version(PATH, 5, 10, 1).validity, ..first.clone() };
         let error = writer.put(&moved, &mut &b"bytes"[..]).unwrap_err().to_string();
         assert!(error.contains("another interval"), "{error}");
+    }
+}
+
+/// Paths with their numbers of versions, as the source lists them.
+async fn counted(source: &dyn Source) -> Vec<(String, u64)> {
+    let paths = source.paths("").await.unwrap();
+    paths.into_iter().map(|found| (found.path.to_string(), found.versions)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_negative_number_is_an_element_of_a_path_a_begin_or_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let writer = RepositoryWriter::new(root).unwrap();
+    let put = |path: &str, from: i64| {
+        writer.put(&new_version(path, from, from + 100, 1), &mut &b"bytes"[..]).unwrap();
+    };
+    [-5, -7, 3].iter().for_each(|from| put("A/One", *from));
+    // Both: -5 has a version of A/One, and is the last element of A/One/-5.
+    [-5, 10].iter().for_each(|from| put("A/One/-5", *from));
+    put("A/-9/Two", 20);
+    put("-1", -1);
+    // No number of a repository: they were written by hand, and hold no version.
+    for name in ["+5", "-007"] {
+        fs::create_dir_all(root.join("A/One").join(name)).unwrap();
+    }
+    let expected = [("-1", 1), ("A/-9/Two", 1), ("A/One", 3), ("A/One/-5", 2)];
+    let expected = expected.map(|(path, count)| (path.to_owned(), count)).to_vec();
+    let source = open(root, Duration::ZERO);
+    assert_eq!(counted(&source).await, expected);
+    let indexed = index(root, false, |_, _| {}).unwrap();
+    assert_eq!((indexed.paths, indexed.versions, &indexed.problems[..]), (4, 7, &[][..]));
+    assert!(index(root, true, |_, _| {}).unwrap().is_current());
+    std::thread::sleep(Duration::from_millis(100));
+    index(root, false, |_, _| {}).unwrap();
+    assert_eq!(counted(&open(root, NEVER)).await, expected, "with an index of settled folders");
+
+    let store: Arc<dyn object_store::ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let bucket = Bucket::of("memory".to_owned(), Arc::clone(&store), "repo".into());
+    let selection = Selection::Range {
+        prefixes: Vec::new(),
+        range: ValidityInterval::ALL,
+        limits: CreationLimits::default(),
+        step: None,
+    };
+    let destination = Destination::Bucket(bucket.clone());
+    let copied = copy(&source, &destination, &selection, 4, |_, _, _| {}).await.unwrap();
+    assert_eq!((copied.new, copied.failed.len()), (7, 0));
+    // Files beside folders of versions, in folders of other numbers.
+    for name in ["+5", "-007"] {
+        for file in ["x", "x.properties"] {
+            let place = object_store::path::Path::from(format!("repo/A/One/{name}/{file}"));
+            store.put_opts(&place, "".into(), Default::default()).await.unwrap();
+        }
+    }
+    let stored = RepositorySource::new(bucket, RepositoryOptions { refresh: Duration::ZERO });
+    assert_eq!(counted(&stored).await, expected);
+    for source in [&source, &stored] {
+        let query = Query::all(ObjectPath::new("A/One").unwrap());
+        let page = source.list_page(&query, None, usize::MAX).await.unwrap();
+        let froms: Vec<i64> =
+            page.versions.iter().map(|info| info.validity.from().as_millis()).collect();
+        assert_eq!((froms, page.problems.len()), (vec![-7, -5, 3], 0));
     }
 }
 
