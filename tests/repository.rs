@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use common::new_version;
 use iovcache::source::repository::verify;
 use iovcache::source::repository::{
-    Bucket, Durability, NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter, index,
+    Bucket, Durability, Imported, ManifestError, NewVersion, RepositoryOptions, RepositorySource,
+    RepositoryWriter, import, index,
 };
 use iovcache::source::{Destination, Selection, Source, VecBody, copy};
 use iovcache::{
@@ -528,4 +529,84 @@ fn import_and_copy_have_low_priority_unless_they_are_to_have_a_normal_one() {
             );
         }
     }
+}
+
+/// The header of a manifest with ids.
+const HEADER: &str = "path,valid_from_ms,valid_until_ms,created_ms,id,file,note\n";
+
+/// Imports a manifest with `lines`, which may name the file `object`, into the folder `repository`
+/// beside it.
+fn import_lines(folder: &Path, lines: &str) -> Result<Imported, ManifestError> {
+    let file = folder.join("lines.csv");
+    fs::write(&file, lines).unwrap();
+    fs::write(folder.join("object"), "bytes").unwrap();
+    let writer = RepositoryWriter::new(folder.join("repository")).unwrap();
+    let (done, outcome) = channel();
+    // In a thread: an import that waits for a FIFO would never end.
+    std::thread::spawn(move || done.send(import(&file, &writer, |_| {})));
+    outcome.recv_timeout(Duration::from_secs(30)).expect("the import waits")
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder.join("repository")).unwrap().next().is_none()
+}
+
+#[test]
+fn a_manifest_without_its_header_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (lines, reason) in [
+        ("", "without path, valid_from_ms, valid_until_ms, created_ms, file"),
+        ("garbage\n", "\"garbage\" is no column"),
+        ("TPC/A,1,2,3,object\n", "\"TPC/A\" is no column"),
+        ("path,valid_from_ms,valid_until_ms,file\n", "without created_ms"),
+        ("path,path,valid_from_ms,valid_until_ms,created_ms,file\n", "path stands in it twice"),
+        ("path,valid_from_ms,valid_until_ms,created_ms,file,md\n", "\"md\" is no column"),
+    ] {
+        let error = import_lines(folder.path(), lines).unwrap_err();
+        let text = error.message();
+        assert!(text.starts_with("[IOV-3031]") && text.contains(reason), "{lines:?}: {text}");
+        assert!(is_empty(folder.path()), "{lines:?}");
+    }
+    // A header alone is a manifest without versions.
+    assert_eq!(import_lines(folder.path(), HEADER).unwrap(), Imported::default());
+}
+
+#[test]
+fn ids_of_a_manifest_are_checked_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = "0e2f3a0c-3f0d-4b52-8f43-5d8b6c8a7a10";
+    let good: String = (0..1_100).map(|n| format!("A/B,{n},{},5,,object,\n", n + 1)).collect();
+    for (lines, reason) in [
+        (format!("A/B,1,2,3,{id},object,\nA/B,1,9,3,{id},object,\n"), "has the id 0e2f3a0c"),
+        (format!("A/B,1,2,3,{id},object,\nA/B,7,9,3,{id},object,\n"), "has the id 0e2f3a0c"),
+        (format!("A/B,1,2,3,{id},object,\nA/B,1,2,3,{id},lines.csv,\n"), "has the id 0e2f3a0c"),
+        ("A/B,1,2,3,,object,one\nA/B,1,2,3,,object,two\n".to_owned(), "in an earlier line"),
+    ] {
+        let error = import_lines(folder.path(), &[HEADER, &good, &lines].concat()).unwrap_err();
+        let text = error.message();
+        assert!(text.starts_with("[IOV-3032] line 1103, id: ") && text.contains(reason), "{text}");
+        assert!(is_empty(folder.path()), "{text}");
+    }
+    // Equal lines are one version, and paths have ids of their own.
+    let line = format!("A/B,1,2,3,{id},object,\n");
+    let other = format!("A/C,5,6,3,{id},object,\n");
+    let imported = import_lines(folder.path(), &[HEADER, &line, &line, &other].concat()).unwrap();
+    assert_eq!((imported.new, imported.unchanged), (2, 1));
+    // A stored version has the id.
+    for taken in [format!("A/B,1,9,3,{id},object,\n"), format!("A/B,8,9,3,{id},object,\n")] {
+        let lines = [HEADER, "D/E,1,2,3,,object,\n", &taken].concat();
+        let text = import_lines(folder.path(), &lines).unwrap_err().message();
+        assert!(text.starts_with("[IOV-3021] line 3: "), "{text}");
+        assert!(!folder.path().join("repository/D").exists(), "{text}");
+    }
+}
+
+#[test]
+fn a_manifest_that_names_a_fifo_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let lines = [HEADER, "A/B,1,2,3,,fifo,\n"].concat();
+    let text = import_lines(folder.path(), &lines).unwrap_err().message();
+    assert!(text.contains("line 2, file: ") && text.contains("no regular file"), "{text}");
 }

@@ -29,6 +29,7 @@ mod flat_headers;
 mod memory;
 mod open;
 mod policy;
+mod regular_file;
 pub mod repository;
 mod scan;
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use open::{SourceOptions, open};
 #[doc(hidden)]
 pub use open::{check_url, split_prefixes};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
+pub(crate) use regular_file::open_regular;
 pub(crate) use scan::NewestVersions;
 pub use scan::{Scan, ScanPiece, ScannedVersion, VersionStream};
 pub use verify::{Damage, RepairOutcome, VerifyReport};
