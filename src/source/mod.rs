@@ -57,7 +57,7 @@ pub use flat_headers::HeaderSource;
 pub use memory::MemorySource;
 pub use open::{SourceOptions, open};
 #[doc(hidden)]
-pub use open::{check_url, split_prefixes};
+pub use open::{check_unlimited, check_url, folder_of, split_prefixes};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
 pub(crate) use regular_file::open_regular;
 pub(crate) use scan::NewestVersions;

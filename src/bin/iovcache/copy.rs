@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::common::{Durable, out_line, progress, show_bytes};
 use crate::failure::Failure;
 use crate::priority::Priority;
-use crate::time;
+use crate::{hints, time};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -83,7 +83,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let copied = copy(&*source, &destination, &selection, arguments.parallel, tell).await;
     bar.finish_and_clear();
-    let copied = copied?;
+    let copied = match copied {
+        Err(CopyError::UnknownPath { prefix }) => {
+            let known = source.paths("").await.unwrap_or_default();
+            let known: Vec<&str> = known.iter().map(|found| found.path.as_str()).collect();
+            let hint = hints::nearest_paths(&prefix, &known);
+            let failure = Failure::from(CopyError::UnknownPath { prefix });
+            return Err(failure.with_more(hint.into_iter().collect()));
+        }
+        copied => copied?,
+    };
     if arguments.json {
         let failed = |(version, error): &(Arc<ObjectInfo>, CopyError)| json!({"path": version.path, "id": version.id, "error": error.message()});
         let json = json!({
