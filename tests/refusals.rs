@@ -78,6 +78,28 @@ fn a_folder_may_be_a_file_url_and_other_urls_are_refused() {
 }
 
 #[test]
+fn an_object_that_is_not_there_is_told_from_an_empty_one() {
+    let place = tempfile::tempdir().unwrap();
+    let repository = place.path().join("repository");
+    drift(&repository, 10, 20);
+    put(&repository, &Version { path: "A/Empty", from: 10, until: 20, created: 1, bytes: b"" });
+    let config = place.path().join("iovcache.toml");
+    fs::write(&config, "[[path]]\npath = \"\"\nmissing = \"optional\"\n").unwrap();
+    let service = Service::over(&repository, &["--config", text(&config)]);
+    let server = service.unix();
+    for more in [&[][..], &["--remote"]] {
+        let cat = |path: &'static str, at: &'static str| {
+            [&["cat", "--server", &server, path, "--at", at], more].concat()
+        };
+        assert_eq!(run_well(&cat("A/Empty", "15")), "");
+        let told = refused(3, &cat(DRIFT, "25"));
+        assert!(told.contains("its last interval is [") && told.contains("[IOV-"), "{told}");
+        let told = refused(3, &cat("TPC/Calib/VDrfit", "15"));
+        assert!(told.contains("did you mean TPC/Calib/VDrift?"), "{told}");
+    }
+}
+
+#[test]
 fn an_unknown_path_of_a_copy_is_told_with_the_nearest_ones() {
     let place = tempfile::tempdir().unwrap();
     drift(&place.path().join("from"), 10, 20);
