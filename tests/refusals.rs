@@ -128,3 +128,47 @@ fn a_file_named_by_an_upper_case_uuid_is_served() {
     let verified = run_well(&["verify", "--repository", text(repository.path())]);
     assert!(verified.starts_with("1 files are intact"), "{verified}");
 }
+
+#[test]
+fn faults_that_keep_a_service_from_starting_are_found_by_the_check_with_their_lines() {
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let file = place.path().join(name);
+        fs::write(&file, bytes).unwrap();
+        text(&file).to_owned()
+    };
+    let small = file("small", b"8 bytes.");
+    let fifo = place.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let config = place.path().join("iovcache.toml");
+    for (lines, key) in [
+        ("log = \"iovcache=zzz\"".to_owned(), "log"),
+        ("log = \"a=b=c\"".to_owned(), "log"),
+        ("socket = \"\"".to_owned(), "socket"),
+        ("disk = \"/proc/x\"".to_owned(), "disk"),
+        (format!("shm_folder = \"{small}\"\nbacking = \"shm\""), "shm_folder"),
+        ("region = \"7=/dev/null\"".to_owned(), "region"),
+        (format!("region = \"7={small}\""), "region"),
+        ("limits.calls = 0".to_owned(), "limits.calls"),
+    ] {
+        fs::write(&config, format!("\n{lines}\n")).unwrap();
+        let place = format!("{}:2: {key}: ", text(&config));
+        let check = run(&["config", "check", text(&config)]);
+        assert!(!check.status.success() && said(&check).contains(&place), "{}", said(&check));
+        let serve = ["serve", "--config", text(&config), "--source", "memory:"];
+        let served = ended(&[&serve[..], &["--listen", "127.0.0.1:0"]].concat());
+        assert!(!served.status.success() && said(&served).contains(&place), "{}", said(&served));
+    }
+    let default = format!("[[path]]\npath = \"A\"\ndefault = \"{}\"\n", text(&fifo));
+    fs::write(&config, default).unwrap();
+    let told = refused(2, &["config", "check", text(&config)]);
+    assert!(told.contains("path[0].default") && told.contains("no regular file"), "{told}");
+    // A folder of a running service: it may be the service of this configuration.
+    let service = Service::start(&["--source", "memory:"]);
+    let socket = service.attach().parent().unwrap().to_owned();
+    fs::write(&config, format!("listen = \"127.0.0.1:0\"\nsocket = \"{}\"\n", text(&socket)))
+        .unwrap();
+    let check = run(&["config", "check", text(&config)]);
+    let note = format!("note: socket: process {} has", service.pid());
+    assert!(check.status.success() && said(&check).contains(&note), "{}", said(&check));
+}
