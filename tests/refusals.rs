@@ -130,6 +130,32 @@ fn a_file_named_by_an_upper_case_uuid_is_served() {
 }
 
 #[test]
+fn the_nearest_interval_is_named_at_every_time_without_an_object() {
+    let repository = tempfile::tempdir().unwrap();
+    drift(repository.path(), 5_000, 9_000);
+    put(
+        repository.path(),
+        &Version { path: "One/Open", from: 5, until: i64::MAX, created: 1, bytes: b"x" },
+    );
+    let service = Service::over(repository.path(), &[]);
+    let server = service.unix();
+    let told = refused(3, &["cat", "--server", &server, DRIFT, "--at", "9223372036854775807"]);
+    assert!(told.contains("its last interval is [1970-01-01T00:00:05Z"), "{told}");
+    let timeline =
+        |more: &[&str]| refused(3, &[&["timeline", "--server", &server, DRIFT], more].concat());
+    for until in ["1000", "5000"] {
+        let told = timeline(&["--until", until]);
+        assert!(told.contains("its first interval is [1970-01-01T00:00:05Z"), "{told}");
+    }
+    let told = timeline(&["--not-after", "0"]);
+    assert!(told.contains("versions created after 1970-01-01T00:00:00Z are valid there"), "{told}");
+    // One finite border, at each side of the picture.
+    let chart =
+        |more: &[&str]| run_well(&[&["timeline", "--server", &server, "One/Open"], more].concat());
+    assert!(chart(&[]).contains('█') && chart(&["--from", "7"]).contains('█'));
+}
+
+#[test]
 fn faults_that_keep_a_service_from_starting_are_found_by_the_check_with_their_lines() {
     let place = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {
@@ -171,4 +197,45 @@ fn faults_that_keep_a_service_from_starting_are_found_by_the_check_with_their_li
     let check = run(&["config", "check", text(&config)]);
     let note = format!("note: socket: process {} has", service.pid());
     assert!(check.status.success() && said(&check).contains(&note), "{}", said(&check));
+}
+
+#[test]
+fn options_that_contradict_themselves_are_refused() {
+    let repository = tempfile::tempdir().unwrap();
+    drift(repository.path(), 10, 20);
+    let service = Service::over(repository.path(), &[]);
+    let column = format!("drift={DRIFT}");
+    let table = ["table", "--server", &service.unix(), "--column", &column];
+    let twice = ["--at", "15", "--key", "run=4000", "--key", "run=1000"];
+    let told = refused(2, &[&table[..], &twice].concat());
+    assert!(told.contains("\"run\" is given twice"), "{told}");
+    let folder = text(repository.path());
+    let put = ["put", "--repository", folder, "A/B", "/dev/null", "--from", "1", "--id", "nouuid"];
+    assert!(refused(2, &put).contains("\"nouuid\" is no UUID"));
+    let told = refused(3, &["bench", "--quick", "--output", "/nosuch/x.json"]);
+    assert!(told.contains("/nosuch/x.json: No such file"), "{told}");
+    // An empty variable is no misspelled one.
+    let output = iovcache().args(["config", "new"]).env("IOVCACHE_TOKEN", "").output().unwrap();
+    assert_eq!(said(&output), "");
+}
+
+#[test]
+fn an_arrow_file_without_a_batch_has_no_times() {
+    use arrow_schema::{DataType, Field, Schema};
+    let repository = tempfile::tempdir().unwrap();
+    drift(repository.path(), 10, 20);
+    let service = Service::over(repository.path(), &[]);
+    let column = format!("drift={DRIFT}");
+    let schema = Schema::new(vec![Field::new("timestamp", DataType::Int64, true)]);
+    let (stream, file) = (repository.path().join("stream"), repository.path().join("file"));
+    let out = |path: &Path| fs::File::create(path).unwrap();
+    arrow_ipc::writer::StreamWriter::try_new(out(&stream), &schema).unwrap().finish().unwrap();
+    arrow_ipc::writer::FileWriter::try_new(out(&file), &schema).unwrap().finish().unwrap();
+    let empty = repository.path().join("empty");
+    fs::write(&empty, "").unwrap();
+    for times in [&stream, &file, &empty] {
+        let table = ["table", "--server", &service.unix(), "--column", &column, "--json"];
+        let table = run_well(&[&table[..], &["--timestamps", text(times)]].concat());
+        assert_eq!(table.trim(), "[]", "{}", times.display());
+    }
 }
