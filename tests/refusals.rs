@@ -1,4 +1,4 @@
-//! What commands refuse, with what they say instead: folders, names, times, files, configurations.
+//! Refusals of commands, and their messages: folders, names, times, files, configurations.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -24,7 +24,7 @@ fn ended(arguments: &[&str]) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// What a command says that ends with `status`.
+/// The messages of a command that ends with `status`.
 fn refused(status: i32, arguments: &[&str]) -> String {
     let output = ended(arguments);
     assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", said(&output));

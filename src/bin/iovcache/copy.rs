@@ -8,7 +8,7 @@ use iovcache::error::Coded as _;
 use iovcache::escape::escape;
 use iovcache::interval::EmptyInterval;
 use iovcache::server::Config;
-use iovcache::source::{CopyError, Destination, Selection, SourceOptions, copy, open};
+use iovcache::source::{CopyError, Destination, Selection, Source, SourceOptions, copy, open};
 use iovcache::table::LockEntry;
 use iovcache::{CreationLimits, ObjectInfo, Timestamp, ValidityInterval};
 use serde_json::json;
@@ -84,13 +84,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let copied = copy(&*source, &destination, &selection, arguments.parallel, tell).await;
     bar.finish_and_clear();
     let copied = match copied {
-        Err(CopyError::UnknownPath { prefix }) => {
-            let known = source.paths("").await.unwrap_or_default();
-            let known: Vec<&str> = known.iter().map(|found| found.path.as_str()).collect();
-            let hint = hints::nearest_paths(&prefix, &known);
-            let failure = Failure::from(CopyError::UnknownPath { prefix });
-            return Err(failure.with_more(hint.into_iter().collect()));
-        }
+        Err(CopyError::UnknownPath { prefix }) => return Err(unknown_path(&*source, prefix).await),
         copied => copied?,
     };
     if arguments.json {
@@ -116,6 +110,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         None => Ok(()),
         Some((_, error)) => Err(Failure::of_many(failed, "versions were not copied", &error)),
     }
+}
+
+/// The failure that the source has no such path, with the nearest that it has.
+async fn unknown_path(source: &dyn Source, prefix: String) -> Failure {
+    let known = source.paths("").await.unwrap_or_default();
+    let known: Vec<&str> = known.iter().map(|found| found.path.as_str()).collect();
+    let nearest = hints::nearest_paths(&prefix, &known);
+    let failure = Failure::from(CopyError::UnknownPath { prefix });
+    failure.with_more(nearest.into_iter().collect())
 }
 
 fn selection(arguments: &Arguments) -> Result<Selection, Failure> {

@@ -199,31 +199,11 @@ pub fn import_manifest(
     writer: &RepositoryWriter,
     mut progress: impl FnMut(ImportProgress),
 ) -> Result<Imported, ManifestError> {
-    let folder = &manifest.folder;
-    let mut all = 0;
-    let mut first_from = None;
-    let mut ids = ManifestIds::default();
-    let mut done = ImportProgress { storing: false, versions: 0, all, bytes: 0 };
-    for_each_batch(manifest, |lines| {
-        all += lines.len() as u64;
-        let from = lines.first().map(|(_, line)| Timestamp::from_millis(line.valid_from_ms));
-        first_from = first_from.or(from);
-        let found = in_parallel(lines, |(number, line)| {
-            let info = described(number, line, folder, writer)?;
-            Ok((number, info))
-        })?;
-        for (number, info) in found {
-            ids.add(number, &info)?;
-            done.versions += 1;
-            done.bytes += info.size_bytes.unwrap_or(0);
-        }
-        progress(ImportProgress { all, ..done });
-        Ok(())
-    })?;
+    let (all, first_from) = check_all(manifest, writer, &mut progress)?;
     let mut imported = Imported { first_from, ..Imported::default() };
     for_each_batch(manifest, |lines| {
         let staged = in_parallel(lines, |(number, line)| {
-            let (checked, _) = check(number, line, folder)?;
+            let (checked, _) = check(number, line, &manifest.folder)?;
             let Checked { line, version, file, bytes, md5 } = &checked;
             let expected = md5.map(|md5| (*bytes, md5));
             let stage = writer.stage_file(version, expected, file);
@@ -246,6 +226,35 @@ pub fn import_manifest(
         Ok(())
     })?;
     Ok(imported)
+}
+
+/// Checks all lines, and writes nothing. Returns their number, and the begin of the validity in the
+/// first one.
+fn check_all(
+    manifest: &Manifest,
+    writer: &RepositoryWriter,
+    progress: &mut impl FnMut(ImportProgress),
+) -> Result<(u64, Option<Timestamp>), ManifestError> {
+    let (mut all, mut first_from) = (0, None);
+    let mut ids = ManifestIds::default();
+    let mut done = ImportProgress { storing: false, versions: 0, all, bytes: 0 };
+    for_each_batch(manifest, |lines| {
+        all += lines.len() as u64;
+        let from = lines.first().map(|(_, line)| Timestamp::from_millis(line.valid_from_ms));
+        first_from = first_from.or(from);
+        let found = in_parallel(lines, |(number, line)| {
+            let info = described(number, line, &manifest.folder, writer)?;
+            Ok((number, info))
+        })?;
+        for (number, info) in found {
+            ids.add(number, &info)?;
+            done.versions += 1;
+            done.bytes += info.size_bytes.unwrap_or(0);
+        }
+        progress(ImportProgress { all, ..done });
+        Ok(())
+    })?;
+    Ok((all, first_from))
 }
 
 /// Applies `work` to each of `items`, in several threads. Results are in order; the first error
