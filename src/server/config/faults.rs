@@ -202,7 +202,7 @@ fn check_limits(config: &Config, faults: &mut KeyFaults) {
         ("limits.name", Some(requests.name_bytes as u64)),
     ];
     for (key, count) in counts {
-        faults.add_if(count == Some(0), key, "0 would refuse every request, expected at least 1");
+        faults.add_if(count == Some(0), key, "0 allows nothing, expected at least 1");
     }
     let most = RequestLimits::MOST;
     let bounded = [
