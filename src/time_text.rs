@@ -17,6 +17,8 @@ pub const TIME_FORMS: &str = "milliseconds since 1970, ISO 8601 with a zone \
     (2024-11-06T12:00:00Z), a date (its midnight UTC), now, now-1h or now+30m";
 
 const MILLIS_PER_DAY: i64 = 86_400_000;
+/// Digits of a fraction that are read: enough for a millisecond of an hour, without overflow.
+const MAX_FRACTION_DIGITS: usize = 12;
 
 /// A text is not a time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -247,11 +249,13 @@ impl Reader<'_> {
         NaiveDate::from_ymd_opt(year, month, self.digits(2)?)
     }
 
-    /// The time of day in milliseconds. 24:00 is the end of the day, and a second may be 60.
+    /// The time of day in milliseconds. 24:00 is the end of the day, and a second may be 60. The last
+    /// part may have a fraction.
     fn time_of_day(&mut self) -> Option<i64> {
         let hour = self.digits(2)?;
         let is_extended = self.take(':');
         let mut parts = [0; 2];
+        let mut unit_millis = 3_600_000;
         for (index, part) in parts.iter_mut().enumerate() {
             if is_extended && index > 0 && !self.take(':') || !self.begins_with_digit() {
                 if is_extended && index == 0 {
@@ -260,9 +264,11 @@ impl Reader<'_> {
                 break;
             }
             *part = self.digits(2)?;
+            unit_millis /= 60;
         }
         let [minute, second] = parts;
-        let millis = if self.take('.') || self.take(',') { self.fraction_millis()? } else { 0 };
+        let has_fraction = self.take('.') || self.take(',');
+        let millis = if has_fraction { self.fraction_of(unit_millis)? } else { 0 };
         let is_end = hour == 24 && minute == 0 && second == 0 && millis == 0;
         if (hour > 23 && !is_end) || minute > 59 || second > 60 {
             return None;
@@ -271,12 +277,14 @@ impl Reader<'_> {
         Some(seconds * 1_000 + millis)
     }
 
-    /// The digits after a decimal sign, as milliseconds, rounded down.
-    fn fraction_millis(&mut self) -> Option<i64> {
+    /// The digits after a decimal sign, as that part of a unit, in milliseconds, rounded down.
+    fn fraction_of(&mut self, unit_millis: i64) -> Option<i64> {
         let (digits, rest) = self.rest.split_at(self.digits_ahead());
         self.rest = rest;
-        let millis: String = digits.chars().chain("00".chars()).take(3).collect();
-        if digits.is_empty() { None } else { millis.parse().ok() }
+        // Further digits are less than a millisecond.
+        let digits = &digits[..digits.len().min(MAX_FRACTION_DIGITS)];
+        let fraction: i64 = digits.parse().ok()?;
+        Some(fraction * unit_millis / 10_i64.pow(u32::try_from(digits.len()).ok()?))
     }
 
     /// The offset of a zone from UTC, in milliseconds.
@@ -346,6 +354,11 @@ mod tests {
         for (text, millis) in [
             ("2024-11-06T12:00:00.25Z", NOON + 250),
             ("2024-11-06T12:00:00,123456789Z", NOON + 123),
+            ("2024-11-06T12.5Z", NOON + 1_800_000),
+            ("2024-11-06T12,999999999999999999999999Z", NOON + 3_599_999),
+            ("2024-11-06T12:30.5Z", NOON + 1_830_000),
+            ("20241106T1230.00001Z", NOON + 1_800_000),
+            ("20241106T123000.0015Z", NOON + 1_800_001),
             ("2024-11-06T24:00Z", NOON + 43_200_000),
             ("2024-11-07", NOON + 43_200_000),
             ("2024-11-07Z", NOON + 43_200_000),
@@ -399,6 +412,9 @@ mod tests {
             "2024-11-06T24:00:01Z",
             "2024-11-06T12:60Z",
             "2024-11-06T12:00:00.Z",
+            "2024-11-06T12.Z",
+            "2024-11-06T12.5:30Z",
+            "2024-11-06T24.5Z",
             "2024-11-06T12:00+24:00",
             "2024-11-06T12:00+1",
             "2024-11-06T12:00ZZ",

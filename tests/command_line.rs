@@ -419,7 +419,7 @@ fn all_faults_of_a_configuration_are_told_at_once_with_those_of_files_and_ports(
     let text = said(&run(&["config", "check", file.to_str().unwrap()]));
     for fault in [
         ":1: fairmq_register: ./no/such: No such file".to_owned(),
-        ":4: path[0].default: /: not a regular file".to_owned(),
+        ":4: path[0].default: /: it is no regular file".to_owned(),
         format!("write file://{}", std::env::current_dir().unwrap().display()),
     ] {
         assert!(text.contains(&fault), "{fault:?} in {text}");

@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use common::new_version;
 use iovcache::source::repository::verify;
 use iovcache::source::repository::{
-    Durability, NewVersion, RepositoryOptions, RepositorySource, RepositoryWriter, index,
+    Bucket, Durability, Imported, ManifestError, NewVersion, RepositoryOptions, RepositorySource,
+    RepositoryWriter, import, index,
 };
-use iovcache::source::{Source, VecBody};
-use iovcache::{ObjectInfo, ObjectPath, Query, Timestamp};
+use iovcache::source::{Destination, Selection, Source, VecBody, copy};
+use iovcache::{
+    Coded as _, CreationLimits, ObjectInfo, ObjectPath, Query, Timestamp, ValidityInterval,
+};
 
 const PATH: &str = "TPC/Calib/VDrift";
 
@@ -161,6 +164,69 @@ fn a_given_id_is_found_wherever_its_interval_begins() {
         let moved = NewVersion { validity: new_version(PATH, 5, 10, 1).validity, ..first.clone() };
         let error = writer.put(&moved, &mut &b"bytes"[..]).unwrap_err().to_string();
         assert!(error.contains("another interval"), "{error}");
+    }
+}
+
+/// Paths with their numbers of versions, as the source lists them.
+async fn counted(source: &dyn Source) -> Vec<(String, u64)> {
+    let paths = source.paths("").await.unwrap();
+    paths.into_iter().map(|found| (found.path.to_string(), found.versions)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_negative_number_is_an_element_of_a_path_a_begin_or_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let writer = RepositoryWriter::new(root).unwrap();
+    let put = |path: &str, from: i64| {
+        writer.put(&new_version(path, from, from + 100, 1), &mut &b"bytes"[..]).unwrap();
+    };
+    [-5, -7, 3].iter().for_each(|from| put("A/One", *from));
+    // Both: -5 has a version of A/One, and is the last element of A/One/-5.
+    [-5, 10].iter().for_each(|from| put("A/One/-5", *from));
+    put("A/-9/Two", 20);
+    put("-1", -1);
+    // No number of a repository: they were written by hand, and hold no version.
+    for name in ["+5", "-007"] {
+        fs::create_dir_all(root.join("A/One").join(name)).unwrap();
+    }
+    let expected = [("-1", 1), ("A/-9/Two", 1), ("A/One", 3), ("A/One/-5", 2)];
+    let expected = expected.map(|(path, count)| (path.to_owned(), count)).to_vec();
+    let source = open(root, Duration::ZERO);
+    assert_eq!(counted(&source).await, expected);
+    let indexed = index(root, false, |_, _| {}).unwrap();
+    assert_eq!((indexed.paths, indexed.versions, &indexed.problems[..]), (4, 7, &[][..]));
+    assert!(index(root, true, |_, _| {}).unwrap().is_current());
+    std::thread::sleep(Duration::from_millis(100));
+    index(root, false, |_, _| {}).unwrap();
+    assert_eq!(counted(&open(root, NEVER)).await, expected, "with an index of settled folders");
+
+    let store: Arc<dyn object_store::ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let bucket = Bucket::of("memory".to_owned(), Arc::clone(&store), "repo".into());
+    let selection = Selection::Range {
+        prefixes: Vec::new(),
+        range: ValidityInterval::ALL,
+        limits: CreationLimits::default(),
+        step: None,
+    };
+    let destination = Destination::Bucket(bucket.clone());
+    let copied = copy(&source, &destination, &selection, 4, |_, _, _| {}).await.unwrap();
+    assert_eq!((copied.new, copied.failed.len()), (7, 0));
+    // Files beside folders of versions, in folders of other numbers.
+    for name in ["+5", "-007"] {
+        for file in ["x", "x.properties"] {
+            let place = object_store::path::Path::from(format!("repo/A/One/{name}/{file}"));
+            store.put_opts(&place, "".into(), Default::default()).await.unwrap();
+        }
+    }
+    let stored = RepositorySource::new(bucket, RepositoryOptions { refresh: Duration::ZERO });
+    assert_eq!(counted(&stored).await, expected);
+    for source in [&source, &stored] {
+        let query = Query::all(ObjectPath::new("A/One").unwrap());
+        let page = source.list_page(&query, None, usize::MAX).await.unwrap();
+        let froms: Vec<i64> =
+            page.versions.iter().map(|info| info.validity.from().as_millis()).collect();
+        assert_eq!((froms, page.problems.len()), (vec![-7, -5, 3], 0));
     }
 }
 
@@ -463,4 +529,84 @@ fn import_and_copy_have_low_priority_unless_they_are_to_have_a_normal_one() {
             );
         }
     }
+}
+
+/// The header of a manifest with ids.
+const HEADER: &str = "path,valid_from_ms,valid_until_ms,created_ms,id,file,note\n";
+
+/// Imports a manifest with `lines`, which may name the file `object`, into the folder `repository`
+/// beside it.
+fn import_lines(folder: &Path, lines: &str) -> Result<Imported, ManifestError> {
+    let file = folder.join("lines.csv");
+    fs::write(&file, lines).unwrap();
+    fs::write(folder.join("object"), "bytes").unwrap();
+    let writer = RepositoryWriter::new(folder.join("repository")).unwrap();
+    let (done, outcome) = channel();
+    // In a thread: an import that waits for a FIFO would never end.
+    std::thread::spawn(move || done.send(import(&file, &writer, |_| {})));
+    outcome.recv_timeout(Duration::from_secs(30)).expect("the import waits")
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder.join("repository")).unwrap().next().is_none()
+}
+
+#[test]
+fn a_manifest_without_its_header_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (lines, reason) in [
+        ("", "without path, valid_from_ms, valid_until_ms, created_ms, file"),
+        ("garbage\n", "\"garbage\" is no column"),
+        ("TPC/A,1,2,3,object\n", "\"TPC/A\" is no column"),
+        ("path,valid_from_ms,valid_until_ms,file\n", "without created_ms"),
+        ("path,path,valid_from_ms,valid_until_ms,created_ms,file\n", "path stands in it twice"),
+        ("path,valid_from_ms,valid_until_ms,created_ms,file,md\n", "\"md\" is no column"),
+    ] {
+        let error = import_lines(folder.path(), lines).unwrap_err();
+        let text = error.message();
+        assert!(text.starts_with("[IOV-3031]") && text.contains(reason), "{lines:?}: {text}");
+        assert!(is_empty(folder.path()), "{lines:?}");
+    }
+    // A header alone is a manifest without versions.
+    assert_eq!(import_lines(folder.path(), HEADER).unwrap(), Imported::default());
+}
+
+#[test]
+fn ids_of_a_manifest_are_checked_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = "0e2f3a0c-3f0d-4b52-8f43-5d8b6c8a7a10";
+    let good: String = (0..1_100).map(|n| format!("A/B,{n},{},5,,object,\n", n + 1)).collect();
+    for (lines, reason) in [
+        (format!("A/B,1,2,3,{id},object,\nA/B,1,9,3,{id},object,\n"), "has the id 0e2f3a0c"),
+        (format!("A/B,1,2,3,{id},object,\nA/B,7,9,3,{id},object,\n"), "has the id 0e2f3a0c"),
+        (format!("A/B,1,2,3,{id},object,\nA/B,1,2,3,{id},lines.csv,\n"), "has the id 0e2f3a0c"),
+        ("A/B,1,2,3,,object,one\nA/B,1,2,3,,object,two\n".to_owned(), "in an earlier line"),
+    ] {
+        let error = import_lines(folder.path(), &[HEADER, &good, &lines].concat()).unwrap_err();
+        let text = error.message();
+        assert!(text.starts_with("[IOV-3032] line 1103, id: ") && text.contains(reason), "{text}");
+        assert!(is_empty(folder.path()), "{text}");
+    }
+    // Equal lines are one version, and paths have ids of their own.
+    let line = format!("A/B,1,2,3,{id},object,\n");
+    let other = format!("A/C,5,6,3,{id},object,\n");
+    let imported = import_lines(folder.path(), &[HEADER, &line, &line, &other].concat()).unwrap();
+    assert_eq!((imported.new, imported.unchanged), (2, 1));
+    // A stored version has the id.
+    for taken in [format!("A/B,1,9,3,{id},object,\n"), format!("A/B,8,9,3,{id},object,\n")] {
+        let lines = [HEADER, "D/E,1,2,3,,object,\n", &taken].concat();
+        let text = import_lines(folder.path(), &lines).unwrap_err().message();
+        assert!(text.starts_with("[IOV-3021] line 3: "), "{text}");
+        assert!(!folder.path().join("repository/D").exists(), "{text}");
+    }
+}
+
+#[test]
+fn a_manifest_that_names_a_fifo_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let lines = [HEADER, "A/B,1,2,3,,fifo,\n"].concat();
+    let text = import_lines(folder.path(), &lines).unwrap_err().message();
+    assert!(text.contains("line 2, file: ") && text.contains("no regular file"), "{text}");
 }

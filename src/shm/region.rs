@@ -54,19 +54,7 @@ impl Region {
     /// [`RegionError::Taken`] if another service uses it.
     pub fn open(path: &Path, id: u16) -> Result<Self, RegionError> {
         let failed = |error| RegionError::Open { path: path.to_owned(), error };
-        // A FIFO under that name must not block.
-        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).custom_flags(flags).open(path).map_err(failed)?;
-        let facts = file.metadata().map_err(failed)?;
-        if !facts.is_file() {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "no regular file")));
-        }
-        let length =
-            usize::try_from(facts.len()).map_err(|_| failed(io::ErrorKind::FileTooLarge.into()))?;
-        if (length as u64) < 2 * GRANULE_BYTES {
-            return Err(RegionError::TooSmall { got_bytes: length as u64 });
-        }
+        let (file, length) = open_file(path)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => RegionError::Taken { path: path.to_owned() },
             TryLockError::Error(error) => failed(error),
@@ -82,6 +70,16 @@ impl Region {
         let shared = read_only(path, &file).map_err(failed)?;
         let file = Some(RegionFile { shared, _locked: file });
         Ok(Self { id, mapping: Arc::new(mapping), file })
+    }
+
+    /// Checks that [`open`](Self::open) can use a file, unless another service uses it. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`RegionError::Open`], [`RegionError::TooSmall`].
+    #[doc(hidden)]
+    pub fn check(path: &Path) -> Result<(), RegionError> {
+        open_file(path).map(drop)
     }
 
     /// Uses a range of memory. Consumers find it by its id; mapping it is up to them and its owner.
@@ -107,6 +105,25 @@ impl Region {
         let mapping = unsafe { Mapping::of_range(base, length) };
         Ok(Self { id, mapping: Arc::new(mapping), file: None })
     }
+}
+
+/// Opens the file of a region, and gives its size in bytes.
+fn open_file(path: &Path) -> Result<(File, usize), RegionError> {
+    let failed = |error| RegionError::Open { path: path.to_owned(), error };
+    // A FIFO under that name must not block.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).custom_flags(flags).open(path).map_err(failed)?;
+    let facts = file.metadata().map_err(failed)?;
+    if !facts.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "no regular file")));
+    }
+    let length =
+        usize::try_from(facts.len()).map_err(|_| failed(io::ErrorKind::FileTooLarge.into()))?;
+    if (length as u64) < 2 * GRANULE_BYTES {
+        return Err(RegionError::TooSmall { got_bytes: length as u64 });
+    }
+    Ok((file, length))
 }
 
 /// Why a region cannot be used.

@@ -25,7 +25,9 @@ use super::repository::{
     BUCKET_SCHEMES, Batch, Bucket, Durability, NewVersion, RepositoryError, RepositoryOptions,
     RepositorySource, RepositoryWriter, Stored,
 };
-use super::{Body, BodyError, Problem, Source, SourceError, in_place, page_key};
+use super::{
+    Body, BodyError, Problem, Source, SourceError, check_unlimited, folder_of, in_place, page_key,
+};
 use crate::error::{Coded as _, coded};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query, VersionClaim};
@@ -73,9 +75,10 @@ impl Destination {
     /// [`SourceError::Configuration`] for another scheme, or if it cannot be opened.
     pub fn open(url: &str) -> Result<Self, SourceError> {
         let wrong = |reason: String| SourceError::Configuration { url: url.to_owned(), reason };
+        check_unlimited(url).map_err(wrong)?;
         match url.split_once("://") {
-            Some(("file", folder)) if folder.starts_with('/') => {
-                let writer = RepositoryWriter::new(folder);
+            Some(("file", _)) => {
+                let writer = RepositoryWriter::new(folder_of(url).map_err(wrong)?);
                 let writer = writer.map_err(|error| wrong(error.message()))?;
                 Ok(Self::Folder(Arc::new(writer.with_durability(Durability::Batch))))
             }
@@ -171,6 +174,12 @@ pub enum CopyError {
         /// The path.
         path: ObjectPath,
     },
+    /// The source has no path of a selection.
+    #[error("the source has no path that is {prefix} or below it")]
+    UnknownPath {
+        /// The path of the selection.
+        prefix: String,
+    },
     /// The batch of the version could not be committed: none of its versions is acknowledged.
     #[error("its batch was not committed: {reason}")]
     Batch {
@@ -195,6 +204,7 @@ coded! { CopyError {
     OnlyByTime => InvalidArgument 3040,
     Io => FailedPrecondition 3041,
     Batch => FailedPrecondition 3042,
+    UnknownPath => NotFound 3043,
 } }
 
 /// Copies the versions of `selection`, `parallel` of them at a time. At the start and after each
@@ -303,12 +313,18 @@ async fn selected(
             }
         }
         Selection::Range { prefixes, range, limits, step } => {
-            let all = [String::new()];
-            let prefixes = if prefixes.is_empty() { &all[..] } else { prefixes };
             let mut paths = Vec::new();
-            for prefix in prefixes {
-                paths.extend(source.paths(prefix).await?.into_iter().map(|found| found.path));
+            if prefixes.is_empty() {
+                paths = source.paths("").await?;
             }
+            for prefix in prefixes {
+                let found = source.paths(prefix).await?;
+                if found.is_empty() {
+                    return Err(CopyError::UnknownPath { prefix: prefix.clone() });
+                }
+                paths.extend(found);
+            }
+            let mut paths: Vec<ObjectPath> = paths.into_iter().map(|found| found.path).collect();
             paths.sort();
             paths.dedup();
             for path in paths {

@@ -29,10 +29,12 @@ mod flat_headers;
 mod memory;
 mod open;
 mod policy;
+mod regular_file;
 pub mod repository;
 mod scan;
 #[cfg(test)]
 mod switch;
+mod url_parts;
 mod verify;
 
 pub(crate) use blocking::in_place;
@@ -54,10 +56,13 @@ pub(crate) use disk::VersionRecord;
 pub use error::{BodyError, SourceError};
 pub use flat_headers::HeaderSource;
 pub use memory::MemorySource;
-pub use open::{SourceOptions, open};
 #[doc(hidden)]
-pub use open::{check_url, split_prefixes};
+pub use open::check_url;
+pub use open::{SourceOptions, open};
 pub use policy::{PathPolicy, Policies, PolicySource, WhenMissing};
+pub(crate) use regular_file::open_regular;
 pub(crate) use scan::NewestVersions;
 pub use scan::{Scan, ScanPiece, ScannedVersion, VersionStream};
+#[doc(hidden)]
+pub use url_parts::{check_unlimited, folder_of, split_prefixes};
 pub use verify::{Damage, RepairOutcome, VerifyReport};

@@ -32,7 +32,7 @@ pub fn open(url: &str, options: &SourceOptions) -> Result<Arc<dyn Source>, Sourc
     match scheme {
         "memory" => Ok(Arc::new(MemorySource::new())),
         "file" => {
-            let folder = url.trim_start_matches("file://");
+            let folder = url.strip_prefix("file://").unwrap_or(url);
             let defaults = RepositoryOptions::default();
             let options =
                 RepositoryOptions { refresh: options.refresh.unwrap_or(defaults.refresh) };
@@ -65,7 +65,7 @@ pub fn check_url(url: &str) -> Result<(), SourceError> {
         }
         Some(("memory" | "file", _)) => Ok(()),
         Some(("http" | "https", _)) => CcdbSource::check_url(url),
-        Some((scheme, _)) if BUCKET_SCHEMES.contains(&scheme) => Ok(()),
+        Some((scheme, _)) if BUCKET_SCHEMES.contains(&scheme) => Bucket::check_url(url).map(drop),
         _ => Err(wrong(url, &format!("{}{UNKNOWN_SCHEME}", folder_hint(url)))),
     }
 }
@@ -83,20 +83,4 @@ const UNKNOWN_SCHEME: &str = "unknown scheme; there are http(s)://host:port, fil
 
 fn wrong(url: &str, reason: &str) -> SourceError {
     SourceError::Configuration { url: url.to_owned(), reason: reason.to_owned() }
-}
-
-/// Splits `URL#PREFIX,PREFIX`, a source for some paths only, into the URL and the prefixes. If a
-/// folder whose name contains `#` exists, the `#` belongs to the name.
-#[doc(hidden)]
-pub fn split_prefixes(text: &str) -> (&str, Vec<String>) {
-    let is_folder = |url: &str| {
-        url.strip_prefix("file://").is_some_and(|folder| std::path::Path::new(folder).is_dir())
-    };
-    let (url, prefixes) = match text.rsplit_once('#') {
-        Some((url, prefixes)) if !is_folder(text) && is_folder(url) => (url, prefixes),
-        Some(_) if !is_folder(text) => text.split_once('#').unwrap_or((text, "")),
-        _ => (text, ""),
-    };
-    let prefixes = prefixes.split(',').filter(|prefix| !prefix.is_empty());
-    (url, prefixes.map(str::to_owned).collect())
 }

@@ -104,7 +104,7 @@ fn a_configuration_with_a_fault_changes_nothing_and_log_metrics_readyz_and_statu
         (format!("memroy = \"1GiB\"\n{text}"), "did you mean `memory`?"),
         (format!("max_timeframes = \"x\"\n{text}"), "max_timeframes"),
         (format!("fairmq_segment = 7\n{text}"), "fairmq_segment"),
-        (text.replace("log = \"warn\"", "log = \"a=b=c\""), "--log \"a=b=c\""),
+        (text.replace("log = \"warn\"", "log = \"a=b=c\""), "log filter \"a=b=c\""),
         (text.replace(&tokens, "tokens = \"/no/such/file\"\n"), "/no/such/file: No such file"),
         (text.replace(&tokens, &format!("tokens = \"{pipe}\"\n")), "not a regular file"),
         (pair, "[IOV-6032]"),

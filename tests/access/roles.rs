@@ -1,5 +1,6 @@
 //! Tokens and roles.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use iovcache::client::{Client, ClientOptions, TableRequest};
@@ -149,6 +150,31 @@ async fn keys_can_stand_in_the_environment() {
     );
     assert_eq!(why(client(&service.tcp(), "").await.status().await), NO_TOKEN);
     assert_eq!(why(client(&service.tcp(), "reader").await.status().await), None);
+}
+
+#[test]
+fn keys_in_the_environment_that_have_no_entry_or_are_no_text_do_not_open_the_service() {
+    let files = Files::new();
+    let mut latin1 = std::fs::read(files.keys(&ALL_ROLES)).unwrap();
+    latin1.extend(b"\n# caf\xe9");
+    let cases: [(&[u8], &str); 5] = [
+        (&latin1, "IOVCACHE_KEYS is not UTF-8"),
+        (b" ", "IOVCACHE_KEYS: it contains no key"),
+        (b"\n", "IOVCACHE_KEYS: it contains no key"),
+        (b"# nothing here", "IOVCACHE_KEYS: it contains no key"),
+        (b"token = []", "IOVCACHE_KEYS: it contains no key"),
+    ];
+    for (keys, expected) in cases {
+        // Without a source: it ends whether the keys are refused or not.
+        let output = iovcache()
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("IOVCACHE_KEYS", std::ffi::OsStr::from_bytes(keys))
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains(expected), "{told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,8 +43,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     written.and_then(|()| out.flush()).map_err(Failure::stdout)
 }
 
-/// The object in shared memory; `None` on another node than the service's, or if the object does
-/// not fit into a cell.
+/// The object in shared memory; `None` on another node than the service's, if the object does not
+/// fit into a cell, or if a null stands for it: reading it in chunks then says why.
 async fn local(
     client: &Client,
     path: &str,
@@ -58,6 +58,6 @@ async fn local(
     let request =
         TableRequest::new().column("object", path).timestamps([at]).cell(CellKind::Binary);
     let table = client.table(request).await?;
-    let here = table.column("object")?.get(0).is_ok();
+    let here = table.column("object")?.get(0).is_ok_and(|bytes| bytes.is_some());
     Ok(here.then_some(table))
 }

@@ -1,13 +1,16 @@
 //! Shared by the commands: access to a service, output, sizes and times.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use iovcache::client::{Client, ClientOptions, TlsFiles};
+use iovcache::source::folder_of;
 use iovcache::source::repository::Durability;
 use iovcache::{Clock, Coded as _, ErrorKind, Secret, Timestamp};
 
@@ -144,6 +147,22 @@ impl Access {
         if *insecure {
             command.arg("--insecure");
         }
+    }
+}
+
+/// Parses an option that names a folder: a path, or `file:///dir`.
+pub(crate) fn folder() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(folder_in)
+}
+
+/// The folder that an argument names.
+///
+/// # Errors
+/// The reason, if it is the URL of something else.
+pub(crate) fn folder_in(text: OsString) -> Result<PathBuf, String> {
+    match text.to_str() {
+        Some(text) => folder_of(text),
+        None => Ok(text.into()),
     }
 }
 

@@ -8,7 +8,7 @@ use iovcache::error::Coded as _;
 use iovcache::escape::escape;
 use iovcache::interval::EmptyInterval;
 use iovcache::server::Config;
-use iovcache::source::{CopyError, Destination, Selection, SourceOptions, copy, open};
+use iovcache::source::{CopyError, Destination, Selection, Source, SourceOptions, copy, open};
 use iovcache::table::LockEntry;
 use iovcache::{CreationLimits, ObjectInfo, Timestamp, ValidityInterval};
 use serde_json::json;
@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::common::{Durable, out_line, progress, show_bytes};
 use crate::failure::Failure;
 use crate::priority::Priority;
-use crate::time;
+use crate::{hints, time};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -83,7 +83,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let copied = copy(&*source, &destination, &selection, arguments.parallel, tell).await;
     bar.finish_and_clear();
-    let copied = copied?;
+    let copied = match copied {
+        Err(CopyError::UnknownPath { prefix }) => return Err(unknown_path(&*source, prefix).await),
+        copied => copied?,
+    };
     if arguments.json {
         let failed = |(version, error): &(Arc<ObjectInfo>, CopyError)| json!({"path": version.path, "id": version.id, "error": error.message()});
         let json = json!({
@@ -107,6 +110,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         None => Ok(()),
         Some((_, error)) => Err(Failure::of_many(failed, "versions were not copied", &error)),
     }
+}
+
+/// The failure that the source has no such path, with the nearest that it has.
+async fn unknown_path(source: &dyn Source, prefix: String) -> Failure {
+    let known = source.paths("").await.unwrap_or_default();
+    let known: Vec<&str> = known.iter().map(|found| found.path.as_str()).collect();
+    let nearest = hints::nearest_paths(&prefix, &known);
+    let failure = Failure::from(CopyError::UnknownPath { prefix });
+    failure.with_more(nearest.into_iter().collect())
 }
 
 fn selection(arguments: &Arguments) -> Result<Selection, Failure> {

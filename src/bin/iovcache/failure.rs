@@ -74,6 +74,11 @@ impl Failure {
         Self::new(first.kind().exit_status(), message)
     }
 
+    /// Adds the place of the fault, before the message.
+    pub(crate) fn at(self, place: impl fmt::Display) -> Self {
+        Self { message: format!("{place}: {}", self.message), ..self }
+    }
+
     /// Adds further lines.
     pub(crate) fn with_more(self, more: Vec<String>) -> Self {
         Self { more, ..self }

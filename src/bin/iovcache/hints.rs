@@ -74,6 +74,15 @@ async fn all_hints(client: &Client, paths: &[impl AsRef<str>], times: &[i64]) ->
 /// The hint at an unknown path or prefix of paths.
 pub(crate) fn similar(path: &str, known: &[&str]) -> String {
     let unknown = format!("the service knows no path {path}");
+    match nearest_paths(path, known) {
+        Some(nearest) => format!("{unknown}; {nearest}"),
+        None if known.is_empty() => format!("{unknown}: its sources list no path"),
+        None => format!("{unknown}; `iovcache ls` lists those that it knows"),
+    }
+}
+
+/// The `known` paths that are probably meant by an unknown one.
+pub(crate) fn nearest_paths(path: &str, known: &[&str]) -> Option<String> {
     let named = |paths: &[&str], word: &str| {
         let more = match paths.len().saturating_sub(MAX_SIMILAR) {
             0 => String::new(),
@@ -87,7 +96,7 @@ pub(crate) fn similar(path: &str, known: &[&str]) -> String {
     };
     let inside: Vec<&str> = known.iter().copied().filter(below).collect();
     if !lower.is_empty() && !inside.is_empty() {
-        return format!("{unknown}; it is a folder with {}", named(&inside, ", "));
+        return Some(format!("it is a folder with {}", named(&inside, ", ")));
     }
     // The last elements of a path alone.
     let ends = |other: &&str| {
@@ -95,7 +104,7 @@ pub(crate) fn similar(path: &str, known: &[&str]) -> String {
     };
     let ending: Vec<&str> = known.iter().copied().filter(ends).collect();
     if !lower.is_empty() && !ending.is_empty() {
-        return format!("{unknown}; did you mean {}?", named(&ending, " or "));
+        return Some(format!("did you mean {}?", named(&ending, " or ")));
     }
     let mut like: Vec<(f64, &str)> = known
         .iter()
@@ -104,11 +113,7 @@ pub(crate) fn similar(path: &str, known: &[&str]) -> String {
         .collect();
     like.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     let like: Vec<&str> = like.iter().take(MAX_SIMILAR).map(|(_, other)| *other).collect();
-    match &like[..] {
-        [] if known.is_empty() => format!("{unknown}: its sources list no path"),
-        [] => format!("{unknown}; `iovcache ls` lists those that it knows"),
-        like => format!("{unknown}; did you mean {}?", named(like, " or ")),
-    }
+    (!like.is_empty()).then(|| format!("did you mean {}?", named(&like, " or ")))
 }
 
 /// The hint at a path with empty elements, such as one with a slash at its begin or end.
@@ -120,7 +125,7 @@ pub(crate) fn corrected(path: &str) -> Option<String> {
 }
 
 /// Begin and end of an effective span (ms).
-type Times = (i64, i64);
+pub(crate) type Times = (i64, i64);
 
 /// The version of a path at a time, or its neighbours.
 #[derive(Debug)]
@@ -138,7 +143,11 @@ async fn around(client: &Client, path: &str, at: i64) -> Result<Around, ClientEr
         return Ok(Around::Nothing { before: None, after: None });
     };
     let one = TimelineRequest { limit: Some(1), ..TimelineRequest::new(path) };
-    let after = first_span(client, TimelineRequest { from: Some(at), ..one.clone() }).await?;
+    // Nothing is valid at the latest time, or later.
+    let after = match at {
+        i64::MAX => None,
+        at => first_span(client, TimelineRequest { from: Some(at), ..one.clone() }).await?,
+    };
     if after.is_some_and(|(from, _)| from == at) {
         return Ok(Around::Version);
     }
@@ -154,7 +163,7 @@ async fn around(client: &Client, path: &str, at: i64) -> Result<Around, ClientEr
 }
 
 /// The first span of the pages that `request` begins.
-async fn first_span(
+pub(crate) async fn first_span(
     client: &Client,
     request: TimelineRequest,
 ) -> Result<Option<Times>, ClientError> {
@@ -170,8 +179,12 @@ async fn first_span(
     Ok(None)
 }
 
+/// An effective span as text.
+pub(crate) fn show(span: Times) -> String {
+    format!("[{}, {})", time::show(span.0), time::show(span.1))
+}
+
 fn nearest(path: &str, at: i64, before: Option<Times>, after: Option<Times>) -> String {
-    let show = |span: Times| format!("[{}, {})", time::show(span.0), time::show(span.1));
     let at = time::show(at);
     match (before, after) {
         (Some(before), Some(after)) => format!(

@@ -6,15 +6,15 @@ use clap::Args;
 use iovcache::source::repository::{Manifest, RepositoryWriter, import_manifest};
 use serde_json::json;
 
-use crate::common::{Durable, out_line, progress, show_bytes};
+use crate::common::{Durable, folder, out_line, progress, show_bytes};
 use crate::failure::Failure;
 use crate::priority::Priority;
 use crate::time;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The folder; made if it is missing.
-    #[arg(long, value_name = "FOLDER")]
+    /// The folder, also as file:///folder; made if it is missing.
+    #[arg(long, value_name = "FOLDER", value_parser = folder())]
     repository: PathBuf,
     /// CSV with the columns path, valid_from_ms, valid_until_ms, created_ms, id, file, size, md5,
     /// note; files are relative to it. It is checked completely before anything is written. - is

@@ -1,5 +1,6 @@
 //! `--key`: the values of keys on which columns depend.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use arrow_array::RecordBatch;
@@ -22,7 +23,12 @@ pub(crate) fn with_keys(
     rows: usize,
     batches: &[RecordBatch],
 ) -> Result<TableRequest, Failure> {
+    let mut names = BTreeSet::new();
     for argument in arguments {
+        let name = argument.split_once('=').map_or(&**argument, |(name, _)| name);
+        if !names.insert(name) {
+            return Err(Failure::usage(format!("--key {argument:?}: {name:?} is given twice")));
+        }
         let (name, key) = match argument.split_once('=') {
             Some((name, value)) => (name, key_of(name, value, rows)?),
             None => (&**argument, from_batches(argument, batches)?),

@@ -98,9 +98,10 @@ fn misspelled_level(filter: &str) -> Option<(&str, &'static str)> {
 fn parse(filter: &str) -> Result<EnvFilter, Failure> {
     if let Some((word, level)) = misspelled_level(filter) {
         let hint = format!("did you mean {level}? A target has its level: {word}=debug");
-        return Err(Failure::usage(format!("--log {filter:?}: {word:?} is no level; {hint}")));
+        return Err(Failure::usage(format!("log filter {filter:?}: {word:?} is no level; {hint}")));
     }
-    EnvFilter::try_new(filter).map_err(|error| Failure::usage(format!("--log {filter:?}: {error}")))
+    let parsed = EnvFilter::try_new(filter);
+    parsed.map_err(|error| Failure::usage(format!("log filter {filter:?}: {error}")))
 }
 
 /// A valid filter of the log.

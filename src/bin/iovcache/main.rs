@@ -106,6 +106,11 @@ impl Command {
 
 /// The commands with all of their options.
 pub(crate) fn program() -> clap::Command {
+    settings::without_empty_variables(program_with_variables())
+}
+
+/// Like [`program`], with the variables that are empty, too.
+fn program_with_variables() -> clap::Command {
     let command = Program::command()
         .mut_arg("log", settings::in_environment)
         .mut_arg("log_format", settings::in_environment)
@@ -113,7 +118,7 @@ pub(crate) fn program() -> clap::Command {
         .mut_subcommand("config", |config| {
             config.mut_subcommand("show", settings::document_options)
         });
-    settings::without_empty_variables(with_earlier_names(command))
+    with_earlier_names(command)
 }
 
 /// Keeps `--key` as an alias of `--cert-key`, its earlier name, except in commands where `--key`
@@ -190,7 +195,7 @@ fn main() -> ExitCode {
     if let Err(failure) = begun {
         return failure.tell();
     }
-    for (name, meant) in settings::misspelled_variables(&crate::program()) {
+    for (name, meant) in settings::misspelled_variables(&program_with_variables()) {
         let name = escape(&name).into_owned();
         stderr::say(&format!("note: no option reads the variable {name}; did you mean {meant}?"));
     }

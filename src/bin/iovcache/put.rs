@@ -5,17 +5,17 @@ use std::path::PathBuf;
 
 use clap::Args;
 use iovcache::source::repository::{NewVersion, RepositoryWriter};
-use iovcache::{ObjectPath, Timestamp, ValidityInterval};
+use iovcache::{ObjectId, ObjectPath, Timestamp, ValidityInterval};
 use serde_json::json;
 
-use crate::common::{Durable, now, out_line};
+use crate::common::{Durable, folder, now, out_line};
 use crate::failure::Failure;
 use crate::time;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The folder; made if it is missing.
-    #[arg(long, value_name = "FOLDER")]
+    /// The folder, also as file:///folder; made if it is missing.
+    #[arg(long, value_name = "FOLDER", value_parser = folder())]
     repository: PathBuf,
     /// The path of the object, e.g. TPC/Calib/VDriftTgl.
     path: String,
@@ -31,8 +31,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = time::parse)]
     created: Option<i64>,
     /// Id of the version; by default derived from its properties and bytes.
-    #[arg(long, value_name = "UUID")]
-    id: Option<String>,
+    #[arg(long, value_name = "UUID", value_parser = uuid)]
+    id: Option<ObjectId>,
     /// Metadata (may be given several times).
     #[arg(long = "meta", value_name = "KEY=VALUE")]
     metadata: Vec<String>,
@@ -42,6 +42,10 @@ pub(crate) struct Arguments {
     /// Print the stored version as JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn uuid(text: &str) -> Result<ObjectId, String> {
+    ObjectId::parse(text).ok_or_else(|| format!("{text:?} is no UUID"))
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -98,7 +102,7 @@ fn new_version(arguments: &Arguments) -> Result<NewVersion, Failure> {
         path,
         validity,
         created,
-        id: arguments.id.clone(),
+        id: arguments.id.map(|id| id.to_string()),
         file_name: file_name.unwrap_or_default(),
         metadata,
     })

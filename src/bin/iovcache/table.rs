@@ -12,7 +12,7 @@ use arrow_cast::display::{ArrayFormatter, FormatOptions};
 use arrow_cast::pretty::pretty_format_batches;
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_ipc::writer::StreamWriter;
-use arrow_schema::ArrowError;
+use arrow_schema::{ArrowError, SchemaRef};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use iovcache::client::{ClientOptions, TableRequest};
@@ -328,10 +328,10 @@ fn timestamps(path: &Path, arguments: &Arguments) -> Result<FileTimes, Failure> 
     let bytes = input::bytes(path)?;
     let wrong = |error: ArrowError| Failure::usage(format!("{}: {error}", input::name(path)));
     if let Ok(reader) = FileReader::try_new(Cursor::new(&bytes), None) {
-        return rows(reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?, arguments);
+        return rows(&reader.schema(), reader.collect::<Result<_, _>>().map_err(wrong)?, arguments);
     }
     if let Ok(reader) = StreamReader::try_new(Cursor::new(&bytes), None) {
-        return rows(reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?, arguments);
+        return rows(&reader.schema(), reader.collect::<Result<_, _>>().map_err(wrong)?, arguments);
     }
     let text = input::as_text(bytes, path)?;
     let lines = text.lines().enumerate().map(|(number, line)| match line.trim() {
@@ -344,7 +344,15 @@ fn timestamps(path: &Path, arguments: &Arguments) -> Result<FileTimes, Failure> 
     Ok((lines.collect::<Result<_, Failure>>()?, Vec::new()))
 }
 
-fn rows(batches: Vec<RecordBatch>, arguments: &Arguments) -> Result<FileTimes, Failure> {
+fn rows(
+    schema: &SchemaRef,
+    mut batches: Vec<RecordBatch>,
+    arguments: &Arguments,
+) -> Result<FileTimes, Failure> {
+    // A file without a batch has no times, as an empty text.
+    if batches.is_empty() {
+        batches.push(RecordBatch::new_empty(Arc::clone(schema)));
+    }
     // A column that is a key is not the column of timestamps.
     let keys: Vec<Arc<str>> = arguments.keys.iter().map(|key| Arc::from(&**key)).collect();
     let found = rows_from_batches(&batches, &keys, |_| Ok::<_, Failure>(()))?;

@@ -58,13 +58,14 @@ pub(crate) struct Bar {
 /// One line per span: its bounds as `show` formats them, its position among all spans, its label. A
 /// line has at most `columns` columns if that leaves the chart its smallest width.
 pub(crate) fn bars(spans: &[Bar], show: impl Fn(i64) -> String, columns: usize) -> String {
-    // An unbounded end would compress all finite spans: it is drawn slightly beyond them.
+    // An unbounded end would compress all finite spans: it is drawn slightly beyond them, also where
+    // they have a single border.
     let finite = || {
         let borders = spans.iter().flat_map(|span| [span.from, span.until]);
         borders.filter(|&at| at != i64::MIN && at != i64::MAX)
     };
     let (first, last) = (finite().min().unwrap_or(0), finite().max().unwrap_or(1));
-    let margin = (i128::from(last) - i128::from(first)).max(1) / 10;
+    let margin = ((i128::from(last) - i128::from(first)) / 10).max(1);
     let (begin, end) = (i128::from(first) - margin, i128::from(last) + margin);
     let longest = |which: fn(&Bar) -> i64| {
         spans.iter().map(|span| show(which(span)).len()).max().unwrap_or(0)
@@ -142,6 +143,22 @@ mod tests {
         assert_eq!(wrap("  one two three", 9), "  one two\n    three\n");
         assert_eq!(wrap("short\n\nline", 9), "short\n\nline\n");
         assert_eq!(wrap("aaaaaaaaaaaaa b", 5), "aaaaaaaaaaaaa b\n");
+    }
+
+    #[test]
+    fn a_single_finite_border_divides_the_chart() {
+        let bar = |from, until| Bar { from, until, label: String::new() };
+        for spans in [
+            vec![bar(5, i64::MAX)],
+            vec![bar(i64::MIN, 7)],
+            vec![bar(i64::MIN, 7), bar(7, i64::MAX)],
+            vec![bar(i64::MIN, i64::MAX)],
+            vec![bar(i64::MIN, 5), bar(5, 6), bar(6, i64::MAX)],
+        ] {
+            let text = bars(&spans, |at| at.to_string(), 120);
+            let is_drawn = |line: &str| line.contains('█');
+            assert!(text.lines().count() == spans.len() && text.lines().all(is_drawn), "{text}");
+        }
     }
 
     #[test]

@@ -115,8 +115,27 @@ async fn nothing(client: &Client, arguments: &Arguments) -> Failure {
     let until = show(arguments.until, "inf".to_owned());
     let path = &arguments.path;
     let failure = Failure::not_found(format!("{path} has no version in [{from}, {until})"));
-    let at: Vec<i64> = arguments.from.or(arguments.until).into_iter().collect();
-    failure.with_more(hints::hints(client, &[&arguments.path], &at).await)
+    // The last time before the end, where nothing is valid either.
+    let before_end = arguments.until.and_then(|until| until.checked_sub(1));
+    let at: Vec<i64> = arguments.from.or(before_end).into_iter().collect();
+    let mut lines = hints::hints(client, &[&arguments.path], &at).await;
+    lines.extend(later_version(client, arguments).await);
+    failure.with_more(lines)
+}
+
+/// The hint at versions that `--not-after` excludes.
+async fn later_version(client: &Client, arguments: &Arguments) -> Option<String> {
+    let not_after = time::show(arguments.not_after?);
+    let Arguments { path, from, until, .. } = arguments;
+    let request = TimelineRequest {
+        from: *from,
+        until: *until,
+        limit: Some(1),
+        ..TimelineRequest::new(ObjectPath::new(path).ok()?)
+    };
+    let span = hints::first_span(client, request).await.ok()??;
+    let span = hints::show(span);
+    Some(format!("versions created after {not_after} are valid there, the first in {span}"))
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {

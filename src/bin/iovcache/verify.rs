@@ -7,18 +7,18 @@ use iovcache::escape::Escaped;
 use iovcache::source::{RepairOutcome, VerifyReport, disk, repository};
 use serde_json::json;
 
-use crate::common::{out, show_bytes};
+use crate::common::{folder, out, show_bytes};
 use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true))]
 pub(crate) struct Arguments {
     /// A repository folder: checks names, properties, sizes, MD5, links, FIFOs and incomplete puts.
-    #[arg(long, value_name = "FOLDER", group = "what")]
+    #[arg(long, value_name = "FOLDER", group = "what", value_parser = folder())]
     repository: Option<PathBuf>,
     /// The folder of `serve --disk`, while no service uses it: checks names, checksums and
     /// incomplete files.
-    #[arg(long, value_name = "FOLDER", group = "what")]
+    #[arg(long, value_name = "FOLDER", group = "what", value_parser = folder())]
     disk: Option<PathBuf>,
     /// Remove incomplete files; remove damaged files of a disk tier (they are fetched again when
     /// needed), and rename those of a repository to .NAME.damaged. By default nothing is changed.

@@ -35,7 +35,7 @@ use crate::object::{CreationLimits, ObjectPath, Query};
 use crate::source::{Policies, WhenMissing};
 use crate::table::{
     ColumnRequest, Columns, KeyError, KeyLookUp, KeyUse, LockEntry, Missing, Request, RequestError,
-    TableRows,
+    TableRows, View,
 };
 
 /// Finds the columns of a request and their timelines.
@@ -87,13 +87,16 @@ impl ColumnLookUp {
     /// [`CacheError::NoPath`] if values of a key are in no range of a column;
     /// [`CacheError::Missing`] with the columns that must not have gaps but do.
     pub(crate) fn check_missing(&self, plan: &Plan, request: &Request) -> Result<(), CacheError> {
-        if request.missing == Missing::Error && !plan.unmatched().is_empty() {
+        // A view without cells cannot show a null.
+        let has_nulls = request.view != View::Chunks;
+        let is_error = request.missing == Missing::Error || !has_nulls;
+        if is_error && !plan.unmatched().is_empty() {
             return Err(CacheError::NoPath { columns: plan.unmatched().to_vec() });
         }
         let wrong = |column: &&MissingColumn| match self.policies.missing(&column.path) {
             Some(WhenMissing::Required) => true,
-            Some(WhenMissing::Optional) => false,
-            None => request.missing == Missing::Error,
+            Some(WhenMissing::Optional) => !has_nulls,
+            None => is_error,
         };
         let columns: Vec<MissingColumn> = plan.missing().iter().filter(wrong).cloned().collect();
         if columns.is_empty() { Ok(()) } else { Err(CacheError::Missing { columns }) }

@@ -1,11 +1,14 @@
 //! Values of a configuration that are invalid, or that contradict each other.
 
-use std::path::Path;
+use std::collections::HashMap;
 
-use super::service::{Config, TlsConfig};
+use super::service::{Config, SegmentBacking, TlsConfig};
 use crate::cache::SlowConsumer;
+use crate::object::ObjectPath;
 use crate::server::units::ByteSize;
 use crate::shm::{SegmentCreation, shmid_of_text};
+use crate::source::folder_of;
+use crate::table::RequestLimits;
 
 /// Reason for a key that has an effect only together with a FairMQ session.
 const SESSION_NEEDED: &str = "fairmq_session or fairmq_shmid is needed with it";
@@ -117,22 +120,115 @@ fn check_sizes(config: &Config, faults: &mut KeyFaults) {
     }
 }
 
-/// Why a file cannot be the default object of a path.
-fn default_object_fault(file: &Path) -> Option<String> {
-    match std::fs::File::open(file).and_then(|file| file.metadata()) {
-        Ok(metadata) if metadata.is_file() => None,
-        Ok(_) => Some("not a regular file".to_owned()),
-        Err(error) => Some(error.to_string()),
+/// Checks the names of folders: an empty one would be the current folder, and a URL a folder in it.
+fn check_folders(config: &Config, faults: &mut KeyFaults) {
+    let shm_folder = Some(&config.shm_folder);
+    let folders = [
+        ("socket", config.socket.as_ref()),
+        ("shm_folder", shm_folder.filter(|_| config.backing == SegmentBacking::Shm)),
+        ("disk", config.disk.as_ref()),
+    ];
+    for (key, folder) in folders {
+        let Some(text) = folder.and_then(|folder| folder.to_str()) else { continue };
+        match folder_of(text) {
+            Err(reason) => faults.add(key, reason),
+            Ok(folder) if folder.to_str() != Some(text) => {
+                faults.add(key, format!("write {} for {text:?}", folder.display()));
+            }
+            Ok(_) => {}
+        }
     }
 }
 
-/// Checks that the default objects of paths can be read.
-fn check_paths(config: &Config, faults: &mut KeyFaults) {
-    for (index, path) in config.paths.iter().enumerate() {
-        let Some(file) = &path.default else { continue };
-        if let Some(reason) = default_object_fault(file) {
-            faults.add(&format!("path[{index}].default"), format!("{}: {reason}", file.display()));
+/// Why `prefix` is no path at or below which others can be. Empty, it is above all paths.
+fn prefix_fault(prefix: &str) -> Option<String> {
+    let path = prefix.strip_suffix('/').unwrap_or(prefix);
+    let checked = if prefix.is_empty() { None } else { Some(ObjectPath::new(path)) };
+    checked?.err().map(|error| error.to_string())
+}
+
+/// Checks the limits of sources to paths.
+fn check_source_paths(config: &Config, faults: &mut KeyFaults) {
+    for (index, source) in config.sources.iter().enumerate() {
+        if let Some(reason) = source.paths.iter().find_map(|prefix| prefix_fault(prefix)) {
+            faults.add(&format!("source[{index}].paths"), reason);
         }
+    }
+}
+
+/// Checks that each path is given once.
+fn check_unique<'a>(section: &str, paths: impl Iterator<Item = &'a str>, faults: &mut KeyFaults) {
+    let mut first = HashMap::new();
+    for (index, path) in paths.enumerate() {
+        let earlier = *first.entry(path.trim_end_matches('/')).or_insert(index);
+        if earlier != index {
+            let key = format!("{section}[{index}].path");
+            faults.add(&key, format!("{path:?} is the path of {section}[{earlier}] already"));
+        }
+    }
+}
+
+/// Checks the paths with settings, and that their default objects can be read.
+fn check_paths(config: &Config, faults: &mut KeyFaults) {
+    check_unique("path", config.paths.iter().map(|path| &*path.path), faults);
+    check_unique("remap", config.remaps.iter().map(|remap| remap.path.as_str()), faults);
+    for (index, path) in config.paths.iter().enumerate() {
+        if let Some(reason) = prefix_fault(&path.path) {
+            faults.add(&format!("path[{index}].path"), reason);
+        }
+        let Some(file) = &path.default else { continue };
+        if let Err(error) = crate::source::open_regular(file) {
+            faults.add(&format!("path[{index}].default"), format!("{}: {error}", file.display()));
+        }
+    }
+}
+
+/// Checks limits with which no request could be answered, or which are above what is possible.
+fn check_limits(config: &Config, faults: &mut KeyFaults) {
+    let (limits, requests) = (&config.limits, config.limits.requests());
+    let bytes = |size: ByteSize| Some(size.bytes());
+    let counts = [
+        ("max_timeframes", Some(config.max_timeframes as u64)),
+        ("quota_requests", config.quota_requests),
+        ("limits.request_memory", bytes(limits.request_memory)),
+        ("limits.connections", Some(limits.connections as u64)),
+        ("limits.connections_per_peer", Some(limits.connections_per_peer as u64)),
+        ("limits.calls", Some(limits.calls as u64)),
+        ("limits.streams", Some(limits.streams.into())),
+        ("limits.headers", bytes(limits.headers)),
+        ("limits.message", bytes(limits.message)),
+        ("limits.columns", Some(requests.columns as u64)),
+        ("limits.queries", Some(requests.queries as u64)),
+        ("limits.name", Some(requests.name_bytes as u64)),
+    ];
+    for (key, count) in counts {
+        faults.add_if(count == Some(0), key, "0 allows nothing, expected at least 1");
+    }
+    let most = RequestLimits::MOST;
+    let bounded = [
+        ("limits.columns", requests.columns, most.columns),
+        ("limits.consumers", requests.consumers, most.consumers),
+        ("limits.path_ranges", requests.path_ranges, most.path_ranges),
+        ("limits.key_values", requests.key_values, most.key_values),
+        ("limits.queries", requests.queries, most.queries),
+        ("limits.lock_entries", requests.lock_entries, most.lock_entries),
+        ("limits.name", requests.name_bytes, most.name_bytes),
+        ("limits.metadata", requests.metadata_bytes, most.metadata_bytes),
+    ];
+    for (key, got, most) in bounded {
+        if got > most {
+            faults.add(key, format!("{got} is too much, expected at most {most}"));
+        }
+    }
+}
+
+/// Checks that some version can pass the limits on the time of creation.
+fn check_creation_times(config: &Config, faults: &mut KeyFaults) {
+    if let (Some(not_before), Some(not_after)) = (config.not_before, config.not_after)
+        && not_after < not_before
+    {
+        let reason = format!("{not_after} is before not_before, {not_before}: no version is seen");
+        faults.add("not_after", reason);
     }
 }
 
@@ -152,7 +248,11 @@ impl Config {
         if let Some((name, reason)) = self.ccdb.fault() {
             faults.add(&format!("ccdb.{name}"), reason);
         }
+        check_limits(self, &mut faults);
+        check_creation_times(self, &mut faults);
+        check_folders(self, &mut faults);
         check_sources(self, &mut faults);
+        check_source_paths(self, &mut faults);
         check_paths(self, &mut faults);
         faults.0
     }
@@ -194,6 +294,66 @@ mod tests {
         let region = "7=/dev/shm/r".parse().ok();
         let memory = ByteSize::new(0);
         assert_eq!(keys_at_fault(&Config { memory, region, ..Config::default() }), [""; 0]);
+    }
+
+    #[test]
+    fn limits_that_refuse_every_request_or_are_above_the_possible_are_refused() {
+        let faults = |text: &str| match Config::parse(text) {
+            Ok(_) => Vec::new(),
+            Err(error) => error.faults.into_iter().map(|fault| fault.key).collect::<Vec<_>>(),
+        };
+        for key in ["max_timeframes", "quota_requests"] {
+            assert_eq!(faults(&format!("{key} = 0")), [key]);
+            assert_eq!(faults(&format!("{key} = 1")), [""; 0]);
+        }
+        for key in ["connections", "connections_per_peer", "calls", "streams"] {
+            assert_eq!(faults(&format!("[limits]\n{key} = 0")), [format!("limits.{key}")]);
+        }
+        for (key, most) in [
+            ("columns", "10000"),
+            ("consumers", "1000"),
+            ("path_ranges", "1000"),
+            ("key_values", "10000"),
+            ("queries", "200000"),
+            ("lock_entries", "100000"),
+        ] {
+            assert_eq!(faults(&format!("[limits]\n{key} = {most}")), [""; 0]);
+            assert_eq!(faults(&format!("[limits]\n{key} = {most}1")), [format!("limits.{key}")]);
+        }
+        assert_eq!(faults("[limits]\nname = \"257B\"\nmetadata = \"65KiB\"").len(), 2);
+        assert_eq!(faults("not_after = 4\nnot_before = 5"), ["not_after"]);
+        assert_eq!(faults("not_after = 5\nnot_before = 5"), [""; 0]);
+    }
+
+    #[test]
+    fn paths_follow_their_grammar_and_are_given_once() {
+        let faults = |text: &str| match Config::parse(text) {
+            Ok(_) => Vec::new(),
+            Err(error) => error.faults.into_iter().map(|fault| fault.key).collect::<Vec<_>>(),
+        };
+        let path = |path: &str| format!("[[path]]\npath = \"{path}\"\n");
+        assert_eq!(faults(&[path("A"), path("A/B"), path("C/"), path("")].concat()), [""; 0]);
+        for wrong in ["/A/B", "A//B", " A", "A/../B", "/"] {
+            assert_eq!(faults(&path(wrong)), ["path[0].path"], "{wrong}");
+            let source = format!("[[source]]\nurl = \"memory:\"\npaths = [\"X\", \"{wrong}\"]\n");
+            assert_eq!(faults(&source), ["source[0].paths"], "{wrong}");
+        }
+        assert_eq!(faults(&[path("A"), path("B"), path("A/")].concat()), ["path[2].path"]);
+        let remap = "[[remap]]\npath = \"A/B\"\nto = \"C\"\n";
+        assert_eq!(faults(&[remap, remap].concat()), ["remap[1].path"]);
+    }
+
+    #[test]
+    fn folders_have_a_name_that_is_no_url() {
+        for folder in ["", "file:///data", "s3://bucket/x"] {
+            let shm = format!("backing = \"shm\"\nshm_folder = \"{folder}\"\n");
+            let text = format!("{shm}socket = \"{folder}\"\ndisk = \"{folder}\"\n");
+            let error = Config::parse(&text).unwrap_err();
+            let keys: Vec<_> = error.faults.iter().map(|fault| fault.key.as_str()).collect();
+            assert_eq!(keys, ["socket", "shm_folder", "disk"], "{error}");
+        }
+        let url = Config::parse("[[source]]\nurl = \"s3://\"\n").unwrap_err();
+        assert_eq!(url.faults[0].key, "source[0].url");
     }
 
     #[test]

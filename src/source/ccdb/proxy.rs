@@ -10,8 +10,8 @@ pub(super) struct Proxies(Option<Matcher>);
 
 impl Proxies {
     pub(super) fn from_environment() -> Self {
-        let exceptions = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy"));
-        Self::new(&exceptions.unwrap_or_default(), Matcher::from_env())
+        let exceptions = std::env::var_os("NO_PROXY").or_else(|| std::env::var_os("no_proxy"));
+        Self::new(&exceptions.unwrap_or_default().to_string_lossy(), Matcher::from_env())
     }
 
     fn new(exceptions: &str, proxies: Matcher) -> Self {

@@ -14,12 +14,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crc_fast::{CrcAlgorithm, Digest};
 use md5::{Digest as _, Md5};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::interval::{Timestamp, ValidityInterval};
@@ -247,16 +246,6 @@ pub(super) fn write_json(name: &Path, json: &[u8]) -> io::Result<u64> {
     let header = Header { body_crc: Crc::of(&[]), ..header };
     part.publish(header, name)?;
     Ok(header.body_at())
-}
-
-/// Opens a regular file. Links are not followed, and opening a FIFO does not block.
-pub(in crate::source) fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(damaged("it is no regular file")),
-    }
 }
 
 /// Locks a folder for this process.

@@ -8,7 +8,8 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use super::file::{PART, open_regular};
+use super::file::PART;
+use crate::source::regular_file::open_regular_unlinked;
 use crate::sync::{Mutex, MutexGuard};
 
 /// Approximate disk space of a file beyond its bytes: the last block, the inode.
@@ -98,7 +99,7 @@ impl LruFolder {
             let FileUse { bytes, .. } = *held.files.get(&name)?;
             held.put(name, bytes);
         }
-        match open_regular(&self.place(name)) {
+        match open_regular_unlinked(&self.place(name)) {
             Ok(file) => {
                 // Tells the next process the order of use. An error is ignored.
                 let _ = file.set_modified(SystemTime::now());

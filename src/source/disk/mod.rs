@@ -30,6 +30,5 @@ mod tests;
 mod verify;
 
 pub(crate) use self::file::VersionRecord;
-pub(super) use self::file::open_regular;
 pub use self::source::DiskSource;
 pub use self::verify::verify;

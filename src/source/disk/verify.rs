@@ -7,9 +7,10 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::bodies::id_in;
-use super::file::{check_body, lock, open_regular, read_head};
+use super::file::{check_body, lock, read_head};
 use super::lookup_log::name_in;
 use super::lru_folder::{FolderEntry, entries};
+use crate::source::regular_file::open_regular_unlinked;
 use crate::source::verify::{RepairOutcome, VerifyReport};
 
 /// Reads every file of the disk tier in `folder` and verifies its checksums. With `repair`, damaged
@@ -59,7 +60,7 @@ pub fn verify(folder: &Path, repair: bool) -> io::Result<VerifyReport> {
 }
 
 fn check(file: &Path, name: Uuid, is_body: bool) -> io::Result<u64> {
-    let mut opened = open_regular(file)?;
+    let mut opened = open_regular_unlinked(file)?;
     let (header, json) = read_head(&mut opened)?;
     check_body(&mut opened, header)?;
     let named = if is_body { id_in(&json) } else { name_in(&json) };

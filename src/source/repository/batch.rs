@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use super::beneath::{Root, Stamp, open_beneath};
 use super::crash_point::crash_point;
 use super::entry::{self, PROPERTIES};
-use super::folder::{LOCAL_SLACK, PathFolder, read_all, read_properties, stamp_of};
+use super::folder::{LOCAL_SLACK, PathFolder, is_absent, read_all, read_properties, stamp_of};
 use super::index::{FOLDER, IndexRow, IndexWriter, row_of};
 use super::writer::{
     Durability, NewVersion, RepositoryError, RepositoryWriter, Stored, UploadFacts, compared,
@@ -327,12 +327,11 @@ pub(super) fn stage(
     let mut properties = UnfinishedFile::new(root, &name, &folder)?;
     let contents = version.properties(&info, md5, facts);
     properties.write(&contents.to_bytes())?;
-    let given_id = version.id.as_deref().is_some_and(|id| ObjectId::parse(id).is_some());
     let (blob, properties) = (blob.close(each)?, properties.close(each)?);
     let root = root.clone();
     Ok(Stage::New(Box::new(StagedBatch {
         info,
-        given_id,
+        given_id: version.has_given_id(),
         folder: name,
         root,
         blob,
@@ -383,6 +382,27 @@ fn there(
 }
 
 impl RepositoryWriter {
+    /// The stored version with the path and id of `wanted`, which describes `version`. Writes
+    /// nothing.
+    pub(super) fn stored(
+        &self,
+        version: &NewVersion,
+        wanted: &ObjectInfo,
+    ) -> Result<Option<ObjectInfo>, RepositoryError> {
+        let name = format!("{}/{}", wanted.path, wanted.validity.from());
+        let found = match self.root.folder(&name) {
+            Err(error) if is_absent(&error) => None,
+            folder => {
+                let folder = folder.map_err(failed(&self.root.path().join(&name)))?;
+                there(&self.root, &folder, wanted)?
+            }
+        };
+        match found {
+            None if version.has_given_id() => self.elsewhere(wanted),
+            found => Ok(found),
+        }
+    }
+
     /// A stored version with the path and id of `wanted`. It also finds one with another `from`.
     /// The ids of the path are read once.
     fn elsewhere(&self, wanted: &ObjectInfo) -> Result<Option<ObjectInfo>, RepositoryError> {

@@ -49,11 +49,11 @@ impl Bucket {
         text.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
     }
 
-    /// Opens `scheme://bucket/prefix`. No request is sent yet.
+    /// Scheme, bucket and prefix of `scheme://bucket/prefix`.
     ///
     /// # Errors
-    /// [`SourceError::Configuration`] if the URL or the environment is wrong.
-    pub fn open(url: &str) -> Result<Self, SourceError> {
+    /// [`SourceError::Configuration`] if the URL is wrong.
+    pub(in crate::source) fn check_url(url: &str) -> Result<(&str, &str, Path), SourceError> {
         let wrong = |reason: String| SourceError::Configuration { url: url.to_owned(), reason };
         let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -70,7 +70,17 @@ impl Bucket {
         if !SCHEMES.contains(&scheme) {
             return Err(wrong(format!("expected one of {}", SCHEMES.join(", "))));
         }
-        let store = open_store(scheme, bucket).map_err(wrong)?;
+        Ok((scheme, bucket, prefix))
+    }
+
+    /// Opens `scheme://bucket/prefix`. No request is sent yet.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] if the URL or the environment is wrong.
+    pub fn open(url: &str) -> Result<Self, SourceError> {
+        let (scheme, bucket, prefix) = Self::check_url(url)?;
+        let store = open_store(scheme, bucket)
+            .map_err(|reason| SourceError::Configuration { url: url.to_owned(), reason })?;
         Ok(Self { url: url.to_owned(), store, prefix })
     }
 

@@ -14,7 +14,7 @@ use bytes::{Buf as _, Bytes};
 use futures::StreamExt as _;
 use tokio::runtime::Handle;
 
-use super::entry::{self, LAST_MODIFIED, PROPERTIES, VALID_UNTIL, is_system_key};
+use super::entry::{self, LAST_MODIFIED, PROPERTIES, VALID_UNTIL, is_system_key, names};
 use super::properties::Properties;
 use super::writer::{NewVersion, RepositoryWriter, UploadFacts};
 use crate::interval::{EmptyInterval, Timestamp, ValidityInterval};
@@ -118,7 +118,7 @@ pub(super) async fn apply(
 
 /// Facts about the upload of a version, from its properties.
 pub(super) fn details(root: &Path, version: &ObjectInfo) -> Details {
-    match read(&properties_of(root, version)) {
+    match read(&properties_of(&blob_of(root, version))) {
         Ok(properties) => entry::details(&properties),
         Err(_) => Details::default(),
     }
@@ -217,7 +217,7 @@ fn update(
 /// Sets properties of a version; an empty value removes its property. The change is atomic for
 /// readers.
 fn set(root: &Path, version: &ObjectInfo, changes: &[(String, String)]) -> io::Result<()> {
-    let place = properties_of(root, version);
+    let place = properties_of(&blob_of(root, version));
     let properties = changed_properties(&read(&place)?, changes);
     let folder = place.parent().unwrap_or(root);
     let part = folder.join(format!(".{}.part", uuid::Uuid::new_v4().simple()));
@@ -235,7 +235,7 @@ fn set(root: &Path, version: &ObjectInfo, changes: &[(String, String)]) -> io::R
 fn remove(root: &Path, version: &ObjectInfo) -> io::Result<()> {
     let blob = blob_of(root, version);
     fs::remove_file(&blob)?;
-    let properties = properties_of(root, version);
+    let properties = properties_of(&blob);
     match fs::remove_file(&properties) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -247,15 +247,16 @@ fn remove(root: &Path, version: &ObjectInfo) -> io::Result<()> {
     Ok(())
 }
 
+/// The file with the bytes of a version, under the name that it has.
 fn blob_of(root: &Path, version: &ObjectInfo) -> PathBuf {
-    // If the file name is no UUID, the version has it as metadata `source_id`.
-    let name = version.metadata.get("source_id").filter(|name| !name.contains('/'));
-    let name = name.map_or_else(|| version.id.to_string(), str::to_owned);
-    root.join(version.path.as_str()).join(version.validity.from().to_string()).join(name)
+    let folder = root.join(version.path.as_str()).join(version.validity.from().to_string());
+    let mut places = names(version.id, &version.metadata).map(|name| folder.join(name));
+    let found = places.find(|place| fs::symlink_metadata(place).is_ok());
+    found.unwrap_or_else(|| folder.join(version.id.to_string()))
 }
 
-fn properties_of(root: &Path, version: &ObjectInfo) -> PathBuf {
-    let mut name = blob_of(root, version).into_os_string();
+fn properties_of(blob: &Path) -> PathBuf {
+    let mut name = blob.as_os_str().to_owned();
     name.push(PROPERTIES);
     name.into()
 }
@@ -300,5 +301,56 @@ impl Read for StreamedRead {
         let count = self.piece.len().min(buffer.len());
         self.piece.copy_to_slice(&mut buffer[..count]);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::object::ObjectPath;
+
+    #[test]
+    fn a_version_is_changed_and_removed_under_each_name_that_its_file_can_have() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let [from, until, later] = [10, 20, 30].map(Timestamp::from_millis);
+        let put = |id: Option<&str>| {
+            let version = NewVersion {
+                path: ObjectPath::new("A/B").unwrap(),
+                validity: ValidityInterval::new(from, until).unwrap(),
+                created: from,
+                id: id.map(str::to_owned),
+                file_name: String::new(),
+                metadata: BTreeMap::new(),
+            };
+            RepositoryWriter::new(root).unwrap().put(&version, &mut &b"bytes"[..]).unwrap().info
+        };
+        let rename = |version: &ObjectInfo, name: &str| {
+            let blob = blob_of(root, version);
+            fs::rename(properties_of(&blob), properties_of(&blob.with_file_name(name))).unwrap();
+            fs::rename(&blob, blob.with_file_name(name)).unwrap();
+        };
+        let derived = put(None);
+        remove(root, &derived).unwrap();
+        // The file of an import has the derived id as its name, that of a CCDB its own one.
+        for (id, name) in [
+            (Some("etag-7"), None),
+            (Some("etag-7"), Some("etag-7".to_owned())),
+            (None, None),
+            (None, Some(derived.id.to_string().to_uppercase())),
+        ] {
+            let version = put(id);
+            if let Some(name) = &name {
+                rename(&version, name);
+            }
+            let changed = update(root, &version, Some(later), &[]).unwrap();
+            assert!(matches!(changed, Changed::Updated(_)), "{id:?} {name:?}");
+            let Changed::Updated(changed) = changed else { return };
+            assert_eq!(changed.validity.until(), later);
+            remove(root, &changed).unwrap();
+            assert!(!root.join("A/B/10").exists(), "{id:?} {name:?}");
+        }
     }
 }

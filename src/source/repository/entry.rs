@@ -80,7 +80,7 @@ pub(super) fn version(
         }
     };
     let mut metadata = metadata(properties);
-    let id = match (ObjectId::parse(name), md5) {
+    let id = match (id_in(name), md5) {
         (Some(id), _) => id,
         (None, Some(md5)) => {
             metadata = metadata.with("source_id", name);
@@ -110,6 +110,18 @@ pub(super) fn metadata(properties: &Properties) -> VersionMetadata {
     properties.iter().filter(|(key, _)| !is_system_key(key)).collect()
 }
 
+/// The id in the name of a file: a UUID in lower or upper case.
+fn id_in(name: &str) -> Option<ObjectId> {
+    ObjectId::parse(name).filter(|id| spellings(*id).iter().any(|spelling| spelling == name))
+}
+
+/// The names that stand for an id.
+fn spellings(id: ObjectId) -> [String; 2] {
+    let lower = id.to_string();
+    let upper = lower.to_uppercase();
+    [lower, upper]
+}
+
 /// File names that the bytes of a version can have: its id, or the `source_id` of a derived id.
 pub(super) fn names(
     id: ObjectId,
@@ -117,7 +129,7 @@ pub(super) fn names(
 ) -> impl Iterator<Item = String> + Send + use<> {
     let is_name = |name: &&str| !name.contains('/') && !name.is_empty();
     let derived = metadata.get("source_id").filter(is_name).map(str::to_owned);
-    std::iter::once(id.to_string()).chain(derived)
+    spellings(id).into_iter().chain(derived)
 }
 
 /// First field in which a description differs from the repository's own.

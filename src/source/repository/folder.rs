@@ -99,15 +99,17 @@ impl PathFolder {
         }))
     }
 
-    /// The `from` of each folder of versions, ascending, and the entries that are no folder.
+    /// The `from` of each folder of versions, ascending, and the entries that are no folder. A folder
+    /// of a negative number that holds only paths is none of them.
     ///
     /// # Errors
     /// If the folder cannot be read.
     pub(super) fn froms(&self, path: &ObjectPath) -> io::Result<(Vec<i64>, NonFolderProblems)> {
-        let (mut froms, mut problems) = (Vec::new(), Vec::new());
+        let (mut froms, mut negative, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for_each_entry(&self.descriptor, |name, kind| {
             let Some(from) = from_of(name) else { return };
             match kind {
+                EntryKind::Folder if from < 0 => negative.push(from),
                 EntryKind::Folder => froms.push(from),
                 EntryKind::File => {}
                 EntryKind::Other => {
@@ -117,6 +119,11 @@ impl PathFolder {
                 }
             }
         })?;
+        for from in negative {
+            if NumberFolder::read(&self.descriptor, &from.to_string())?.has_versions {
+                froms.push(from);
+            }
+        }
         froms.sort_unstable();
         Ok((froms, problems))
     }
@@ -242,6 +249,41 @@ pub(super) fn is_absent(error: &io::Error) -> bool {
 pub(super) fn from_of(name: &str) -> Option<i64> {
     let from: i64 = name.parse().ok()?;
     (from.to_string() == name).then_some(from)
+}
+
+/// Contents of a folder whose name is a `from`. A negative number can be an element of a path as
+/// well, so the contents decide what the folder stands for; it can stand for both.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NumberFolder {
+    /// It is a folder of versions: it holds files, or nothing yet.
+    pub(super) has_versions: bool,
+    /// It is an element of paths: it holds folders.
+    pub(super) has_paths: bool,
+}
+
+impl NumberFolder {
+    /// Reads the folder `name` beneath `above`; only that of a negative number is opened.
+    ///
+    /// # Errors
+    /// If the folder cannot be read. A missing folder is no error.
+    pub(super) fn read(above: &OwnedFd, name: &str) -> io::Result<Self> {
+        let of_versions = Self { has_versions: true, has_paths: false };
+        if !name.starts_with('-') {
+            return Ok(of_versions);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let folder = match open_beneath(above.as_fd(), name, flags) {
+            Ok(folder) => folder,
+            Err(error) if is_absent(&error) => return Ok(of_versions),
+            Err(error) => return Err(error),
+        };
+        let (mut files, mut folders) = (false, false);
+        for_each_entry(&folder, |_, kind| match kind {
+            EntryKind::Folder => folders = true,
+            EntryKind::File | EntryKind::Other => files = true,
+        })?;
+        Ok(Self { has_versions: files || !folders, has_paths: folders })
+    }
 }
 
 /// Kinds of the blob and of the properties of a version.

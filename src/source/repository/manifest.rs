@@ -1,7 +1,13 @@
 //! Imports the objects of a manifest into a repository. Everything is checked before the first
 //! write, so a wrong line leaves the repository unchanged.
+//!
+//! ```text
+//!  lines ─▶ header, values, files, MD5 ─▶ ids: of other lines, of stored versions ─▶ all again: store
+//!           1,024 lines at a time         24 bytes per line
+//! ```
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Seek as _};
 use std::os::unix::fs::FileExt as _;
@@ -10,13 +16,19 @@ use std::path::{Component, Path, PathBuf};
 use md5::{Digest as _, Md5};
 use serde::Deserialize;
 
-use super::writer::{NewVersion, RepositoryError, RepositoryWriter};
+use super::writer::{NewVersion, RepositoryError, RepositoryWriter, compared};
 use crate::error::{coded, kind_of_file};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{Md5Sum, ObjectPath};
+use crate::object::{Md5Sum, ObjectInfo, ObjectPath};
+use crate::source::open_regular;
 
 /// The byte order marks of UTF-16.
 const UTF16_MARKS: [[u8; 2]; 2] = [[0xFF, 0xFE], [0xFE, 0xFF]];
+
+/// The columns that a manifest must have.
+const NEEDED_COLUMNS: [&str; 5] = ["path", "valid_from_ms", "valid_until_ms", "created_ms", "file"];
+/// The columns that a manifest can have as well.
+const OTHER_COLUMNS: [&str; 4] = ["id", "size", "md5", "note"];
 
 /// One line: `path,valid_from_ms,valid_until_ms,created_ms,id,file,size,md5,note`.
 #[derive(Debug, Deserialize)]
@@ -187,24 +199,11 @@ pub fn import_manifest(
     writer: &RepositoryWriter,
     mut progress: impl FnMut(ImportProgress),
 ) -> Result<Imported, ManifestError> {
-    let folder = &manifest.folder;
-    let mut all = 0;
-    let mut first_from = None;
-    let mut done = ImportProgress { storing: false, versions: 0, all, bytes: 0 };
-    for_each_batch(manifest, |lines| {
-        all += lines.len() as u64;
-        let from = lines.first().map(|(_, line)| Timestamp::from_millis(line.valid_from_ms));
-        first_from = first_from.or(from);
-        let checked = in_parallel(lines, |(number, line)| check(number, line, folder, true))?;
-        done.versions += checked.len() as u64;
-        done.bytes += checked.iter().map(|one| one.bytes).sum::<u64>();
-        progress(ImportProgress { all, ..done });
-        Ok(())
-    })?;
+    let (all, first_from) = check_all(manifest, writer, &mut progress)?;
     let mut imported = Imported { first_from, ..Imported::default() };
     for_each_batch(manifest, |lines| {
         let staged = in_parallel(lines, |(number, line)| {
-            let checked = check(number, line, folder, false)?;
+            let (checked, _) = check(number, line, &manifest.folder)?;
             let Checked { line, version, file, bytes, md5 } = &checked;
             let expected = md5.map(|md5| (*bytes, md5));
             let stage = writer.stage_file(version, expected, file);
@@ -227,6 +226,35 @@ pub fn import_manifest(
         Ok(())
     })?;
     Ok(imported)
+}
+
+/// Checks all lines, and writes nothing. Returns their number, and the begin of the validity in the
+/// first one.
+fn check_all(
+    manifest: &Manifest,
+    writer: &RepositoryWriter,
+    progress: &mut impl FnMut(ImportProgress),
+) -> Result<(u64, Option<Timestamp>), ManifestError> {
+    let (mut all, mut first_from) = (0, None);
+    let mut ids = ManifestIds::default();
+    let mut done = ImportProgress { storing: false, versions: 0, all, bytes: 0 };
+    for_each_batch(manifest, |lines| {
+        all += lines.len() as u64;
+        let from = lines.first().map(|(_, line)| Timestamp::from_millis(line.valid_from_ms));
+        first_from = first_from.or(from);
+        let found = in_parallel(lines, |(number, line)| {
+            let info = described(number, line, &manifest.folder, writer)?;
+            Ok((number, info))
+        })?;
+        for (number, info) in found {
+            ids.add(number, &info)?;
+            done.versions += 1;
+            done.bytes += info.size_bytes.unwrap_or(0);
+        }
+        progress(ImportProgress { all, ..done });
+        Ok(())
+    })?;
+    Ok((all, first_from))
 }
 
 /// Applies `work` to each of `items`, in several threads. Results are in order; the first error
@@ -274,6 +302,13 @@ fn for_each_batch(
     }
     let mut reader = csv::Reader::from_reader(file);
     let headers = reader.headers().map_err(table)?.clone();
+    if let Some(fault) = header_fault(&headers) {
+        let (needed, others) = (NEEDED_COLUMNS.join(", "), OTHER_COLUMNS.join(", "));
+        let reason = format!(
+            "line 1 is no header: {fault}; expected the columns {needed}, and as needed {others}"
+        );
+        return Err(ManifestError::Table { path: path(), reason });
+    }
     let mut lines = Vec::new();
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(table)? {
@@ -287,35 +322,95 @@ fn for_each_batch(
     if lines.is_empty() { Ok(()) } else { each(lines) }
 }
 
+/// Why the first line does not name the columns.
+fn header_fault(headers: &csv::StringRecord) -> Option<String> {
+    let all = || NEEDED_COLUMNS.into_iter().chain(OTHER_COLUMNS);
+    let count = |name: &str| headers.iter().filter(|header| *header == name).count();
+    if let Some(other) = headers.iter().find(|header| all().all(|name| name != *header)) {
+        return Some(format!("{other:?} is no column"));
+    }
+    if let Some(twice) = all().find(|name| count(name) > 1) {
+        return Some(format!("{twice} stands in it twice"));
+    }
+    let missing: Vec<&str> = NEEDED_COLUMNS.into_iter().filter(|name| count(name) == 0).collect();
+    (!missing.is_empty()).then(|| format!("without {}", missing.join(", ")))
+}
+
+/// The ids of the lines that were checked, each with a digest of its version.
+#[derive(Debug, Default)]
+struct ManifestIds(HashMap<[u8; 16], [u8; 8]>);
+
+impl ManifestIds {
+    /// Adds the version of a line.
+    ///
+    /// # Errors
+    /// [`ManifestError::Line`] if an earlier line has its path and id, but describes another version.
+    fn add(&mut self, line: u64, info: &ObjectInfo) -> Result<(), ManifestError> {
+        let ObjectInfo { path, id, validity, created, size_bytes, md5, metadata } = info;
+        let key = Md5::new().chain_update(path.as_str()).chain_update([0]);
+        let key = key.chain_update(id.as_bytes()).finalize().into();
+        let rest =
+            format!("{validity:?} {created:?} {size_bytes:?} {md5:?} {:?}", metadata.to_map());
+        let [rest @ .., _, _, _, _, _, _, _, _]: [u8; 16] = Md5::digest(rest).into();
+        match self.0.entry(key) {
+            Entry::Occupied(earlier) if *earlier.get() != rest => {
+                let reason = format!(
+                    "{path} has the id {id} in an earlier line, with another interval, creation \
+                     time, content or note; an id names one version"
+                );
+                Err(ManifestError::Line { line, column: "id", reason })
+            }
+            Entry::Occupied(_) => Ok(()),
+            Entry::Vacant(place) => {
+                place.insert(rest);
+                Ok(())
+            }
+        }
+    }
+}
+
 /// The column of a line that is wrong, and the reason.
 type ColumnFault = (&'static str, String);
 
-/// Checks a line. With `hashed`, its file is read and compared with its MD5.
-fn check(
+/// The version of a line, whose file is read. It is compared with the stored version of its id.
+fn described(
     number: u64,
     line: ManifestLine,
     folder: &Path,
-    hashed: bool,
-) -> Result<Checked, ManifestError> {
-    let checked = check_columns(number, line, folder, hashed);
-    checked.map_err(|(column, reason)| ManifestError::Line { line: number, column, reason })
+    writer: &RepositoryWriter,
+) -> Result<ObjectInfo, ManifestError> {
+    let (checked, mut opened) = check(number, line, folder)?;
+    let md5 = md5_of(&checked, &mut opened).map_err(of_line(number))?;
+    let info = checked.version.info(checked.bytes, md5);
+    let stored = writer.stored(&checked.version, &info).and_then(|stored| match stored {
+        Some(there) => compared(there, info.clone()).map(drop),
+        None => Ok(()),
+    });
+    stored.map_err(|error| ManifestError::Put { line: number, error })?;
+    Ok(info)
+}
+
+/// The fault of a column as an error of the line.
+fn of_line(line: u64) -> impl Fn(ColumnFault) -> ManifestError {
+    move |(column, reason)| ManifestError::Line { line, column, reason }
+}
+
+/// Checks the values of a line, and opens its file.
+fn check(number: u64, line: ManifestLine, folder: &Path) -> Result<(Checked, File), ManifestError> {
+    check_columns(number, line, folder).map_err(of_line(number))
 }
 
 fn check_columns(
     number: u64,
     line: ManifestLine,
     folder: &Path,
-    hashed: bool,
-) -> Result<Checked, ColumnFault> {
+) -> Result<(Checked, File), ColumnFault> {
     let path = ObjectPath::new(&line.path).map_err(|error| ("path", error.to_string()))?;
     let [from, until] = [line.valid_from_ms, line.valid_until_ms].map(Timestamp::from_millis);
     let validity = ValidityInterval::new(from, until)
         .map_err(|error| ("valid_until_ms", error.to_string()))?;
-    let (file, mut opened, bytes) = open_listed(&line, folder)?;
+    let (file, opened, bytes) = open_listed(&line, folder)?;
     let md5 = line.md5.as_deref().filter(|text| !text.is_empty()).map(parse_md5).transpose()?;
-    if let Some(expected) = md5.filter(|_| hashed) {
-        check_md5(&file, &mut opened, expected)?;
-    }
     let file_name = line.file.file_name().map(|name| name.to_string_lossy().into_owned());
     let note = line.note.filter(|note| !note.is_empty());
     let metadata: BTreeMap<String, String> =
@@ -328,7 +423,7 @@ fn check_columns(
         file_name: file_name.unwrap_or_default(),
         metadata,
     };
-    Ok(Checked { line: number, version, file, bytes, md5 })
+    Ok((Checked { line: number, version, file, bytes, md5 }, opened))
 }
 
 fn unreadable(file: &Path, error: &io::Error) -> ColumnFault {
@@ -343,11 +438,8 @@ fn open_listed(line: &ManifestLine, folder: &Path) -> Result<(PathBuf, File, u64
         return Err(("file", format!("{:?} leads out of the manifest's folder", line.file)));
     }
     let file = folder.join(&line.file);
-    let opened = File::open(&file).map_err(|error| unreadable(&file, &error))?;
+    let opened = open_regular(&file).map_err(|error| unreadable(&file, &error))?;
     let facts = opened.metadata().map_err(|error| unreadable(&file, &error))?;
-    if !facts.is_file() {
-        return Err(("file", format!("{} is no regular file", file.display())));
-    }
     match line.size {
         Some(expected) if expected != facts.len() => {
             let (name, bytes) = (file.display(), facts.len());
@@ -361,14 +453,18 @@ fn parse_md5(text: &str) -> Result<Md5Sum, ColumnFault> {
     Md5Sum::parse(text).ok_or_else(|| ("md5", format!("{text:?}, expected 32 hex digits")))
 }
 
-fn check_md5(file: &Path, opened: &mut File, expected: Md5Sum) -> Result<(), ColumnFault> {
+/// The MD5 of an opened file, which is that of its line if the line has one.
+fn md5_of(checked: &Checked, opened: &mut File) -> Result<Md5Sum, ColumnFault> {
+    let Checked { file, md5, .. } = checked;
     let mut digest = Md5::new();
     io::copy(opened, &mut Sink(&mut digest)).map_err(|error| unreadable(file, &error))?;
     let got = Md5Sum(digest.finalize().into());
-    if got == expected {
-        return Ok(());
+    match md5 {
+        Some(expected) if *expected != got => {
+            Err(("md5", format!("{} has {got}, expected {expected}", file.display())))
+        }
+        _ => Ok(got),
     }
-    Err(("md5", format!("{} has {got}, expected {expected}", file.display())))
 }
 
 /// Hashes all bytes written to it.

@@ -126,8 +126,8 @@ impl PathList {
             && facts.changed_nanos == count.listed
         {
             // The links of a folder: its name, its `.`, and the `..` of each subfolder. So it has
-            // no other folders than those of versions.
-            if facts.links == count.folders + 2 {
+            // no other folders than those of versions; paths can only be beneath these.
+            if facts.links == count.folders + 2 && !count.has_negative {
                 self.beneath.insert(name, Vec::new());
                 return Ok(Some(PathSummary { path, versions: count.versions }));
             }

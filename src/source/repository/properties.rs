@@ -46,12 +46,13 @@ impl Properties {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Parses the bytes of a file.
+    /// Parses the bytes of a file. A byte order mark, as some editors write it, is skipped.
     ///
     /// # Errors
     /// [`PropertiesError`] for a `\u` escape that is malformed or half of a surrogate pair.
     pub fn parse(bytes: &[u8]) -> Result<Self, PropertiesError> {
         let mut properties = Self::new();
+        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
         let mut lines = natural_lines(bytes).into_iter().enumerate();
         while let Some((number, line)) = lines.next() {
             let mut text = trimmed(line).to_vec();
@@ -189,6 +190,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_key() {
+        let properties = Properties::parse(b"\xEF\xBB\xBFValidUntil=2000\n").unwrap();
+        assert_eq!(properties.get("ValidUntil"), Some("2000"));
+    }
 
     #[test]
     fn properties_written_by_java_are_read() {

@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use super::bucket::Bucket;
 use super::entry::{self, PROPERTIES, names};
 use super::fetch_check::FetchCheck;
+use super::folder::from_of;
 use super::index::{IndexRow, RowRef, StoreIndex, row_of};
 use super::properties::Properties;
 use super::store_listing::{FreshPair, FreshPairs, StoredListing, StoredPair, stamp};
@@ -196,10 +197,11 @@ impl StoreRepository {
         let folders: Vec<Path> = below
             .common_prefixes
             .into_iter()
-            .filter(|folder| folder.filename().is_some_and(|name| name.parse::<i64>().is_ok()))
+            .filter(|folder| folder.filename().and_then(from_of).is_some())
             .collect();
         if folders.len() > PARALLEL_READS && folders.len() == all {
-            // No other path is below this one, so a single listing gives exactly its versions.
+            // Other paths can only be beneath a negative number, so a single listing gives the
+            // versions and little else.
             let depth = location.parts().count() + 2;
             let listed = self.store.list(Some(&location));
             let deep = listed
@@ -309,7 +311,7 @@ impl StoreRepository {
         Ok(read.and_then(|properties| {
             let mut parts = blob.location.as_ref().rsplit('/');
             let name = parts.next().unwrap_or_default();
-            let from = parts.next().and_then(|from| from.parse().ok());
+            let from = parts.next().and_then(from_of);
             let from = from.map(Timestamp::from_millis).ok_or("its folder is no number")?;
             entry::version(path, from, name, blob.size, &properties)
         }))
@@ -460,7 +462,7 @@ impl StoreRepository {
             let (name, from) = (parts.pop().unwrap_or_default(), parts.pop().unwrap_or_default());
             let properties = name.ends_with(PROPERTIES) && !name.starts_with('.');
             if properties
-                && from.parse::<i64>().is_ok()
+                && from_of(&from).is_some()
                 && let Ok(path) = ObjectPath::new(&parts.join("/"))
             {
                 *counts.entry(path).or_default() += 1;

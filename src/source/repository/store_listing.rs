@@ -14,6 +14,7 @@ use object_store::ObjectMeta;
 use object_store::path::Path;
 
 use super::entry::PROPERTIES;
+use super::folder::from_of;
 use super::index::{RowRef, store_stamp};
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath};
@@ -226,7 +227,7 @@ pub(super) fn key_of(location: &Path) -> Option<(i64, ObjectId)> {
     let mut parts = location.as_ref().rsplit('/');
     let name = parts.next()?;
     let id = ObjectId::parse(name).filter(|id| id.to_string() == name)?;
-    Some((parts.next()?.parse().ok()?, id))
+    Some((from_of(parts.next()?)?, id))
 }
 
 fn age_of(meta: &ObjectMeta) -> Option<Duration> {

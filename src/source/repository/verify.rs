@@ -15,11 +15,12 @@ use std::time::{Duration, SystemTime};
 use md5::{Digest as _, Md5};
 
 use super::entry::{self, PROPERTIES};
+use super::folder::from_of;
 use super::index::FOLDER as INDEX_FOLDER;
 use super::properties::Properties;
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectPath};
-use crate::source::disk::open_regular;
+use crate::source::regular_file::open_regular_unlinked;
 use crate::source::verify::{RepairOutcome, VerifyReport};
 
 /// Younger files can belong to a put in progress.
@@ -84,7 +85,7 @@ impl Walk {
                 }
             }
         }
-        let from = elements.last().and_then(|name| name.parse().ok());
+        let from = elements.last().and_then(|name| from_of(name));
         let path = ObjectPath::new(&elements[..elements.len().saturating_sub(1)].join("/"));
         match (from, path) {
             (Some(from), Ok(path)) => {
@@ -172,7 +173,7 @@ fn check(
 ) -> Result<u64, String> {
     let failed = |error: io::Error| error.to_string();
     let mut text = Vec::new();
-    let read = open_regular(properties)
+    let read = open_regular_unlinked(properties)
         .map_err(failed)?
         .take(MAX_PROPERTIES_BYTES + 1)
         .read_to_end(&mut text);
@@ -180,7 +181,7 @@ fn check(
         return Err(format!("{PROPERTIES} has more than {MAX_PROPERTIES_BYTES} bytes"));
     }
     let properties = Properties::parse(&text).map_err(|error| error.to_string())?;
-    let mut blob = open_regular(file).map_err(failed)?;
+    let mut blob = open_regular_unlinked(file).map_err(failed)?;
     let bytes = blob.metadata().map_err(failed)?.len();
     let version = entry::version(path, from, &name_of(file), bytes, &properties)?;
     let (mut digest, mut piece) = (Md5::new(), vec![0; 1 << 20]);

@@ -7,11 +7,11 @@ use rustix::fs::OFlags;
 
 use super::beneath::{EntryKind, Root, for_each_entry, open_beneath};
 use super::entry::PROPERTIES;
-use super::folder::{from_of, is_absent};
+use super::folder::{NumberFolder, from_of, is_absent};
 use crate::object::ObjectPath;
 
 /// The folders directly beneath `name` that can be, or contain, paths; sorted. Folders of versions
-/// are excluded, because their names are numbers.
+/// are excluded, because their names are numbers; but those of negative numbers can contain paths.
 ///
 /// # Errors
 /// If the folder cannot be read. A missing folder is no error, unless it is the root.
@@ -71,20 +71,30 @@ pub(super) fn read_folder(root: &Root, name: &str) -> io::Result<Option<FolderEn
         Err(error) => return Err(error),
     };
     let is_path = ObjectPath::new(name).is_ok();
-    let (mut froms, mut children) = (Vec::new(), Vec::new());
+    let (mut numbers, mut children) = (Vec::new(), Vec::new());
+    let child_of = |entry: &str| {
+        let child = if name.is_empty() { entry.to_owned() } else { format!("{name}/{entry}") };
+        ObjectPath::new(&child).is_ok().then_some(child)
+    };
     for_each_entry(&folder, |entry, kind| {
         if kind != EntryKind::Folder {
             return;
         }
-        if from_of(entry).is_some() && is_path {
-            froms.push(entry.to_owned());
-            return;
-        }
-        let child = if name.is_empty() { entry.to_owned() } else { format!("{name}/{entry}") };
-        if ObjectPath::new(&child).is_ok() {
-            children.push(child);
+        match from_of(entry).is_some() && is_path {
+            true => numbers.push(entry.to_owned()),
+            false => children.extend(child_of(entry)),
         }
     })?;
+    let mut froms = Vec::with_capacity(numbers.len());
+    for number in numbers {
+        let NumberFolder { has_versions, has_paths } = NumberFolder::read(&folder, &number)?;
+        if has_paths {
+            children.extend(child_of(&number));
+        }
+        if has_versions {
+            froms.push(number);
+        }
+    }
     Ok(Some(FolderEntries { folder, froms, children }))
 }
 

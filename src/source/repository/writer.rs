@@ -133,6 +133,11 @@ impl NewVersion {
         ObjectInfo { path, id, validity, created, size_bytes, md5, metadata }
     }
 
+    /// Whether the id is given, and not derived.
+    pub(super) fn has_given_id(&self) -> bool {
+        self.id.as_deref().is_some_and(|id| ObjectId::parse(id).is_some())
+    }
+
     /// Contents of the properties file of `info`.
     pub(super) fn properties(
         &self,

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use iovcache::server::{ByteSize, TimeSpan};
 
 use super::profile::Part;
-use crate::common::Access;
+use crate::common::{Access, folder};
 use crate::failure::Failure;
 
 /// Duration of each profile, by default and with `--quick`.
@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
     pub(super) access: Access,
     /// Write the objects of the profiles into this repository folder and exit: for a service that
     /// is measured with --server. Use the same --memory and --profile for both.
-    #[arg(long, value_name = "FOLDER", conflicts_with = "server")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "server", value_parser = folder())]
     pub(super) prepare: Option<PathBuf>,
     /// Seed of the random choices: which requests fail, which consumers are killed.
     #[arg(long, value_name = "N", default_value_t = 1)]

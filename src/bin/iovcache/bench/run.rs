@@ -43,6 +43,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Some(folder) = &arguments.prepare {
         return prepare(&arguments, folder);
     }
+    for file in [&arguments.output, &arguments.html].into_iter().flatten() {
+        text::check_writable(file)?;
+    }
     let result = measure(&arguments).await?;
     // A file that cannot be written must not discard the measurements.
     let json = serde_json::to_string(&result).map_err(Failure::failed)?;

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::histogram::Latency;
@@ -202,6 +203,20 @@ pub(super) fn change(before: f64, after: f64) -> String {
 ///
 /// # Errors
 /// [`Failure`] names the file.
+/// Checks that a file can be written, and changes nothing.
+///
+/// # Errors
+/// [`Failure`] if it cannot.
+pub(super) fn check_writable(file: &Path) -> Result<(), Failure> {
+    let opened = match fs::File::options().append(true).open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::File::create_new(file).and_then(|_| fs::remove_file(file))
+        }
+        opened => opened.map(drop),
+    };
+    opened.map_err(|error| Failure::io(file.display(), error))
+}
+
 pub(super) fn write_file(file: &Path, text: &str) -> Result<(), Failure> {
     fs::write(file, text).map_err(|error| Failure::io(file.display(), error))
 }

@@ -1,6 +1,7 @@
 //! Access control of `serve`: keys and TLS from files.
 
 use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use iovcache::{Clock, ErrorKind};
 
 use crate::failure::Failure;
 
-/// The environment variable with the keys, if no file is named.
+/// The environment variable with the keys, if no file is named. Empty, it counts as not set.
 const KEYS: &str = "IOVCACHE_KEYS";
 
 /// The files of keys and certificates, which are read at the start and on SIGHUP.
@@ -26,22 +27,18 @@ impl AccessFiles<'_> {
     }
 
     fn keys(&self) -> Result<Keys, Failure> {
-        let Some(file) = &self.0.tokens else {
-            let text = std::env::var(KEYS).unwrap_or_default();
-            return Keys::parse(&text).map_err(|error| of(KEYS, &error));
+        let (name, bytes) = match &self.0.tokens {
+            Some(file) => (file.as_path(), read_keys(file)?),
+            None => match std::env::var_os(KEYS).filter(|text| !text.is_empty()) {
+                Some(text) => (Path::new(KEYS), text.into_vec()),
+                None => return Ok(Keys::default()),
+            },
         };
-        let name = file.display();
-        let failed = |error| Failure::io(&name, error);
-        let mode = fs::metadata(file).map_err(failed)?.permissions().mode();
-        if mode & 0o002 != 0 {
-            let message = format!("{name}: every user can write it, and give access to any client");
-            return Err(Failure::of_kind(ErrorKind::PermissionDenied, message));
-        }
-        let text = crate::input::as_text(fs::read(file).map_err(failed)?, file)?;
-        let keys = Keys::parse(&text).map_err(|error| of(&name, &error))?;
-        // An empty file would open the service to every client, and is hardly intended.
+        let keys = Keys::parse(&crate::input::as_text(bytes, name)?);
+        let keys = keys.map_err(|error| of(name.display(), &error))?;
+        // Keys without an entry would open the service to every client, and are hardly intended.
         match keys.is_empty() {
-            true => Err(Failure::usage(format!("{name}: the file contains no key"))),
+            true => Err(Failure::usage(format!("{}: it contains no key", name.display()))),
             false => Ok(keys),
         }
     }
@@ -56,6 +53,18 @@ impl AccessFiles<'_> {
         let tls = Tls::from_pem(&read(certificate)?, &read(key)?, client_ca.as_deref());
         tls.map(Some).map_err(|error| of(certificate.display(), &error))
     }
+}
+
+/// Reads a file of keys, which only trusted users may write.
+fn read_keys(file: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |error| Failure::io(file.display(), error);
+    let mode = fs::metadata(file).map_err(failed)?.permissions().mode();
+    if mode & 0o002 != 0 {
+        let name = file.display();
+        let message = format!("{name}: every user can write it, and give access to any client");
+        return Err(Failure::of_kind(ErrorKind::PermissionDenied, message));
+    }
+    fs::read(file).map_err(failed)
 }
 
 fn of(name: impl std::fmt::Display, error: &impl iovcache::Coded) -> Failure {

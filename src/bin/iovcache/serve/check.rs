@@ -6,13 +6,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use iovcache::server::{Config, ConfigError, ListenError, Settings, ValueOrigin};
+use iovcache::server::{Config, ConfigError, ListenError, SegmentBacking, Settings, ValueOrigin};
+use iovcache::shm::Region;
 use rustix::fs::{FlockOperation, flock};
 
 use super::access::AccessFiles;
 use super::assemble;
 use crate::common::show_bytes;
 use crate::failure::Failure;
+use crate::log::LogFilter;
 use crate::settings::CommandLine;
 
 /// The result of a check.
@@ -65,10 +67,14 @@ pub(super) fn settings_to_start(
     };
     let mut faults = found.faults;
     if checked.faults.is_empty() && faults.len() <= 1 {
-        return match faults.pop() {
-            None => Ok(checked.settings),
-            Some((_, failure)) => Err(failure),
-        };
+        let Some((key, failure)) = faults.pop() else { return Ok(checked.settings) };
+        let fault = checked.settings.fault(checked.document.as_ref(), &key, String::new());
+        return Err(match (given.file(), fault.line) {
+            (Some(file), Some(line)) => {
+                failure.at(format_args!("{}:{line}: {key}", crate::input::name(file)))
+            }
+            _ => failure,
+        });
     }
     for (key, failure) in faults {
         // Sources with a fault of their own are no missing sources.
@@ -97,6 +103,9 @@ pub(crate) fn check(settings: &Settings, occasion: &Occasion) -> Findings {
             );
         }
         memory(config, &mut found);
+    }
+    if let Err(failure) = LogFilter::parse(&config.log) {
+        found.fault("log", failure);
     }
     access(config, &mut found);
     sources(config, occasion, &mut found);
@@ -188,9 +197,13 @@ fn folders(config: &Config, occasion: &Occasion, found: &mut Findings) {
         found.file("fairmq_register", program, error.into());
     }
     if let Some(region) = &config.region
-        && let Err(error) = std::fs::metadata(&region.path)
+        && let Err(error) = Region::check(&region.path)
     {
-        found.file("region", &region.path, error);
+        found.fault("region", error);
+    }
+    let has_named = config.backing == SegmentBacking::Shm && config.fairmq_segment.is_none();
+    if has_named && let Err(error) = usable(&config.shm_folder) {
+        found.file("shm_folder", &config.shm_folder, error);
     }
 }
 
@@ -207,8 +220,15 @@ fn socket_folder(folder: &Path, occasion: &Occasion, found: &mut Findings) {
     if got > 107 {
         found.fault("socket", ListenError::TooLong { path, got });
     }
-    if let (Occasion::Start(_), Some(pid)) = (occasion, owner(folder)) {
-        found.fault("socket", ListenError::Taken { folder: folder.to_owned(), pid });
+    let Some(pid) = owner(folder) else { return };
+    match occasion {
+        Occasion::Start(_) => {
+            found.fault("socket", ListenError::Taken { folder: folder.to_owned(), pid });
+        }
+        Occasion::Check => {
+            let folder = folder.display();
+            found.notes.push(format!("socket: process {pid} has {folder}; the service runs"));
+        }
     }
 }
 
@@ -223,13 +243,24 @@ fn usable(folder: &Path) -> io::Result<Option<u32>> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // The folder can be made if the nearest existing parent permits it.
-            match folder.parent().filter(|above| !above.as_os_str().is_empty()) {
-                Some(above) => usable(above).map(|_| None),
-                None => Ok(None),
+            let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
+            let above = above.unwrap_or(Path::new("."));
+            if usable(above)?.is_some() {
+                try_to_make_a_folder(above)?;
             }
+            Ok(None)
         }
         Err(error) => Err(error),
     }
+}
+
+/// Makes a folder in `above` and removes it: the rights alone do not tell it, as in `/proc`.
+fn try_to_make_a_folder(above: &Path) -> io::Result<()> {
+    let probe = above.join(format!(".iovcache-check-{}", std::process::id()));
+    let made = std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe));
+    made.map_err(|error| {
+        io::Error::other(format!("no folder can be made in {}: {error}", above.display()))
+    })
 }
 
 fn ports(config: &Config, occasion: &Occasion, found: &mut Findings) {

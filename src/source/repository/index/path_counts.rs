@@ -15,6 +15,8 @@ pub(in crate::source::repository) struct VersionCount {
     pub(in crate::source::repository) versions: u64,
     /// Number of folders of versions.
     pub(in crate::source::repository) folders: u64,
+    /// Whether a `from` is negative: its folder can contain paths as well.
+    pub(in crate::source::repository) has_negative: bool,
     /// Change time (ns) of the path's folder when its latest row was written.
     pub(in crate::source::repository) listed: i64,
 }
@@ -106,10 +108,11 @@ impl PathCounts {
     /// Counts the rows of the next path. A version can have rows in several files.
     fn next_path(&mut self) -> Option<(String, VersionCount)> {
         let path = self.files.iter().filter_map(FileRows::path).min()?.to_owned();
-        let mut count = VersionCount { versions: 0, folders: 0, listed: 0 };
+        let mut count = VersionCount { versions: 0, folders: 0, has_negative: false, listed: 0 };
         let mut last_from = None;
         while let Some(least) = self.files.iter().filter_map(|file| file.key(&path)).min() {
             count.versions += 1;
+            count.has_negative |= least.0 < 0;
             count.folders += u64::from(last_from.replace(least.0) != Some(least.0));
             for file in &mut self.files {
                 while file.key(&path) == Some(least) {
