@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::error::ClientError;
 use super::local_join::LocalJoin;
-use super::service::{Attached, Call, Client, GRACE, answer, of_flight};
+use super::service::{Attached, Client, ClientCall, GRACE, answer, of_flight};
 use super::table::{Hold, Table};
 use crate::error::{Coded as _, ErrorKind};
 use crate::object::ObjectId;
@@ -41,7 +41,7 @@ impl Client {
         }
     }
 
-    fn service_table(&self, request: TableRequest) -> Call<'_, Table> {
+    fn service_table(&self, request: TableRequest) -> ClientCall<'_, Table> {
         Box::pin(self.awaited_or_requested_table(request))
     }
 
@@ -260,7 +260,7 @@ impl Client {
     pub(super) fn get<'a>(
         &'a self,
         request: &'a TableRequest,
-    ) -> Call<'a, (Arc<Schema>, Vec<RecordBatch>)> {
+    ) -> ClientCall<'a, (Arc<Schema>, Vec<RecordBatch>)> {
         Box::pin(async {
             let mut stream = self.stream(request).await?;
             let mut batches = Vec::new();
@@ -276,7 +276,7 @@ impl Client {
     pub(super) fn stream<'a>(
         &'a self,
         request: &'a TableRequest,
-    ) -> Call<'a, FlightRecordBatchStream> {
+    ) -> ClientCall<'a, FlightRecordBatchStream> {
         Box::pin(async {
             let ticket = Ticket::new(request.to_json()?);
             let stream = self.flight().do_get(ticket).await?.into_inner();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::plane_request::PlaneFields;
 use super::timeframe_columns::TimeframeSchema;
 use crate::shm::PinnedTimeframe;
-use crate::shm::attach::is_consumer_name;
+use crate::shm::attach::check_consumer;
 use crate::table::{Missing, TableRequest};
 
 /// Schemas that are remembered; beyond, all are decoded anew.
@@ -35,7 +35,7 @@ impl<'a> TimeframeRequest<'a> {
             return None;
         };
         // Other names cannot be reported by a line.
-        is_consumer_name(consumer).then_some(Self { timeframe, consumer })
+        check_consumer(consumer).is_ok().then_some(Self { timeframe, consumer })
     }
 }
 

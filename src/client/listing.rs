@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tonic::Streaming;
 
 use super::error::ClientError;
-use super::service::{Call, Client, answer};
+use super::service::{Client, ClientCall, answer};
 use crate::error::ErrorKind;
 use crate::object::ObjectId;
 use crate::table::{TableRequest, TimelinePage, TimelineRequest, TimelineSpan};
@@ -70,7 +70,7 @@ impl Client {
         self.until_answered(self.patience(), |_| self.list_paths(prefix)).await
     }
 
-    fn list_paths<'a>(&'a self, prefix: &'a str) -> Call<'a, PathStream> {
+    fn list_paths<'a>(&'a self, prefix: &'a str) -> ClientCall<'a, PathStream> {
         Box::pin(async {
             let criteria = Criteria { expression: prefix.to_owned().into() };
             let flights = self.flight().list_flights(criteria).await?.into_inner();

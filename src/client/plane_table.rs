@@ -442,9 +442,8 @@ fn column_runs(field: &Field, runs: &RowRuns, rows: usize) -> Result<ColumnRuns,
 fn run_array(field: &Field, runs: &RowRuns, rows: usize) -> Result<ArrayRef, ArrowError> {
     let ends = Int32Array::from_iter_values(runs.iter().map(|(end, _)| *end as i32));
     let mut bytes = Vec::with_capacity(runs.len() * MetaHeader::BYTES);
-    // The bytes under a null are those of an answer of the service.
-    let nothing = MetaHeader::managed(0, 0, 0, 0);
-    runs.iter().for_each(|(_, cell)| bytes.extend_from_slice(&cell.unwrap_or(nothing).to_bytes()));
+    let headers = runs.iter().map(|(_, cell)| cell.unwrap_or(MetaHeader::NOTHING));
+    headers.for_each(|header| bytes.extend_from_slice(&header.to_bytes()));
     let has_nulls = runs.iter().any(|(_, cell)| cell.is_none());
     let nulls = has_nulls.then(|| runs.iter().map(|(_, cell)| cell.is_some()).collect());
     let size = MetaHeader::BYTES as i32;

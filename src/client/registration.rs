@@ -8,7 +8,7 @@ use futures::stream;
 use serde_json::json;
 
 use super::error::ClientError;
-use super::service::{Call, Client, answer};
+use super::service::{Client, ClientCall, answer};
 use crate::table::{ColumnRequest, ConsumedAnswer, MessageWriter, PutAnswer, Register};
 
 impl Client {
@@ -81,7 +81,7 @@ impl Client {
         self.until_answered(self.patience(), |_| self.put(messages.clone())).await
     }
 
-    fn put(&self, messages: Vec<FlightData>) -> Call<'_, PutAnswer> {
+    fn put(&self, messages: Vec<FlightData>) -> ClientCall<'_, PutAnswer> {
         Box::pin(async {
             let put = self.flight().do_put(stream::iter(messages)).await?;
             let result = put.into_inner().message().await?;

@@ -31,7 +31,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// A call in progress. It is boxed where the code of gRPC begins, so that a program which awaits it
 /// does not compile that code anew.
-pub(super) type Call<'a, T> = BoxFuture<'a, Result<T, ClientError>>;
+pub(super) type ClientCall<'a, T> = BoxFuture<'a, Result<T, ClientError>>;
 
 /// A connection to a service. Clones share it.
 #[derive(Debug, Clone)]
@@ -118,7 +118,11 @@ impl Client {
     }
 
     /// Connects a client that uses shared memory like this.
-    pub(super) fn connect_as(url: &str, options: ClientOptions, uses: PlaneUse) -> Call<'_, Self> {
+    pub(super) fn connect_as(
+        url: &str,
+        options: ClientOptions,
+        uses: PlaneUse,
+    ) -> ClientCall<'_, Self> {
         Box::pin(Self::connect_within(url, options, uses))
     }
 
@@ -158,6 +162,11 @@ impl Client {
             runtime: tokio::runtime::Handle::current(),
         };
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// Whether the service has answered once.
+    pub(super) fn has_answered(&self) -> bool {
+        self.0.answered.load(Ordering::Relaxed)
     }
 
     /// The process that connected, distinct from its forks.
@@ -230,8 +239,7 @@ impl Client {
             return Err(ClientError::ForkedProcess);
         }
         self.settle_reports().await;
-        let known = self.0.answered.load(Ordering::Relaxed);
-        let patience = if known { limit } else { Duration::ZERO };
+        let patience = if self.has_answered() { limit } else { Duration::ZERO };
         let mut call = call;
         let in_time = |left: Option<Duration>| {
             // The service keeps the limit itself; after the extra time no answer will come.
@@ -304,7 +312,7 @@ impl Client {
         serde_json::from_slice(&result).map_err(|error| answer(&error.to_string()))
     }
 
-    fn result_of(&self, action: Action) -> Call<'_, Bytes> {
+    fn result_of(&self, action: Action) -> ClientCall<'_, Bytes> {
         let once = |action| async {
             let mut results = self.flight().do_action(action).await?.into_inner();
             let result = results.message().await?.ok_or_else(|| answer("no result came"))?;

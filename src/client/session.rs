@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use arrow_flight::FlightDescriptor;
 use arrow_schema::Schema;
+use tokio::net::UnixStream;
 
 use super::connect::ServiceAddress;
 use super::error::ClientError;
 use super::service::{Attached, Client, Near, answer};
 use crate::error::Coded as _;
 use crate::secret::Secret;
-use crate::shm::attach::Attachment;
+use crate::shm::attach::{Attachment, process_name};
 use crate::table::TableRequest;
 
 impl Client {
@@ -68,11 +69,23 @@ impl Client {
             Err(error) if before && error.kind().is_transient() => {
                 Err(ClientError::Lost { reason: error.to_string() })
             }
+            // A service that is being started again has none of its sockets yet.
+            Err(error) if must && error.kind().is_transient() && self.is_gone().await => {
+                Err(ClientError::Lost { reason: error.to_string() })
+            }
             Err(error) if must => Err(error),
             Err(_) => {
                 *attached = Attached::Remote;
                 Ok(None)
             }
+        }
+    }
+
+    /// Whether no service listens at the Unix socket of the address.
+    async fn is_gone(&self) -> bool {
+        match &self.0.address {
+            ServiceAddress::Unix(path) => UnixStream::connect(path).await.is_err(),
+            ServiceAddress::Tcp(_) | ServiceAddress::Tls(_) => false,
         }
     }
 
@@ -112,8 +125,7 @@ impl Client {
     async fn attach(&self, path: &Path) -> Result<Attachment, ClientError> {
         let (path, options, looks_up) = (path.to_owned(), self.0.options.clone(), self.0.looks_up);
         let opened = tokio::task::spawn_blocking(move || {
-            let consumer =
-                options.consumer.unwrap_or_else(|| format!("process-{}", std::process::id()));
+            let consumer = options.consumer.unwrap_or_else(process_name);
             let token = options.token.as_ref().map(Secret::reveal);
             let opened = match looks_up {
                 true => Attachment::open_local(&path, &consumer, token),

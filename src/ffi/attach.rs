@@ -1,5 +1,6 @@
 //! Handles for the memory of a service, through its attach socket, or of a cache in this process.
 
+use std::borrow::Cow;
 use std::ffi::{CString, c_char};
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,7 +12,7 @@ use super::arguments::{guarded, optional_text, place, text};
 use super::status::{CallFailure, StatusCode};
 use crate::cache::{Cache, LeaseId};
 use crate::error::ErrorKind;
-use crate::shm::attach::Attachment;
+use crate::shm::attach::{Attachment, process_name};
 use crate::shm::{Mappings, MetaHeader};
 use crate::sync::Mutex;
 
@@ -123,7 +124,7 @@ impl Attach {
 /// table, and `attach` in the line that a service writes when it is ready. Blocks for at most 10 s.
 ///
 /// @param path      path of the attach socket
-/// @param consumer  name of this consumer; null: none
+/// @param consumer  name of this consumer; null or empty: "process-" and the process id
 /// @param token     token of the service; null if it requires none
 /// @param attach    receives the handle, or null on failure
 ///
@@ -148,7 +149,7 @@ pub unsafe extern "C" fn iovc_attach(
         let path = unsafe { text(path, "path") }?;
         // SAFETY: as the caller says.
         let (consumer, token) = unsafe { names(consumer, token) }?;
-        let attachment = Attachment::open_local(Path::new(path), consumer, token)?;
+        let attachment = Attachment::open_local(Path::new(path), &consumer, token)?;
         *place = Box::into_raw(Box::new(Attach::of_service(attachment)));
         Ok(())
     })
@@ -180,7 +181,7 @@ pub unsafe extern "C" fn iovc_attach_socket(
         *place = std::ptr::null_mut();
         // SAFETY: as the caller says.
         let (consumer, token) = unsafe { names(consumer, token) }?;
-        let attachment = Attachment::of_stream(UnixStream::from(socket), consumer, token)?;
+        let attachment = Attachment::of_stream(UnixStream::from(socket), &consumer, token)?;
         *place = Box::into_raw(Box::new(Attach::of_service(attachment)));
         Ok(())
     })
@@ -191,9 +192,10 @@ pub unsafe extern "C" fn iovc_attach_socket(
 unsafe fn names<'a>(
     consumer: *const c_char,
     token: *const c_char,
-) -> Result<(&'a str, Option<&'a str>), CallFailure> {
+) -> Result<(Cow<'a, str>, Option<&'a str>), CallFailure> {
     // SAFETY: as the caller says.
-    let consumer = unsafe { optional_text(consumer, "consumer") }?.unwrap_or_default();
+    let consumer = unsafe { optional_text(consumer, "consumer") }?.filter(|name| !name.is_empty());
+    let consumer = consumer.map_or_else(|| Cow::from(process_name()), Cow::from);
     // SAFETY: as the caller says.
     let token = unsafe { optional_text(token, "token") }?;
     Ok((consumer, token))

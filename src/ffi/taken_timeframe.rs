@@ -23,7 +23,7 @@ use super::status::CallFailure;
 use crate::cache::CacheError;
 use crate::error::ErrorKind;
 use crate::object::ObjectId;
-use crate::shm::attach::{ClientMessage, is_consumer_name};
+use crate::shm::attach::{ClientMessage, check_consumer};
 use crate::shm::{
     AskReason, ColumnArrays, ConsumerMark, LineNumber, LocalPlane, Location, MetaHeader,
     PinnedTimeframe, TimeframeLook,
@@ -114,10 +114,8 @@ pub(super) fn take(
     deadline: Option<Instant>,
 ) -> Result<TakenTimeframe, CallFailure> {
     let WantedTimeframe { timeframe, consumer } = wanted;
-    if !is_consumer_name(consumer) {
-        let reason = format!(
-            "[IOV-7161] the consumer's name is {consumer:?}; it has 1 to 200 printable characters"
-        );
+    if let Err(reason) = check_consumer(consumer) {
+        let reason = format!("[IOV-7161] {reason}, and not {consumer:?}");
         return Err(CallFailure::new(ErrorKind::InvalidArgument, reason));
     }
     if plane.timeframes_are_requested() {

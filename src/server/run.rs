@@ -164,7 +164,7 @@ async fn serve(
     end_servers(servers, options.drain_limit, &options.hurry).await;
     end_sessions.cancel();
     while others.join_next().await.is_some() {}
-    cache.close();
+    cache.leave();
     drop(folder);
     outcome
 }

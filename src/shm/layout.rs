@@ -54,6 +54,18 @@ fn part<const N: usize>(bytes: &[u8; MetaHeader::BYTES], at: usize) -> [u8; N] {
 }
 
 impl MetaHeader {
+    /// The bytes of a cell without an object, under a null: 40 zeros.
+    pub const NOTHING: Self = Self {
+        size: 0,
+        hint: 0,
+        handle: 0,
+        shared: 0,
+        region_id: 0,
+        segment_id: 0,
+        managed: 0,
+        pad: [0; 3],
+    };
+
     /// Size in bytes.
     pub const BYTES: usize = 40;
 

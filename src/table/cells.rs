@@ -17,9 +17,6 @@ use super::layout::cell_type;
 use super::request_options::CellKind;
 use crate::shm::MetaHeader;
 
-/// Filler under a null: it has no meaning, but must be equal everywhere.
-const NOTHING: MetaHeader = MetaHeader::managed(0, 0, 0, 0);
-
 impl BatchBuffers {
     /// Appends an array of `length` cells of kind `kind`. `runs` are numbers of equal cells, each
     /// with its cell; `None` is null.
@@ -48,7 +45,7 @@ impl BatchBuffers {
         kind: CellKind,
     ) {
         self.validity(length, runs.clone().map(|(count, header)| (count, header.is_some())));
-        let runs = runs.map(|(count, header)| (count, header.unwrap_or(NOTHING)));
+        let runs = runs.map(|(count, header)| (count, header.unwrap_or(MetaHeader::NOTHING)));
         match kind {
             CellKind::Binary => self.values(runs, MetaHeader::to_bytes),
             CellKind::Struct => {

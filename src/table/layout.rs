@@ -37,7 +37,7 @@ pub struct TableMetadata {
     pub requested: SchemaMetadata,
 }
 
-/// What differs in the schemas of tables with one layout.
+/// Values that differ in the schemas of tables with one layout.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct TableMarks<'a> {
     /// Id of the timeframe.

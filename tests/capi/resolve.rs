@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::common::Service;
-use iovcache::table::View;
+use iovcache::table::{Encoding, View};
 
 /// Default number of forged headers; `IOVCACHE_FORGED` sets another.
 const FORGED: &str = "2000000";
@@ -37,6 +37,26 @@ async fn a_consumer_in_cpp_attaches_by_path_and_by_descriptor_and_resolves_in_ev
     let output = run(&program, &["consumer", socket.to_str().unwrap()], &cells);
     let told = well("walk", &output);
     assert_eq!(told, format!("drift 1\ndrift, the second\n\n\n{id}\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cells_under_a_null_resolve_to_nothing_and_the_others_of_their_column_to_their_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path());
+    let service = Service::over(&repository, &[]);
+    let client = Client::connect(&service.unix()).await.unwrap();
+    let request = TableRequest::new().column("drift", DRIFT).timestamps([-7, 1000, 90_000, 3000]);
+    let request = request.missing_as_null();
+    // Pins the objects.
+    let _table = client.table(request.clone()).await.unwrap();
+    let batches = client.batches(&request.encoding(Encoding::Plain)).await.unwrap();
+    let cells = batches[0].column_by_name("drift").unwrap();
+    let cells = arrow_array::cast::AsArray::as_fixed_size_binary(cells).value_data().to_vec();
+    assert_eq!(cells.len(), 4 * 40);
+    let options = with_library(&["-std=c11"]);
+    let program = compile(folder.path(), "cc", "tests/capi/programs/nulls.c", &options);
+    let output = run(&program, &[service.attach().to_str().unwrap()], &cells);
+    assert_eq!(well("nulls", &output), "-\ndrift 1\n-\ndrift, the second\n");
 }
 
 /// Objects of many sizes, 0 bytes included, in segments or in a region.

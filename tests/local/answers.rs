@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use iovcache::client::ClientError;
+use iovcache::client::{ClientError, TableRequest};
 use iovcache::shm::AskReason;
 
 use crate::common::{Service, until};
@@ -235,4 +235,60 @@ fn a_text_that_is_no_path_is_refused_as_one() {
     let consumer = Consumer::new(&service.unix(), "one");
     let wrong = consumer.local().path("A//B").unwrap_err();
     assert!(matches!(wrong, ClientError::Argument { .. }), "{wrong}");
+}
+
+#[test]
+fn what_is_held_stays_when_the_service_is_stopped_and_when_it_is_killed() {
+    for backing in ["memfd", "shm"] {
+        for is_killed in [false, true] {
+            let (service, _repository) = service(&[(PATH, (0, 100), 1)], &["--backing", backing]);
+            let consumer = Consumer::with_local_tables(&service.unix(), "one");
+            let local = consumer.local();
+            let path = local.path(PATH).unwrap();
+            let requested = path.at(at(50)).unwrap().unwrap();
+            until_local(&path, 50);
+            let found = path.at(at(50)).unwrap().unwrap();
+            let request = TableRequest::new().column("c", PATH).timestamps([50]);
+            let table = consumer.runtime.block_on(consumer.client.table(request)).unwrap();
+            match is_killed {
+                true => drop(service.kill()),
+                false => assert_eq!(service.stop().0, Some(0)),
+            }
+            for view in [&requested, &found] {
+                assert!(view.is_live(), "{backing}, killed: {is_killed}, {}", view.is_local());
+                assert_eq!(&**view, b"TPC/Calib/VDrift 0 100 1");
+            }
+            let column = table.column("c").unwrap();
+            assert_eq!(column.get(0).unwrap(), Some(&b"TPC/Calib/VDrift 0 100 1"[..]));
+            assert!(table.is_live(&column.header(0).unwrap()), "{backing}, killed: {is_killed}");
+        }
+    }
+}
+
+#[test]
+fn the_first_table_and_the_first_look_up_wait_for_a_service_that_is_started_again() {
+    let sockets = tempfile::tempdir().unwrap();
+    let arguments = ["--socket", sockets.path().to_str().unwrap()];
+    for is_table in [false, true] {
+        let (service, repository) = service(&[(PATH, (0, 100), 1)], &arguments);
+        let consumer = Consumer::new(&service.unix(), "one");
+        consumer.runtime.block_on(consumer.client.status()).unwrap();
+        drop(service.kill());
+        std::thread::scope(|scope| {
+            let successor = scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(500));
+                Service::over(repository.path(), &arguments)
+            });
+            let bytes = match is_table {
+                true => consumer.asked(PATH, 50),
+                false => {
+                    let local = consumer.local();
+                    let path = local.path(PATH).unwrap();
+                    path.at(at(50)).unwrap().map(|view| view.to_vec())
+                }
+            };
+            assert_eq!(bytes.as_deref(), Some(&b"TPC/Calib/VDrift 0 100 1"[..]));
+            drop(successor.join().unwrap());
+        });
+    }
 }

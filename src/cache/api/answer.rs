@@ -61,7 +61,7 @@ impl Answer {
         self.table_schema.layout.schema_of(&self.table_schema.schema, self.marks())
     }
 
-    /// What the schema says of this table.
+    /// Values of this table in its schema.
     fn marks(&self) -> TableMarks<'_> {
         if self.of_stream {
             return TableMarks::default();

@@ -19,6 +19,16 @@ impl Cache {
         self.0.timeframes.withdraw_all();
     }
 
+    /// Shuts down like [`close`](Self::close), at the end of a process. The objects are left in the
+    /// segments unchanged: other processes can still hold them.
+    pub fn leave(&self) {
+        // A host's memory outlives this process.
+        if !self.0.pool.is_of_host() {
+            self.0.pool.freeze();
+        }
+        self.close();
+    }
+
     /// Shuts down: refuses new work, and ends all sessions, leases and timeframes. If a descriptor
     /// store keeps the segments, the objects are left in them unchanged.
     pub fn close(&self) {

@@ -15,6 +15,7 @@ use super::path::Local;
 use super::shared::{LocalShared, Question, RequestedBytes, RequestedObject, RequestedObjects};
 use crate::client::error::ClientError;
 use crate::client::options::ClientOptions;
+use crate::client::retry::until_answered;
 use crate::client::service::{Client, PlaneUse};
 use crate::client::table::Table;
 use crate::error::{Coded as _, ErrorKind};
@@ -37,7 +38,8 @@ impl Client {
     /// Objects that are not there are requested from the service. All handles of a client share one
     /// session, distinct from that of the client.
     ///
-    /// Blocks until the session is connected, at most 10 s.
+    /// Blocks until the session is connected: at most 10 s, or as long as the client's patience if
+    /// its service has answered before and is being restarted.
     ///
     /// # Errors
     /// [`ClientError::Connect`] and the other errors of connecting; [`ClientError::ForkedProcess`].
@@ -49,17 +51,20 @@ impl Client {
         if let Some(shared) = &*local {
             return Ok(Local::new(Arc::clone(shared)));
         }
-        let shared = start(self.url(), self.options().clone(), self.patience())?;
+        let waits = self.has_answered();
+        let shared = start(self.url(), self.options().clone(), self.patience(), waits)?;
         *local = Some(Arc::clone(&shared));
         Ok(Local::new(shared))
     }
 }
 
-/// Starts the worker. It ends with the last handle.
+/// Starts the worker. It ends with the last handle. `waits`: a service that does not listen is waited
+/// for.
 fn start(
     url: &str,
     options: ClientOptions,
     patience: Duration,
+    waits: bool,
 ) -> Result<Arc<LocalShared>, ClientError> {
     let (questions, asked) = unbounded_channel();
     let plane = Arc::new(ArcSwapOption::empty());
@@ -71,7 +76,8 @@ fn start(
         let (url, plane) = (url.to_owned(), Arc::clone(&plane));
         move || {
             runtime.block_on(async move {
-                match connect(&url, options).await {
+                let limit = if waits { patience } else { Duration::ZERO };
+                match until_answered(limit, |_| connect(&url, options.clone())).await {
                     Ok(client) => {
                         publish_plane(&client, &plane).await;
                         let _ = connected.send(Ok(()));

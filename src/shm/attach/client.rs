@@ -191,6 +191,12 @@ fn parse(line: &[u8]) -> Result<(Announcement, Epoch), WireError> {
     Ok((announcement, Epoch(epoch)))
 }
 
+/// Name of this process as a consumer, if it has none of its own.
+#[cfg(any(feature = "client", feature = "capi"))]
+pub(crate) fn process_name() -> String {
+    format!("process-{}", std::process::id())
+}
+
 impl Attachment {
     /// Opens a session. Blocks for at most 10 s, usually much less. `path` is that of the attach
     /// socket, `consumer` the name of this process (at most 256 bytes), `token` the one that the

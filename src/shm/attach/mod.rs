@@ -20,14 +20,16 @@ mod outbox;
 mod pinned;
 mod wire;
 
+#[cfg(any(feature = "client", feature = "capi"))]
+pub(crate) use client::process_name;
 pub use client::{AttachError, Attachment};
 pub use fork::process_generation;
 #[cfg(feature = "client")]
 pub(crate) use pinned::{LeasedBytes, PinnedBlocks};
+#[cfg(any(feature = "client", feature = "capi"))]
+pub(crate) use wire::check_consumer;
 #[doc(hidden)]
 pub use wire::is_all_read;
-#[cfg(any(feature = "client", feature = "capi"))]
-pub(crate) use wire::is_consumer_name;
 pub use wire::{
     Announcement, AttachRefusal, Done, Hello, LineReader, SegmentEntry, WireError, parse_hello,
     parse_line, send,

@@ -302,17 +302,17 @@ pub fn parse_line(line: &[u8]) -> Result<ClientMessage, WireError> {
     }
 }
 
-/// Whether it can be the name of a consumer in a line.
-pub(crate) fn is_consumer_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 200 && !name.chars().any(char::is_control)
-}
+/// Maximum length of the name of a consumer, as in a registration.
+const MAX_NAME_BYTES: usize = 256;
 
 /// Checks the name of a consumer.
-fn check_consumer(name: &str) -> Result<(), String> {
-    if !is_consumer_name(name) {
-        return Err("a consumer's name has 1 to 200 printable characters".to_owned());
+pub(crate) fn check_consumer(name: &str) -> Result<(), String> {
+    match (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.chars().any(char::is_control) {
+        true => Ok(()),
+        false => Err(format!(
+            "a consumer's name has 1 to {MAX_NAME_BYTES} bytes of printable characters"
+        )),
     }
-    Ok(())
 }
 
 /// Sends as much of `bytes` as the socket accepts, with `descriptors` at the first byte.
@@ -571,7 +571,7 @@ mod tests {
         let error = |line: &str| parse_hello(line.as_bytes()).unwrap_err().to_string();
         assert!(error(r#"{"hello": 1, "consumer": "a", "colour": 3}"#).contains("colour"));
         assert!(error(r#"{"hello": 2, "consumer": "a"}"#).contains("hello is 2"));
-        assert!(error(r#"{"hello": 1, "consumer": ""}"#).contains("1 to 200"));
+        assert!(error(r#"{"hello": 1, "consumer": ""}"#).contains("1 to 256"));
         assert!(error(r#"{"hello": 1}"#).contains("consumer"));
         let error = |line: &str| parse_line(line.as_bytes()).unwrap_err().to_string();
         assert!(error(r#"{"need": {"kind": "segment", "id": 1, "x": 1}}"#).contains('x'));
@@ -579,7 +579,7 @@ mod tests {
         assert!(error(r#"{"consumer": "a"}"#).contains("none"));
         assert!(error(r#"{"release": "a", "consumer": "a"}"#).contains("none"));
         assert!(error(r#"{"consumed": "a"}"#).contains("consumed"));
-        assert!(error(r#"{"consumed": 1, "consumer": ""}"#).contains("1 to 200"));
+        assert!(error(r#"{"consumed": 1, "consumer": ""}"#).contains("1 to 256"));
     }
 
     #[test]

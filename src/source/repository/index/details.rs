@@ -140,8 +140,7 @@ impl KnownBatch {
 /// texts, in which times with different numbers of digits alternate.
 const KEPT_BATCHES: usize = 8;
 
-/// What is known of the batches of a file: the bounds of all that were read, and the facts of those
-/// that were used last.
+/// Batches of a file: the bounds of all batches that were read, and the facts of those used last.
 #[derive(Debug, Default)]
 pub(super) struct KnownBatches {
     bounds: HashMap<usize, KeyBounds>,
