@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 import pyarrow as pa
 
 from ._errors import invalid
+from ._times import decoded
 
 #: Names of the column of timestamps, in order of preference, as in the service.
 TIMESTAMPS = ("timestamp", "fTimestamp")
@@ -15,7 +16,7 @@ TIMESTAMPS = ("timestamp", "fTimestamp")
 
 def column(name: str, values: Any) -> pa.Array:
     """The values of a key as an Arrow array of int64 or strings; null stays null."""
-    array = _decoded(_array(name, values))
+    array = decoded(_array(name, values), f"keys: {name!r} is")
     kind = array.type
     if pa.types.is_null(kind):
         return array.cast(pa.int64())
@@ -51,18 +52,6 @@ def _array(name: str, values: Any) -> pa.Array:
         raise invalid(f"keys: {name!r}: {error}; expected integers or strings") from error
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
-    return array
-
-
-def _decoded(array: pa.Array) -> pa.Array:
-    if isinstance(array, pa.ExtensionArray):
-        return _decoded(array.storage)
-    if pa.types.is_dictionary(array.type):
-        return _decoded(array.dictionary_decode())
-    if pa.types.is_run_end_encoded(array.type):
-        import pyarrow.compute
-
-        return _decoded(pyarrow.compute.run_end_decode(array))  # type: ignore[attr-defined]
     return array
 
 
