@@ -153,6 +153,34 @@ def test_a_timeframe_lives_until_its_consumers_are_done(client, request):
     assert client.status()["timeframes"] == []
 
 
+@pytest.mark.parametrize("most", [2**63, 2**64 - 1])
+def test_ids_of_timeframes_have_64_bits(client, request, most):
+    consumer = f"most-{request.node.name}"
+    for end in (
+        lambda: client.consumed(most, consumer=consumer),
+        lambda: client.drop_timeframe(most),
+    ):
+        answer = client.put_timeframe(most, TIMES, columns={"drift": DRIFT}, consumers=[consumer])
+        assert answer["timeframe"] == most
+        with client.table(timeframe=np.uint64(most)) as table:
+            assert bytes(table["drift"][2]) == b"drift 2"
+        assert end()["dropped"] == [most]
+    client.put_timeframe(most, TIMES, columns={"drift": DRIFT}, consumers=[consumer])
+    with client.timeframe(most, consumer=consumer) as table:
+        assert len(table) == len(TIMES)
+    assert client.oldest_possible(most, consumer=consumer) == {"dropped": [], "in_flight": 0}
+    for wrong in (-1, 2**64, 1.5, True, "5", None):
+        for call in (
+            lambda: client.put_timeframe(wrong, TIMES, columns={"drift": DRIFT}),
+            lambda: client.timeframe(wrong, consumer=consumer),
+            lambda: client.consumed(wrong, consumer=consumer),
+            lambda: client.oldest_possible(wrong, consumer=consumer),
+            lambda: client.drop_timeframe(wrong),
+        ):
+            with pytest.raises(iovcache.InvalidArgument, match="timeframe"):
+                call()
+
+
 def test_after_it_is_closed_a_table_gives_nothing_and_holds_nothing(start):
     service = start()
     with iovcache.connect(service.unix) as client:

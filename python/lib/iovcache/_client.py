@@ -13,7 +13,7 @@ from . import _keys, _times
 from ._errors import NotFound, invalid
 from ._native import NativeClient, Object, Path
 from ._table import Table
-from ._times import Time, integer, moment
+from ._times import Time, count, integer, moment
 
 if sys.version_info >= (3, 11):
     from typing import Literal, NotRequired, TypedDict
@@ -196,9 +196,9 @@ class Client:
             if at is not None:
                 fields[name] = moment(at, name)
         if wait_ms is not None:
-            fields["wait_ms"] = _count(wait_ms, "wait_ms")
+            fields["wait_ms"] = count(wait_ms, "wait_ms")
         if timeframe is not None:
-            fields["timeframe"] = _count(timeframe, "timeframe")
+            fields["timeframe"] = count(timeframe, "timeframe")
         if range is not None:
             fields["range"] = _range(range)
         timestamps, values = _keys.split(timestamps, keys, columns)
@@ -295,7 +295,7 @@ class Client:
             about["table"] = table
         timestamps, values = _keys.split(timestamps, keys, columns)
         times = _times.column(timestamps)
-        number = _count(timeframe, "timeframe")
+        number = count(timeframe, "timeframe")
         answer = self._native.register(number, times, list(values.items()), _json(about))
         return dict(json.loads(answer))
 
@@ -340,12 +340,12 @@ class Client:
 
     def consumed(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
         """Reports that a consumer has consumed a timeframe."""
-        number = _count(timeframe, "timeframe")
+        number = count(timeframe, "timeframe")
         return self._act("consumed", {"timeframe": number, "consumer": consumer})
 
     def oldest_possible(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
         """Reports that a consumer has consumed all timeframes with ids below ``timeframe``."""
-        number = _count(timeframe, "timeframe")
+        number = count(timeframe, "timeframe")
         return self._act("consumed", {"consumer": consumer, "oldest_possible": number})
 
     def prefetch(self, columns: Columns, *, range: Tuple[Time, Time]) -> Dict[str, Any]:  # noqa: A002
@@ -359,7 +359,7 @@ class Client:
 
     def drop_timeframe(self, timeframe: int) -> Dict[str, Any]:
         """Drops a timeframe, even if consumers have not consumed it."""
-        return self._act("drop_timeframe", {"timeframe": _count(timeframe, "timeframe")})
+        return self._act("drop_timeframe", {"timeframe": count(timeframe, "timeframe")})
 
     def status(self) -> Dict[str, Any]:
         """A snapshot of the whole service."""
@@ -404,13 +404,6 @@ def _columns(columns: Any) -> List[Tuple[str, str]]:
     if not isinstance(columns, Mapping):
         raise invalid(f"columns is {columns!r}; expected {{name: path}} or the name of a table")
     return [(str(name), _json(column)) for name, column in columns.items()]
-
-
-def _count(value: Any, what: str) -> int:
-    number = integer(value, what)
-    if number < 0:
-        raise invalid(f"{what} is {number}; expected at least 0")
-    return number
 
 
 def _range(given: Any) -> Dict[str, int]:

@@ -23,7 +23,7 @@ Time = Union[SupportsIndex, str, datetime.datetime, datetime.date]
 
 Millis = Union[List[Optional[int]], "pa.Int64Array"]
 
-_LEAST, _MOST = -(2**63), 2**63 - 1
+_LEAST, _MOST, _MOST_COUNT = -(2**63), 2**63 - 1, 2**64 - 1
 #: Units of numpy.
 _MILLIS_PER = {"W": 604_800_000, "D": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _PER_MILLI = {"us": 10**3, "ns": 10**6, "ps": 10**9, "fs": 10**12, "as": 10**15}
@@ -61,19 +61,28 @@ def moment(value: Any, what: str) -> int:
 
 def integer(value: Any, what: str, *, expected: str = "an integer") -> int:
     """An integer of any library (``operator.index``), as i64."""
-    if isinstance(value, bool):
-        raise invalid(f"{what} is {value!r}; expected {expected}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise invalid(f"{what} is {value!r}; expected {expected}") from None
-    return _bounded(number, value, what)
-
-
-def _bounded(number: int, value: object, what: str) -> int:
+    number = _index(value, what, expected)
     if not _LEAST <= number <= _MOST:
         raise invalid(f"{what} is {value!r}, which is no i64")
     return number
+
+
+def count(value: Any, what: str) -> int:
+    """An integer of any library, as u64: an id of a timeframe, a number of milliseconds."""
+    expected = f"an integer from 0 to {_MOST_COUNT}"
+    number = _index(value, what, expected)
+    if not 0 <= number <= _MOST_COUNT:
+        raise invalid(f"{what} is {value!r}; expected {expected}")
+    return number
+
+
+def _index(value: Any, what: str, expected: str) -> int:
+    if isinstance(value, bool):
+        raise invalid(f"{what} is {value!r}; expected {expected}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise invalid(f"{what} is {value!r}; expected {expected}") from None
 
 
 def _of_datetime(value: datetime.datetime, what: str) -> int:

@@ -23,7 +23,7 @@ from . import _client
 from ._errors import Unavailable
 from ._native import NativeEvent, Object
 from ._table import Table, TableContents
-from ._times import Time, integer
+from ._times import Time, count
 
 if TYPE_CHECKING:  # for type checkers alone: Python 3.9 does not have them
     from typing_extensions import Concatenate, ParamSpec
@@ -108,8 +108,8 @@ class _Limit:
 
 async def _until_loaded(client: _client.Client, timeframe: int, limit: _Limit) -> None:
     """Waits until a timeframe is no longer being loaded, as far as shared memory tells."""
-    number = integer(timeframe, "timeframe")
-    while 0 <= number < 1 << 64:
+    number = count(timeframe, "timeframe")
+    while True:
         event = await asyncio.to_thread(client._native.timeframe_event, number)
         if event is None or not await _until_readable(event, limit.left()):
             return
