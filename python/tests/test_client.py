@@ -33,8 +33,17 @@ def test_every_row_has_the_bytes_of_the_version_created_last(client, encoding):
             assert bytes(table["drift"][row]) == right(DRIFT, at)
             assert table["noise"][row] == right(NOISE, at)
         assert table["drift"][-1] == right(DRIFT, TIMES[-1])
-        with pytest.raises(IndexError):
-            table["drift"][len(TIMES)]
+        for row in (len(TIMES), -len(TIMES) - 1, 2**63, 2**70, -(2**70)):
+            for call in (table["drift"].__getitem__, table["drift"].header):
+                with pytest.raises(IndexError, match=str(row)):
+                    call(row)
+            with pytest.raises(IndexError, match=str(row)):
+                table["drift"].take([0, row])
+        for row in ("0", 1.5, None):
+            with pytest.raises(TypeError):
+                table["drift"][row]
+        assert table["drift"][np.int8(-1)] == table["drift"][-1]
+        assert [bytes(view) for view in table["drift"][2:8:3]] == [b"drift 2", b""]
         with pytest.raises(KeyError, match="noise"):
             table["nosie"]
 
