@@ -13,7 +13,7 @@ from . import _keys, _times
 from ._errors import NotFound, invalid
 from ._native import NativeClient, Object, Path
 from ._table import Table
-from ._times import Time, count, integer, moment
+from ._times import Time, count, integer, moment, seconds
 
 if sys.version_info >= (3, 11):
     from typing import Literal, NotRequired, TypedDict
@@ -87,7 +87,7 @@ def connect(
         "token": token if token is not None else os.environ.get("IOVCACHE_TOKEN"),
         "remote": bool(remote),
         "always_request": bool(always_request),
-        "patience_s": float(patience),
+        "patience_s": seconds(patience, "patience"),
         "insecure": bool(insecure),
         "tls_root_certs": tls_root_certs,
         "cert_chain": cert_chain,

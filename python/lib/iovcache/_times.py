@@ -76,6 +76,17 @@ def count(value: Any, what: str) -> int:
     return number
 
 
+def seconds(value: Any, what: str) -> float:
+    """A time limit in seconds."""
+    try:
+        limit = float(value)
+    except (TypeError, ValueError, OverflowError):
+        limit = -1.0
+    if isinstance(value, (str, bytes)) or not 0 <= limit < _MOST_COUNT:
+        raise invalid(f"{what} is {value!r}; expected seconds, at least 0")
+    return limit
+
+
 def _index(value: Any, what: str, expected: str) -> int:
     if isinstance(value, bool):
         raise invalid(f"{what} is {value!r}; expected {expected}")
