@@ -131,8 +131,14 @@ impl LookUps {
         let py = keys.py();
         let found = PyList::empty(py);
         let mut asked: BTreeMap<String, PathRequests<'py>> = BTreeMap::new();
-        for (place, key) in keys.try_iter()?.enumerate() {
-            let (path, at): (Bound<'_, PyAny>, Bound<'_, PyAny>) = key?.extract()?;
+        let expected = |given: &Bound<'_, PyAny>| match given.repr() {
+            Ok(given) => error::invalid(&format!("keys: got {given}; expected (path, time) pairs")),
+            Err(error) => error,
+        };
+        for (place, key) in keys.try_iter().map_err(|_| expected(keys))?.enumerate() {
+            let key = key?;
+            let pair: PyResult<(Bound<'_, PyAny>, Bound<'_, PyAny>)> = key.extract();
+            let (path, at) = pair.map_err(|_| expected(&key))?;
             let (path, at) = (self.path(&path)?, millis_of(&at)?);
             let object = path.get().find(py, at)?;
             if object.is_none() {

@@ -16,6 +16,7 @@ from typing import Any, List, Optional, SupportsIndex, Union
 import pyarrow as pa
 
 from ._errors import invalid
+from ._frames import column_names, first_names, is_frame, is_of
 from ._native import milliseconds
 
 #: A single time.
@@ -131,14 +132,13 @@ def _array(given: Any) -> pa.Array:
         raise _refused(values, "expected a sequence of times")
     if isinstance(values, (set, frozenset)):
         raise _refused(values, "its order is not defined; expected a sequence of times")
-    names = getattr(values, "columns", getattr(values, "column_names", None))
-    if names is not None and not isinstance(values, Iterable) or _is_frame(values):
-        names = ", ".join(map(str, list(names)[:8])) if names is not None else ""
-        raise _refused(values, f"which of its columns? It has {names}")
+    names = column_names(values)
+    if is_frame(values) or (names is not None and not isinstance(values, Iterable)):
+        raise _refused(values, f"which of its columns? It has {first_names(names or [])}")
     try:
-        if type(values).__module__.split(".")[0] == "polars":
+        if is_of(values, "polars"):
             return _combined(given.to_arrow())
-        if type(values).__module__.split(".")[0] == "pandas":
+        if is_of(values, "pandas"):
             if str(getattr(values, "dtype", "")) == "object":
                 return _of_objects(list(values))
             return _combined(pa.array(values, from_pandas=True))
@@ -156,12 +156,6 @@ def _array(given: Any) -> pa.Array:
         if isinstance(error, ValueError) and hasattr(error, "code"):
             raise
         raise _refused(values, f"these are no times: {error}") from error
-
-
-def _is_frame(values: Any) -> bool:
-    if isinstance(values, (pa.Table, pa.RecordBatch)):
-        return True
-    return type(values).__name__ in ("DataFrame", "LazyFrame")
 
 
 def _combined(values: Any) -> pa.Array:
