@@ -95,7 +95,7 @@ def test_a_lock_comes_as_a_table_a_frame_or_rows(start, tmp_path, kind):
             assert [bytes(cell) for cell in again["drift"]] == [b"old", b"old"]
 
 
-def test_what_is_no_lock_is_refused(client):
+def test_a_lock_without_rows_of_objects_is_refused(client):
     wrong = [5, "lock", {"path": DRIFT}, [5], ["row"], object(), {}, [None], np.array([1, 2])]
     wrong += [[{"metadata": 5}], [{"metadata": [5]}], [{"metadata": [{"key": 1}]}]]
     wrong += [pd.DataFrame({"a": [1]}), polars.DataFrame({"a": [1]}), pd.Series([1]), float("nan")]
@@ -139,6 +139,16 @@ def test_other_arguments_that_are_wrong_are_refused(client):
     for number, call in enumerate(wrong):
         with pytest.raises(iovcache.InvalidArgument, match="IOV-"):
             print(number, call())
+
+
+def test_the_longest_limit_is_taken(service):
+    async def main():
+        async with await aio.connect(service.unix) as client:
+            await client.put_timeframe(77, [1000], columns=COLUMNS, consumers=["longest"])
+            async with await client.timeframe(77, consumer="longest", wait_ms=2**64 - 1) as table:
+                return bytes(table["drift"][0])
+
+    assert asyncio.run(main()) == b"drift 1"
 
 
 @pytest.mark.parametrize("wait_ms", ["5", 1.5, -1, 2**64, True])

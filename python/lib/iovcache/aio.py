@@ -129,7 +129,7 @@ def _after_loading(
         timeframe: Any = args[0] if args else options.get("timeframe")
         await _until_loaded(self.client, timeframe, limit)
         if wait_ms is not None:
-            options["wait_ms"] = int(1000 * (limit.left() or 0))
+            options["wait_ms"] = min(wait_ms, int(1000 * (limit.left() or 0)))
         return await take(self, *args, **options)
 
     return run
