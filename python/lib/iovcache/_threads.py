@@ -1,6 +1,6 @@
 """Threads for the calls of :mod:`iovcache.aio`.
 
-Each call has a thread of its own, while fewer than ``_MOST`` run; the next ones wait for their turn. A
+Each call that runs has a thread of its own; while ``_MOST`` run, the next ones wait for their turn. A
 call ends as soon as its task is cancelled, so it delays neither other calls nor the end of the process.
 """
 
@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 
 #: Most calls that run at the same time.
 _MOST = 256
+#: Seconds for which a thread waits for another call.
+_IDLE_LIMIT = 1.0
 #: Seconds for which the end of the process waits for cancelled calls.
 _EXIT_LIMIT = 1.0
 
@@ -68,44 +70,61 @@ class _Threads:
     """The threads of a process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._threads = 0
+        self._idle = 0
         self._running: Dict[threading.Thread, _Call] = {}
         self._waiting: Deque[_Call] = collections.deque()
 
     def start(self, call: _Call) -> None:
-        with self._lock:
-            if len(self._running) >= _MOST:
-                self._waiting.append(call)
+        with self._changed:
+            self._waiting.append(call)
+            if self._idle >= len(self._waiting):
+                self._changed.notify()
+                return
+            if self._threads >= _MOST:
                 return
             thread = threading.Thread(target=self._run, name="iovcache-aio", daemon=True)
-            self._running[thread] = call
+            self._threads += 1
         try:
             thread.start()
         except RuntimeError:
-            with self._lock:
-                del self._running[thread]
+            with self._changed:
+                self._threads -= 1
+                if self._threads > 0 or call not in self._waiting:
+                    return  # Another thread takes it.
+                self._waiting.remove(call)
             raise
 
     def _run(self) -> None:
         thread = threading.current_thread()
         while True:
-            self._running[thread].run()
-            with self._lock:
+            with self._changed:
                 if not self._waiting:
-                    del self._running[thread]
+                    self._idle += 1
+                    self._changed.wait(_IDLE_LIMIT)
+                    self._idle -= 1
+                if not self._waiting:
+                    self._threads -= 1
                     return
-                self._running[thread] = self._waiting.popleft()
+                call = self._waiting.popleft()
+                self._running[thread] = call
+            call.run()
+            # An idle thread must not keep the answer, which pins its objects.
+            del call
+            with self._changed:
+                del self._running[thread]
 
     def end(self) -> None:
         """Cancels all calls."""
-        with self._lock:
+        with self._changed:
             self._waiting.clear()
-            running = dict(self._running)
-        for call in running.values():
+            running = list(self._running.values())
+        for call in running:
             call.cancellation.cancel()
         deadline = time.monotonic() + _EXIT_LIMIT
-        for thread in running:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        while self._running and time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 _threads = _Threads()
