@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyIndexError;
+use pyo3::exceptions::{PyIndexError, PyOverflowError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PySlice};
 
@@ -32,18 +32,23 @@ impl Column {
         self.column().runs.rows()
     }
 
+    /// The row of an index, which is negative from the end.
     #[inline]
-    fn row_of(&self, index: isize) -> PyResult<usize> {
+    fn row_of(&self, index: &Bound<'_, PyAny>) -> PyResult<usize> {
         let length = self.length();
-        let row = if index < 0 { index + length.cast_signed() } else { index };
-        match usize::try_from(row) {
-            Ok(row) if row < length => Ok(row),
-            _ => Err(PyIndexError::new_err(format!("row {index}: the table has {length} rows"))),
-        }
+        // An index beyond 64 bits is out of range too.
+        let row = match index.extract::<isize>() {
+            Ok(row) if row < 0 => usize::try_from(row + length.cast_signed()).ok(),
+            Ok(row) => usize::try_from(row).ok(),
+            Err(error) if error.is_instance_of::<PyOverflowError>(index.py()) => None,
+            Err(error) => return Err(error),
+        };
+        row.filter(|row| *row < length).ok_or_else(|| {
+            PyIndexError::new_err(format!("row {index}: the table has {length} rows"))
+        })
     }
 
-    fn object(&self, py: Python<'_>, index: isize) -> PyResult<Py<PyAny>> {
-        let row = self.row_of(index)?;
+    fn object(&self, py: Python<'_>, row: usize) -> PyResult<Py<PyAny>> {
         self.state.object(py, self.place, self.column().runs.run_of(row))
     }
 }
@@ -68,12 +73,13 @@ impl Column {
 
     /// The object of a row (negative: from the end), or a list for a slice; `None` for null cells.
     fn __getitem__(&self, py: Python<'_>, key: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
-        if let Ok(index) = key.extract::<isize>() {
-            return self.object(py, index);
-        }
-        let slice = key.cast::<PySlice>()?.indices(self.length().cast_signed())?;
+        let Ok(slice) = key.cast::<PySlice>() else {
+            return self.object(py, self.row_of(key)?);
+        };
+        let slice = slice.indices(self.length().cast_signed())?;
         let rows = (0..slice.slicelength.cast_signed()).map(|n| slice.start + n * slice.step);
-        let objects = rows.map(|row| self.object(py, row)).collect::<PyResult<Vec<_>>>()?;
+        let objects = rows.map(|row| self.object(py, row.cast_unsigned()));
+        let objects = objects.collect::<PyResult<Vec<_>>>()?;
         Ok(PyList::new(py, objects)?.into_any().unbind())
     }
 
@@ -100,7 +106,7 @@ impl Column {
     fn take<'py>(&self, py: Python<'py>, rows: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
         let objects = PyList::empty(py);
         for row in rows.try_iter()? {
-            objects.append(self.object(py, row?.extract()?)?)?;
+            objects.append(self.object(py, self.row_of(&row?)?)?)?;
         }
         Ok(objects)
     }
@@ -148,7 +154,11 @@ impl Column {
     }
 
     /// The 40 bytes of the MetaHeader of a row, if its cell names one.
-    fn _header<'py>(&self, py: Python<'py>, index: isize) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    fn _header<'py>(
+        &self,
+        py: Python<'py>,
+        index: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let row = self.row_of(index)?;
         let shared = self.state.shared()?;
         let column = shared.table.get_anywhere().column(&self.column().name);
@@ -157,7 +167,11 @@ impl Column {
     }
 
     /// The MetaHeader of a row (negative: from the end), if its cell names one.
-    fn header<'py>(&self, py: Python<'py>, index: isize) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn header<'py>(
+        &self,
+        py: Python<'py>,
+        index: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(bytes) = self._header(py, index)? else { return Ok(None) };
         let module = PyModule::import(py, "iovcache._header")?;
         Ok(Some(module.getattr("MetaHeader")?.call_method1("from_bytes", (bytes,))?))

@@ -7,11 +7,12 @@
 //!   Column, Object ═══════▶ the same classes: each Object keeps the table's pins alive
 //! ```
 //!
-//! Calls release the GIL, check for signals ten times per second, and end when a handler raises. In
-//! a forked child no value of the parent is used or destroyed.
+//! Calls release the GIL, check for signals ten times per second, and end when a handler raises or the
+//! call is cancelled. In a forked child no value of the parent is used or destroyed.
 
 mod arrow;
 mod attachment;
+mod cancellation;
 mod client;
 mod column;
 mod error;
@@ -32,6 +33,7 @@ use pyo3::prelude::*;
 /// The native classes of `iovcache`; see the Python modules.
 #[pymodule(gil_used = false)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<cancellation::Cancellation>()?;
     module.add_class::<client::NativeClient>()?;
     module.add_class::<table::NativeTable>()?;
     module.add_class::<column::Column>()?;

@@ -8,9 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use iovcache::client::{Client, ClientError, Local, LocalPath, View};
+use iovcache::client::{ChangeStep, Client, ClientError, Local, LocalPath, View};
 use iovcache::shm::AskReason;
 use iovcache::sync::Mutex;
 use iovcache::{ObjectId, Timestamp};
@@ -22,12 +22,10 @@ use crate::error;
 use crate::event::NativeEvent;
 use crate::object::{Pin, new_object};
 use crate::plane_object::{PlaneObject, PlaneView};
-use crate::process::{OwnedByProcess, wait};
+use crate::process::{OwnedByProcess, wait, wait_blocking};
 
 /// Paths that a client keeps; beyond, all are dropped and looked up anew.
 const MAX_PATHS: usize = 65_536;
-/// Longest part of a wait for a change: a wait that a signal ends leaves a thread behind for as long.
-const WAIT_SLICE: Duration = Duration::from_secs(1);
 /// A path, and the places and times of its keys.
 type PathRequests<'py> = (Bound<'py, Path>, Vec<(usize, Timestamp)>);
 
@@ -53,6 +51,13 @@ fn millis_of(at: &Bound<'_, PyAny>) -> PyResult<Timestamp> {
         PyModule::import(py, "iovcache._times")?.getattr("moment").map(Bound::unbind)
     })?;
     Ok(Timestamp::from_millis(moment.bind(py).call1((at, "at"))?.extract()?))
+}
+
+/// A time limit in seconds as Python code gives it.
+fn duration_of(timeout: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    let seconds = PyModule::import(timeout.py(), "iovcache._times")?.getattr("seconds")?;
+    let seconds: f64 = seconds.call1((timeout, "timeout"))?.extract()?;
+    Duration::try_from_secs_f64(seconds).map_err(|why| error::invalid(&format!("timeout: {why}")))
 }
 
 /// A version as Python code names it: an object, its id, or `None`.
@@ -91,9 +96,10 @@ impl LookUps {
         if let Some(known) = &*self.local.lock() {
             return Ok(Arc::clone(known));
         }
-        let client = self.client.get()?;
+        self.client.get()?;
+        let client = Arc::clone(&self.client);
         // Two threads may come here at the same time: the client makes one connection for both.
-        let local = py.detach(|| client.local()).map_err(error::of_client)?;
+        let local = wait_blocking(py, move || client.get_anywhere().local())?;
         let local = Arc::new(OwnedByProcess::new(local));
         Ok(Arc::clone(self.local.lock().get_or_insert(local)))
     }
@@ -125,8 +131,14 @@ impl LookUps {
         let py = keys.py();
         let found = PyList::empty(py);
         let mut asked: BTreeMap<String, PathRequests<'py>> = BTreeMap::new();
-        for (place, key) in keys.try_iter()?.enumerate() {
-            let (path, at): (Bound<'_, PyAny>, Bound<'_, PyAny>) = key?.extract()?;
+        let expected = |given: &Bound<'_, PyAny>| match given.repr() {
+            Ok(given) => error::invalid(&format!("keys: got {given}; expected (path, time) pairs")),
+            Err(error) => error,
+        };
+        for (place, key) in keys.try_iter().map_err(|_| expected(keys))?.enumerate() {
+            let key = key?;
+            let pair: PyResult<(Bound<'_, PyAny>, Bound<'_, PyAny>)> = key.extract();
+            let (path, at) = pair.map_err(|_| expected(&key))?;
             let (path, at) = (self.path(&path)?, millis_of(&at)?);
             let object = path.get().find(py, at)?;
             if object.is_none() {
@@ -239,35 +251,13 @@ impl Path {
         &self,
         at: &Bound<'_, PyAny>,
         known: &Bound<'_, PyAny>,
-        timeout: Option<f64>,
+        timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<bool> {
         let (py, at, known) = (at.py(), millis_of(at)?, version_of(known)?);
-        let timeout = timeout.map(|seconds| {
-            Duration::try_from_secs_f64(seconds)
-                .map_err(|_| error::invalid(&format!("timeout is {seconds} s")))
-        });
-        let timeout = timeout.transpose()?;
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let timeout = timeout.map(duration_of).transpose()?;
         // Its own handle: others look up meanwhile.
         let mut path = self.in_plane.get()?.lock().clone();
-        loop {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let slice = left.map_or(WAIT_SLICE, |left| left.min(WAIT_SLICE));
-            let work = move || {
-                let changed = path.changed(at, known, Some(slice));
-                (path, changed)
-            };
-            let waited = wait(py, async {
-                let waited = tokio::task::spawn_blocking(work).await;
-                waited.map_err(|_| ClientError::Closed { what: "wait for a change" })
-            });
-            let (same, changed) = waited?;
-            path = same;
-            let changed = changed.map_err(error::of_client)?;
-            if changed || left.is_some_and(|left| left == slice) {
-                return Ok(changed);
-            }
-        }
+        wait(py, path.changed_async(at, known, timeout))
     }
 
     /// A descriptor that is readable when the object at a time can be another one than `known`; `None`
@@ -278,13 +268,25 @@ impl Path {
         known: &Bound<'_, PyAny>,
     ) -> PyResult<Option<NativeEvent>> {
         let (py, at, known) = (at.py(), millis_of(at)?, version_of(known)?);
-        // Its own handle: others look up meanwhile.
         let path = self.in_plane.get()?.lock().clone();
-        let made = wait(py, async move {
-            let made = tokio::task::spawn_blocking(move || path.change_event(at, known)).await;
-            made.unwrap_or(Err(ClientError::Closed { what: "event" }))
-        });
-        Ok(made?.map(NativeEvent::new))
+        let event = wait_blocking(py, move || path.change_event(at, known))?;
+        Ok(event.map(NativeEvent::new))
+    }
+
+    /// One step of a wait for a change: whether the object at a time is another one than `known`; if
+    /// not, the event to wait for, or `None` where the service must be asked again after a pause.
+    fn _change_step(
+        &self,
+        at: &Bound<'_, PyAny>,
+        known: &Bound<'_, PyAny>,
+    ) -> PyResult<(bool, Option<NativeEvent>)> {
+        let (py, at, known) = (at.py(), millis_of(at)?, version_of(known)?);
+        let mut path = self.in_plane.get()?.lock().clone();
+        Ok(match wait(py, path.change_step(at, known))? {
+            ChangeStep::Changed => (true, None),
+            ChangeStep::Event(event) => (false, Some(NativeEvent::new(event))),
+            ChangeStep::Ask(_) => (false, None),
+        })
     }
 
     fn __repr__(&self) -> String {

@@ -11,7 +11,7 @@ use iovcache::shm::attach::process_generation;
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::error;
+use crate::{cancellation, error};
 
 /// Interval at which a waiting call checks for signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -50,22 +50,36 @@ fn runtime() -> PyResult<&'static Runtime> {
     }
 }
 
-/// Runs a call to its end without the GIL; if a signal handler raises, the call is cancelled.
+/// Runs a call to its end without the GIL. It is dropped when a signal handler raises, or when the
+/// [`Cancellation`](crate::cancellation::Cancellation) that it runs under is cancelled.
 pub(crate) fn wait<T: Send>(
     py: Python<'_>,
     call: impl Future<Output = Result<T, ClientError>> + Send,
 ) -> PyResult<T> {
     let runtime = runtime()?;
-    let mut call = std::pin::pin!(call);
+    let token = cancellation::token();
+    let mut call = std::pin::pin!(token.run_until_cancelled(call));
     loop {
         let turn = py.detach(|| {
             runtime.block_on(async { tokio::time::timeout(SIGNAL_INTERVAL, &mut call).await })
         });
         match turn {
-            Ok(answered) => return answered.map_err(error::of_client),
+            Ok(Some(answered)) => return answered.map_err(error::of_client),
+            Ok(None) => return Err(cancellation::cancelled()),
             Err(_) => py.check_signals()?,
         }
     }
+}
+
+/// Like [`wait`], for a call that blocks its thread. A call that is cancelled leaves its thread behind.
+pub(crate) fn wait_blocking<T: Send + 'static>(
+    py: Python<'_>,
+    call: impl FnOnce() -> Result<T, ClientError> + Send + 'static,
+) -> PyResult<T> {
+    wait(py, async {
+        let answer = tokio::task::spawn_blocking(call).await;
+        answer.unwrap_or(Err(ClientError::Closed { what: "thread of the call" }))
+    })
 }
 
 /// Runs code that may start tasks, for instance a destructor.

@@ -7,6 +7,7 @@ import os
 import pathlib
 import select
 import signal
+import socket
 import subprocess
 import time
 
@@ -138,3 +139,10 @@ def start(tmp_path: pathlib.Path, repository: pathlib.Path):
     yield one
     for service in running:
         service.stop()
+
+
+@pytest.fixture
+def hung(start):
+    """A service over a source that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        yield start(source=f"http://127.0.0.1:{listener.getsockname()[1]}")

@@ -33,8 +33,17 @@ def test_every_row_has_the_bytes_of_the_version_created_last(client, encoding):
             assert bytes(table["drift"][row]) == right(DRIFT, at)
             assert table["noise"][row] == right(NOISE, at)
         assert table["drift"][-1] == right(DRIFT, TIMES[-1])
-        with pytest.raises(IndexError):
-            table["drift"][len(TIMES)]
+        for row in (len(TIMES), -len(TIMES) - 1, 2**63, 2**70, -(2**70)):
+            for call in (table["drift"].__getitem__, table["drift"].header):
+                with pytest.raises(IndexError, match=str(row)):
+                    call(row)
+            with pytest.raises(IndexError, match=str(row)):
+                table["drift"].take([0, row])
+        for row in ("0", 1.5, None):
+            with pytest.raises(TypeError):
+                table["drift"][row]
+        assert table["drift"][np.int8(-1)] == table["drift"][-1]
+        assert [bytes(view) for view in table["drift"][2:8:3]] == [b"drift 2", b""]
         with pytest.raises(KeyError, match="noise"):
             table["nosie"]
 
@@ -151,6 +160,34 @@ def test_a_timeframe_lives_until_its_consumers_are_done(client, request):
         client.table(timeframe=42, consumer="somebody else")
     assert client.oldest_possible(43, consumer=b)["dropped"] == [42]
     assert client.status()["timeframes"] == []
+
+
+@pytest.mark.parametrize("most", [2**63, 2**64 - 1])
+def test_ids_of_timeframes_have_64_bits(client, request, most):
+    consumer = f"most-{request.node.name}"
+    for end in (
+        lambda: client.consumed(most, consumer=consumer),
+        lambda: client.drop_timeframe(most),
+    ):
+        answer = client.put_timeframe(most, TIMES, columns={"drift": DRIFT}, consumers=[consumer])
+        assert answer["timeframe"] == most
+        with client.table(timeframe=np.uint64(most)) as table:
+            assert bytes(table["drift"][2]) == b"drift 2"
+        assert end()["dropped"] == [most]
+    client.put_timeframe(most, TIMES, columns={"drift": DRIFT}, consumers=[consumer])
+    with client.timeframe(most, consumer=consumer) as table:
+        assert len(table) == len(TIMES)
+    assert client.oldest_possible(most, consumer=consumer) == {"dropped": [], "in_flight": 0}
+    for wrong in (-1, 2**64, 1.5, True, "5", None):
+        for call in (
+            lambda: client.put_timeframe(wrong, TIMES, columns={"drift": DRIFT}),
+            lambda: client.timeframe(wrong, consumer=consumer),
+            lambda: client.consumed(wrong, consumer=consumer),
+            lambda: client.oldest_possible(wrong, consumer=consumer),
+            lambda: client.drop_timeframe(wrong),
+        ):
+            with pytest.raises(iovcache.InvalidArgument, match="timeframe"):
+                call()
 
 
 def test_after_it_is_closed_a_table_gives_nothing_and_holds_nothing(start):

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import http.server
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -160,5 +162,116 @@ def test_changes_of_a_path_are_awaited_without_a_thread_for_each(start, reposito
             assert bytes(await client.get(DRIFT, at=4000)) == b"newest"
             # A change before the call counts.
             assert await client.changed(DRIFT, 4000, drift)
+
+    asyncio.run(main())
+
+
+def test_calls_that_are_cancelled_hold_up_no_other_call(hung):
+    async def main():
+        async with await aio.connect(hung.unix) as client:
+            threads = threading.active_count()
+            for _ in range(WAITS):
+                with pytest.raises(asyncio.TimeoutError):
+                    call = client.table({"x": "Q/Slow"}, timestamps=[1000])
+                    await asyncio.wait_for(call, 0.02)
+            until("the threads to end", lambda: threading.active_count() <= threads)
+            # More calls at the same time than have a thread.
+            calls = [client.get("Q/Slow", 1000, wait_ms=60_000) for _ in range(5 * WAITS)]
+            calls = [asyncio.ensure_future(call) for call in calls]
+            await asyncio.sleep(0.5)
+            assert threading.active_count() - threads < len(calls)
+            for call in calls:
+                call.cancel()
+            assert (await asyncio.wait_for(client.status(), 20))["pid"] == hung.process.pid
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(answer, asyncio.CancelledError) for answer in answers)
+            began = time.monotonic()
+        assert time.monotonic() - began < 20, "closed"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["run", "abandoned"])
+def test_a_signal_ends_a_process_that_awaits_a_call(hung, way):
+    code = f"""if True:
+        import asyncio, os, signal, sys, threading, time
+        from iovcache import aio
+        async def main():
+            client = await aio.connect({hung.unix!r})
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            await client.table({{"x": "Q/Slow"}}, timestamps=[1000])
+        try:
+            if {way == "run"}:
+                asyncio.run(main())
+            else:  # no task is cancelled
+                asyncio.new_event_loop().run_until_complete(main())
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"interrupted\n"), done.stderr.decode()
+    assert time.monotonic() - began < 10
+
+
+def test_a_forked_child_makes_calls_of_its_own(service):
+    async def status():
+        async with await aio.connect(service.unix) as client:
+            return (await client.status())["pid"]
+
+    assert asyncio.run(status()) == service.process.pid
+    child = os.fork()
+    if child == 0:
+        os._exit(asyncio.run(status()) != service.process.pid)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("timeout", [0.5, 0])
+def test_the_limit_of_a_wait_for_a_change_includes_the_source(hung, timeout):
+    known = [None, "00000000-0000-0000-0000-000000000001"]
+
+    async def main():
+        async with await aio.connect(hung.unix) as client:
+            for version in known:
+                assert not await client.changed("Q/Slow", 1000, version, timeout=timeout)
+
+    with iovcache.connect(hung.unix) as client:
+        path = client.path("Q/Slow")
+        began = time.monotonic()
+        for version in known:
+            assert path.changed(1000, version, timeout) is False
+        asyncio.run(main())
+        assert 4 * timeout <= time.monotonic() - began < 4 * timeout + 5
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "1", 10**400])
+def test_a_limit_that_is_none_is_refused(service, timeout):
+    async def main():
+        async with await aio.connect(service.unix) as client:
+            await client.changed(DRIFT, 4000, None, timeout=timeout)
+
+    with iovcache.connect(service.unix) as client:
+        with pytest.raises(iovcache.InvalidArgument, match="timeout"):
+            client.path(DRIFT).changed(4000, None, timeout)
+    with pytest.raises(iovcache.InvalidArgument, match="timeout"):
+        asyncio.run(main())
+    with pytest.raises(iovcache.InvalidArgument, match="patience"):
+        iovcache.connect(service.unix, patience=timeout)
+
+
+def test_a_change_is_awaited_by_a_client_that_is_not_attached(start, tmp_path):
+    copy = tmp_path / "copy"
+    put(copy, (DRIFT, 0, 9000, 1, b"old"), tmp_path)
+    service = start(source=copy)
+
+    async def main():
+        async with await aio.connect(service.tcp, remote=True) as client:
+            old = await client.get(DRIFT, at=4000)
+            assert await client.changed(DRIFT, 4000, None)
+            assert not await client.changed(DRIFT, 4000, old, timeout=0.3)
+            wait = asyncio.ensure_future(client.changed(DRIFT, 4000, old, timeout=60))
+            await asyncio.sleep(0.3)
+            put(copy, (DRIFT, 0, 9000, 2, b"new"), tmp_path)
+            assert await asyncio.wait_for(wait, 60)
 
     asyncio.run(main())

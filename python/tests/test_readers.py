@@ -68,3 +68,25 @@ def test_the_documented_readers_read(service, encoding, cell):
             assert cells(table.to_pandas()["v"].tolist(), cell) == expected
             assert cells(by_duckdb(table), cell) == expected
             assert cells(by_parquet(table), cell) == expected
+
+
+@pytest.mark.parametrize("encoding", ["dictionary", "run_end", "plain"])
+def test_a_table_for_other_libraries_keeps_its_metadata(service, encoding):
+    about = {"outputRoute": "ATIM/GLOGRP/0"}
+    options = {"encoding": encoding, "schema_metadata": about, "timestamps_column": True}
+    with iovcache.connect(service.unix) as client:
+        with client.table({"v": DRIFT}, timestamps=[1000, None, 3000], **options) as table:
+            made = pa.table(table)
+            file = io.BytesIO()
+            parquet.write_table(made, file)
+            for read in (made, parquet.read_table(file)):
+                assert read.schema.names == ["timestamp", "v"]
+                assert read.schema.metadata == table.arrow.schema.metadata
+                assert read.schema.metadata[b"outputRoute"] == b"ATIM/GLOGRP/0"
+                field, original = read.schema.field("v"), table.arrow.schema.field("v")
+                # Files of Parquet number their fields.
+                known = {k: v for k, v in field.metadata.items() if k != b"PARQUET:field_id"}
+                assert known == original.metadata
+                assert known[b"url"] == DRIFT.encode()
+                assert field.type == pa.binary(40) and field.nullable
+            assert table.to_polars()["v"].dtype == polars.Binary

@@ -57,7 +57,7 @@ mod tls_files;
 pub use consumption::Consumption;
 pub use error::ClientError;
 pub use listing::{PathEntry, PathStream};
-pub use local::{Local, LocalPath, View};
+pub use local::{ChangeStep, Local, LocalPath, View};
 pub use options::ClientOptions;
 pub use service::Client;
 pub use table::{Column, ObjectRun, Table};

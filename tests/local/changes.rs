@@ -220,3 +220,44 @@ fn without_a_plane_the_service_is_asked_for_changes() {
     version(repository.path(), PATH, (0, 100), 2);
     assert!(path.changed(at(50), first, LIMIT).unwrap());
 }
+
+#[test]
+fn a_wait_ends_at_its_limit_though_the_source_does_not_answer() {
+    // Connections are made, and nothing is read from them.
+    let source = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("http://{}", source.local_addr().unwrap());
+    let service = Service::start(&["--source", &url]);
+    let consumer = Consumer::new(&service.unix(), "waits");
+    let mut path = consumer.local().path(PATH).unwrap();
+    let some = Some(ObjectId::from_bytes([1; 16]));
+    for limit in [Duration::ZERO, Duration::from_millis(300)] {
+        for known in [None, some] {
+            let began = Instant::now();
+            assert!(!path.changed(at(50), known, Some(limit)).unwrap());
+            let changed = path.changed_async(at(50), known, Some(limit));
+            assert!(!consumer.runtime.block_on(changed).unwrap());
+            let took = began.elapsed();
+            assert!(took >= 2 * limit && took < Duration::from_secs(5), "{took:?}");
+        }
+    }
+}
+
+#[test]
+fn a_wait_that_blocks_no_thread_ends_with_a_new_version_and_at_its_limit() {
+    let (_service, repository, consumer, mut path) = follower(&[]);
+    let first = known(&path, 50);
+    let mut changed = |millis, known, limit| {
+        consumer.runtime.block_on(path.changed_async(at(millis), known, limit)).unwrap()
+    };
+    assert!(changed(50, None, Some(Duration::ZERO)), "an object is valid");
+    assert!(!changed(50, first, Some(Duration::from_millis(100))));
+    assert!(!changed(150, None, Some(Duration::from_millis(100))));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(REFRESH);
+            version(repository.path(), PATH, (0, 200), 2);
+        });
+        assert!(changed(50, first, LIMIT));
+    });
+    assert!(changed(150, None, LIMIT));
+}

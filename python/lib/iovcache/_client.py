@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Any, Dict, List, Optional, Tuple, Type, Union
 
 from . import _keys, _times
-from ._errors import NotFound, invalid
+from ._errors import InvalidArgument, NotFound, invalid
+from ._frames import arrow_table
 from ._native import NativeClient, Object, Path
 from ._table import Table
-from ._times import Time, integer, moment
+from ._times import Time, count, integer, moment, seconds
 
 if sys.version_info >= (3, 11):
     from typing import Literal, NotRequired, TypedDict
@@ -87,7 +88,7 @@ def connect(
         "token": token if token is not None else os.environ.get("IOVCACHE_TOKEN"),
         "remote": bool(remote),
         "always_request": bool(always_request),
-        "patience_s": float(patience),
+        "patience_s": seconds(patience, "patience"),
         "insecure": bool(insecure),
         "tls_root_certs": tls_root_certs,
         "cert_chain": cert_chain,
@@ -134,7 +135,7 @@ class Client:
         columns: Union[Columns, str, None] = None,
         *,
         timestamps: Any = None,
-        range: Union[Tuple[Time, Time, int], Mapping[str, int], None] = None,  # noqa: A002
+        range: Union[Tuple[Time, Time, int], Mapping[str, Time], None] = None,  # noqa: A002
         timeframe: Optional[int] = None,
         consumer: Optional[str] = None,
         keys: Union[Mapping[str, Any], Sequence[str], None] = None,
@@ -158,8 +159,8 @@ class Client:
                 the Unix epoch), None or datetimes, or an array of numpy, pandas, Polars or pyarrow.
                 Or a DataFrame or Arrow table with the times (``timestamp``, ``fTimestamp``, or its
                 only column of times) and the keys.
-            range: (from, until, step in milliseconds), or ``{"run": 544123, "step": 1000}`` for the
-                time of a run.
+            range: (from, until, step in milliseconds), or ``{"from": …, "until": …, "step": …}``, or
+                ``{"run": 544123, "step": 1000}`` for the time of a run.
             timeframe: id of a registered timeframe: use its timestamps and, without ``columns``,
                 its columns.
             consumer: the consumer that reads the timeframe.
@@ -174,7 +175,8 @@ class Client:
                 such as AliceO2's ``outputRoute``.
             not_after: only versions created at or before this time.
             not_before: only versions created at or after this time.
-            lock: ``objects`` of an earlier table: use exactly these versions.
+            lock: ``objects`` of an earlier table, also as a DataFrame or a list of rows: use exactly
+                these versions.
             wait_ms: time limit of the service in milliseconds, including its source.
             session: the session that pins the objects; default: the session of this client.
 
@@ -189,16 +191,18 @@ class Client:
             "session": session,
             "consumer": consumer,
             "timestamps_column": None if timestamps_column is None else bool(timestamps_column),
-            "schema_metadata": None if schema_metadata is None else dict(schema_metadata),
+            "schema_metadata": None
+            if schema_metadata is None
+            else _mapping(schema_metadata, "schema_metadata", "{key: value}"),
         }
         fields.update((name, value) for name, value in plain.items() if value is not None)
         for name, at in (("not_after", not_after), ("not_before", not_before)):
             if at is not None:
                 fields[name] = moment(at, name)
         if wait_ms is not None:
-            fields["wait_ms"] = _count(wait_ms, "wait_ms")
+            fields["wait_ms"] = count(wait_ms, "wait_ms")
         if timeframe is not None:
-            fields["timeframe"] = _count(timeframe, "timeframe")
+            fields["timeframe"] = count(timeframe, "timeframe")
         if range is not None:
             fields["range"] = _range(range)
         timestamps, values = _keys.split(timestamps, keys, columns)
@@ -286,16 +290,14 @@ class Client:
         Returns:
             ``{"timeframe", "rows", "objects", "state"}``
         """
-        if isinstance(consumers, str):
-            raise invalid(f"consumers is the text {consumers!r}; expected a list of names")
-        about: Dict[str, Any] = {"consumers": list(consumers)}
+        about: Dict[str, Any] = {"consumers": _names(consumers, "consumers")}
         if columns is not None:
-            about["columns"] = dict(columns)
+            about["columns"] = _mapping(columns, "columns", _OWN_COLUMNS)
         if table is not None:
             about["table"] = table
         timestamps, values = _keys.split(timestamps, keys, columns)
         times = _times.column(timestamps)
-        number = _count(timeframe, "timeframe")
+        number = count(timeframe, "timeframe")
         answer = self._native.register(number, times, list(values.items()), _json(about))
         return dict(json.loads(answer))
 
@@ -340,18 +342,23 @@ class Client:
 
     def consumed(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
         """Reports that a consumer has consumed a timeframe."""
-        number = _count(timeframe, "timeframe")
+        number = count(timeframe, "timeframe")
         return self._act("consumed", {"timeframe": number, "consumer": consumer})
 
     def oldest_possible(self, timeframe: int, *, consumer: str) -> Dict[str, Any]:
         """Reports that a consumer has consumed all timeframes with ids below ``timeframe``."""
-        number = _count(timeframe, "timeframe")
+        number = count(timeframe, "timeframe")
         return self._act("consumed", {"consumer": consumer, "oldest_possible": number})
 
-    def prefetch(self, columns: Columns, *, range: Tuple[Time, Time]) -> Dict[str, Any]:  # noqa: A002
+    def prefetch(
+        self,
+        columns: Columns,
+        *,
+        range: Union[Tuple[Time, Time], Mapping[str, Time]],  # noqa: A002
+    ) -> Dict[str, Any]:
         """Loads all objects that are valid in a range of time in advance."""
-        bounds = {"from": moment(range[0], "range from"), "until": moment(range[1], "range until")}
-        return self._act("prefetch", {"columns": dict(columns), "range": bounds})
+        about = {"columns": _mapping(columns, "columns", _OWN_COLUMNS)}
+        return self._act("prefetch", {**about, "range": _range(range, ("from", "until"))})
 
     def invalidate(self, path: str) -> Dict[str, Any]:
         """Makes the service ask the source of a path again."""
@@ -359,7 +366,7 @@ class Client:
 
     def drop_timeframe(self, timeframe: int) -> Dict[str, Any]:
         """Drops a timeframe, even if consumers have not consumed it."""
-        return self._act("drop_timeframe", {"timeframe": _count(timeframe, "timeframe")})
+        return self._act("drop_timeframe", {"timeframe": count(timeframe, "timeframe")})
 
     def status(self) -> Dict[str, Any]:
         """A snapshot of the whole service."""
@@ -386,8 +393,17 @@ class Client:
         )
 
 
+#: Expected columns where the name of a table has an argument of its own.
+_OWN_COLUMNS = "{name: path}"
+
+
 def _json(value: object) -> str:
-    return json.dumps(value, default=_other)
+    try:
+        return json.dumps(value, default=_other)
+    except InvalidArgument:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise invalid(f"the request has a value that JSON does not have: {error}") from error
 
 
 def _other(value: Any) -> Any:
@@ -398,44 +414,66 @@ def _other(value: Any) -> Any:
     return integer(value, "a value of the request")
 
 
+def _mapping(value: Any, what: str, expected: str) -> Dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise invalid(f"{what} is {value!r}; expected {expected}")
+    return dict(value)
+
+
+def _names(value: Any, what: str) -> List[Any]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise invalid(f"{what} is {value!r}; expected a list of names")
+    return list(value)
+
+
 def _columns(columns: Any) -> List[Tuple[str, str]]:
     if columns is None:
         return []
-    if not isinstance(columns, Mapping):
-        raise invalid(f"columns is {columns!r}; expected {{name: path}} or the name of a table")
-    return [(str(name), _json(column)) for name, column in columns.items()]
+    given = _mapping(columns, "columns", f"{_OWN_COLUMNS} or the name of a table")
+    return [(str(name), _json(column)) for name, column in given.items()]
 
 
-def _count(value: Any, what: str) -> int:
-    number = integer(value, what)
-    if number < 0:
-        raise invalid(f"{what} is {number}; expected at least 0")
-    return number
+def _range(given: Any, names: Tuple[str, ...] = ("from", "until", "step")) -> Dict[str, int]:
+    if not isinstance(given, Mapping):
+        bounds = list(given) if isinstance(given, Iterable) else []
+        if len(bounds) != len(names):
+            raise invalid(f"range is {given!r}; expected ({', '.join(names)})")
+        given = dict(zip(names, bounds))
+    return {str(name): _bound(str(name), value) for name, value in given.items()}
 
 
-def _range(given: Any) -> Dict[str, int]:
-    if isinstance(given, Mapping):
-        return {str(name): integer(value, f"range {name}") for name, value in given.items()}
-    bounds = list(given)
-    if len(bounds) != 3:
-        raise invalid(f"range is {given!r}; expected (from, until, step)")
-    return {
-        "from": moment(bounds[0], "range from"),
-        "until": moment(bounds[1], "range until"),
-        "step": integer(bounds[2], "range step", expected="milliseconds"),
-    }
+def _bound(name: str, value: Any) -> int:
+    if name in ("from", "until"):
+        return moment(value, f"range {name}")
+    expected = "milliseconds" if name == "step" else "an integer"
+    return integer(value, f"range {name}", expected=expected)
 
 
-def _list(values: Any) -> List[Any]:
-    for method in ("to_pylist", "tolist", "to_list"):
-        if hasattr(values, method):
-            return list(getattr(values, method)())
-    return list(values)
+def _rows(lock: Any) -> List[Dict[str, Any]]:
+    """The rows of an objects view."""
+    table = arrow_table(lock, "lock")
+    rows: Any = lock if table is None else table
+    if hasattr(rows, "to_pylist"):
+        rows = rows.to_pylist()
+    if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
+        raise invalid(f"lock is {lock!r}; expected the objects of a table")
+    return [_lock_row(row) for row in rows]
 
 
-def _rows(lock: Any) -> List[Any]:
-    rows = _list(lock)
-    # Arrow represents maps as lists of pairs.
-    return [
-        {**row, "metadata": dict(row["metadata"])} if "metadata" in row else row for row in rows
-    ]
+def _lock_row(row: Any) -> Dict[str, Any]:
+    row = _mapping(row, "a row of lock", "a row of the objects of a table")
+    metadata = row.get("metadata")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        try:
+            row["metadata"] = dict(_entry(entry) for entry in metadata)
+        except (TypeError, ValueError, KeyError) as error:
+            raise invalid(f"lock has the metadata {metadata!r}; expected a map") from error
+    return row
+
+
+def _entry(entry: Any) -> Tuple[Any, Any]:
+    """An entry of a map: a pair, or a structure in libraries without maps."""
+    if isinstance(entry, Mapping):
+        return entry["key"], entry["value"]
+    key, value = entry
+    return key, value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Dict, List, Tuple
 
 import pyarrow as pa
 
 from ._errors import invalid
+from ._frames import arrow_table, first_names, is_of
+from ._times import decoded
 
 #: Names of the column of timestamps, in order of preference, as in the service.
 TIMESTAMPS = ("timestamp", "fTimestamp")
@@ -15,7 +17,7 @@ TIMESTAMPS = ("timestamp", "fTimestamp")
 
 def column(name: str, values: Any) -> pa.Array:
     """The values of a key as an Arrow array of int64 or strings; null stays null."""
-    array = _decoded(_array(name, values))
+    array = decoded(_array(name, values), f"keys: {name!r} is")
     kind = array.type
     if pa.types.is_null(kind):
         return array.cast(pa.int64())
@@ -38,7 +40,7 @@ def _array(name: str, values: Any) -> pa.Array:
             array = values
         elif hasattr(values, "to_arrow"):
             array = values.to_arrow()
-        elif type(values).__module__.split(".")[0] == "pandas":
+        elif is_of(values, "pandas"):
             array = pa.array(values, from_pandas=True)
         elif hasattr(values, "__array__") or hasattr(values, "__arrow_array__"):
             array = pa.array(values)
@@ -52,31 +54,6 @@ def _array(name: str, values: Any) -> pa.Array:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
     return array
-
-
-def _decoded(array: pa.Array) -> pa.Array:
-    if isinstance(array, pa.ExtensionArray):
-        return _decoded(array.storage)
-    if pa.types.is_dictionary(array.type):
-        return _decoded(array.dictionary_decode())
-    if pa.types.is_run_end_encoded(array.type):
-        import pyarrow.compute
-
-        return _decoded(pyarrow.compute.run_end_decode(array))  # type: ignore[attr-defined]
-    return array
-
-
-def frame(values: Any) -> Optional[pa.Table]:
-    """A DataFrame or Arrow table as an Arrow table; ``None`` for anything else."""
-    if isinstance(values, pa.RecordBatch):
-        return pa.Table.from_batches([values])
-    if isinstance(values, pa.Table):
-        return values
-    if type(values).__name__ != "DataFrame":
-        return None
-    if type(values).__module__.split(".")[0] == "pandas":
-        return pa.Table.from_pandas(values, preserve_index=False)
-    return values.to_arrow() if hasattr(values, "to_arrow") else None
 
 
 def named_in(columns: Any) -> List[str]:
@@ -97,20 +74,22 @@ def split(
     if isinstance(keys, str):
         names = [keys]
     elif keys is not None and not isinstance(keys, Mapping):
+        if not isinstance(keys, Iterable):
+            raise invalid(f"keys is {keys!r}; expected {{name: values}} or names of columns")
         names = [str(name) for name in keys]
     elif keys is None:
         names = named_in(columns)
     if not names and not given:
         # Without keys a DataFrame is refused: its column of timestamps would be a guess.
         return timestamps, {}
-    table = frame(timestamps)
+    table = arrow_table(timestamps, "timestamps")
     if table is None:
         if names and keys is not None:
             raise invalid(f"keys names {', '.join(names)}; the timestamps are no DataFrame with them")
         return timestamps, {name: column(name, values) for name, values in given.items()}
     for name in names:
         if name not in table.column_names:
-            there = ", ".join(map(str, table.column_names[:8]))
+            there = first_names(table.column_names)
             raise invalid(f"there is no column {name!r} in the timestamps; there are {there}")
         given[name] = table.column(name)
     times = _timestamps(table, list(given))
@@ -127,7 +106,7 @@ def _timestamps(table: pa.Table, keys: List[str]) -> pa.ChunkedArray:
         if name not in keys and (pa.types.is_integer(kind) or pa.types.is_timestamp(kind))
     ]
     if len(fitting) != 1:
-        there = ", ".join(map(str, table.column_names[:8]))
+        there = first_names(table.column_names)
         raise invalid(
             f"timestamps has no column timestamp or fTimestamp; which of its columns? It has {there}"
         )

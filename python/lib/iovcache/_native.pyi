@@ -1,12 +1,14 @@
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
-from typing import Any, Dict, List, Optional, Tuple, Union, final, overload
+from typing import Any, Dict, List, Optional, Tuple, TypeVar, Union, final, overload
 
 import numpy
 import numpy.typing
 
 from ._header import MetaHeader
 from ._times import Time
+
+_T = TypeVar("_T")
 
 __version__: str
 
@@ -56,9 +58,13 @@ class Path:
         look up, use it, wait. Uses no CPU time where the path lies in shared memory.
 
         Returns:
-            False after ``timeout`` seconds.
+            False after ``timeout`` seconds, also if the service has not answered by then. With 0 only
+            shared memory is looked into.
         """
 
+    def _change_step(
+        self, at: Time, known: Union[Object, str, None]
+    ) -> Tuple[bool, Optional[NativeEvent]]: ...
     def change_event(
         self, at: Time, known: Union[Object, str, None]
     ) -> Optional[NativeEvent]:
@@ -66,6 +72,11 @@ class Path:
 
         For event loops; None if it is another one now. Close it after use.
         """
+
+@final
+class Cancellation:
+    def run(self, work: Callable[[], _T]) -> _T: ...
+    def cancel(self) -> None: ...
 
 @final
 class NativeEvent:

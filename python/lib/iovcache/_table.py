@@ -70,7 +70,8 @@ class TableContents:
 
     def __arrow_c_stream__(self, requested_schema: Optional[object] = None) -> object:
         """The table for any library that reads Arrow streams: ``polars.DataFrame(table)``, DuckDB's
-        ``from table``. Dictionaries and runs are decoded, because not every reader supports them.
+        ``from table``. Dictionaries and runs are decoded, because not every reader supports them. The
+        metadata of the schema and its fields is that of :attr:`arrow`.
         """
         return _plain(self.arrow).__arrow_c_stream__(requested_schema)
 
@@ -82,7 +83,9 @@ class TableContents:
         """One row per timestamp; cells as in :attr:`arrow`, with dictionaries and runs decoded."""
         import polars
 
-        frame = polars.from_arrow(_plain(self.arrow))
+        # Without metadata: functions of Polars refuse extension types that it does not know.
+        plain = _plain(self.arrow)
+        frame = polars.from_arrow(pa.table(plain.columns, names=plain.column_names))
         assert isinstance(frame, polars.DataFrame)
         return frame
 
@@ -162,7 +165,8 @@ def _plain(table: pa.Table) -> pa.Table:
 
     compute: Any = pyarrow.compute  # its functions are created at run time
     columns: List[Any] = []
-    for column in table.columns:
+    fields: List[pa.Field] = []
+    for field, column in zip(table.schema, table.columns):
         if pa.types.is_run_end_encoded(column.type):
             column = compute.run_end_decode(column)
         elif pa.types.is_dictionary(column.type):
@@ -170,4 +174,5 @@ def _plain(table: pa.Table) -> pa.Table:
             rows = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
             column = pa.chunked_array(rows, column.type.value_type)
         columns.append(column)
-    return pa.table(columns, names=table.column_names)
+        fields.append(field.with_type(column.type))
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields, table.schema.metadata))

@@ -1,4 +1,5 @@
 """The calls of :mod:`iovcache` for asyncio. Each runs in a thread, so the event loop is not blocked.
+Cancelling the task of a call ends the call at once; so do ``asyncio.wait_for`` and Ctrl-C.
 
 Waits for a timeframe or a change take no thread: the loop waits for a descriptor, if it can
 (``loop.add_reader``), and the thread is for the result.
@@ -20,18 +21,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional, Type, TypeVar, Union
 
 from . import _client
-from ._errors import Unavailable
+from ._errors import DeadlineExceeded
 from ._native import NativeEvent, Object
 from ._table import Table, TableContents
-from ._times import Time, integer
+from ._threads import in_thread
+from ._times import Time, count, seconds
 
 if TYPE_CHECKING:  # for type checkers alone: Python 3.9 does not have them
     from typing_extensions import Concatenate, ParamSpec
 
     _P = ParamSpec("_P")
 
-#: Longest wait for a path that the service does not publish, in seconds.
-_SLICE = 1.0
+#: First and longest pause of a wait for a path that the service does not publish, in seconds.
+_PAUSES = 0.001, 1.0
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -49,8 +51,7 @@ def _in_thread(
     def make(_: Callable[..., None]) -> Callable[_P, Coroutine[Any, Any, _R]]:
         @functools.wraps(call)
         async def run(*args: _P.args, **options: _P.kwargs) -> _R:
-            # A cancelled call runs to its end in its thread. Its result is then released.
-            return answer(await asyncio.to_thread(call, *args, **options))
+            return answer(await in_thread(call, *args, **options))
 
         return run
 
@@ -108,9 +109,9 @@ class _Limit:
 
 async def _until_loaded(client: _client.Client, timeframe: int, limit: _Limit) -> None:
     """Waits until a timeframe is no longer being loaded, as far as shared memory tells."""
-    number = integer(timeframe, "timeframe")
-    while 0 <= number < 1 << 64:
-        event = await asyncio.to_thread(client._native.timeframe_event, number)
+    number = count(timeframe, "timeframe")
+    while True:
+        event = await in_thread(client._native.timeframe_event, number)
         if event is None or not await _until_readable(event, limit.left()):
             return
 
@@ -123,11 +124,12 @@ def _after_loading(
     @functools.wraps(take)
     async def run(self: AsyncClient, *args: _P.args, **options: _P.kwargs) -> AsyncTable:
         wait_ms: Any = options.get("wait_ms")
-        limit = _Limit(self.client._patience if wait_ms is None else wait_ms / 1000)
+        patience = self.client._patience
+        limit = _Limit(patience if wait_ms is None else count(wait_ms, "wait_ms") / 1000)
         timeframe: Any = args[0] if args else options.get("timeframe")
         await _until_loaded(self.client, timeframe, limit)
         if wait_ms is not None:
-            options["wait_ms"] = int(1000 * (limit.left() or 0))
+            options["wait_ms"] = min(wait_ms, int(1000 * (limit.left() or 0)))
         return await take(self, *args, **options)
 
     return run
@@ -145,7 +147,7 @@ class AsyncTable(TableContents):
 
     async def close(self) -> None:
         """As :meth:`iovcache.Table.close`."""
-        await asyncio.to_thread(self.table.close)
+        await in_thread(self.table.close)
 
     async def __aenter__(self) -> AsyncTable:
         return self
@@ -156,7 +158,7 @@ class AsyncTable(TableContents):
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        await asyncio.to_thread(self.table.__exit__, kind, error, trace)
+        await in_thread(self.table.__exit__, kind, error, trace)
 
 
 class AsyncClient:
@@ -191,23 +193,34 @@ class AsyncClient:
         timeout: Optional[float] = None,
     ) -> bool:
         """As :meth:`iovcache.Path.changed`."""
-        limit, handle = _Limit(timeout), await self.path(path)
+        if timeout is not None:
+            timeout = seconds(timeout, "timeout")
+        if timeout == 0:
+            # It does not wait, but looks into shared memory.
+            return await in_thread(lambda: self.client.path(path).changed(at, known, 0))
+        try:
+            await asyncio.wait_for(self._until_changed(path, at, known), timeout)
+        except DeadlineExceeded:  # of the service
+            raise
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def _until_changed(
+        self, path: str, at: Time, known: Union[Object, str, None]
+    ) -> None:
+        handle = await self.path(path)
+        pause, longest = _PAUSES
         while True:
-            try:
-                event = await asyncio.to_thread(handle.change_event, at, known)
-            except Unavailable:
-                # The path does not lie in shared memory.
-                left = limit.left()
-                part = _SLICE if left is None else min(left, _SLICE)
-                if await asyncio.to_thread(handle.changed, at, known, part):
-                    return True
-                if left is not None and left <= part:
-                    return False
-                continue
-            if event is None:
-                return True
-            if not await _until_readable(event, limit.left()):
-                return False
+            changed, event = await in_thread(handle._change_step, at, known)
+            if changed:
+                return
+            if event is not None:
+                await _until_readable(event, None)
+                pause, _ = _PAUSES
+            else:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)
 
     @_of_client(_client.Client.get, _same)
     def get(self) -> None: ...

@@ -11,11 +11,13 @@
 //! The worker has its own connection and session, so look-ups can be made in any thread, with or
 //! without a runtime.
 
+mod change;
 mod path;
 mod shared;
 mod view;
 mod worker;
 
+pub use change::ChangeStep;
 pub use path::{Local, LocalPath};
 pub(super) use shared::LocalShared;
 pub use view::View;

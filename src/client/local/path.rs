@@ -4,21 +4,18 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::shared::LocalShared;
 use super::view::View;
 use crate::client::error::ClientError;
 use crate::interval::Timestamp;
-use crate::object::{ObjectId, ObjectPath};
+use crate::object::ObjectPath;
 use crate::shm::{
-    AskReason, ChangeNotice, EventError, LOOK_AGAIN, LocalPlane, LookUpCounts, PlaneEvent,
-    PlanePath, SpanAhead, ViewBatch,
+    AskReason, ChangeNotice, EventError, LocalPlane, LookUpCounts, PlaneEvent, PlanePath,
+    SpanAhead, ViewBatch,
 };
 
-/// First pause of a wait for changes of a path that is not published; each pause is twice as long as
-/// the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// Number of objects of [`Local::get_many`] whose spans are found at a time.
 const TOGETHER: usize = ViewBatch::TOGETHER;
 
@@ -83,7 +80,7 @@ impl Local {
         }
         for (path, places) in asked {
             let times = places.iter().map(|place| keys[*place].1.as_millis()).collect();
-            let objects = path.ask(times)?;
+            let objects = path.ask(times, None)?;
             for (place, object) in places.into_iter().zip(objects) {
                 views[place] = object;
             }
@@ -124,20 +121,17 @@ fn object_path(path: &str) -> Result<ObjectPath, ClientError> {
 
 /// A path to look up objects in. It is used by one thread; a clone is cheap.
 pub struct LocalPath {
-    shared: Arc<LocalShared>,
-    path: ObjectPath,
+    pub(super) shared: Arc<LocalShared>,
+    pub(super) path: ObjectPath,
     first: PlaneStep,
 }
 
 /// The path in the plane of one session, linked to those of later sessions. Views borrow from each,
 /// so all are kept until the handle is dropped.
-struct PlaneStep {
+pub(super) struct PlaneStep {
     plane: Option<(Arc<LocalPlane>, PlanePath)>,
     next: OnceCell<Box<PlaneStep>>,
 }
-
-/// A step, and a notice of its changes or the reason why there is none.
-type NoticedStep<'a> = (&'a PlaneStep, Result<ChangeNotice, AskReason>);
 
 impl PlaneStep {
     fn new(shared: &LocalShared, path: &ObjectPath) -> Self {
@@ -149,20 +143,26 @@ impl PlaneStep {
         Self { plane, next: OnceCell::new() }
     }
 
+    /// A step of its own, in the plane of the same session.
+    pub(super) fn of_same_session(&self, path: &ObjectPath) -> Self {
+        let plane = self.plane.as_ref().map(|(plane, _)| (Arc::clone(plane), plane.path(path)));
+        Self { plane, next: OnceCell::new() }
+    }
+
     #[inline]
     fn in_plane(&self) -> Result<&PlanePath, AskReason> {
         self.plane.as_ref().map(|(_, path)| path).ok_or(AskReason::Ended)
     }
 
-    fn notice(&self) -> Result<ChangeNotice, AskReason> {
+    pub(super) fn notice(&self) -> Result<ChangeNotice, AskReason> {
         self.in_plane()?.notice()
     }
 
-    fn change_event(&self, notice: &ChangeNotice) -> Result<PlaneEvent, EventError> {
+    pub(super) fn change_event(&self, notice: &ChangeNotice) -> Result<PlaneEvent, EventError> {
         self.in_plane().map_err(EventError::Ask)?.change_event(notice)
     }
 
-    fn wait_change(
+    pub(super) fn wait_change(
         &self,
         notice: &ChangeNotice,
         deadline: Option<Instant>,
@@ -191,7 +191,7 @@ impl LocalPath {
     }
 
     #[inline]
-    fn last(&self) -> &PlaneStep {
+    pub(super) fn last(&self) -> &PlaneStep {
         let mut step = &self.first;
         while let Some(next) = step.next.get() {
             step = next;
@@ -209,7 +209,7 @@ impl LocalPath {
     pub fn at(&self, at: Timestamp) -> Result<Option<View<'_>>, ClientError> {
         match self.try_at(at) {
             Ok(view) => Ok(Some(view)),
-            Err(reason) => match self.ask_one(at, reason) {
+            Err(reason) => match self.ask_one(at, reason, None) {
                 Ok(view) => Ok(view.map(|view| *view)),
                 Err(error) => Err(*error),
             },
@@ -247,116 +247,29 @@ impl LocalPath {
     /// Requests the object of one time, which is not in shared memory for this reason.
     #[cold]
     #[inline(never)]
-    fn ask_one(
+    pub(super) fn ask_one(
         &self,
         at: Timestamp,
         reason: AskReason,
+        deadline: Option<Instant>,
     ) -> Result<Option<Box<View<'_>>>, Box<ClientError>> {
         if matches!(reason, AskReason::Forked) {
             return Err(Box::new(ClientError::ForkedProcess));
         }
-        let object = self.ask(vec![at.as_millis()]).map_err(Box::new)?.pop();
+        let object = self.ask(vec![at.as_millis()], deadline).map_err(Box::new)?.pop();
         Ok(object.flatten().map(Box::new))
     }
 
     /// Requests the objects of several times from the service.
     #[cold]
-    fn ask(&self, times: Vec<i64>) -> Result<Vec<Option<View<'_>>>, ClientError> {
-        let objects = self.shared.ask(&self.path, times);
+    fn ask(
+        &self,
+        times: Vec<i64>,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Option<View<'_>>>, ClientError> {
+        let objects = self.shared.ask(&self.path, times, deadline);
         self.follow_session();
         Ok(objects?.into_iter().map(|object| object.map(View::asked)).collect())
-    }
-
-    /// Waits until the object that is valid at `at` is another one than the version `known` (`None`:
-    /// nothing is valid), or until `timeout` has passed; whether it is another one. A change before the
-    /// call counts too, so none is missed between a look-up and the wait for the next version.
-    ///
-    /// Uses no CPU time while it waits, where the path lies in shared memory and the service refreshes
-    /// it by itself; else the service is asked once a second. Blocks this thread.
-    ///
-    /// ```no_run
-    /// # fn follow(path: iovcache::client::LocalPath) -> Result<(), iovcache::client::ClientError> {
-    /// # let at = iovcache::Timestamp::from_millis(1_700_000_000_000);
-    /// loop {
-    ///     let drift = path.at(at)?;
-    ///     // Rebuild what depends on it.
-    ///     path.changed(at, drift.map(|view| view.id()), None)?;
-    /// }
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`at`](Self::at).
-    pub fn changed(
-        &self,
-        at: Timestamp,
-        known: Option<ObjectId>,
-        timeout: Option<Duration>,
-    ) -> Result<bool, ClientError> {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let Some((step, notice)) = self.unchanged(at, known)? else { return Ok(true) };
-            let waited = notice.and_then(|notice| step.wait_change(&notice, deadline));
-            match waited {
-                Ok(true) => pause = FIRST_PAUSE,
-                Ok(false) => return Ok(false),
-                Err(AskReason::Forked) => return Err(ClientError::ForkedProcess),
-                // The request that was just made has the path published, if that is possible.
-                Err(_) => {
-                    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-                    if left.is_some_and(|left| left.is_zero()) {
-                        return Ok(false);
-                    }
-                    std::thread::sleep(left.map_or(pause, |left| left.min(pause)));
-                    pause = (pause * 2).min(LOOK_AGAIN);
-                }
-            }
-        }
-    }
-
-    /// A descriptor that becomes readable when the object at `at` can be another one than `known`
-    /// (`None`: no object is valid), for event loops. `None`: it is another one now. Blocks this thread
-    /// only where the service must be asked. After the descriptor is readable, look the object up: it
-    /// can be the same one.
-    ///
-    /// # Errors
-    /// As [`at`](Self::at); [`ClientError::Event`] if the path does not lie in shared memory, or the
-    /// system provides no descriptor or thread.
-    pub fn change_event(
-        &self,
-        at: Timestamp,
-        known: Option<ObjectId>,
-    ) -> Result<Option<PlaneEvent>, ClientError> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let Some((step, notice)) = self.unchanged(at, known)? else { return Ok(None) };
-            let event = notice.map_err(EventError::Ask);
-            let event = event.and_then(|notice| step.change_event(&notice));
-            match event {
-                Err(EventError::Ask(AskReason::Forked)) => return Err(ClientError::ForkedProcess),
-                // The request that was just made has the path published, if that is possible.
-                Err(EventError::Ask(_)) if pause < LOOK_AGAIN => {
-                    std::thread::sleep(pause);
-                    pause *= 4;
-                }
-                made => return Ok(Some(made?)),
-            }
-        }
-    }
-
-    /// The plane's step with a notice that was taken before the object at `at` was seen to be `known`
-    /// still: no change after that is missed. `None`: it is another one.
-    fn unchanged(
-        &self,
-        at: Timestamp,
-        known: Option<ObjectId>,
-    ) -> Result<Option<NoticedStep<'_>>, ClientError> {
-        // Asking can change to a newer session, whose notices are others.
-        let step = self.last();
-        let notice = step.notice();
-        let is_known = self.at(at)?.map(|view| view.id()) == known;
-        Ok(is_known.then_some((step, notice)))
     }
 
     /// Uses the plane of the current session. The session can change with a request: it is the first

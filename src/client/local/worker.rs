@@ -108,12 +108,18 @@ async fn serve(
     plane: &Arc<ArcSwapOption<LocalPlane>>,
     mut asked: UnboundedReceiver<Question>,
 ) {
-    while let Some(Question { path, times, answer }) = asked.recv().await {
+    while let Some(Question { path, times, answer, asker }) = asked.recv().await {
         let (client, plane) = (client.clone(), Arc::clone(plane));
         tokio::spawn(async move {
-            let objects = ask(&client, path.as_str(), &times).await;
-            publish_plane(&client, &plane).await;
-            answer(objects);
+            let answered = async {
+                let objects = ask(&client, path.as_str(), &times).await;
+                publish_plane(&client, &plane).await;
+                answer(objects);
+            };
+            tokio::select! {
+                () = answered => {}
+                _ = asker => {}
+            }
         });
     }
 }
