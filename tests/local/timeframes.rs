@@ -215,10 +215,10 @@ fn errors_of_a_timeframe_are_those_of_the_service() {
     register(&consumer, 2, &[5, 500], &["a"]);
     both(2, "a");
     // Its name cannot be sent in a line.
-    let long = "x".repeat(250);
-    register(&consumer, 3, &[5], &[&long]);
-    assert!(!timeframe(&consumer, 3, &long).unwrap().is_local());
-    assert!(!timeframe(&consumer, 3, &long).unwrap().is_local());
+    let odd = "a\tb".to_owned();
+    register(&consumer, 3, &[5], &[&odd]);
+    assert!(!timeframe(&consumer, 3, &odd).unwrap().is_local());
+    assert!(!timeframe(&consumer, 3, &odd).unwrap().is_local());
     service.adds_up();
 }
 
