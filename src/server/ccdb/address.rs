@@ -10,7 +10,7 @@ use crate::interval::Timestamp;
 use crate::object::ObjectId;
 
 /// A parsed address.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ObjectAddress {
     /// The path elements with slashes between them.
     pub(super) path: String,

@@ -72,7 +72,7 @@ impl Front {
             Method::Get | Method::Head => {}
             Method::Options => return Ok(options()),
             Method::Post | Method::Put | Method::Delete => {
-                return self.change(request, Some(body), peer).await;
+                return self.change(request, body, peer).await;
             }
             Method::Trace => {
                 let mut reply = page::status(405, "no TRACE here");
@@ -91,7 +91,7 @@ impl Front {
             "download" => self.download(request, rest).await,
             "monitor" => Ok(self.monitor(rest)),
             // As at a real server, this GET deletes.
-            "truncate" => self.change(request, None, peer).await,
+            "truncate" => self.truncate(request, rest, peer).await,
             "" if self.is_a_person(request) => Ok(page::to_browse()),
             _ => match ObjectAddress::parse(path) {
                 Err(AddressFault::Encoding) => {
