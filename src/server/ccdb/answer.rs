@@ -164,7 +164,7 @@ impl Front {
         gone: &ObjectInfo,
     ) -> Result<CcdbReply, CacheError> {
         match self.cache.version_at(query, at, MAX_WAIT).await? {
-            Some(now) if now.version.id != gone.id => {
+            Some(now) if *now.version != *gone => {
                 let until = Some(now.span.until());
                 self.body(request, &now.version, BodyAddress::Time, until).await
             }
