@@ -362,3 +362,21 @@ async fn an_id_at_two_places_of_a_ccdb_is_served_with_the_bytes_of_each() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_and_formats_are_chosen_as_at_a_real_server() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    let keys = |fields: &[&str]| {
+        let mut headers = vec![("Accept", "application/json")];
+        headers.extend(fields.iter().map(|fields| ("X-Filter-Fields", *fields)));
+        let page = get(&address(&service), "/browse/A/B?Accept=", &headers).json();
+        page["objects"][0].as_object().unwrap().len()
+    };
+    for fields in ["path,id,size", "path id size", "path;id\tsize", " ,path,, id ;size "] {
+        assert_eq!(keys(&[fields]), 3, "{fields:?}");
+    }
+    assert_eq!(keys(&["path", "path,id,size"]), 1);
+    let all = keys(&[]);
+    assert!(all > 10 && keys(&[""]) == all && keys(&[" ,;"]) == all, "{all}");
+}

@@ -471,3 +471,34 @@ async fn a_version_that_was_deleted_at_its_server_is_not_found() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_stored_below_the_addresses_of_pages() {
+    for writable in [Writable::over_a_repository(), Writable::over_a_ccdb(Kind::Local).await] {
+        let front = address(&writable.service);
+        for page in ["browse", "latest", "truncate", "monitor", "download", "%62rowse"] {
+            for method in ["POST", "PUT", "DELETE"] {
+                let (status, is_cut) = broken_off(&front, method, &format!("/{page}/A/1/100"), "");
+                assert_eq!((status, is_cut), (405, true), "{method} /{page}");
+            }
+        }
+        assert_eq!(writable.store("Test/A", 1, 100, "", b"x").status, 201);
+        assert_eq!(writable.ask("HEAD", "/truncate/Test/A").status, 405);
+        assert_eq!(writable.list("*").0, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encoded_equals_sign_is_part_of_a_name_and_the_first_value_of_a_key_counts() {
+    for writable in Writable::each().await {
+        assert_eq!(writable.store("Test/M", 1, 100, "k%3Dx=y", b"x").status, 201);
+        assert_eq!(writable.ask("GET", "/Test/M/50/k%3Dx=y").status, 303);
+        assert_eq!(writable.ask("GET", "/Test/M/50/k=x%3Dy").status, 404);
+        assert_eq!(writable.ask("PUT", "/Test/M/50?a=1&b=2&a=3").status, 204);
+        let found = writable.retrieve("Test/M", 50).unwrap();
+        assert_eq!((found.get("a"), found.get("b")), (Some("1"), Some("2")));
+    }
+    let folder = Writable::over_a_repository();
+    assert_eq!(folder.store("Test/M", 1, 100, "", b"x").status, 201);
+    assert_eq!(folder.ask("PUT", "/Test/M/50?=v").status, 304);
+}

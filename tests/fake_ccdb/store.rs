@@ -100,10 +100,13 @@ impl Wanted {
     fn parse(path: &str) -> Self {
         let mut wanted = Self::default();
         let mut times = 0;
-        for token in path.split('/').filter(|token| !token.is_empty()).map(form_decoded) {
+        for token in path.split('/').filter(|token| !token.is_empty()) {
             if let Some((key, value)) = token.split_once('=') {
-                wanted.filters.push((key.into(), value.into()));
-            } else if let Ok(time) = token.parse::<i64>() {
+                wanted.filters.push((form_decoded(key), form_decoded(value)));
+                continue;
+            }
+            let token = form_decoded(token);
+            if let Ok(time) = token.parse::<i64>() {
                 times += 1;
                 match wanted.at {
                     None => wanted.at = Some(time),
@@ -560,7 +563,7 @@ impl State {
             all.push(("UploadedFrom", json("127.0.0.1")));
         }
         let fields: Option<Vec<&str>> =
-            fields.map(|fields| fields.split(',').map(str::trim).collect());
+            fields.map(|fields| fields.split([' ', ',', ';']).filter(|f| !f.is_empty()).collect());
         // Metadata replace keys of the listing only if they are requested.
         let is_complete = fields.as_ref().is_some_and(|fields| {
             fields.iter().all(|field| all.iter().any(|(name, _)| name == field))

@@ -91,6 +91,11 @@ impl Front {
             "download" => self.download(request, rest).await,
             "monitor" => Ok(self.monitor(rest)),
             // As at a real server, this GET deletes.
+            "truncate" if request.method == Method::Head => {
+                let mut reply = page::status(405, "HEAD deletes nothing");
+                reply.header("Allow", "GET");
+                Ok(reply)
+            }
             "truncate" => self.truncate(request, rest, peer).await,
             "" if self.is_a_person(request) => Ok(page::to_browse()),
             _ => match ObjectAddress::parse(path) {

@@ -38,6 +38,8 @@ use crate::secret::Secret;
 use crate::server::auth::{Peer, Role};
 use crate::source::{Change, ChangeKind, Changed, UploadBytes, WriteTarget};
 
+/// Addresses below these show no object: none is stored there.
+const READ_ONLY_PAGES: [&str; 5] = ["browse", "latest", "truncate", "monitor", "download"];
 /// Longest pause between two pieces of an upload.
 const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
 /// Time to send the head and the text of an answer before it is cut short.
@@ -55,6 +57,12 @@ impl Front {
         let Ok(wanted) = ObjectAddress::parse(&request.path) else { return Ok(page::usage()) };
         if let Some(refusal) = self.refusal(request, &wanted, peer) {
             return Ok(refusal);
+        }
+        let first = wanted.path.split('/').next().unwrap_or_default();
+        if READ_ONLY_PAGES.contains(&first) {
+            let mut reply = broken_off(405, &format!("an object cannot be stored below /{first}"));
+            reply.header("Allow", "GET, HEAD, OPTIONS");
+            return Ok(reply);
         }
         let (Some(at), Ok(path)) = (wanted.at, ObjectPath::new(&wanted.path)) else {
             return Ok(page::usage());
@@ -82,7 +90,7 @@ impl Front {
                 Err(message) => return Ok(broken_off(400, &message)),
             },
             Method::Put => {
-                change.kind = ChangeKind::Update { set: request.parameters().collect() };
+                change.kind = ChangeKind::Update { set: first_values(request.parameters()) };
             }
             _ => {}
         }
@@ -293,6 +301,17 @@ fn after_path<'a>(address: &'a str, path: &str) -> &'a str {
         rest = rest.find('/').map_or("", |slash| &rest[slash..]);
     }
     rest
+}
+
+/// The first value of each key that has a name, as at a real server.
+fn first_values(pairs: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+    let mut first: Vec<(String, String)> = Vec::new();
+    for (key, value) in pairs.filter(|(key, _)| !key.is_empty()) {
+        if first.iter().all(|(known, _)| *known != key) {
+            first.push((key, value));
+        }
+    }
+    first
 }
 
 fn next_milli(at: Timestamp) -> Timestamp {
