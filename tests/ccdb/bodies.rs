@@ -202,7 +202,7 @@ async fn an_id_at_two_places_of_a_path_never_stands_for_the_bytes_of_the_other()
         let known = source.look_up(&query("A/One"), at(60), Some(&one)).await.unwrap();
         let three = winner(&known, 60).unwrap();
         assert_eq!((one.validity.from(), three.validity.from()), (at(1), at(50)));
-        // Whatever place of the id was named last.
+        // Each place of the id is named last once.
         for _ in 0..2 {
             assert_eq!(bytes_of(&source, &one).await.unwrap(), b"one");
             assert_eq!(bytes_of(&source, &three).await.unwrap(), b"three");

@@ -113,10 +113,7 @@ impl Front {
         }
         let changed = match self.cache.change(&change, upload).await {
             Ok(changed) => changed,
-            Err(error) => {
-                let reply = page::error(&error);
-                return Ok(broken_off(reply.status, &error.to_string()));
-            }
+            Err(error) => return Ok(failed(&error)),
         };
         tracing::info!(
             path = %change.path,
@@ -146,22 +143,9 @@ impl Front {
         if let Some(refusal) = self.refusal(request, &wanted, peer) {
             return Ok(refusal);
         }
-        let pattern = Pattern::new(&wanted.path);
-        // As at a real server, an id without a time matches nothing.
-        let paths = match (&pattern, ObjectPath::new(&wanted.path), wanted.at) {
-            (_, _, None) if wanted.id.is_some() => Vec::new(),
-            (Pattern::Plain, Ok(path), _) => vec![(path, request.browse_limit)],
-            (Pattern::Plain, Err(_), _) => return Ok(page::usage()),
-            (Pattern::Wild { .. }, _, _) => match request.browse_limit {
-                Some(limit) => match self.newest_by_path(request, &wanted, limit).await {
-                    Ok(paths) => paths,
-                    Err(reply) => return Ok(reply),
-                },
-                None => {
-                    let found = self.paths_of(&pattern).await?;
-                    found.into_iter().map(|summary| (summary.path, None)).collect()
-                }
-            },
+        let paths = match self.truncated_paths(request, &wanted).await {
+            Ok(paths) => paths,
+            Err(reply) => return Ok(reply),
         };
         let mut deleted = 0;
         for (path, newest) in paths {
@@ -188,6 +172,31 @@ impl Front {
         Ok(reply)
     }
 
+    /// The paths that a truncation names, each with the number of versions that it deletes at most;
+    /// an answer with the reason if they cannot be listed.
+    async fn truncated_paths(
+        &self,
+        request: &CcdbRequest,
+        wanted: &ObjectAddress,
+    ) -> Result<Vec<(ObjectPath, Option<usize>)>, CcdbReply> {
+        if wanted.id.is_some() && wanted.at.is_none() {
+            // As at a real server, an id without a time matches nothing.
+            return Ok(Vec::new());
+        }
+        let pattern = Pattern::new(&wanted.path);
+        match (&pattern, ObjectPath::new(&wanted.path), request.browse_limit) {
+            (Pattern::Plain, Ok(path), limit) => Ok(vec![(path, limit)]),
+            (Pattern::Plain, Err(_), _) => Err(page::usage()),
+            (Pattern::Wild { .. }, _, Some(limit)) => {
+                self.newest_by_path(request, wanted, limit).await
+            }
+            (Pattern::Wild { .. }, _, None) => {
+                let found = self.paths_of(&pattern).await.map_err(|error| failed(&error))?;
+                Ok(found.into_iter().map(|summary| (summary.path, None)).collect())
+            }
+        }
+    }
+
     /// Number of versions of each path among the `limit` ones created last of all paths that a
     /// pattern matches; an answer with the reason if they cannot be listed.
     async fn newest_by_path(
@@ -202,8 +211,8 @@ impl Front {
             only_latest: false,
             newest: Some(limit),
         };
-        let failed = |error: CacheError| broken_off(page::error(&error).status, &error.to_string());
-        let FoundListing { found, long } = self.find(selection, None).await.map_err(failed)?;
+        let FoundListing { found, long } =
+            self.find(selection, None).await.map_err(|error| failed(&error))?;
         let first = ListingPiece {
             versions: found.versions,
             left_out: found.left_out,
@@ -215,7 +224,7 @@ impl Front {
         };
         let mut pieces = stream::iter([Ok(first)]).chain(further);
         let mut counts = BTreeMap::new();
-        while let Some(piece) = pieces.try_next().await.map_err(failed)? {
+        while let Some(piece) = pieces.try_next().await.map_err(|error| failed(&error))? {
             if let Some(path) = piece.left_out.first() {
                 return Err(broken_off(501, &format!("the source does not list {path}")));
             }
@@ -356,6 +365,11 @@ fn pieces(body: Incoming) -> impl futures::Stream<Item = io::Result<Bytes>> + Se
             }
         }
     })
+}
+
+/// The answer to a change that failed.
+fn failed(error: &CacheError) -> CcdbReply {
+    broken_off(page::error(error).status, &error.to_string())
 }
 
 /// An answer that libcurl reports as an error, because it is shorter than announced.

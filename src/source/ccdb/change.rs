@@ -127,19 +127,9 @@ impl CcdbSource {
         if at.as_millis() > 0 {
             return Err(ambiguous("this server finds no version before 1970 by its id"));
         }
-        let matches = |listed: &&Listed| {
-            change.limits.admit(listed.version.created)
-                && change
-                    .metadata
-                    .iter()
-                    .all(|(key, value)| listed.version.metadata.get(key) == Some(value.as_str()))
-        };
-        let created = found.version.created;
-        let is_truncate = matches!(change.kind, ChangeKind::Truncate { .. });
-        let is_met = |one: &&Listed| is_truncate || one.version.created >= created;
-        match listing.versions.iter().filter(matches).filter(is_met).count() {
-            1 => Ok(ServerTime::At(asked)),
-            _ => Err(ambiguous("this server ignores the id, and would change another version")),
+        match is_alone(change, &listing.versions, found) {
+            true => Ok(ServerTime::At(asked)),
+            false => Err(ambiguous("this server ignores the id, and would change another version")),
         }
     }
 
@@ -187,6 +177,18 @@ impl CcdbSource {
         }
         .map_err(|reason| SourceError::Unusable { url, what, reason })
     }
+}
+
+/// Whether a server that ignores ids changes only `found` of the versions valid at that time.
+fn is_alone(change: &Change, versions: &[Listed], found: &Listed) -> bool {
+    let matches = |listed: &&Listed| {
+        let metadata = &listed.version.metadata;
+        change.limits.admit(listed.version.created)
+            && change.metadata.iter().all(|(key, value)| metadata.get(key) == Some(value.as_str()))
+    };
+    let is_truncate = matches!(change.kind, ChangeKind::Truncate { .. });
+    let is_met = |one: &&Listed| is_truncate || one.version.created >= found.version.created;
+    versions.iter().filter(matches).filter(is_met).count() == 1
 }
 
 /// The time in the address of a change.
