@@ -378,6 +378,31 @@ impl Query {
     }
 }
 
+/// The times that tell versions of one id apart: a file-backed CCDB has an id at several places, and
+/// a new upload replaces the bytes of an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct VersionTimes {
+    pub(crate) from: Timestamp,
+    pub(crate) created: Timestamp,
+}
+
+impl From<&ObjectInfo> for VersionTimes {
+    fn from(version: &ObjectInfo) -> Self {
+        Self { from: version.validity.from(), created: version.created }
+    }
+}
+
+impl VersionTimes {
+    /// Both times in 64 bits, which every object in memory has. Equal fingerprints of different times
+    /// of one id are as unlikely as two equal numbers drawn from 64 bits.
+    pub(crate) fn fingerprint(self) -> u64 {
+        let [from, created] =
+            [self.from, self.created].map(|time| time.as_millis().cast_unsigned());
+        let mixed = from.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ created;
+        mixed.wrapping_mul(0xd6e8_feb8_6659_fd93)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

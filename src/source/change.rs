@@ -18,7 +18,8 @@ pub type UploadBytes = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 pub struct Change {
     /// Path of the versions.
     pub path: ObjectPath,
-    /// Upload: beginning of the interval. Other kinds: a time at which the version is valid.
+    /// Upload: beginning of the interval. Update, Delete: a time at which the version is valid.
+    /// Truncate has its own.
     pub at: Timestamp,
     /// Upload: end of the interval (default: one millisecond after `at`). Update: new end.
     pub until: Option<Timestamp>,
@@ -52,7 +53,12 @@ pub enum ChangeKind {
     /// Deletes the version that a look-up would find.
     Delete,
     /// Deletes every version of the path that matches.
-    Truncate,
+    Truncate {
+        /// Only versions that are valid at this time match.
+        at: Option<Timestamp>,
+        /// Of the versions that match, only this many are deleted: those created last.
+        newest: Option<usize>,
+    },
 }
 
 /// Result of a [`Change`].

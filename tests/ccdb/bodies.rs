@@ -188,3 +188,35 @@ async fn a_version_that_is_gone_is_said_to_be_gone() {
     let error = bytes_of(&source, &gone).await.unwrap_err();
     assert!(matches!(error, SourceError::NoSuchVersion { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn an_id_at_two_places_of_a_path_never_stands_for_the_bytes_of_the_other() {
+    for options in [short(), by_time()] {
+        let server = FakeCcdb::start(Kind::Local).await;
+        let same = Uuid::from_bytes([9; 16]);
+        server.upload(Upload::new("A/One", 1, 100).id(same).created(1).bytes("one"));
+        server.upload(Upload::new("A/One", 50, 200).id(same).created(2).bytes("three"));
+        let source = source(&server, options);
+        let one = version_at(&source, "A/One", 30).await;
+        // A 304 would confirm the other one.
+        let known = source.look_up(&query("A/One"), at(60), Some(&one)).await.unwrap();
+        let three = winner(&known, 60).unwrap();
+        assert_eq!((one.validity.from(), three.validity.from()), (at(1), at(50)));
+        // Each place of the id is named last once.
+        for _ in 0..2 {
+            assert_eq!(bytes_of(&source, &one).await.unwrap(), b"one");
+            assert_eq!(bytes_of(&source, &three).await.unwrap(), b"three");
+            version_at(&source, "A/One", 30).await;
+        }
+        // A new upload replaces the bytes of the id.
+        server.change(same, |version| {
+            let upload = Upload::new("A/One", 1, 100).id(same).created(3).bytes("one, again");
+            *version = upload.into_version();
+        });
+        let error = bytes_of(&source, &one).await.unwrap_err();
+        assert!(matches!(error, SourceError::NoSuchVersion { .. }), "{error}");
+        source.forget(&one.path);
+        let again = version_at(&source, "A/One", 30).await;
+        assert_eq!(bytes_of(&source, &again).await.unwrap(), b"one, again");
+    }
+}

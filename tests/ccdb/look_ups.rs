@@ -125,7 +125,9 @@ async fn a_held_version_is_confirmed_by_304() {
         let known = source.look_up(&query("A/One"), at(1600), Some(&held)).await.unwrap();
         assert!(Arc::ptr_eq(&known.versions[0], &held), "{kind:?}");
         assert_eq!(known.span, ValidityInterval::new(at(1600), at(1601)).unwrap());
-        assert_eq!(server.counts().not_modified, 1);
+        // A file-backed server may have the id at several places.
+        let is_sql = matches!(kind, Kind::Sql | Kind::SqlLocalCopyFirst);
+        assert_eq!(server.counts().not_modified, usize::from(is_sql), "{kind:?}");
         server.habits().cache_valid_until = Some(1800);
         let known = source.look_up(&query("A/One"), at(1600), Some(&held)).await.unwrap();
         assert_eq!(known.span, ValidityInterval::new(at(1600), at(1800)).unwrap());

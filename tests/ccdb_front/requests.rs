@@ -1,5 +1,6 @@
 //! Requests of CCDB clients, byte by byte.
 
+use md5::{Digest as _, Md5};
 use uuid::Uuid;
 
 use super::fake_ccdb::{FakeCcdb, Fault, Kind, Upload};
@@ -318,4 +319,64 @@ async fn methods_that_are_not_served_are_told_as_at_a_real_server() {
     ] {
         assert!(allowed.get(header).is_some_and(|text| text.contains(value)), "{header}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_at_two_places_of_a_ccdb_is_served_with_the_bytes_of_each() {
+    for how in ["redirect", "body"] {
+        let server = FakeCcdb::start(Kind::Local).await;
+        let same = Uuid::from_bytes([9; 16]);
+        server.upload(Upload::new("V/S", 1, 100).id(same).created(1).bytes("one"));
+        server.upload(Upload::new("V/S", 50, 200).id(same).created(2).bytes("three"));
+        server.upload(Upload::new("V/T", 1, 100).id(same).created(3).bytes("other path"));
+        let service = before(&server, &["--ccdb-answer", how]);
+        let front = address(&service);
+        let follow = |target: &str| {
+            let answer = get(&front, target, &[]);
+            match answer.status {
+                303 => get(&front, answer.get("Location").unwrap(), &[]),
+                _ => answer,
+            }
+        };
+        let bytes_at = |target: &str| {
+            let mut body = follow(target);
+            // The bytes of the other place are replaced once no answer needs them.
+            while body.status == 503 && body.text().contains("IOV-3010") {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                body = follow(target);
+            }
+            let from = body.get("Valid-From").unwrap_or_default().to_owned();
+            let md5 = body.get("Content-MD5").unwrap_or_default().to_owned();
+            assert_eq!(body.status, 200, "{target}: {}", body.text());
+            let sum: [u8; 16] = Md5::digest(&body.body).into();
+            assert_eq!(md5, sum.map(|byte| format!("{byte:02x}")).concat(), "{target}");
+            (from, body.text())
+        };
+        let expected = |from: &str, text: &str| (from.to_owned(), text.to_owned());
+        for _ in 0..3 {
+            assert_eq!(bytes_at("/V/S/30"), expected("1", "one"), "{how}");
+            assert_eq!(bytes_at("/V/S/60"), expected("50", "three"), "{how}");
+            assert_eq!(bytes_at("/V/T/60"), expected("1", "other path"), "{how}");
+            assert_eq!(bytes_at(&format!("/V/S/1/{same}")), expected("1", "one"), "{how}");
+            assert_eq!(bytes_at(&format!("/V/S/50/{same}")), expected("50", "three"), "{how}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_and_formats_are_chosen_as_at_a_real_server() {
+    let server = server().await;
+    let service = before(&server, &[]);
+    let keys = |fields: &[&str]| {
+        let mut headers = vec![("Accept", "application/json")];
+        headers.extend(fields.iter().map(|fields| ("X-Filter-Fields", *fields)));
+        let page = get(&address(&service), "/browse/A/B?Accept=", &headers).json();
+        page["objects"][0].as_object().unwrap().len()
+    };
+    for fields in ["path,id,size", "path id size", "path;id\tsize", " ,path,, id ;size "] {
+        assert_eq!(keys(&[fields]), 3, "{fields:?}");
+    }
+    assert_eq!(keys(&["path", "path,id,size"]), 1);
+    let all = keys(&[]);
+    assert!(all > 10 && keys(&[""]) == all && keys(&[" ,;"]) == all, "{all}");
 }

@@ -201,6 +201,57 @@ async fn a_pattern_truncates_all_that_it_matches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn truncating_deletes_no_version_that_a_listing_with_the_same_address_lacks() {
+    for writable in Writable::each().await {
+        for (n, from) in [1, 11, 21, 31, 41].into_iter().enumerate() {
+            let metadata = format!("n={}", n % 2);
+            writable.store("Test/P", from, from + 24, &metadata, b"x");
+        }
+        let truncate = |target: &str, headers: &[(&str, &str)]| {
+            let mut connection = Connection::open(&address(&writable.service));
+            let answer = connection.ask("GET", &format!("/truncate/{target}"), headers);
+            let deleted = answer.get("Deleted").unwrap().strip_suffix(" objects").unwrap();
+            (answer.status, deleted.parse::<usize>().unwrap(), writable.list("Test/P").0)
+        };
+        let id_at = |at: i64| {
+            let found = writable.retrieve("Test/P", at).unwrap();
+            found.get("ETag").unwrap().trim_matches('"').to_owned()
+        };
+        assert_eq!(truncate("Test/P/5000", &[]), (304, 0, 5));
+        assert_eq!(truncate("Test/P/0", &[]), (304, 0, 5));
+        let id = id_at(5);
+        // As at a real server, a UUID before the time is an element of the path.
+        assert_eq!(truncate(&format!("Test/P/{id}"), &[]), (304, 0, 5));
+        assert_eq!(truncate(&format!("Test/P/5000/{id}"), &[]), (304, 0, 5));
+        assert_eq!(truncate("Test/P/15/n=1", &[("If-Not-After", "5")]), (304, 0, 5));
+        assert_eq!(truncate("Test/P/15/n=1", &[]), (204, 1, 4));
+        assert_eq!(truncate(&format!("Test/P/1/{id}"), &[]), (204, 1, 3));
+        assert_eq!(truncate("Test/P", &[("Browse-Limit", "1")]), (204, 1, 2));
+        // The one that was stored last is gone.
+        assert!(writable.retrieve("Test/P", 60).is_none());
+        assert!(writable.retrieve("Test/P", 50).is_some());
+        assert_eq!(truncate("Test/P/30", &[]), (204, 1, 1));
+        assert_eq!(truncate("Test/P", &[]), (204, 1, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_a_truncation_holds_for_all_paths_of_a_pattern_together() {
+    for writable in Writable::each().await {
+        for path in ["Test/W/A", "Test/W/B", "Test/W/A", "Test/W/B", "Test/W/B"] {
+            assert_eq!(writable.store(path, 1, 100, "", b"x").status, 201);
+        }
+        let mut connection = Connection::open(&address(&writable.service));
+        let limit = [("Browse-Limit", "4")];
+        let answer = connection.ask("GET", "/truncate/Test/W/*/5000", &limit);
+        assert_eq!(answer.status, 304);
+        let answer = connection.ask("GET", "/truncate/Test/W/*/50", &limit);
+        assert_eq!((answer.status, answer.get("Deleted")), (204, Some("4 objects")));
+        assert_eq!((writable.list("Test/W/A").0, writable.list("Test/W/B").0), (1, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn folders_and_objects_are_listed_as_they_were_stored() {
     for writable in Writable::each().await {
         assert_eq!(writable.list("Test/Detector"), (0, Vec::new()));
@@ -383,6 +434,15 @@ async fn a_version_before_1970_is_changed_by_its_id_or_not_at_all() {
         let front = address(&writable.service);
         let (status, is_cut) = broken_off(&front, "PUT", &format!("/A/B/-5/{old}?k=v"), "");
         assert_eq!((status == 204, is_cut), (kind == Kind::Sql, kind == Kind::Local), "{status}");
+        let other = Uuid::from_bytes([7; 16]);
+        assert_eq!(writable.ask("DELETE", &format!("/A/B/-5/{other}")).status, 404);
+        assert_eq!(writable.ask("GET", &format!("/truncate/A/B/-5/{other}")).status, 304);
+        if kind == Kind::Local {
+            let (status, is_cut) =
+                broken_off(&front, "GET", &format!("/truncate/A/B/-5/{old}"), "");
+            assert!(status >= 400 && is_cut, "{status}");
+        }
+        assert_eq!(writable.list("A/B").0, 2);
         let status = writable.ask("DELETE", &format!("/A/B/-5/{new}")).status;
         assert_eq!(status, 204, "{kind:?}");
         let left = get(&front, "/A/B/50", &[]);
@@ -410,4 +470,35 @@ async fn a_version_that_was_deleted_at_its_server_is_not_found() {
             assert_eq!(now.get("ETag"), Some(&*format!("\"{old}\"")), "{kind:?} {how}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_stored_below_the_addresses_of_pages() {
+    for writable in [Writable::over_a_repository(), Writable::over_a_ccdb(Kind::Local).await] {
+        let front = address(&writable.service);
+        for page in ["browse", "latest", "truncate", "monitor", "download", "%62rowse"] {
+            for method in ["POST", "PUT", "DELETE"] {
+                let (status, is_cut) = broken_off(&front, method, &format!("/{page}/A/1/100"), "");
+                assert_eq!((status, is_cut), (405, true), "{method} /{page}");
+            }
+        }
+        assert_eq!(writable.store("Test/A", 1, 100, "", b"x").status, 201);
+        assert_eq!(writable.ask("HEAD", "/truncate/Test/A").status, 405);
+        assert_eq!(writable.list("*").0, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encoded_equals_sign_is_part_of_a_name_and_the_first_value_of_a_key_counts() {
+    for writable in Writable::each().await {
+        assert_eq!(writable.store("Test/M", 1, 100, "k%3Dx=y", b"x").status, 201);
+        assert_eq!(writable.ask("GET", "/Test/M/50/k%3Dx=y").status, 303);
+        assert_eq!(writable.ask("GET", "/Test/M/50/k=x%3Dy").status, 404);
+        assert_eq!(writable.ask("PUT", "/Test/M/50?a=1&b=2&a=3").status, 204);
+        let found = writable.retrieve("Test/M", 50).unwrap();
+        assert_eq!((found.get("a"), found.get("b")), (Some("1"), Some("2")));
+    }
+    let folder = Writable::over_a_repository();
+    assert_eq!(folder.store("Test/M", 1, 100, "", b"x").status, 201);
+    assert_eq!(folder.ask("PUT", "/Test/M/50?=v").status, 304);
 }

@@ -100,10 +100,13 @@ impl Wanted {
     fn parse(path: &str) -> Self {
         let mut wanted = Self::default();
         let mut times = 0;
-        for token in path.split('/').filter(|token| !token.is_empty()).map(form_decoded) {
+        for token in path.split('/').filter(|token| !token.is_empty()) {
             if let Some((key, value)) = token.split_once('=') {
-                wanted.filters.push((key.into(), value.into()));
-            } else if let Ok(time) = token.parse::<i64>() {
+                wanted.filters.push((form_decoded(key), form_decoded(value)));
+                continue;
+            }
+            let token = form_decoded(token);
+            if let Ok(time) = token.parse::<i64>() {
                 times += 1;
                 match wanted.at {
                     None => wanted.at = Some(time),
@@ -162,13 +165,7 @@ impl State {
             _ => return pages::status(501, "not implemented"),
         }
         if let Some(rest) = path.strip_prefix("/truncate/") {
-            let mut versions = self.versions.lock().unwrap();
-            let before = versions.len();
-            versions.retain(|version| version.path != rest);
-            let deleted = before - versions.len();
-            let mut reply = Reply::new(if deleted > 0 { 204 } else { 304 });
-            reply.push("Deleted", &format!("{deleted} objects"));
-            return reply;
+            return self.truncate(request, &Wanted::parse(rest));
         }
         if let Some(rest) = path.strip_prefix("/browse") {
             return self.browse(request, &Wanted::parse(rest), false);
@@ -221,6 +218,32 @@ impl State {
             Kind::Local | Kind::Memory if wanted.id.is_some() => self.with_body(version, true),
             _ => self.name(version, query.contains("HTTPOnly=true")),
         }
+    }
+
+    /// Deletes what a listing with the same address has, and of it the newest ones.
+    fn truncate(&self, request: &Request, wanted: &Wanted) -> Reply {
+        let mut versions = self.versions.lock().unwrap();
+        let path = wanted.path.join("/");
+        let covers = |v: &Version| wanted.at.is_none_or(|at| v.from <= at && at < v.until);
+        let is_named = |v: &Version| match wanted.id {
+            Some(id) if self.is_sql() => v.id == id && covers(v),
+            Some(id) if wanted.at > Some(0) => v.id == id && Some(v.from) == wanted.at,
+            _ => covers(v),
+        };
+        let mut meant: Vec<(i64, Uuid)> = versions
+            .iter()
+            .filter(|v| v.path == path && is_named(v) && created_within(v, request))
+            .filter(|v| wanted.filters.iter().all(|filter| self.passes(v, filter)))
+            .map(|v| (v.created, v.id))
+            .collect();
+        if let Some(limit) = request.header("browse-limit").and_then(|text| text.parse().ok()) {
+            meant.sort_unstable_by_key(|(created, _)| std::cmp::Reverse(*created));
+            meant.truncate(limit);
+        }
+        versions.retain(|v| v.path != path || !meant.contains(&(v.created, v.id)));
+        let mut reply = Reply::new(if meant.is_empty() { 304 } else { 204 });
+        reply.push("Deleted", &format!("{} objects", meant.len()));
+        reply
     }
 
     /// POST, PUT and DELETE, as in the file-backed server.
@@ -540,7 +563,7 @@ impl State {
             all.push(("UploadedFrom", json("127.0.0.1")));
         }
         let fields: Option<Vec<&str>> =
-            fields.map(|fields| fields.split(',').map(str::trim).collect());
+            fields.map(|fields| fields.split([' ', ',', ';']).filter(|f| !f.is_empty()).collect());
         // Metadata replace keys of the listing only if they are requested.
         let is_complete = fields.as_ref().is_some_and(|fields| {
             fields.iter().all(|field| all.iter().any(|(name, _)| name == field))

@@ -518,7 +518,8 @@ fn take_over(
             let Some(md5) = record.md5 else { return true };
             let (id, path) = (record.id, record.path.clone());
             let size_bytes = Some(record.header.size);
-            let description = Description { id, path, size_bytes, md5: Some(md5) };
+            let times = record.times;
+            let description = Description { id, path, times, size_bytes, md5: Some(md5) };
             match Verified::check(description, reservation, None) {
                 // Its pin is dropped at once: the object stays until its memory is needed.
                 Ok(verified) => {

@@ -7,12 +7,11 @@
 //!  version ─────▶ Loader ─▶ HeldObject: pinned and counted as in use until it is dropped
 //! ```
 //!
-//! No bytes are copied from the residency. Ids, listings and checksums are small and bounded.
+//! No bytes are copied from the residency. Ids and listings are small and bounded.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use md5::{Digest as _, Md5};
 use tokio::time::Instant;
 
 use super::handle::Cache;
@@ -185,8 +184,8 @@ impl Cache {
         }
     }
 
-    /// The version `id` of `path`, which is expected to be valid at `at`. `None` if the source has
-    /// no such version.
+    /// The version `id` of `path`, which is expected to begin at `at` or, if the source lists the
+    /// path, to be valid then. `None` if the source has no such version.
     ///
     /// # Errors
     /// [`CacheError::LookUp`] and [`CacheError::Paths`] with the error of the source,
@@ -199,30 +198,31 @@ impl Cache {
         patience: Duration,
     ) -> Result<Option<Arc<ObjectInfo>>, CacheError> {
         self.check_open()?;
-        let is_it = |version: &Arc<ObjectInfo>| {
-            version.id == id && version.path == *path && version.validity.contains(at)
+        // A file-backed CCDB may have an id at several places of a path, so the version that begins
+        // at `at` comes first.
+        let begins = |version: &Arc<ObjectInfo>| {
+            version.id == id && version.path == *path && version.validity.from() == at
         };
-        if let Some(version) = self.0.objects.named(id).filter(is_it) {
+        if let Some(version) = self.0.objects.named(id).filter(begins) {
             return Ok(Some(version));
         }
-        // Most addresses have the beginning of the interval as their time.
-        let begins = self.version_beginning_at(path, at, id);
-        let begins = by_deadline(LOOK_UP, Instant::now() + patience, begins).await;
-        if let Ok(Some(version)) = begins {
+        let beginning = self.version_beginning_at(path, at, id);
+        let beginning = by_deadline(LOOK_UP, Instant::now() + patience, beginning).await;
+        if let Ok(Some(version)) = beginning {
             self.0.objects.name(&version);
             return Ok(Some(version));
         }
         let listed = self.versions(path, patience).await?;
-        if let Some(version) = listed.versions.iter().find(|version| is_it(version)) {
-            self.0.objects.name(version);
-            return Ok(Some(Arc::clone(version)));
-        }
         if listed.whole {
-            return Ok(None);
+            let is_it =
+                |version: &&Arc<ObjectInfo>| version.id == id && version.validity.contains(at);
+            let version = listed.versions.iter().find(is_it);
+            version.iter().for_each(|version| self.0.objects.name(version));
+            return Ok(version.cloned());
         }
         let query = Query::all(path.clone());
         let effective = self.version_at(&query, at, patience).await?;
-        Ok(effective.map(|effective| effective.version).filter(is_it))
+        Ok(effective.map(|effective| effective.version).filter(begins))
     }
 
     /// The version `id` of any path, if the cache has seen it. Asks no source.
@@ -247,26 +247,16 @@ impl Cache {
         Ok(HeldObject { pins: self.0.in_use.take(Arc::new(got.pins)) })
     }
 
-    /// The MD5 of an object: from its source, else computed once and cached.
+    /// The MD5 of an object: from its source, else computed once while it is in memory.
     pub(crate) async fn md5_of(&self, version: &ObjectInfo, held: &HeldObject) -> Option<Md5Sum> {
-        let known = || held.pins.pins().first().and_then(|pin| pin.resident().md5());
-        if let Some(md5) = version.md5.or_else(known) {
-            return Some(md5);
+        if version.md5.is_some() {
+            return version.md5;
         }
-        if let Some(md5) = self.0.objects.sum(version.id) {
-            return Some(md5);
+        // The reference keeps its memory from being reused before the hash is done.
+        let object = Arc::clone(held.pins.pins().first()?.resident());
+        if object.md5().is_some() || held.payload().len() < HASH_BESIDE_FROM_BYTES {
+            return Some(object.compute_md5());
         }
-        let sum = |bytes: &[u8]| Md5Sum(Md5::digest(bytes).into());
-        let md5 = match held.payload() {
-            small if small.len() < HASH_BESIDE_FROM_BYTES => sum(small),
-            _ => {
-                // The reference keeps its memory from being reused before the hash is done.
-                let object = Arc::clone(held.pins.pins().first()?.resident());
-                let beside = tokio::task::spawn_blocking(move || sum(object.block().payload()));
-                beside.await.ok()?
-            }
-        };
-        self.0.objects.keep_sum(version.id, md5);
-        Some(md5)
+        tokio::task::spawn_blocking(move || object.compute_md5()).await.ok()
     }
 }

@@ -4,8 +4,9 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::cache::memory::pin_count;
+use crate::cache::memory::publish::Description;
 use crate::cache::restart::LogEntry;
-use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, VersionTimes};
 use crate::shm::{AHEAD, Block, MetaHeader, prefetch};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 
@@ -43,8 +44,10 @@ pub(crate) struct Resident {
     freed_notifier: FreedNotifier,
     /// MD5 of its bytes, if it was verified.
     md5: OnceLock<Md5Sum>,
-    /// The path of its first load.
+    /// The version of its first load.
     path: ObjectPath,
+    /// Fingerprint of its times.
+    times: u64,
 }
 
 // loom's atomics are larger.
@@ -52,7 +55,7 @@ pub(crate) struct Resident {
 const _: () = assert!(std::mem::offset_of!(Resident, block) == 8);
 // With the counts of the `Arc` and the overhead of malloc these are 176 bytes per object.
 #[cfg(not(all(test, feature = "loom")))]
-const _: () = assert!(size_of::<Resident>() <= 144);
+const _: () = assert!(size_of::<Resident>() <= 152);
 
 impl Drop for Resident {
     fn drop(&mut self) {
@@ -76,16 +79,27 @@ impl Drop for FreedNotifier {
 
 impl Resident {
     pub(crate) fn new(
-        path: ObjectPath,
-        md5: Option<Md5Sum>,
+        description: Description,
         entry: Option<LogEntry>,
         block: Block,
         home: Weak<dyn ObjectHome>,
     ) -> Arc<Self> {
+        let Description { path, times, md5, .. } = description;
         let freed_notifier = FreedNotifier { id: block.id(), home };
         let (pins, touched, listed, uses) = Default::default();
         let md5 = md5.map_or_else(OnceLock::new, OnceLock::from);
-        Arc::new(Self { pins, touched, listed, uses, block, entry, freed_notifier, md5, path })
+        Arc::new(Self {
+            pins,
+            touched,
+            listed,
+            uses,
+            block,
+            entry,
+            freed_notifier,
+            md5,
+            path,
+            times: times.fingerprint(),
+        })
     }
 
     pub(crate) fn id(&self) -> ObjectId {
@@ -102,22 +116,36 @@ impl Resident {
 
     /// Whether its bytes are those of `version`.
     pub(crate) fn match_of(&self, version: &ObjectInfo) -> VersionMatch {
-        let bytes = self.block.size_bytes();
-        if version.size_bytes.is_some_and(|expected| expected != bytes) {
+        self.match_with(version.size_bytes, version.md5, || VersionTimes::from(version))
+    }
+
+    /// Whether its bytes are those of a description.
+    pub(crate) fn match_of_description(&self, description: &Description) -> VersionMatch {
+        self.match_with(description.size_bytes, description.md5, || description.times)
+    }
+
+    fn match_with(
+        &self,
+        size_bytes: Option<u64>,
+        md5: Option<Md5Sum>,
+        times: impl Fn() -> VersionTimes,
+    ) -> VersionMatch {
+        if size_bytes.is_some_and(|expected| expected != self.block.size_bytes()) {
             return VersionMatch::Other;
         }
-        match (version.md5, self.md5()) {
-            (None, _) => VersionMatch::Same,
+        match (md5, self.md5()) {
+            (None, _) if self.times == times().fingerprint() => VersionMatch::Same,
+            (None, _) | (Some(_), None) => VersionMatch::Unverified,
             (Some(expected), Some(md5)) if expected == md5 => VersionMatch::Same,
             (Some(_), Some(_)) => VersionMatch::Other,
-            (Some(_), None) => VersionMatch::Unverified,
         }
     }
 
-    /// Whether size and, if known, digest of both are equal.
+    /// Whether it was loaded for the same version, with equal size and, if known, digest.
     pub(crate) fn has_bytes_of(&self, other: &Self) -> bool {
         let other_md5 = matches!((self.md5(), other.md5()), (Some(a), Some(b)) if a != b);
-        !other_md5 && self.block.size_bytes() == other.block.size_bytes()
+        let same_size = self.block.size_bytes() == other.block.size_bytes();
+        !other_md5 && same_size && self.times == other.times
     }
 
     /// Computes the MD5 of its bytes if it is not known. Reads all of them.
@@ -184,7 +212,8 @@ pub(crate) enum VersionMatch {
     Same,
     /// The bytes differ from the description of the source.
     Other,
-    /// The source gives a digest, and that of the object is not computed yet.
+    /// The source gives a digest, and that of the object is not computed yet; or the source gives
+    /// none, and the object was loaded for another version.
     Unverified,
 }
 

@@ -12,7 +12,7 @@ pub(crate) enum PinOutcome {
     Same(Pin),
     /// An object with the same id and other bytes.
     Other(Pin),
-    /// An object with the same id and an unknown digest, while the source gives one.
+    /// An object with the same id whose bytes are not known to be those of the version.
     Unverified(Pin),
     /// The object is not in memory.
     Nothing,

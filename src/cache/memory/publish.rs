@@ -12,7 +12,7 @@
 
 use md5::{Digest as _, Md5};
 
-use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath};
+use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, VersionTimes};
 use crate::shm::{Block, Reservation};
 
 /// The source's description of the bytes of a version.
@@ -20,6 +20,7 @@ use crate::shm::{Block, Reservation};
 pub(crate) struct Description {
     pub(crate) id: ObjectId,
     pub(crate) path: ObjectPath,
+    pub(crate) times: VersionTimes,
     pub(crate) size_bytes: Option<u64>,
     pub(crate) md5: Option<Md5Sum>,
 }
@@ -27,7 +28,8 @@ pub(crate) struct Description {
 impl From<&ObjectInfo> for Description {
     fn from(version: &ObjectInfo) -> Self {
         let ObjectInfo { id, path, size_bytes, md5, .. } = version;
-        Self { id: *id, path: path.clone(), size_bytes: *size_bytes, md5: *md5 }
+        let (path, times) = (path.clone(), VersionTimes::from(version));
+        Self { id: *id, path, times, size_bytes: *size_bytes, md5: *md5 }
     }
 }
 
@@ -72,6 +74,7 @@ impl Verified {
             }
         }
         description.md5 = description.md5.or(md5);
+        description.size_bytes = Some(found);
         Ok(Self { reservation, description })
     }
 
@@ -87,10 +90,15 @@ impl Verified {
         }
     }
 
+    /// The description, with the size and, if it is known, the digest of the bytes.
+    pub(crate) fn description(&self) -> &Description {
+        &self.description
+    }
+
     /// Publishes it as a block that resolves.
-    pub(crate) fn publish(self) -> (Block, ObjectPath, Option<Md5Sum>) {
-        let Self { reservation, description: Description { id, path, md5, .. } } = self;
-        (reservation.publish(id), path, md5)
+    pub(crate) fn publish(self) -> (Block, Description) {
+        let Self { reservation, description } = self;
+        (reservation.publish(description.id), description)
     }
 }
 
@@ -102,10 +110,12 @@ pub(crate) fn md5_of(bytes: &[u8]) -> Md5Sum {
 mod tests {
     use super::*;
     use crate::cache::memory::samples::home;
+    use crate::interval::Timestamp;
 
     fn description(size_bytes: Option<u64>, md5: Option<Md5Sum>) -> Description {
         let path = ObjectPath::new("A/B").unwrap();
-        Description { id: ObjectId::from_bytes([1; 16]), path, size_bytes, md5 }
+        let times = VersionTimes { from: Timestamp::default(), created: Timestamp::default() };
+        Description { id: ObjectId::from_bytes([1; 16]), path, times, size_bytes, md5 }
     }
 
     #[test]
@@ -129,7 +139,7 @@ mod tests {
         }
         assert!(check(None, Some(right), Some(wrong)).is_err(), "the digest of the source differs");
         assert_eq!(home.pool().used_bytes(), 0, "a refused object leaves no memory in use");
-        let (block, _, md5) = check(None, None, Some(right)).unwrap().publish();
-        assert_eq!((block.payload(), md5), (&b"right"[..], Some(right)));
+        let (block, told) = check(None, None, Some(right)).unwrap().publish();
+        assert_eq!((block.payload(), told.md5), (&b"right"[..], Some(right)));
     }
 }

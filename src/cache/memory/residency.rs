@@ -277,14 +277,15 @@ impl Residency {
     /// If the object is already resident, that one is pinned and the new block is freed. An
     /// unpinned object with the same id and other bytes is replaced.
     pub(crate) fn admit(self: &Arc<Self>, object: Verified) -> Pin {
-        let (block, path, md5) = object.publish();
+        let (block, description) = object.publish();
         let id = block.id();
         let entry = self.object_log.as_ref().and_then(|object_log| {
             let (header, crc32c) = (block.meta_header(), block.crc32c());
-            object_log.enter(&LogRecord { header, id, md5, crc32c, path: path.clone() })
+            let (md5, path, times) = (description.md5, description.path.clone(), description.times);
+            object_log.enter(&LogRecord { header, id, md5, crc32c, path, times })
         });
         let home: Weak<dyn ObjectHome> = Arc::downgrade(&(Arc::clone(self) as Arc<dyn ObjectHome>));
-        let fresh = Resident::new(path, md5, entry, block, home);
+        let fresh = Resident::new(description, entry, block, home);
         let mut replaced = None;
         let mut shard = self.map.shard(id);
         let known = shard.get(&id).and_then(Weak::upgrade);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::cache::memory::object::Pin;
 use crate::cache::memory::publish::{Description, Verified};
 use crate::cache::memory::residency::Residency;
-use crate::object::{Md5Sum, ObjectId, ObjectPath};
+use crate::interval::Timestamp;
+use crate::object::{Md5Sum, ObjectId, ObjectPath, VersionTimes};
 use crate::shm::{Pool, PoolOptions};
 
 /// Memory taken by each object.
@@ -32,7 +33,8 @@ pub(crate) fn object(home: &Arc<Residency>, n: usize) -> Pin {
         freed.fill(&[n as u8; OBJECT_BYTES as usize]);
         let md5 = Some(Md5Sum([n as u8; 16]));
         let path = ObjectPath::new("A/B").unwrap();
-        let description = Description { id: id(n), path, size_bytes: None, md5 };
+        let times = VersionTimes { from: Timestamp::default(), created: Timestamp::default() };
+        let description = Description { id: id(n), path, times, size_bytes: None, md5 };
         // Given as by a source: tests of reservations and links need no real digest.
         home.admit(Verified::check(description, freed, md5).unwrap())
     })

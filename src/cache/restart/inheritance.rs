@@ -8,7 +8,7 @@ use super::object_log::{LogRecord, ObjectLog};
 use super::state::{DescriptorStore, PREFIX};
 use super::timelines::{SavedTimelines, TimelineFiles};
 use crate::error::Coded as _;
-use crate::object::{ObjectId, ObjectInfo};
+use crate::object::{ObjectId, ObjectInfo, VersionTimes};
 use crate::shm::{Epoch, Kind, Mappings, Pool, PoolError, Reservation};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -118,12 +118,12 @@ pub(crate) enum InheritRefusal {
 
 impl InheritedObject {
     /// Whether its record matches this version: the same digest if the source gives one, else the
-    /// same path. Its bytes are checked on publication.
+    /// same path, beginning and creation time. Its bytes are checked on publication.
     fn is(&self, version: &ObjectInfo) -> bool {
-        let LogRecord { header, md5, path, .. } = &self.record;
+        let LogRecord { header, md5, path, times, .. } = &self.record;
         let right = match version.md5 {
             Some(expected) => *md5 == Some(expected),
-            None => *path == version.path,
+            None => (path, *times) == (&version.path, VersionTimes::from(version)),
         };
         right && version.size_bytes.is_none_or(|bytes| bytes == header.size)
     }

@@ -11,6 +11,8 @@
 //!  62  u8    1: the MD5 is known
 //!  63  u8    bytes of the path
 //!  64        the path, then zeros
+//! 236  i64   beginning of the validity of the version (ms); 0 in records of older services
+//! 244  i64   its creation time (ms); 0 in records of older services
 //! 252  u32   CRC-32C of all bytes before
 //! ```
 //!
@@ -26,12 +28,14 @@ use crc_fast::{CrcAlgorithm, checksum};
 use rustix::fs::{MemfdFlags, fstat, memfd_create};
 use rustix::io::{pread, pwrite, retry_on_intr};
 
-use crate::object::{Md5Sum, ObjectId, ObjectPath};
+use crate::interval::Timestamp;
+use crate::object::{Md5Sum, ObjectId, ObjectPath, VersionTimes};
 use crate::shm::MetaHeader;
 use crate::sync::{Mutex, MutexGuard};
 
 const RECORD_BYTES: usize = 256;
 const PATH_AT: usize = 64;
+const TIMES_AT: usize = 236;
 const CRC_AT: usize = RECORD_BYTES - 4;
 
 /// An object and its location.
@@ -42,6 +46,7 @@ pub(crate) struct LogRecord {
     pub(crate) md5: Option<Md5Sum>,
     pub(crate) crc32c: u32,
     pub(crate) path: ObjectPath,
+    pub(crate) times: VersionTimes,
 }
 
 fn crc(bytes: &[u8]) -> u32 {
@@ -53,7 +58,7 @@ impl LogRecord {
     /// `None` if the path does not fit, or the object is in no segment.
     fn to_bytes(&self) -> Option<[u8; RECORD_BYTES]> {
         let path = self.path.as_str().as_bytes();
-        if path.len() > CRC_AT - PATH_AT || self.header.managed != 1 {
+        if path.len() > TIMES_AT - PATH_AT || self.header.managed != 1 {
             return None;
         }
         let mut bytes = [0; RECORD_BYTES];
@@ -67,6 +72,8 @@ impl LogRecord {
         put(60, &self.header.segment_id.to_le_bytes());
         put(62, &[u8::from(self.md5.is_some()), path.len() as u8]);
         put(PATH_AT, path);
+        put(TIMES_AT, &self.times.from.as_millis().to_le_bytes());
+        put(TIMES_AT + 8, &self.times.created.as_millis().to_le_bytes());
         let crc = crc(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         Some(bytes)
@@ -84,6 +91,7 @@ impl LogRecord {
             return None;
         }
         let path = bytes.get(PATH_AT..PATH_AT + usize::from(bytes[63]))?;
+        let time = |at| Timestamp::from_millis(i64::from_le_bytes(part(bytes, at)));
         Some(Self {
             header: MetaHeader::managed(
                 u16::from_le_bytes(part(bytes, 60)),
@@ -95,6 +103,7 @@ impl LogRecord {
             md5: (bytes[62] == 1).then(|| Md5Sum(part(bytes, 40))),
             crc32c: u32::from_le_bytes(part(bytes, 56)),
             path: ObjectPath::new(std::str::from_utf8(path).ok()?).ok()?,
+            times: VersionTimes { from: time(TIMES_AT), created: time(TIMES_AT + 8) },
         })
     }
 }
@@ -220,6 +229,10 @@ mod tests {
             md5: number.is_multiple_of(2).then_some(Md5Sum([number; 16])),
             crc32c: 0x1234_5678,
             path: ObjectPath::new(path).unwrap(),
+            times: VersionTimes {
+                from: Timestamp::from_millis(-i64::from(number)),
+                created: Timestamp::from_millis(1_700_000_000_000),
+            },
         }
     }
 
@@ -250,7 +263,7 @@ mod tests {
     #[test]
     fn a_path_that_does_not_fit_is_left_out_and_the_longest_that_does_is_not() {
         let object_log = Arc::new(ObjectLog::new().unwrap());
-        let longest = "x".repeat(CRC_AT - PATH_AT);
+        let longest = "x".repeat(TIMES_AT - PATH_AT);
         let entry = object_log.enter(&record(1, &longest)).unwrap();
         assert_eq!(ObjectLog::read(object_log.file()).unwrap(), [record(1, &longest)]);
         assert!(object_log.enter(&record(1, &format!("{longest}x"))).is_none());

@@ -483,7 +483,10 @@ impl Loader {
             other && pin.resident().pins() > 1
         });
         match conflict {
-            Some((number, pin)) => Err(two_contents(versions.info(*number), pin)),
+            Some((number, pin)) => {
+                let other = pin.resident().path().clone();
+                Err(LoadFailure::TwoContents { other }.of(versions.info(*number), &self.residency))
+            }
             None => Ok(absent),
         }
     }
@@ -514,9 +517,6 @@ impl Loader {
         let mut loads = futures::stream::iter(loads).buffer_unordered(PARALLEL_LOADS);
         while let Some((place, version, loaded)) = loads.next().await {
             match loaded {
-                Ok(pin) if pin.match_of(&version) != VersionMatch::Same => {
-                    return Err(two_contents(&version, &pin));
-                }
                 Ok(pin) => {
                     (got.pins[place], got.how[place]) = (Some(pin), CacheState::Loaded);
                 }
@@ -563,12 +563,6 @@ impl Loader {
             };
         (version, loaded)
     }
-}
-
-/// The error for one id with two contents.
-fn two_contents(version: &ObjectInfo, pin: &Pin) -> CacheError {
-    let (path, other) = (version.path.clone(), pin.resident().path().clone());
-    CacheError::TwoContents { id: version.id, path, other }
 }
 
 /// The error for a task that ended without a result.

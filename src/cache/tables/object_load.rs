@@ -20,7 +20,7 @@ use crate::cache::memory::read_queue::ReadQueue;
 use crate::cache::memory::reservations::{LoadBuffer, Reservations, Reserved};
 use crate::cache::memory::residency::Residency;
 use crate::cache::restart::{InheritRefusal, InheritedObject};
-use crate::object::{Md5Sum, ObjectInfo};
+use crate::object::{Md5Sum, ObjectInfo, ObjectPath};
 use crate::shm::{Pool, PoolError, Reservation};
 use crate::source::{Body, BodyError, ReadBytes, Source, SourceError};
 use crate::telemetry::Counters;
@@ -36,7 +36,13 @@ const MAPPED_AHEAD_BYTES: usize = 512 << 10;
 #[derive(Debug, Clone)]
 pub(super) enum LoadFailure {
     Source(SourceError),
-    NoRoom { needed_bytes: u64 },
+    NoRoom {
+        needed_bytes: u64,
+    },
+    /// Others have pinned an object with this id and other bytes, loaded for this path.
+    TwoContents {
+        other: ObjectPath,
+    },
     Pool(Arc<PoolError>),
 }
 
@@ -46,6 +52,7 @@ impl LoadFailure {
         let (path, id) = (version.path.clone(), version.id);
         match self {
             Self::Source(error) => CacheError::Load { path, id, error },
+            Self::TwoContents { other } => CacheError::TwoContents { id, path, other },
             Self::NoRoom { needed_bytes } => CacheError::MemoryPinned {
                 needed_bytes: Pool::charge(needed_bytes),
                 pinned_bytes: residency.pinned_bytes(),
@@ -125,7 +132,7 @@ impl ObjectLoad {
     /// The resident object with an unverified digest, if it turns out to match.
     async fn verify_resident(&self, version: &ObjectInfo) -> Option<Pin> {
         let pin = self.residency.pin(version.id)?;
-        if pin.match_of(version) == VersionMatch::Unverified {
+        if version.md5.is_some() && pin.match_of(version) == VersionMatch::Unverified {
             let resident = Arc::clone(pin.resident());
             tokio::task::spawn_blocking(move || resident.compute_md5()).await.ok()?;
         }
@@ -155,7 +162,17 @@ impl ObjectLoad {
             })
         };
         match verified {
-            Ok(Ok(verified)) => Ok(self.residency.admit(verified)),
+            Ok(Ok(verified)) => {
+                let described = verified.description().clone();
+                let pin = self.residency.admit(verified);
+                // An object that others have pinned stays, whatever its bytes.
+                match pin.resident().match_of_description(&described) {
+                    VersionMatch::Same => Ok(pin),
+                    VersionMatch::Other | VersionMatch::Unverified => {
+                        Err(LoadFailure::TwoContents { other: pin.resident().path().clone() })
+                    }
+                }
+            }
             Ok(Err(wrong)) => Err(unusable(wrong.to_string())),
             Err(error) => Err(unusable(format!("its digest could not be computed: {error}"))),
         }

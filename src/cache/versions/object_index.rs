@@ -5,7 +5,7 @@
 //!  id ────▶ ids seen before ─▶ listings ─▶ catalog ─▶ version
 //! ```
 //!
-//! It holds no bytes of objects: ids, listings and checksums are small and bounded.
+//! It holds no bytes of objects: ids and listings are small and bounded.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::cache::versions::catalog::Catalog;
 use crate::clock::{Clock, Moment};
 use crate::error::Coded as _;
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{CreationLimits, Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
+use crate::object::{CreationLimits, ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::SourceError;
 
 /// Maximum number of versions known by id only.
@@ -80,7 +80,6 @@ pub(crate) struct ObjectIndex {
     /// Limits on the versions that the service sees.
     limits: CreationLimits,
     names: moka::sync::Cache<ObjectId, Arc<ObjectInfo>>,
-    sums: moka::sync::Cache<ObjectId, Md5Sum>,
     listings: moka::sync::Cache<ObjectPath, Arc<VersionListing>>,
     single_flight: SingleFlight<ObjectPath, Result<Arc<VersionListing>, SourceError>>,
 }
@@ -98,7 +97,6 @@ impl ObjectIndex {
             clock,
             limits,
             names: moka::sync::Cache::new(MAX_NAMES),
-            sums: moka::sync::Cache::new(MAX_NAMES),
             listings,
             single_flight: SingleFlight::default(),
         }
@@ -141,16 +139,6 @@ impl ObjectIndex {
     /// The version `id`, if it was seen before.
     pub(crate) fn named(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         self.names.get(&id)
-    }
-
-    /// The MD5 of an object, if it was computed before.
-    pub(crate) fn sum(&self, id: ObjectId) -> Option<Md5Sum> {
-        self.sums.get(&id)
-    }
-
-    /// Keeps the MD5 of an object.
-    pub(crate) fn keep_sum(&self, id: ObjectId, md5: Md5Sum) {
-        self.sums.insert(id, md5);
     }
 
     /// Every version of `path` within the limits of the service, from a listing that is fresh. If

@@ -10,7 +10,7 @@ use crate::interval::Timestamp;
 use crate::object::ObjectId;
 
 /// A parsed address.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ObjectAddress {
     /// The path elements with slashes between them.
     pub(super) path: String,
@@ -39,10 +39,14 @@ impl ObjectAddress {
         let mut wanted = Self::default();
         let (mut elements, mut times) = (0, 0);
         for element in path.split('/').filter(|element| !element.is_empty()) {
-            let element = form_decoded(element).ok_or(AddressFault::Encoding)?;
+            let decoded = |text: &str| form_decoded(text).ok_or(AddressFault::Encoding);
+            // An encoded `=` is part of a name or of a value.
             if let Some((key, value)) = element.split_once('=') {
-                wanted.metadata.insert(key.to_owned(), value.to_owned());
-            } else if let Ok(time) = element.parse() {
+                wanted.metadata.insert(decoded(key)?, decoded(value)?);
+                continue;
+            }
+            let element = decoded(element)?;
+            if let Ok(time) = element.parse() {
                 times += 1;
                 let time = Timestamp::from_millis(time);
                 match wanted.at {
@@ -109,6 +113,9 @@ mod tests {
         assert_eq!(parsed("/A/k=v/7/b=c%2Fd+e"), ("A".into(), Some(7), false, 2));
         let wanted = ObjectAddress::parse("/A/7/b=c%2Fd+e=").unwrap();
         assert_eq!(wanted.metadata["b"], "c/d e=");
+        let wanted = ObjectAddress::parse("/A/7/k%3Dx=y%3D/z%3D=1").unwrap();
+        assert_eq!((&*wanted.metadata["k=x"], &*wanted.metadata["z="]), ("y=", "1"));
+        assert_eq!(ObjectAddress::parse("/A/7/k%3Dx"), Err(AddressFault::Grammar));
         // A number beyond the range of a long is not a time.
         assert_eq!(parsed("/A/99999999999999999999").1, None);
     }

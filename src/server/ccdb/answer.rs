@@ -72,7 +72,7 @@ impl Front {
             Method::Get | Method::Head => {}
             Method::Options => return Ok(options()),
             Method::Post | Method::Put | Method::Delete => {
-                return self.change(request, Some(body), peer).await;
+                return self.change(request, body, peer).await;
             }
             Method::Trace => {
                 let mut reply = page::status(405, "no TRACE here");
@@ -91,7 +91,12 @@ impl Front {
             "download" => self.download(request, rest).await,
             "monitor" => Ok(self.monitor(rest)),
             // As at a real server, this GET deletes.
-            "truncate" => self.change(request, None, peer).await,
+            "truncate" if request.method == Method::Head => {
+                let mut reply = page::status(405, "HEAD deletes nothing");
+                reply.header("Allow", "GET");
+                Ok(reply)
+            }
+            "truncate" => self.truncate(request, rest, peer).await,
             "" if self.is_a_person(request) => Ok(page::to_browse()),
             _ => match ObjectAddress::parse(path) {
                 Err(AddressFault::Encoding) => {
@@ -164,7 +169,7 @@ impl Front {
         gone: &ObjectInfo,
     ) -> Result<CcdbReply, CacheError> {
         match self.cache.version_at(query, at, MAX_WAIT).await? {
-            Some(now) if now.version.id != gone.id => {
+            Some(now) if *now.version != *gone => {
                 let until = Some(now.span.until());
                 self.body(request, &now.version, BodyAddress::Time, until).await
             }

@@ -38,12 +38,14 @@ impl Front {
     ) -> Result<CcdbReply, CacheError> {
         // Real servers never answer this with the usage page.
         let wanted = ObjectAddress::parse(path).unwrap_or_default();
-        let asked = request.parameter("Accept");
+        let asked = request.parameter("Accept").filter(|accept| !accept.is_empty());
         let accept = asked.as_deref().or(request.accept.as_deref()).unwrap_or("");
         let mut fields: Option<Vec<String>> = request
             .filter_fields
             .as_deref()
-            .map(|fields| fields.split(',').map(|field| field.trim().to_owned()).collect());
+            .map(|fields| fields.split([' ', '\t', ',', ';']))
+            .map(|fields| fields.filter(|field| !field.is_empty()).map(str::to_owned).collect())
+            .filter(|fields: &Vec<String>| !fields.is_empty());
         if let Some(fields) = fields.as_mut().filter(|fields| **fields == QUALITY_CONTROL) {
             fields.extend(["Created", "Last-Modified"].map(str::to_owned));
         }

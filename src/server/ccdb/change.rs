@@ -5,7 +5,7 @@
 //!  POST /path/from[/until][/uuid][/k=v]*     first part ──streamed──▶ Source::change ─▶ 201
 //!  PUT  /path/t[/until][/uuid][/k=v]*?k=v&…                                           ─▶ 204, 304
 //!  DELETE /path/t[/uuid][/k=v]*                                                       ─▶ 204
-//!  GET  /truncate/path                                                                ─▶ 204, 304
+//!  GET  /truncate/path[/t…]                                                            ─▶ 204, 304
 //! ```
 //!
 //! **Without write permission.** AliceO2's client takes every answer for success that libcurl takes
@@ -14,6 +14,7 @@
 //! others are refused with an answer that states the reason and is then cut short, which libcurl
 //! reports as an error.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,6 +25,8 @@ use hyper::body::{Bytes, Frame, Incoming};
 
 use super::address::ObjectAddress;
 use super::front::{Front, limits};
+use super::listing::FoundListing;
+use super::listing_stream::{ListingPiece, ListingRequest};
 use super::pattern::Pattern;
 use super::reply::CcdbReply;
 use super::request::{CcdbRequest, Method};
@@ -35,6 +38,8 @@ use crate::secret::Secret;
 use crate::server::auth::{Peer, Role};
 use crate::source::{Change, ChangeKind, Changed, UploadBytes, WriteTarget};
 
+/// Addresses below these show no object: none is stored there.
+const READ_ONLY_PAGES: [&str; 5] = ["browse", "latest", "truncate", "monitor", "download"];
 /// Longest pause between two pieces of an upload.
 const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
 /// Time to send the head and the text of an answer before it is cut short.
@@ -42,32 +47,22 @@ const BREAK_OFF_AFTER: Duration = Duration::from_millis(50);
 /// Bytes announced beyond the text of an answer that is cut short.
 const MISSING_BYTES: usize = 16;
 
-/// The path of the URL that names versions.
-fn path_of(request: &CcdbRequest) -> &str {
-    match request.method {
-        Method::Get => request.path.trim_start_matches('/').trim_start_matches("truncate"),
-        _ => &request.path,
-    }
-}
-
 impl Front {
     pub(super) async fn change(
         &self,
         request: &CcdbRequest,
-        body: Option<Incoming>,
+        body: Incoming,
         peer: Option<SocketAddr>,
     ) -> Result<CcdbReply, CacheError> {
-        let is_truncate = request.method == Method::Get;
-        let path = path_of(request);
-        let Ok(wanted) = ObjectAddress::parse(path) else { return Ok(page::usage()) };
-        if !self.writes.enabled {
-            return Ok(self.refuse(request, wanted));
+        let Ok(wanted) = ObjectAddress::parse(&request.path) else { return Ok(page::usage()) };
+        if let Some(refusal) = self.refusal(request, &wanted, peer) {
+            return Ok(refusal);
         }
-        if let Err(message) = self.may_write(request, peer) {
-            return Ok(broken_off(403, &message));
-        }
-        if is_truncate {
-            return self.truncate(request, wanted).await;
+        let first = wanted.path.split('/').next().unwrap_or_default();
+        if READ_ONLY_PAGES.contains(&first) {
+            let mut reply = broken_off(405, &format!("an object cannot be stored below /{first}"));
+            reply.header("Allow", "GET, HEAD, OPTIONS");
+            return Ok(reply);
         }
         let (Some(at), Ok(path)) = (wanted.at, ObjectPath::new(&wanted.path)) else {
             return Ok(page::usage());
@@ -82,8 +77,8 @@ impl Front {
             kind: ChangeKind::Delete,
         };
         let mut upload = None;
-        match (request.method, body) {
-            (Method::Post, Some(body)) => match first_part(request, body, peer).await {
+        match request.method {
+            Method::Post => match first_part(request, body, peer).await {
                 Ok(part) => {
                     let until = change.until.get_or_insert_with(|| next_milli(at));
                     if let Err(error) = ValidityInterval::new(at, *until) {
@@ -94,8 +89,8 @@ impl Front {
                 }
                 Err(message) => return Ok(broken_off(400, &message)),
             },
-            (Method::Put, _) => {
-                change.kind = ChangeKind::Update { set: request.parameters().collect() };
+            Method::Put => {
+                change.kind = ChangeKind::Update { set: first_values(request.parameters()) };
             }
             _ => {}
         }
@@ -118,10 +113,7 @@ impl Front {
         }
         let changed = match self.cache.change(&change, upload).await {
             Ok(changed) => changed,
-            Err(error) => {
-                let reply = page::error(&error);
-                return Ok(broken_off(reply.status, &error.to_string()));
-            }
+            Err(error) => return Ok(failed(&error)),
         };
         tracing::info!(
             path = %change.path,
@@ -139,23 +131,24 @@ impl Front {
         })
     }
 
-    /// Deletes all versions of a path, or of all paths that a pattern matches.
-    async fn truncate(
+    /// Deletes the matching versions of a path, or of all paths that a pattern matches. `address` is
+    /// the text after `/truncate/`.
+    pub(super) async fn truncate(
         &self,
         request: &CcdbRequest,
-        wanted: ObjectAddress,
+        address: &str,
+        peer: Option<SocketAddr>,
     ) -> Result<CcdbReply, CacheError> {
-        let pattern = Pattern::new(&wanted.path);
-        let paths: Vec<ObjectPath> = match (&pattern, ObjectPath::new(&wanted.path)) {
-            (Pattern::Plain, Ok(path)) => vec![path],
-            (Pattern::Plain, Err(_)) => return Ok(page::usage()),
-            (Pattern::Wild { .. }, _) => {
-                let found = self.paths_of(&pattern).await?;
-                found.into_iter().map(|summary| summary.path).collect()
-            }
+        let Ok(wanted) = ObjectAddress::parse(address) else { return Ok(page::usage()) };
+        if let Some(refusal) = self.refusal(request, &wanted, peer) {
+            return Ok(refusal);
+        }
+        let paths = match self.truncated_paths(request, &wanted).await {
+            Ok(paths) => paths,
+            Err(reply) => return Ok(reply),
         };
         let mut deleted = 0;
-        for path in paths {
+        for (path, newest) in paths {
             let change = Change {
                 path,
                 at: wanted.at.unwrap_or_default(),
@@ -163,17 +156,83 @@ impl Front {
                 id: wanted.id,
                 metadata: wanted.metadata.clone(),
                 limits: limits(request),
-                kind: ChangeKind::Truncate,
+                kind: ChangeKind::Truncate { at: wanted.at, newest },
             };
             match self.cache.change(&change, None).await {
                 Ok(Changed::Deleted(count)) => deleted += count,
                 Ok(_) => {}
-                Err(error) => return Ok(broken_off(500, &error.to_string())),
+                Err(error) => {
+                    let message = format!("{error}; {deleted} versions were deleted before");
+                    return Ok(broken_off(page::error(&error).status, &message));
+                }
             }
         }
         let mut reply = page::status(if deleted > 0 { 204 } else { 304 }, "");
         reply.header("Deleted", format_args!("{deleted} objects"));
         Ok(reply)
+    }
+
+    /// The paths that a truncation names, each with the number of versions that it deletes at most;
+    /// an answer with the reason if they cannot be listed.
+    async fn truncated_paths(
+        &self,
+        request: &CcdbRequest,
+        wanted: &ObjectAddress,
+    ) -> Result<Vec<(ObjectPath, Option<usize>)>, CcdbReply> {
+        if wanted.id.is_some() && wanted.at.is_none() {
+            // As at a real server, an id without a time matches nothing.
+            return Ok(Vec::new());
+        }
+        let pattern = Pattern::new(&wanted.path);
+        match (&pattern, ObjectPath::new(&wanted.path), request.browse_limit) {
+            (Pattern::Plain, Ok(path), limit) => Ok(vec![(path, limit)]),
+            (Pattern::Plain, Err(_), _) => Err(page::usage()),
+            (Pattern::Wild { .. }, _, Some(limit)) => {
+                self.newest_by_path(request, wanted, limit).await
+            }
+            (Pattern::Wild { .. }, _, None) => {
+                let found = self.paths_of(&pattern).await.map_err(|error| failed(&error))?;
+                Ok(found.into_iter().map(|summary| (summary.path, None)).collect())
+            }
+        }
+    }
+
+    /// Number of versions of each path among the `limit` ones created last of all paths that a
+    /// pattern matches; an answer with the reason if they cannot be listed.
+    async fn newest_by_path(
+        &self,
+        request: &CcdbRequest,
+        wanted: &ObjectAddress,
+        limit: usize,
+    ) -> Result<Vec<(ObjectPath, Option<usize>)>, CcdbReply> {
+        let selection = ListingRequest {
+            wanted: wanted.clone(),
+            limits: limits(request),
+            only_latest: false,
+            newest: Some(limit),
+        };
+        let FoundListing { found, long } =
+            self.find(selection, None).await.map_err(|error| failed(&error))?;
+        let first = ListingPiece {
+            versions: found.versions,
+            left_out: found.left_out,
+            ..ListingPiece::default()
+        };
+        let (further, _held) = match long {
+            Some(long) => (long.pieces, Some((long.charge, long.place))),
+            None => (stream::empty().boxed(), None),
+        };
+        let mut pieces = stream::iter([Ok(first)]).chain(further);
+        let mut counts = BTreeMap::new();
+        while let Some(piece) = pieces.try_next().await.map_err(|error| failed(&error))? {
+            if let Some(path) = piece.left_out.first() {
+                return Err(broken_off(501, &format!("the source does not list {path}")));
+            }
+            for version in piece.versions {
+                *counts.entry(version.info.path.clone()).or_insert(0) += 1;
+            }
+        }
+        Ok(counts.into_iter().map(|(path, count)| (path, Some(count))).collect())
     }
 
     /// The answer with a version that was stored or changed.
@@ -186,6 +245,20 @@ impl Front {
             204 => reply,
             _ => reply.empty(),
         }
+    }
+
+    /// The answer if this client may not change what `wanted` names.
+    fn refusal(
+        &self,
+        request: &CcdbRequest,
+        wanted: &ObjectAddress,
+        peer: Option<SocketAddr>,
+    ) -> Option<CcdbReply> {
+        if !self.writes.enabled {
+            return Some(self.refuse(request, wanted));
+        }
+        let allowed = self.may_write(request, peer);
+        allowed.err().map(|message| broken_off(403, &message))
     }
 
     /// Whether this client may change anything.
@@ -204,7 +277,7 @@ impl Front {
     }
 
     /// The answer without write permission.
-    fn refuse(&self, request: &CcdbRequest, wanted: ObjectAddress) -> CcdbReply {
+    fn refuse(&self, request: &CcdbRequest, wanted: &ObjectAddress) -> CcdbReply {
         let message = "this service only reads: it was started without --ccdb-writable";
         let is_followed = matches!(request.method, Method::Post | Method::Put);
         let descriptor_store =
@@ -237,6 +310,17 @@ fn after_path<'a>(address: &'a str, path: &str) -> &'a str {
         rest = rest.find('/').map_or("", |slash| &rest[slash..]);
     }
     rest
+}
+
+/// The first value of each key that has a name, as at a real server.
+fn first_values(pairs: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+    let mut first: Vec<(String, String)> = Vec::new();
+    for (key, value) in pairs.filter(|(key, _)| !key.is_empty()) {
+        if first.iter().all(|(known, _)| *known != key) {
+            first.push((key, value));
+        }
+    }
+    first
 }
 
 fn next_milli(at: Timestamp) -> Timestamp {
@@ -281,6 +365,11 @@ fn pieces(body: Incoming) -> impl futures::Stream<Item = io::Result<Bytes>> + Se
             }
         }
     })
+}
+
+/// The answer to a change that failed.
+fn failed(error: &CacheError) -> CcdbReply {
+    broken_off(page::error(error).status, &error.to_string())
 }
 
 /// An answer that libcurl reports as an error, because it is shorter than announced.

@@ -28,7 +28,8 @@ A path has 1 to 10 elements of A-Z a-z 0-9 . _ -, none of them a number.
 With --ccdb-writable also, as at the source:
   POST path / from [ / until ] [ / UUID ] [ / key = value ]* - the first part of a form
   PUT path / time [ / until ] [ / UUID ] ? key = value & ... - other metadata, another end
-  DELETE path / time [ / UUID ], GET /truncate/path
+  DELETE path / time [ / UUID ]
+  GET /truncate/path [ / time [ / UUID ] ] [ / key = value ]* - Browse-Limit: the newest only
 ";
 
 /// A page with a status and a message.

@@ -81,7 +81,7 @@ impl CcdbRequest {
             if_range: last("if-range"),
             accept: last("accept"),
             browse_limit: limit("browse-limit").and_then(|limit| usize::try_from(limit).ok()),
-            filter_fields: last("x-filter-fields"),
+            filter_fields: texts(headers, "x-filter-fields").next().map(Cow::into_owned),
             content_type: last("content-type"),
             bearer: last("authorization").and_then(|text| {
                 let (scheme, token) = text.split_once(' ')?;

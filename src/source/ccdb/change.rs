@@ -21,6 +21,13 @@ use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{Md5Sum, ObjectInfo};
 use crate::source::{Change, ChangeKind, Changed, SourceError, UploadBytes};
 
+/// The time by which a server finds the versions to change.
+enum ServerTime {
+    At(Option<Timestamp>),
+    /// There is no version to change.
+    NoVersion,
+}
+
 impl CcdbSource {
     /// Implements [`Source::change`](crate::source::Source::change).
     pub(super) async fn pass_on(
@@ -28,17 +35,29 @@ impl CcdbSource {
         change: &Change,
         bytes: Option<UploadBytes>,
     ) -> Result<Changed, SourceError> {
-        let what = format!("a change of {} at {}", change.path, change.at);
+        let what = match time_of(change) {
+            Some(at) => format!("a change of {} at {at}", change.path),
+            None => format!("a change of {}", change.path),
+        };
         let total = Duration::from_millis(self.transport.options.fetch_total_millis);
         let deadline = Instant::now() + total;
-        let at = self.address_of(change, &what, deadline).await?;
-        let (method, tail) = request_of(&Change { at, ..change.clone() });
+        let at = match self.address_of(change, &what, deadline).await? {
+            ServerTime::At(at) => at,
+            ServerTime::NoVersion => return Ok(Changed::NotFound),
+        };
+        let (method, tail) = request_of(change, at);
         let mut headers = HeaderMap::new();
-        for (name, limit) in
-            [("if-not-after", change.limits.not_after), ("if-not-before", change.limits.not_before)]
-        {
-            if let Some(limit) = limit {
-                let value = HeaderValue::from(limit.as_millis());
+        let newest = match change.kind {
+            ChangeKind::Truncate { newest, .. } => newest.map(HeaderValue::from),
+            ChangeKind::Upload { .. } | ChangeKind::Update { .. } | ChangeKind::Delete => None,
+        };
+        let limit = |time: Option<Timestamp>| time.map(|time| HeaderValue::from(time.as_millis()));
+        for (name, value) in [
+            ("if-not-after", limit(change.limits.not_after)),
+            ("if-not-before", limit(change.limits.not_before)),
+            ("browse-limit", newest),
+        ] {
+            if let Some(value) = value {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
@@ -71,49 +90,46 @@ impl CcdbSource {
         change: &Change,
         what: &str,
         deadline: Instant,
-    ) -> Result<Timestamp, SourceError> {
-        let is_of_one = matches!(change.kind, ChangeKind::Update { .. } | ChangeKind::Delete);
-        let Some(id) = change.id.filter(|_| is_of_one) else { return Ok(change.at) };
+    ) -> Result<ServerTime, SourceError> {
+        let is_upload = matches!(change.kind, ChangeKind::Upload { .. });
+        let asked = time_of(change);
+        let (Some(at), Some(id), false) = (asked, change.id, is_upload) else {
+            return Ok(ServerTime::At(asked));
+        };
         let ambiguous = |reason: &str| SourceError::Unusable {
             url: self.transport.url.clone(),
             what: what.to_owned(),
             reason: reason.to_owned(),
         };
-        let part = ListingPart { at: Some(change.at), id: None };
+        let part = ListingPart { at: Some(at), id: None };
         let listing = match self.list(&change.path, part, FIRST_LISTING, deadline).await? {
             CheckedListing::Whole(listing) => listing,
-            CheckedListing::TooMany(_) | CheckedListing::InDoubt(_)
-                if change.at.as_millis() > 0 =>
-            {
-                return Ok(change.at);
+            CheckedListing::TooMany(_) | CheckedListing::InDoubt(_) if at.as_millis() > 0 => {
+                return Ok(ServerTime::At(asked));
             }
             CheckedListing::TooMany(_) | CheckedListing::InDoubt(_) => {
                 return Err(ambiguous("the server may ignore the id of a version before 1970"));
             }
         };
         let found = listing.versions.iter().find(|listed| listed.version.id == id);
+        if found.is_none() && at.as_millis() <= 0 {
+            return Ok(ServerTime::NoVersion);
+        }
         let is_file_backed =
             |listed: &&Listed| listed.replicas.iter().any(|one| path_in_location(one).is_some());
-        let Some(found) = found.filter(is_file_backed) else { return Ok(change.at) };
+        let Some(found) = found.filter(is_file_backed) else {
+            return Ok(ServerTime::At(asked));
+        };
         let from = found.version.validity.from();
         if from.as_millis() > 0 {
-            return Ok(from);
+            return Ok(ServerTime::At(Some(from)));
         }
-        if change.at.as_millis() > 0 {
+        if at.as_millis() > 0 {
             return Err(ambiguous("this server finds no version before 1970 by its id"));
         }
-        let matches = |listed: &&Listed| {
-            change.limits.admit(listed.version.created)
-                && change
-                    .metadata
-                    .iter()
-                    .all(|(key, value)| listed.version.metadata.get(key) == Some(value.as_str()))
-        };
-        let created = found.version.created;
-        let later = listing.versions.iter().filter(matches);
-        match later.filter(|one| one.version.created >= created).count() {
-            1 => Ok(change.at),
-            _ => Err(ambiguous("this server ignores the id, and would change another version")),
+        match is_alone(change, &listing.versions, found) {
+            true => Ok(ServerTime::At(asked)),
+            false => Err(ambiguous("this server ignores the id, and would change another version")),
         }
     }
 
@@ -134,13 +150,15 @@ impl CcdbSource {
                 described(change, &headers).map(|version| Changed::Updated(Box::new(version)))
             }
             (StatusCode::NO_CONTENT, ChangeKind::Delete) => return Ok(Changed::Deleted(1)),
-            (StatusCode::NO_CONTENT, ChangeKind::Truncate) => {
+            (StatusCode::NO_CONTENT, ChangeKind::Truncate { .. }) => {
                 let told = single(&headers, "deleted");
                 let count = told.and_then(|text| text.split(' ').next()?.parse().ok());
                 return Ok(Changed::Deleted(count.unwrap_or(1)));
             }
             (StatusCode::NOT_MODIFIED, ChangeKind::Update { .. }) => return Ok(Changed::Unchanged),
-            (StatusCode::NOT_MODIFIED, ChangeKind::Truncate) => return Ok(Changed::Deleted(0)),
+            (StatusCode::NOT_MODIFIED, ChangeKind::Truncate { .. }) => {
+                return Ok(Changed::Deleted(0));
+            }
             (StatusCode::NOT_FOUND, _) => return Ok(Changed::NotFound),
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
                 return Err(SourceError::NotAllowed { url, what, reason: reason() });
@@ -161,13 +179,34 @@ impl CcdbSource {
     }
 }
 
-/// Method and address for a change.
-fn request_of(change: &Change) -> (Method, String) {
-    let mut tail = String::new();
-    if matches!(change.kind, ChangeKind::Truncate) {
-        let _ = write!(tail, "/truncate/{}", change.path);
-    } else {
-        let _ = write!(tail, "/{}/{}", change.path, change.at);
+/// Whether a server that ignores ids changes only `found` of the versions valid at that time.
+fn is_alone(change: &Change, versions: &[Listed], found: &Listed) -> bool {
+    let matches = |listed: &&Listed| {
+        let metadata = &listed.version.metadata;
+        change.limits.admit(listed.version.created)
+            && change.metadata.iter().all(|(key, value)| metadata.get(key) == Some(value.as_str()))
+    };
+    let is_truncate = matches!(change.kind, ChangeKind::Truncate { .. });
+    let is_met = |one: &&Listed| is_truncate || one.version.created >= found.version.created;
+    versions.iter().filter(matches).filter(is_met).count() == 1
+}
+
+/// The time in the address of a change.
+fn time_of(change: &Change) -> Option<Timestamp> {
+    match change.kind {
+        ChangeKind::Truncate { at, .. } => at,
+        ChangeKind::Upload { .. } | ChangeKind::Update { .. } | ChangeKind::Delete => {
+            Some(change.at)
+        }
+    }
+}
+
+/// Method and address for a change, with `at` as its time.
+fn request_of(change: &Change, at: Option<Timestamp>) -> (Method, String) {
+    let is_truncate = matches!(change.kind, ChangeKind::Truncate { .. });
+    let mut tail = format!("{}/{}", if is_truncate { "/truncate" } else { "" }, change.path);
+    if let Some(at) = at {
+        let _ = write!(tail, "/{at}");
     }
     if let Some(until) = change.until {
         let _ = write!(tail, "/{until}");
@@ -181,7 +220,7 @@ fn request_of(change: &Change) -> (Method, String) {
     let method = match &change.kind {
         ChangeKind::Upload { .. } => Method::POST,
         ChangeKind::Delete => Method::DELETE,
-        ChangeKind::Truncate => Method::GET,
+        ChangeKind::Truncate { .. } => Method::GET,
         ChangeKind::Update { set } => {
             for (place, (key, value)) in set.iter().enumerate() {
                 let sign = if place == 0 { '?' } else { '&' };

@@ -19,7 +19,7 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{etag_id, locations, read_details, single};
+use super::answer::{etag_id, locations, millis, read_details, single};
 use super::location::id_in_location;
 use super::source::CcdbSource;
 use super::transport::{AttemptFailure, Head, HttpRequest, Purpose, Rounds, chain};
@@ -249,7 +249,7 @@ impl CcdbSource {
                 let result = self.take(head, &place.url, version, body, deadline).await;
                 let result = result.inspect_err(|_| host.count_failure());
                 result.map(|()| {
-                    self.remember_header_details(version.id, details);
+                    self.remember_header_details(version, details);
                     Outcome::Done
                 })
             }
@@ -408,7 +408,8 @@ impl Promise {
     }
 }
 
-/// Checks that a body is that of the version, and is not encoded.
+/// Checks that a body is that of the version, and is not encoded. Without a digest, the times of the
+/// version must agree.
 fn check_identity(
     headers: &HeaderMap,
     version: &ObjectInfo,
@@ -421,6 +422,16 @@ fn check_identity(
             false => format!("no ETag, as in a page of usage, from {url}"),
         };
         return Err(AttemptFailure::Unusable { reason });
+    }
+    if version.md5.is_none() {
+        // A file-backed server may have the id at several places, and may have got other bytes for it.
+        let times = [("valid-from", version.validity.from()), ("created", version.created)];
+        for (name, expected) in times {
+            if let Some(told) = millis(headers, name).filter(|told| *told != expected) {
+                let reason = format!("expected {name} {expected}, got {told} from {url}");
+                return Err(AttemptFailure::Missing { reason });
+            }
+        }
     }
     let coding = single(headers, CONTENT_ENCODING.as_str())
         .filter(|coding| !coding.eq_ignore_ascii_case("identity"))

@@ -213,7 +213,7 @@ impl CcdbSource {
         if listing.doubts.is_empty() && listing.entries <= limit {
             for listed in &listing.versions {
                 self.remember(listed.version.id, &url, &listed.replicas);
-                self.remember_details(listed.version.id, listed.details.clone());
+                self.remember_details(&listed.version, listed.details.clone());
             }
             return Ok(CheckedListing::Whole(listing));
         }

@@ -30,6 +30,7 @@ use super::answer::{self, Named, is_protocol_header};
 use super::entry::is_listing_key;
 use super::list::{CheckedListing, ListingPart};
 use super::listing::of_all_time;
+use super::location::from_in_location;
 use super::paths::{ByTime, FIRST_LISTING, KnownPath};
 use super::source::{CcdbSource, TimedVersion};
 use super::transport::{HttpReply, HttpRequest};
@@ -141,14 +142,18 @@ impl CcdbSource {
     ///
     /// A 304 confirms only the id: it hides a changed end of validity and changed metadata. So it
     /// is accepted only for a version that is valid at this time as far as known, if its last
-    /// full answer is within the refresh time.
+    /// full answer is within the refresh time. A file-backed server may have the id at several
+    /// places, so its 304 confirms none of them.
     fn may_be_confirmed(&self, version: &ObjectInfo, query: &Query, at: Timestamp) -> bool {
         let refresh = Duration::from_millis(self.transport.options.refresh_millis);
         let was_told = |described: Arc<TimedVersion>| {
             described.told_at.elapsed() < refresh && *described.exact == *version
         };
+        let places = self.remembered(version.id);
+        let is_path = |location: &String| from_in_location(location, &version.path).is_some();
         version.validity.contains(at)
             && query.matches(version)
+            && !places.is_some_and(|places| places.iter().any(is_path))
             && self.described.get(&version.id).is_some_and(was_told)
     }
 

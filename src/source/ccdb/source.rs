@@ -55,8 +55,9 @@ pub struct CcdbSource {
     folders: moka::sync::Cache<String, Arc<[String]>>,
     /// Places for listings that are parsed while they arrive.
     pub(super) scans: Arc<Semaphore>,
-    /// Facts about uploads.
-    details: moka::sync::Cache<ObjectId, Arc<Details>>,
+    /// Facts about uploads, by id and beginning: a file-backed server may have an id at several
+    /// places.
+    details: moka::sync::Cache<(ObjectId, Timestamp), Arc<Details>>,
 }
 
 /// A version of a path that is asked by time.
@@ -151,27 +152,31 @@ impl CcdbSource {
         }
         self.folders.invalidate_all();
         let ids = self.described.iter().filter(|(_, one)| one.told.path == *path);
-        let ids: Vec<ObjectId> = ids.map(|(id, _)| *id).collect();
-        for id in &ids {
-            self.described.invalidate(id);
-            self.details.invalidate(id);
+        let told: Vec<_> = ids.map(|(id, one)| (*id, one.told.validity.from())).collect();
+        for (id, from) in told {
+            self.described.invalidate(&id);
+            self.details.invalidate(&(id, from));
         }
     }
 
     /// Remembers facts about an upload from headers, unless a listing had them: headers have whole
     /// seconds.
-    pub(super) fn remember_header_details(&self, id: ObjectId, details: Details) {
-        if !self.details.contains_key(&id) {
-            self.remember_details(id, details);
+    pub(super) fn remember_header_details(&self, version: &ObjectInfo, details: Details) {
+        if !self.details.contains_key(&details_key(version)) {
+            self.remember_details(version, details);
         }
     }
 
     /// Remembers facts about an upload, if the answer had them.
-    pub(super) fn remember_details(&self, id: ObjectId, details: Details) {
+    pub(super) fn remember_details(&self, version: &ObjectInfo, details: Details) {
         if details.file_name.is_some() {
-            self.details.insert(id, Arc::new(details));
+            self.details.insert(details_key(version), Arc::new(details));
         }
     }
+}
+
+fn details_key(version: &ObjectInfo) -> (ObjectId, Timestamp) {
+    (version.id, version.validity.from())
 }
 
 #[async_trait]
@@ -232,7 +237,7 @@ impl Source for CcdbSource {
     }
 
     fn known_details(&self, version: &ObjectInfo) -> Option<Details> {
-        self.details.get(&version.id).map(|details| Details::clone(&details))
+        self.details.get(&details_key(version)).map(|details| Details::clone(&details))
     }
 
     async fn details(&self, version: &ObjectInfo) -> Result<Details, SourceError> {

@@ -19,7 +19,9 @@ use super::properties::Properties;
 use super::writer::{NewVersion, RepositoryWriter, UploadFacts};
 use crate::interval::{EmptyInterval, Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, Query};
-use crate::source::{Change, ChangeKind, Changed, Details, SourceError, UploadBytes};
+use crate::source::{
+    Change, ChangeKind, Changed, Details, NewestVersions, SourceError, UploadBytes,
+};
 
 /// Stores an upload in the repository at `root`.
 ///
@@ -92,13 +94,10 @@ pub(super) async fn apply(
     let change = change.clone();
     let work = move || match &change.kind {
         ChangeKind::Upload { .. } => Ok(Changed::Unchanged),
-        ChangeKind::Truncate => {
-            let mut count = 0;
-            for version in versions.iter().filter(|version| is_meant(&change, version)) {
-                remove(&root, version)?;
-                count += 1;
-            }
-            Ok(Changed::Deleted(count))
+        ChangeKind::Truncate { at, newest } => {
+            let meant = truncated(&change, *at, *newest, &versions);
+            meant.iter().try_for_each(|version| remove(&root, version))?;
+            Ok(Changed::Deleted(meant.len() as u64))
         }
         ChangeKind::Delete => match meant(&change, &versions) {
             Some(version) => remove(&root, version).map(|()| Changed::Deleted(1)),
@@ -124,8 +123,8 @@ pub(super) fn details(root: &Path, version: &ObjectInfo) -> Details {
     }
 }
 
-/// Whether `version` matches the conditions of `change`.
-pub(super) fn is_meant(change: &Change, version: &ObjectInfo) -> bool {
+/// Whether `version` matches the conditions of `change`, whatever the time.
+fn is_meant(change: &Change, version: &ObjectInfo) -> bool {
     let query = Query {
         path: change.path.clone(),
         metadata: change.metadata.clone(),
@@ -144,6 +143,23 @@ pub(super) fn meant<'a>(
         .filter(|version| version.validity.contains(change.at) && is_meant(change, version))
         .max_by_key(|version| version.rank());
     found.map(|version| &**version)
+}
+
+/// The versions that a truncation deletes: those valid at `at` that match, and of them the `newest`
+/// ones that were created last.
+pub(super) fn truncated<'a>(
+    change: &Change,
+    at: Option<Timestamp>,
+    newest: Option<usize>,
+    versions: &'a [Arc<ObjectInfo>],
+) -> Vec<&'a ObjectInfo> {
+    let mut meant = NewestVersions::new(newest.unwrap_or(usize::MAX));
+    for version in versions {
+        if at.is_none_or(|at| version.validity.contains(at)) && is_meant(change, version) {
+            meant.add(version.rank(), &**version);
+        }
+    }
+    meant.into_versions()
 }
 
 /// An update of a version: its new description, and the properties that change. An empty value

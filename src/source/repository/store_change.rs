@@ -11,13 +11,12 @@
 //! the other one left. A version whose properties are a mark exists no more. A writer that is
 //! killed leaves the version as it was, or deleted.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::path::Path;
 use object_store::{ObjectStoreExt as _, PutMode, PutOptions, UpdateVersion};
 
-use super::change::{VersionUpdate, changed_properties, is_meant, meant, now, update_of};
+use super::change::{VersionUpdate, changed_properties, meant, now, truncated, update_of};
 use super::crash_point::crash_point;
 use super::entry::{self, DELETED, PROPERTIES, names};
 use super::index::store_stamp;
@@ -72,7 +71,11 @@ pub(super) async fn apply(
                 Some(version) => delete(store, version).await?,
                 None => Attempt::Done(Changed::NotFound),
             },
-            ChangeKind::Truncate => truncate(store, change, &versions, &mut deleted).await?,
+            ChangeKind::Truncate { at, newest } => {
+                let left = newest.map(|newest| newest.saturating_sub(deleted));
+                let meant = truncated(change, *at, left, &versions);
+                truncate(store, &meant, &mut deleted).await?
+            }
         };
         store.forget(&change.path);
         match attempted {
@@ -92,15 +95,14 @@ pub(super) async fn apply(
     })
 }
 
-/// Deletes all matching versions. `deleted` counts them over all attempts.
+/// Deletes versions. `deleted` counts them over all attempts.
 async fn truncate(
     store: &StoreRepository,
-    change: &Change,
-    versions: &[Arc<ObjectInfo>],
-    deleted: &mut u64,
+    versions: &[&ObjectInfo],
+    deleted: &mut usize,
 ) -> Result<Attempt, SourceError> {
     let mut is_overtaken = false;
-    for version in versions.iter().filter(|version| is_meant(change, version)) {
+    for version in versions {
         match delete(store, version).await? {
             Attempt::Done(_) => *deleted += 1,
             Attempt::Overtaken => is_overtaken = true,
@@ -108,7 +110,7 @@ async fn truncate(
     }
     Ok(match is_overtaken {
         true => Attempt::Overtaken,
-        false => Attempt::Done(Changed::Deleted(*deleted)),
+        false => Attempt::Done(Changed::Deleted(*deleted as u64)),
     })
 }
 
@@ -224,6 +226,7 @@ async fn replace(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use futures::{StreamExt as _, stream};
@@ -255,6 +258,10 @@ mod tests {
             limits: Default::default(),
             kind,
         }
+    }
+
+    fn truncate_all() -> ChangeKind {
+        ChangeKind::Truncate { at: None, newest: None }
     }
 
     fn set(key: &str, value: &str) -> ChangeKind {
@@ -327,7 +334,7 @@ mod tests {
             assert!(matches!(deleted, Changed::Deleted(1)), "{deleted:?}");
             assert_eq!(versions(&writer).await.len(), 1);
             sees(&reader, |found| found.len() == 1 && found[0].id == first).await;
-            let truncated = writer.change(&change(ChangeKind::Truncate), None).await.unwrap();
+            let truncated = writer.change(&change(truncate_all()), None).await.unwrap();
             assert!(matches!(truncated, Changed::Deleted(1)), "{truncated:?}");
             sees(&reader, <[_]>::is_empty).await;
             for kind in [ChangeKind::Delete, set("a", "b")] {
@@ -385,7 +392,7 @@ mod tests {
         let bucket = bucket(Arc::new(store));
         let source = source(&bucket);
         upload(&source).await;
-        for kind in [ChangeKind::Delete, ChangeKind::Truncate, set("a", "b")] {
+        for kind in [ChangeKind::Delete, truncate_all(), set("a", "b")] {
             let refused = source.change(&change(kind), None).await.unwrap_err();
             assert!(matches!(refused, SourceError::NotAllowed { .. }), "{refused}");
             assert!(refused.to_string().contains("conditional"), "{refused}");
