@@ -420,7 +420,7 @@ extern "C" {
  * table, and `attach` in the line that a service writes when it is ready. Blocks for at most 10 s.
  *
  * @param path      path of the attach socket
- * @param consumer  name of this consumer; null: none
+ * @param consumer  name of this consumer; null or empty: "process-" and the process id
  * @param token     token of the service; null if it requires none
  * @param attach    receives the handle, or null on failure
  *

@@ -128,7 +128,7 @@ async fn a_root_that_is_moved_away_is_down_and_not_empty_and_its_successor_is_se
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_follows_a_folder_of_versions_that_was_moved_away_is_seen() {
+async fn the_successor_of_a_folder_of_versions_that_was_moved_away_is_seen() {
     // Out of the path, out of sight within it, and to a time that is not its own.
     for place in ["../aside", ".aside", "700"] {
         let folder = tempfile::tempdir().unwrap();

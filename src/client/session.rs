@@ -65,12 +65,7 @@ impl Client {
                 *attached = Attached::Here(Arc::clone(&attachment));
                 Ok(Some(attachment))
             }
-            // A running service would accept this process again, as it did before.
-            Err(error) if before && error.kind().is_transient() => {
-                Err(ClientError::Lost { reason: error.to_string() })
-            }
-            // A service that is being started again has none of its sockets yet.
-            Err(error) if must && error.kind().is_transient() && self.is_gone().await => {
+            Err(error) if self.is_restarting(&error, before).await => {
                 Err(ClientError::Lost { reason: error.to_string() })
             }
             Err(error) if must => Err(error),
@@ -81,12 +76,14 @@ impl Client {
         }
     }
 
-    /// Whether no service listens at the Unix socket of the address.
-    async fn is_gone(&self) -> bool {
-        match &self.0.address {
+    /// Whether attaching failed because the service is being started again: a running one would accept
+    /// this process as `before`, and one that is not there has none of its sockets.
+    async fn is_restarting(&self, error: &ClientError, before: bool) -> bool {
+        let is_gone = async || match &self.0.address {
             ServiceAddress::Unix(path) => UnixStream::connect(path).await.is_err(),
             ServiceAddress::Tcp(_) | ServiceAddress::Tls(_) => false,
-        }
+        };
+        error.kind().is_transient() && (before || is_gone().await)
     }
 
     /// Sends further requests through the Unix socket beside this attach socket, unless it cannot

@@ -238,7 +238,7 @@ fn a_text_that_is_no_path_is_refused_as_one() {
 }
 
 #[test]
-fn what_is_held_stays_when_the_service_is_stopped_and_when_it_is_killed() {
+fn held_objects_stay_when_the_service_is_stopped_and_when_it_is_killed() {
     for backing in ["memfd", "shm"] {
         for is_killed in [false, true] {
             let (service, _repository) = service(&[(PATH, (0, 100), 1)], &["--backing", backing]);

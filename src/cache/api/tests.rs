@@ -194,44 +194,46 @@ async fn a_lock_selects_versions_and_never_describes_one() {
     }
 }
 
+/// Versions of A/B, as (source, from, until, created); the place in the list is the number.
+const OF_SOURCES: [(usize, i64, i64, i64); 5] =
+    [(0, 10, 20, 1), (0, 15, 30, 3), (1, 0, 90, 9), (1, 25, 60, 8), (2, 0, 99, 5)];
+
+/// A cache over three sources in order, with these versions.
+fn cache_of_sources(by_time: bool) -> Cache {
+    let sources: [Arc<Tricky>; 3] = Default::default();
+    for (n, (source, from, until, created)) in OF_SOURCES.iter().enumerate() {
+        let info = ObjectInfo {
+            validity: ValidityInterval::new(at(*from), at(*until)).unwrap(),
+            created: at(*created),
+            ..version("A/B", n as u8)
+        };
+        sources[*source].memory.put(info, vec![n as u8; SIZE]);
+        sources[*source].by_time.store(by_time, Ordering::SeqCst);
+    }
+    let link = |source| Link { source: source as Arc<dyn Source>, prefixes: Vec::new() };
+    let chain = ChainSource::new(sources.map(link).into(), Vec::new());
+    Cache::builder().source(Arc::new(chain)).build().unwrap()
+}
+
+/// The id of the object of each row of a table with one column.
+fn ids_of(answer: &Answer) -> Vec<ObjectId> {
+    let TableBody::Rows { columns, .. } = &answer.content.body else { panic!("no rows") };
+    let column = &columns[0];
+    let cell = |row: usize| column.rows.runs_within(row..row + 1)[0].cell.unwrap();
+    let rows = 0..column.rows.len();
+    rows.map(|row| answer.content.objects.id(column.cells[cell(row) as usize].object)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_sources_a_lock_and_a_limit_select_as_a_table_does() {
-    // (source, from, until, created); the id is the place in the list.
-    let versions = [(0, 10, 20, 1), (0, 15, 30, 3), (1, 0, 90, 9), (1, 25, 60, 8), (2, 0, 99, 5)];
     for by_time in [false, true] {
-        let sources: [Arc<Tricky>; 3] = Default::default();
-        for (n, (source, from, until, created)) in versions.iter().enumerate() {
-            let info = ObjectInfo {
-                validity: ValidityInterval::new(at(*from), at(*until)).unwrap(),
-                created: at(*created),
-                ..version("A/B", n as u8)
-            };
-            sources[*source].memory.put(info, vec![n as u8; SIZE]);
-            sources[*source].by_time.store(by_time, Ordering::SeqCst);
-        }
-        let links = sources.iter().map(|source| Link {
-            source: Arc::clone(source) as Arc<dyn Source>,
-            prefixes: Vec::new(),
-        });
-        let chain = Arc::new(ChainSource::new(links.collect(), Vec::new()));
-        let cache = Cache::builder().source(chain).build().unwrap();
-        let served = async |fields: Value| {
-            let answer = ask(&cache, fields).await.unwrap();
-            let TableBody::Rows { columns, .. } = &answer.content.body else { panic!("no rows") };
-            let column = &columns[0];
-            let cells: Vec<ObjectId> = (0..column.rows.len())
-                .map(|row| {
-                    let run = column.rows.runs_within(row..row + 1)[0];
-                    answer.content.objects.id(column.cells[run.cell.unwrap() as usize].object)
-                })
-                .collect();
-            cells
-        };
+        let cache = cache_of_sources(by_time);
+        let served = async |fields: Value| ids_of(&ask(&cache, fields).await.unwrap());
         let times = [0, 9, 10, 14, 15, 19, 20, 29, 30, 59, 60, 89, 90, 98];
         let right = served(table(&times)).await;
         let ids = [2, 2, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 4, 4].map(|n| version("A/B", n).id);
         assert_eq!(right, ids);
-        let lock: Vec<Value> = versions
+        let lock: Vec<Value> = OF_SOURCES
             .iter()
             .enumerate()
             .filter(|(_, (_, _, _, created))| *created != 8)
