@@ -1,5 +1,6 @@
 //! The session of a client on the node of its service: attaching, and the Unix socket beside it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,9 +80,11 @@ impl Client {
     /// Whether attaching failed because the service is being started again: a running one would accept
     /// this process as `before`, and one that is not there has none of its sockets.
     async fn is_restarting(&self, error: &ClientError, before: bool) -> bool {
-        let is_gone = async || match &self.0.address {
-            ServiceAddress::Unix(path) => UnixStream::connect(path).await.is_err(),
-            ServiceAddress::Tcp(_) | ServiceAddress::Tls(_) => false,
+        let is_gone = async || {
+            let ServiceAddress::Unix(path) = &self.0.address else { return false };
+            // Other errors are those of this process, such as too many open files.
+            let none_listens = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+            UnixStream::connect(path).await.is_err_and(|error| none_listens.contains(&error.kind()))
         };
         error.kind().is_transient() && (before || is_gone().await)
     }

@@ -310,13 +310,17 @@ impl Request {
     }
 }
 
-/// Parses JSON; `what` names the message in the error.
+/// Parses an object in JSON; `what` names the message in the error. serde would take an array, too, with
+/// the fields in their order.
 pub(super) fn parse_json<'a, T: Deserialize<'a>>(
     what: &'static str,
     json: &'a [u8],
 ) -> Result<T, RequestError> {
-    serde_json::from_slice(json)
-        .map_err(|error| RequestError::Malformed { what, reason: error.to_string() })
+    let parsed = match json.trim_ascii_start().first() {
+        Some(b'[') => Err("it is an array, expected an object".to_owned()),
+        _ => serde_json::from_slice(json).map_err(|error| error.to_string()),
+    };
+    parsed.map_err(|reason| RequestError::Malformed { what, reason })
 }
 
 #[cfg(test)]
@@ -327,6 +331,13 @@ mod tests {
 
     fn error(json: &str) -> String {
         Request::parse(json.as_bytes()).unwrap_err().message()
+    }
+
+    #[test]
+    fn an_array_is_no_request() {
+        let json = r#" [{"x": "T/A"}, null, null, [1000]]"#;
+        let error = Request::parse(json.as_bytes()).unwrap_err().message();
+        assert!(error.contains("an array, expected an object"), "{error}");
     }
 
     #[test]
