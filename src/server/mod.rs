@@ -21,7 +21,7 @@
 //! use iovcache::server::{ListenOptions, Listeners, ServeOptions, run};
 //! use iovcache::source::{SourceOptions, open};
 //!
-//! # async fn serve(shutdown: impl Future<Output = ()>) -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn serve(shutdown: impl Future<Output = ()> + Send) -> Result<(), Box<dyn std::error::Error>> {
 //! let source = open("file:///data/conditions", &SourceOptions::default())?;
 //! let cache = Cache::builder().source(source).build()?;
 //! let flight = Some("127.0.0.1:50051".parse()?);
