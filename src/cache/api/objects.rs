@@ -23,7 +23,7 @@ use crate::cache::versions::query_times::QueryTimes;
 use crate::index::Timestamps;
 use crate::interval::Timestamp;
 use crate::object::{Md5Sum, ObjectId, ObjectInfo, ObjectPath, Query};
-use crate::source::{Change, Changed, Details, UploadBytes, WriteTarget};
+use crate::source::{Change, ChangeKind, Changed, Details, UploadBytes, WriteTarget};
 
 /// Smaller objects are hashed on the calling thread, others on a blocking thread.
 const HASH_BESIDE_FROM_BYTES: usize = 256 << 10;
@@ -150,6 +150,10 @@ impl Cache {
     ) -> Result<Changed, CacheError> {
         self.check_open()?;
         let changed = self.0.catalog.source().change(change, bytes).await;
+        // An object of a deleted version can still be in memory, where its address would find it.
+        if matches!(change.kind, ChangeKind::Delete | ChangeKind::Truncate { .. }) {
+            self.0.objects.forget_names(&change.path);
+        }
         self.invalidate(&change.path);
         let path = || change.path.to_string();
         changed.map_err(|error| CacheError::Paths { prefix: path(), error })

@@ -136,6 +136,13 @@ impl ObjectIndex {
         &self.catalog
     }
 
+    /// Forgets the versions of a path that are known by id.
+    pub(crate) fn forget_names(&self, path: &ObjectPath) {
+        for (id, _) in self.names.iter().filter(|(_, version)| version.path == *path) {
+            self.names.invalidate(&*id);
+        }
+    }
+
     /// The version `id`, if it was seen before.
     pub(crate) fn named(&self, id: ObjectId) -> Option<Arc<ObjectInfo>> {
         self.names.get(&id)
