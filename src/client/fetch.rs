@@ -1,6 +1,7 @@
 //! Tables of the service: where each is taken from, its objects view and its bytes in chunks.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -324,12 +325,17 @@ impl Client {
     }
 }
 
-/// Whether an objects view describes the objects of `table`. Their blocks have the same
-/// generations, but where a slot pins the object and the service has loaded it again. Where cells
-/// have none, the table's digest tells.
-fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError> {
-    let mut told: HashMap<String, Vec<(usize, u64, Option<ObjectId>)>> = HashMap::new();
-    let mut digest = ServedDigest::default();
+/// Rows that one version serves, as an objects view names them.
+struct ServedRun<'a> {
+    column: &'a str,
+    rows: Range<usize>,
+    id: Option<ObjectId>,
+    generation: u64,
+}
+
+/// The rows of an objects view.
+fn served_runs(objects: &[RecordBatch]) -> Result<Vec<ServedRun<'_>>, ClientError> {
+    let mut runs = Vec::new();
     for batch in objects {
         let column = |name| batch.column_by_name(name);
         let text = |name| column(name).and_then(|texts| texts.as_string_opt::<i32>());
@@ -341,34 +347,54 @@ fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError
         else {
             return Err(answer("no objects view came"));
         };
-        for row in 0..batch.num_rows() {
+        runs.extend((0..batch.num_rows()).map(|row| {
             let at = |rows: &Int64Array| usize::try_from(rows.value(row)).unwrap_or(usize::MAX);
-            let (start, id) = (at(starts), ObjectId::parse(ids.value(row)));
-            let runs = told.entry(names.value(row).to_owned()).or_default();
-            runs.push((start, generations.value(row), id));
-            id.into_iter().for_each(|id| digest.add(names.value(row), start..at(ends), id));
-        }
+            ServedRun {
+                column: names.value(row),
+                rows: at(starts)..at(ends),
+                id: ObjectId::parse(ids.value(row)),
+                generation: generations.value(row),
+            }
+        }));
     }
-    if let Some(versions) = table.schema().metadata().get(VERSIONS) {
-        return Ok(*versions == digest.finish());
+    Ok(runs)
+}
+
+/// Whether an objects view describes the objects of `table`: by the table's digest, or by the
+/// generations in its cells.
+fn describes(objects: &[RecordBatch], table: &Table) -> Result<bool, ClientError> {
+    let runs = served_runs(objects)?;
+    Ok(match table.schema().metadata().get(VERSIONS) {
+        Some(versions) => *versions == digest_of(&runs),
+        None => have_generations_of(&runs, table),
+    })
+}
+
+fn digest_of(runs: &[ServedRun<'_>]) -> String {
+    let mut digest = ServedDigest::default();
+    for ServedRun { column, rows, id, .. } in runs {
+        id.iter().for_each(|id| digest.add(column, rows.clone(), *id));
     }
-    let is_told = |(start, header): &(usize, MetaHeader), told: &(usize, u64, Option<ObjectId>)| {
-        let (told_start, generation, id) = *told;
-        *start == told_start
-            && (header.hint == generation || (id.is_some() && table.id_by_slot(header) == id))
+    digest.finish()
+}
+
+/// Whether the blocks of all cells have the generations of these runs, but where a slot pins the object
+/// and the service has loaded it again. `false` if cells have no generation.
+fn have_generations_of(runs: &[ServedRun<'_>], table: &Table) -> bool {
+    let mut told: HashMap<&str, Vec<&ServedRun<'_>>> = HashMap::new();
+    runs.iter().for_each(|run| told.entry(run.column).or_default().push(run));
+    let is_told = |(start, header): &(usize, MetaHeader), told: &ServedRun<'_>| {
+        *start == told.rows.start
+            && (header.hint == told.generation
+                || (told.id.is_some() && table.id_by_slot(header) == told.id))
     };
     let mut compared = 0;
     let agree = table.headers().all(|(name, seen)| {
         compared += 1;
-        match told.get(name) {
-            None => seen.is_empty(),
-            Some(told) => {
-                seen.len() == told.len()
-                    && seen.iter().zip(told).all(|(seen, told)| is_told(seen, told))
-            }
-        }
+        let told = told.get(name).map_or(&[][..], Vec::as_slice);
+        seen.len() == told.len() && seen.iter().zip(told).all(|(seen, told)| is_told(seen, told))
     });
-    Ok(agree && compared == table.columns().len())
+    agree && compared == table.columns().len()
 }
 
 /// The request with its time limited to the time left; unchanged the first time.

@@ -95,8 +95,8 @@ impl Cache {
         let limits = self.0.columns.limits.narrowed_by(query.limits);
         let query = Query { limits, ..query.clone() };
         let deadline = Instant::now() + patience;
-        let by_creation = self.0.catalog.source().decides_by_creation(&query.path);
-        if by_creation && (!query.metadata.is_empty() || limits != self.0.columns.limits) {
+        let is_special = !query.metadata.is_empty() || limits != self.0.columns.limits;
+        if is_special && self.0.catalog.source().decides_by_creation(&query.path) {
             let listing = self.0.objects.listing(&query.path);
             let listing = by_deadline("the listing of a path", deadline, listing).await?;
             if listing.versions.whole {

@@ -82,15 +82,19 @@ impl ChainSource {
         }
     }
 
+    /// The source that serves a path instead of the chain, and the path there.
+    fn served<'a>(&'a self, path: &'a ObjectPath) -> (Option<&'a Arc<dyn Source>>, &'a ObjectPath) {
+        match self.remaps.get(path) {
+            Some(remap) => (remap.source.as_ref(), &remap.to),
+            None => (None, path),
+        }
+    }
+
     /// The source of a version, and its path there.
     fn origin_of(&self, version: &ObjectInfo) -> Option<(Arc<dyn Source>, ObjectPath)> {
-        let remap = self.remaps.get(&version.path);
-        let path = remap.map_or(&version.path, |remap| &remap.to).clone();
-        if let Some(source) = remap.and_then(|remap| remap.source.as_ref()) {
-            return Some((Arc::clone(source), path));
-        }
-        let source = Arc::clone(self.links.origin(version.id, &path)?);
-        Some((source, path))
+        let (source, path) = self.served(&version.path);
+        let source = source.or_else(|| self.links.origin(version.id, path))?;
+        Some((Arc::clone(source), path.clone()))
     }
 
     /// The only source that has anything of a listing.
@@ -234,23 +238,20 @@ impl Source for ChainSource {
         created: Timestamp,
         id: ObjectId,
     ) -> Result<Option<Arc<ObjectInfo>>, SourceError> {
-        let remap = self.remaps.get(path);
-        let asked = remap.map_or(path, |remap| &remap.to);
-        let found = match remap.and_then(|remap| remap.source.as_ref()) {
-            Some(source) => source.describe(asked, from, created, id).await?,
-            None => self.links.describe(asked, from, created, id).await?,
+        let found = match self.served(path) {
+            (Some(source), asked) => source.describe(asked, from, created, id).await?,
+            (None, asked) => self.links.describe(asked, from, created, id).await?,
         };
-        Ok(match remap {
-            None => found,
-            Some(_) => found.map(|version| Arc::new(renamed(&version, path))),
+        Ok(match self.remaps.contains_key(path) {
+            false => found,
+            true => found.map(|version| Arc::new(renamed(&version, path))),
         })
     }
 
     fn decides_by_creation(&self, path: &ObjectPath) -> bool {
-        match self.remaps.get(path) {
-            None => self.links.decide_by_creation(path),
-            Some(Remap { source: Some(source), to, .. }) => source.decides_by_creation(to),
-            Some(Remap { source: None, to, .. }) => self.links.decide_by_creation(to),
+        match self.served(path) {
+            (Some(source), path) => source.decides_by_creation(path),
+            (None, path) => self.links.decide_by_creation(path),
         }
     }
 
@@ -259,10 +260,9 @@ impl Source for ChainSource {
         path: &ObjectPath,
         versions: &[Arc<ObjectInfo>],
     ) -> Result<Vec<usize>, SourceError> {
-        match self.remaps.get(path) {
-            None => self.links.places(path, versions).await,
-            Some(Remap { source: Some(source), to, .. }) => source.places(to, versions).await,
-            Some(Remap { source: None, to, .. }) => self.links.places(to, versions).await,
+        match self.served(path) {
+            (Some(source), path) => source.places(path, versions).await,
+            (None, path) => self.links.places(path, versions).await,
         }
     }
 
@@ -279,25 +279,17 @@ impl Source for ChainSource {
     }
 
     fn forget(&self, path: &ObjectPath) {
-        let remap = self.remaps.get(path);
-        let path = remap.map_or(path, |remap| &remap.to);
-        match remap.and_then(|remap| remap.source.as_ref()) {
-            Some(source) => source.forget(path),
-            None => self.links.serving(path).for_each(|(_, source)| source.forget(path)),
+        match self.served(path) {
+            (Some(source), path) => source.forget(path),
+            (None, path) => self.links.serving(path).for_each(|(_, source)| source.forget(path)),
         }
     }
 
     fn write_target(&self, path: &ObjectPath) -> WriteTarget {
-        let remap = self.remaps.get(path);
-        let path = remap.map_or(path, |remap| &remap.to);
-        match remap.and_then(|remap| remap.source.as_ref()) {
-            Some(source) => source.write_target(path),
-            None => self
-                .links
-                .serving(path)
-                .next()
-                .map_or(WriteTarget::ReadOnly, |(_, s)| s.write_target(path)),
-        }
+        let (source, path) = self.served(path);
+        let first = || self.links.serving(path).next().map(|(_, source)| source);
+        let target = source.or_else(first).map(|source| source.write_target(path));
+        target.unwrap_or(WriteTarget::ReadOnly)
     }
 
     /// Changes the first source that serves the path: its versions take precedence.
