@@ -21,26 +21,27 @@ use super::error::ClientError;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Repeats `call` until a service answers, for at most `limit`. From the second time on, it gets
-/// the time that remains.
+/// Repeats `call` until a service answers, for at most `limit`, which is asked for after each call
+/// that had no answer. From the second time on, `call` gets the time that remains.
 ///
 /// # Errors
 /// The error of the service. After the time limit: [`ClientError::Lost`], or the last error in
 /// place of an answer.
 pub(super) async fn until_answered<T, F>(
-    limit: Duration,
+    limit: impl Fn() -> Duration,
     mut call: impl FnMut(Option<Duration>) -> F,
 ) -> Result<T, ClientError>
 where
     F: Future<Output = Result<T, ClientError>>,
 {
-    let deadline = Instant::now() + limit;
+    let began = Instant::now();
     let (mut pause, mut left) = (FIRST_PAUSE, None);
     loop {
         let error = match call(left).await {
             Err(error) if error.is_no_answer() => error,
             answered => return answered,
         };
+        let deadline = began + limit();
         let rest = shortened(pause);
         if Instant::now() + rest >= deadline {
             return Err(error);
@@ -74,12 +75,15 @@ mod tests {
     async fn calls_are_made_again_with_longer_and_longer_pauses_until_the_time_is_over() {
         let (limit, began) = (Duration::from_millis(400), Instant::now());
         let mut at = Vec::new();
-        let answered = until_answered(limit, |left| {
-            assert_eq!(left.is_none(), at.is_empty());
-            assert!(left.is_none_or(|left| left < limit));
-            at.push(began.elapsed());
-            async { Err::<(), _>(lost()) }
-        });
+        let answered = until_answered(
+            || limit,
+            |left| {
+                assert_eq!(left.is_none(), at.is_empty());
+                assert!(left.is_none_or(|left| left < limit));
+                at.push(began.elapsed());
+                async { Err::<(), _>(lost()) }
+            },
+        );
         assert!(matches!(answered.await, Err(ClientError::Lost { .. })));
         let mut longest = FIRST_PAUSE;
         for two in at.windows(2) {
@@ -92,14 +96,17 @@ mod tests {
     #[tokio::test]
     async fn an_error_of_the_service_is_returned_at_once() {
         let mut calls = 0;
-        let answered = until_answered(Duration::from_secs(10), |_| {
-            calls += 1;
-            let kind = ErrorKind::Unavailable;
-            let (code, message) = (Code(4010), "memory is pinned".to_owned());
-            let told = ClientError::Service { kind, code, message };
-            let answer = if calls < 3 { lost() } else { told };
-            async { Err::<(), _>(answer) }
-        });
+        let answered = until_answered(
+            || Duration::from_secs(10),
+            |_| {
+                calls += 1;
+                let kind = ErrorKind::Unavailable;
+                let (code, message) = (Code(4010), "memory is pinned".to_owned());
+                let told = ClientError::Service { kind, code, message };
+                let answer = if calls < 3 { lost() } else { told };
+                async { Err::<(), _>(answer) }
+            },
+        );
         assert!(matches!(answered.await, Err(ClientError::Service { .. })));
         assert_eq!(calls, 3);
     }

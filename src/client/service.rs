@@ -169,6 +169,11 @@ impl Client {
         self.0.answered.load(Ordering::Relaxed)
     }
 
+    /// Notes that the service has answered, by whichever socket.
+    pub(super) fn note_answer(&self) {
+        self.0.answered.store(true, Ordering::Relaxed);
+    }
+
     /// The process that connected, distinct from its forks.
     pub(super) fn process(&self) -> u64 {
         self.0.process
@@ -239,7 +244,7 @@ impl Client {
             return Err(ClientError::ForkedProcess);
         }
         self.settle_reports().await;
-        let patience = if self.has_answered() { limit } else { Duration::ZERO };
+        let patience = || if self.has_answered() { limit } else { Duration::ZERO };
         let mut call = call;
         let in_time = |left: Option<Duration>| {
             // The service keeps the limit itself; after the extra time no answer will come.
@@ -252,7 +257,7 @@ impl Client {
         };
         let answer = retry::until_answered(patience, in_time).await;
         if !answer.as_ref().is_err_and(ClientError::is_no_answer) {
-            self.0.answered.store(true, Ordering::Relaxed);
+            self.note_answer();
         }
         answer.map_err(|error| match error {
             ClientError::Lost { reason } => {

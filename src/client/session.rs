@@ -64,6 +64,7 @@ impl Client {
                     return Ok(None);
                 }
                 *attached = Attached::Here(Arc::clone(&attachment));
+                self.note_answer();
                 Ok(Some(attachment))
             }
             Err(error) if self.is_restarting(&error, before).await => {

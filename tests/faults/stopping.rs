@@ -161,3 +161,26 @@ async fn a_service_that_is_stopped_for_a_while_answers_when_it_goes_on() {
         .status();
     assert!(status.unwrap().success());
 }
+
+/// The answer to a client's first call is awaited like any other: the client is attached already, so
+/// the service is the right one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_table_waits_for_a_service_that_is_stopped_for_longer_than_pings_take() {
+    let server = FakeCcdb::start(Kind::Sql).await;
+    server.upload(Upload::new(&path(0), 0, 10).bytes(bytes_at(0, 5)));
+    let service = Service::start(&["--source", &server.url()]);
+    server.habits().latency = Duration::from_millis(500);
+    let client = Client::connect(&service.unix()).await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let request = TableRequest::new().column("c", path(0)).timestamps([5]);
+        client.table(request.wait(PATIENCE)).await
+    });
+    until("the load to begin", || (server.counts().bodies > 0).then_some(()));
+    service.signal("STOP");
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert!(!waiting.is_finished());
+    service.signal("CONT");
+    let table = waiting.await.unwrap().unwrap();
+    let column = table.column("c").unwrap();
+    assert_eq!(&*column.get(0).unwrap().unwrap(), bytes_at(0, 5));
+}

@@ -77,7 +77,7 @@ fn start(
         move || {
             runtime.block_on(async move {
                 let limit = if waits { patience } else { Duration::ZERO };
-                match until_answered(limit, |_| connect(&url, options.clone())).await {
+                match until_answered(|| limit, |_| connect(&url, options.clone())).await {
                     Ok(client) => {
                         publish_plane(&client, &plane).await;
                         let _ = connected.send(Ok(()));

@@ -10,7 +10,7 @@ use rustix::fs::fstat;
 
 use super::beneath::{Root, Stamp};
 use super::folder::{LOCAL_SLACK, is_recent};
-use super::walk;
+use super::walk::{self, Subfolders};
 
 /// Maximum number of folders in remembered listings.
 const REMEMBERED_FOLDERS: u64 = 100_000;
@@ -55,9 +55,10 @@ impl FolderCache {
         if let Some(known) = known.filter(|known| Some(known.stamp) == stamp) {
             return Ok(known.folders.clone());
         }
-        let folders = walk::subfolders(root, name)?;
+        let Subfolders { names: folders, follow_the_folder } = walk::subfolders(root, name)?;
         // A later change could have an equal time.
-        if let Some(stamp) = stamp.filter(|stamp| !is_recent(stamp.changed_nanos, LOCAL_SLACK)) {
+        let is_old = |stamp: &Stamp| !is_recent(stamp.changed_nanos, LOCAL_SLACK);
+        if let Some(stamp) = stamp.filter(|stamp| follow_the_folder && is_old(stamp)) {
             let known = KnownFolders { stamp, folders: folders.clone() };
             self.known.insert(name.to_owned(), Arc::new(known));
         }
@@ -92,5 +93,29 @@ mod tests {
         assert!(cache.known.contains_key("A"));
         fs::remove_dir_all(place.path().join("A")).unwrap();
         assert!(folders("A").is_empty());
+    }
+
+    #[test]
+    fn a_folder_of_versions_from_before_1970_is_none_until_it_holds_folders() {
+        let place = tempfile::tempdir().unwrap();
+        let (root, cache) = (Root::open(place.path()).unwrap(), FolderCache::default());
+        let folders = |name: &str| cache.subfolders(&root, name).unwrap();
+        for versions in ["A/One/-5", "A/One/-07", "A/-1", "-3"] {
+            fs::create_dir_all(place.path().join(versions)).unwrap();
+        }
+        fs::write(place.path().join("A/One/-5/blob"), "").unwrap();
+        for _ in 0..2 {
+            assert_eq!(folders(""), ["-3", "A"], "the root has no versions");
+            assert_eq!(
+                (folders("A"), folders("A/One")),
+                (vec!["A/One".into()], vec!["A/One/-07".into()])
+            );
+            std::thread::sleep(LOCAL_SLACK * 2);
+        }
+        // A folder can stand for versions and for an element.
+        fs::create_dir_all(place.path().join("A/One/-5/Two/17")).unwrap();
+        assert_eq!(folders("A/One"), ["A/One/-07", "A/One/-5"]);
+        fs::remove_dir_all(place.path().join("A/One/-5/Two")).unwrap();
+        assert_eq!(folders("A/One"), ["A/One/-07"]);
     }
 }

@@ -157,15 +157,25 @@ impl StoreRepository {
             "" => self.prefix.clone(),
             path => self.location(path),
         };
-        let listed = self.store.list_with_delimiter(Some(&location)).await;
-        let listed = listed.map_err(|error| self.error(path, &error))?;
-        let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
-        let folders = names.map(|name| match path {
-            "" => name.to_owned(),
-            path => format!("{path}/{name}"),
-        });
-        let mut folders: Vec<String> =
-            folders.filter(|folder| ObjectPath::new(folder).is_ok()).collect();
+        let below = async |location: &Path| {
+            let listed = self.store.list_with_delimiter(Some(location)).await;
+            listed.map_err(|error| self.error(path, &error))
+        };
+        let mut folders = Vec::new();
+        for folder in below(&location).await?.common_prefixes {
+            let Some(name) = folder.filename() else { continue };
+            let child = match path {
+                "" => name.to_owned(),
+                path => format!("{path}/{name}"),
+            };
+            // A negative number can be an element of a path; its contents decide.
+            let is_number = !path.is_empty() && from_of(name).is_some();
+            if ObjectPath::new(&child).is_ok()
+                && (!is_number || !below(&folder).await?.common_prefixes.is_empty())
+            {
+                folders.push(child);
+            }
+        }
         folders.sort_unstable();
         Ok(folders)
     }

@@ -10,25 +10,49 @@ use super::entry::PROPERTIES;
 use super::folder::{NumberFolder, from_of, is_absent};
 use crate::object::ObjectPath;
 
-/// The folders directly beneath `name` that can be, or contain, paths; sorted. Folders of versions
-/// are excluded, because their names are numbers; but those of negative numbers can contain paths.
+/// The folders directly beneath a folder that can be, or contain, paths.
+#[derive(Debug, Default)]
+pub(super) struct Subfolders {
+    /// Names from the root on, sorted.
+    pub(super) names: Vec<String>,
+    /// Whether the folder's own state tells when these change. It does not if a folder of a negative
+    /// number is there, whose contents decide whether it stands for versions.
+    pub(super) follow_the_folder: bool,
+}
+
+/// The folders directly beneath `name` that can be, or contain, paths; folders of versions are
+/// excluded.
 ///
 /// # Errors
-/// If the folder cannot be read. A missing folder is no error, unless it is the root.
-pub(super) fn subfolders(root: &Root, name: &str) -> io::Result<Vec<String>> {
+/// If a folder cannot be read. A missing folder is no error, unless it is the root.
+pub(super) fn subfolders(root: &Root, name: &str) -> io::Result<Subfolders> {
     let folder = match root.folder(name) {
-        Err(error) if is_absent(&error) && !name.is_empty() => return Ok(Vec::new()),
+        Err(error) if is_absent(&error) && !name.is_empty() => return Ok(Subfolders::default()),
         opened => opened?,
     };
-    let mut found = Vec::new();
+    let is_path = ObjectPath::new(name).is_ok();
+    let (mut names, mut numbers) = (Vec::new(), Vec::new());
     for_each_entry(&folder, |entry, kind| {
-        let child = if name.is_empty() { entry.to_owned() } else { format!("{name}/{entry}") };
-        if kind == EntryKind::Folder && ObjectPath::new(&child).is_ok() {
-            found.push(child);
+        let child = child_of(name, entry).filter(|_| kind == EntryKind::Folder);
+        match child {
+            Some(_) if is_path && from_of(entry).is_some() => numbers.push(entry.to_owned()),
+            child => names.extend(child),
         }
     })?;
-    found.sort_unstable();
-    Ok(found)
+    let follow_the_folder = numbers.is_empty();
+    for number in numbers {
+        if NumberFolder::read(&folder, &number)?.has_paths {
+            names.extend(child_of(name, &number));
+        }
+    }
+    names.sort_unstable();
+    Ok(Subfolders { names, follow_the_folder })
+}
+
+/// The path of `entry` beneath `name`, if it is one.
+fn child_of(name: &str, entry: &str) -> Option<String> {
+    let child = if name.is_empty() { entry.to_owned() } else { format!("{name}/{entry}") };
+    ObjectPath::new(&child).is_ok().then_some(child)
 }
 
 /// The paths at or below `prefix`, sorted.
@@ -72,24 +96,20 @@ pub(super) fn read_folder(root: &Root, name: &str) -> io::Result<Option<FolderEn
     };
     let is_path = ObjectPath::new(name).is_ok();
     let (mut numbers, mut children) = (Vec::new(), Vec::new());
-    let child_of = |entry: &str| {
-        let child = if name.is_empty() { entry.to_owned() } else { format!("{name}/{entry}") };
-        ObjectPath::new(&child).is_ok().then_some(child)
-    };
     for_each_entry(&folder, |entry, kind| {
         if kind != EntryKind::Folder {
             return;
         }
         match from_of(entry).is_some() && is_path {
             true => numbers.push(entry.to_owned()),
-            false => children.extend(child_of(entry)),
+            false => children.extend(child_of(name, entry)),
         }
     })?;
     let mut froms = Vec::with_capacity(numbers.len());
     for number in numbers {
         let NumberFolder { has_versions, has_paths } = NumberFolder::read(&folder, &number)?;
         if has_paths {
-            children.extend(child_of(&number));
+            children.extend(child_of(name, &number));
         }
         if has_versions {
             froms.push(number);
