@@ -281,6 +281,15 @@ pub enum CacheError {
         #[source]
         error: SourceError,
     },
+    /// The source did not make a change.
+    #[error("cannot change {path}")]
+    Change {
+        /// The path.
+        path: ObjectPath,
+        /// The error of the source.
+        #[source]
+        error: SourceError,
+    },
     /// A table needs more look-ups at the source than the limit.
     #[error("{path} would need more than {limit} look-ups for one table")]
     TooManyLookUps {
@@ -396,6 +405,7 @@ coded! { CacheError {
     Budget(error) => error,
     LookUp { error, .. } => error,
     Paths { error, .. } => error,
+    Change { error, .. } => error,
     Load { error, .. } => error,
     Pool(error) => error,
     Missing => NotFound 2010,

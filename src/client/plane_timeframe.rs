@@ -25,7 +25,7 @@ use crate::shm::{
     AskReason, ConsumerMark, LineNumber, LocalPlane, MetaHeader, PinnedTimeframe, TimeframeLook,
     TimeframeWait,
 };
-use crate::table::{Encoding, TableRequest};
+use crate::table::{Encoding, TableRequest, TimeframeMark};
 
 /// A timeframe for a consumer, in shared memory.
 #[derive(Debug)]
@@ -97,7 +97,8 @@ impl PlaneTables {
         // The table is not handed out without the report.
         let (session, line) = consumption.delivered()?;
         self.note_line(LineNumber::sent_later(session, &line)?);
-        let columns = TimeframeColumns::new(timeframe, schema);
+        let mark = TimeframeMark { timeframe, registration };
+        let columns = TimeframeColumns::new(mark, schema);
         let hold = Hold::Pinned(PinnedBlocks::of_timeframe(pinned));
         let request = request.clone().encoding(Encoding::RunEnd);
         let request = request.session(plane.attachment().session());

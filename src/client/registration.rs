@@ -100,7 +100,20 @@ impl Client {
         timeframe: u64,
         consumer: &str,
     ) -> Result<ConsumedAnswer, ClientError> {
-        let body = json!({"timeframe": timeframe, "consumer": consumer});
+        self.consumed_of(timeframe, consumer, None).await
+    }
+
+    /// Like [`consumed`](Self::consumed), for the table of a registration, if it is given.
+    pub(super) async fn consumed_of(
+        &self,
+        timeframe: u64,
+        consumer: &str,
+        registration: Option<u64>,
+    ) -> Result<ConsumedAnswer, ClientError> {
+        let mut body = json!({"timeframe": timeframe, "consumer": consumer});
+        if let Some(registration) = registration {
+            body["registration"] = registration.into();
+        }
         self.act("consumed", &body).await
     }
 

@@ -146,8 +146,8 @@ impl Table {
         hold: Hold,
         request: TableRequest,
     ) -> Self {
+        let consumption = Consumption::requested(&request, &schema);
         let (columns, schema) = (TableColumns::Decoded(columns), OnceLock::from(schema));
-        let consumption = Consumption::requested(&request);
         Self { schema, batches: OnceLock::new(), rows, columns, hold, request, consumption }
     }
 

@@ -142,6 +142,7 @@ impl Client {
         if consumption.is_of_an_earlier_registration() {
             return Err(ClientError::Dropped { timeframe: consumption.timeframe() });
         }
-        self.consumed(consumption.timeframe(), consumption.consumer()).await.map(|_| ())
+        let (timeframe, consumer) = (consumption.timeframe(), consumption.consumer());
+        self.consumed_of(timeframe, consumer, consumption.registration()).await.map(|_| ())
     }
 }

@@ -12,10 +12,7 @@ use arrow_schema::{Fields, Schema, SchemaRef};
 use super::cells::Cells;
 use super::error::ClientError;
 use crate::shm::{ColumnArrays, MetaHeader, PinnedTimeframe};
-use crate::table::ColumnRuns;
-
-/// Key of the timeframe in the metadata of a schema.
-const TIMEFRAME: &str = "iovcache.timeframe";
+use crate::table::{ColumnRuns, REGISTRATION, TIMEFRAME, TimeframeMark};
 
 /// The schema of the tables of timeframes with the same columns.
 #[derive(Debug)]
@@ -23,7 +20,7 @@ pub(super) struct TimeframeSchema {
     fields: Fields,
     /// Number of the first column with each name.
     numbers: HashMap<Box<str>, usize>,
-    /// Without the timeframe.
+    /// Without the timeframe and its registration.
     metadata: HashMap<String, String>,
 }
 
@@ -35,6 +32,7 @@ impl TimeframeSchema {
         let Schema { fields, metadata } = schema;
         let mut metadata: HashMap<String, String> = metadata.into();
         metadata.remove(TIMEFRAME);
+        metadata.remove(REGISTRATION);
         let mut numbers = HashMap::with_capacity(fields.len());
         for (number, field) in fields.iter().enumerate() {
             numbers.entry(field.name().as_str().into()).or_insert(number);
@@ -43,9 +41,10 @@ impl TimeframeSchema {
     }
 
     /// The schema of the table of a timeframe.
-    fn of_timeframe(&self, timeframe: u64) -> SchemaRef {
+    fn of_timeframe(&self, mark: TimeframeMark) -> SchemaRef {
         let mut metadata = self.metadata.clone();
-        metadata.insert(TIMEFRAME.to_owned(), timeframe.to_string());
+        metadata.insert(TIMEFRAME.to_owned(), mark.timeframe.to_string());
+        metadata.insert(REGISTRATION.to_owned(), mark.registration.to_string());
         Arc::new(Schema::new_with_metadata(self.fields.clone(), metadata))
     }
 }
@@ -53,21 +52,21 @@ impl TimeframeSchema {
 /// The columns of the table of a timeframe in shared memory.
 #[derive(Debug)]
 pub(super) struct TimeframeColumns {
-    timeframe: u64,
+    mark: TimeframeMark,
     schema: Arc<TimeframeSchema>,
     /// Each is decoded on first use.
     cells: Box<[OnceLock<Box<Cells>>]>,
 }
 
 impl TimeframeColumns {
-    pub(super) fn new(timeframe: u64, schema: Arc<TimeframeSchema>) -> Self {
+    pub(super) fn new(mark: TimeframeMark, schema: Arc<TimeframeSchema>) -> Self {
         let cells = (0..schema.fields.len()).map(|_| OnceLock::new()).collect();
-        Self { timeframe, schema, cells }
+        Self { mark, schema, cells }
     }
 
     /// The schema of the table.
     pub(super) fn schema(&self) -> SchemaRef {
-        self.schema.of_timeframe(self.timeframe)
+        self.schema.of_timeframe(self.mark)
     }
 
     pub(super) fn len(&self) -> usize {

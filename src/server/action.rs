@@ -20,8 +20,8 @@ use super::ticket;
 use crate::cache::{CacheError, Caller, LeaseId, Origin};
 use crate::error::Coded;
 use crate::table::{
-    CheckRequest, Consumed, DropTimeframe, Invalidate, NoFields, Prefetch, Release, RequestError,
-    TimelineRequest, action_types, parse_action,
+    CheckRequest, ConsumptionReport, DropTimeframe, Invalidate, NoFields, Prefetch, Release,
+    RequestError, TimelineRequest, action_types, parse_action,
 };
 
 /// The answer of an action: its bytes, or the error.
@@ -70,11 +70,11 @@ impl Service {
         // A missing body counts as an empty object.
         let body = if body.is_empty() { b"{}" } else { body };
         match name {
-            "consumed" => Ok(json_of(&cache.consumed_by(
-                &Consumed::parse(body)?,
-                &caller.origin,
-                &caller.budget,
-            )?)),
+            "consumed" => {
+                let ConsumptionReport { consumed, registration } = ConsumptionReport::parse(body)?;
+                let (origin, budget) = (&caller.origin, &caller.budget);
+                Ok(json_of(&cache.consumed_of(&consumed, registration, origin, budget)?))
+            }
             "prefetch" => {
                 let objects = cache.prefetch(&Prefetch::parse(body)?, caller).await?;
                 Ok(json_of(&json!({"objects": objects})))

@@ -38,7 +38,7 @@ pub struct Change {
 pub enum ChangeKind {
     /// Stores a new version.
     Upload {
-        /// Name of the uploaded file.
+        /// Name of the uploaded file; empty: it has none.
         file_name: String,
         /// Media type of the file.
         content_type: String,

@@ -20,11 +20,11 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 
 use super::claim::{ClaimError, select};
-use super::repository::Stage;
 use super::repository::{
     BUCKET_SCHEMES, Batch, Bucket, Durability, NewVersion, RepositoryError, RepositoryOptions,
     RepositorySource, RepositoryWriter, Stored,
 };
+use super::repository::{IndexedVersion, Stage};
 use super::{
     Body, BodyError, Problem, Source, SourceError, check_unlimited, folder_of, in_place, page_key,
 };
@@ -117,8 +117,8 @@ impl Destination {
     async fn stage(&self, version: NewVersion, file: PathBuf) -> Result<Staged, RepositoryError> {
         match self {
             Self::Bucket(bucket) => {
-                let (stored, stamp) = bucket.put_unindexed(&version, &file).await?;
-                Ok(Staged::Put(Box::new((stored, stamp))))
+                let put = bucket.put_unindexed(&version, &file).await?;
+                Ok(Staged::Put(Box::new(put)))
             }
             Self::Folder(writer) => {
                 let writer = Arc::clone(writer);
@@ -135,7 +135,7 @@ impl Destination {
 /// State of a version before its batch is committed.
 enum Staged {
     /// Stored in an object store, with the stamp of its objects for the index.
-    Put(Box<(Stored, u64)>),
+    Put(Box<(Stored, Option<IndexedVersion>)>),
     InFolder(Box<Stage>),
 }
 
@@ -256,9 +256,9 @@ impl Copied {
             let stored = done.and_then(|(stage, bytes)| match (stage, &mut batch) {
                 (Staged::InFolder(stage), Some(batch)) => Ok((batch.take(*stage)?.new, bytes)),
                 (Staged::Put(put), _) => {
-                    let (Stored { info, new }, stamp) = *put;
-                    added.extend(new.then_some((info, stamp)));
-                    Ok((new, bytes))
+                    let (stored, indexed) = *put;
+                    added.extend(indexed);
+                    Ok((stored.new, bytes))
                 }
                 (Staged::InFolder(_), None) => Ok((false, bytes)),
             });

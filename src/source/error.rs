@@ -1,6 +1,6 @@
 //! Errors of sources and bodies.
 
-use crate::error::coded;
+use crate::error::{ErrorKind, coded};
 use crate::object::{ObjectId, ObjectPath};
 
 /// Why a [`Body`](super::Body) cannot store bytes.
@@ -77,6 +77,27 @@ pub enum SourceError {
         /// The mistake, and the expected form.
         reason: String,
     },
+    /// A change that the source does not accept: an end that is not after the beginning, or metadata
+    /// that it reserves for itself. Nothing was changed.
+    #[error("{url} refuses {what}: {reason}")]
+    Refused {
+        /// URL of the source, without credentials.
+        url: String,
+        /// The change and its path.
+        what: String,
+        /// The fault of the change.
+        reason: String,
+    },
+    /// An upload has the id of another version. Nothing was stored.
+    #[error("{url} does not take {what}: {reason}")]
+    Exists {
+        /// URL of the source, without credentials.
+        url: String,
+        /// The upload and its path.
+        what: String,
+        /// The version that has the id.
+        reason: String,
+    },
     /// The body cannot store the bytes.
     #[error("{what} cannot be stored")]
     Body {
@@ -98,4 +119,21 @@ coded! { SourceError {
         BodyError::TooLarge { .. } => ErrorKind::ResourceExhausted,
         BodyError::NoRoom { .. } => ErrorKind::Unavailable,
     }) 3006,
+    Refused => InvalidArgument 3007,
+    Exists => AlreadyExists 3008,
 } }
+
+impl SourceError {
+    /// The error of a source at `url` about a change, by the kind of its cause.
+    pub(crate) fn of_change(kind: ErrorKind, url: &str, what: &str, reason: String) -> Self {
+        let (url, what) = (url.to_owned(), what.to_owned());
+        match kind {
+            ErrorKind::InvalidArgument => Self::Refused { url, what, reason },
+            ErrorKind::AlreadyExists => Self::Exists { url, what, reason },
+            ErrorKind::Unavailable | ErrorKind::DeadlineExceeded => {
+                Self::Down { url, what, reason }
+            }
+            _ => Self::Unusable { url, what, reason },
+        }
+    }
+}

@@ -33,27 +33,52 @@ pub enum Consumed {
     },
 }
 
-impl Consumed {
-    /// From `{"timeframe", "consumer"}` or `{"consumer", "oldest_possible"}`.
+/// Body of the action `consumed`: a [`Consumed`], and of one timeframe the registration whose table
+/// the consumer had, if it knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConsumptionReport {
+    pub(crate) consumed: Consumed,
+    /// `iovcache.registration` in the schema of the table.
+    pub(crate) registration: Option<u64>,
+}
+
+impl ConsumptionReport {
+    /// From `{"timeframe", "consumer", "registration"?}` or `{"consumer", "oldest_possible"}`.
     ///
     /// # Errors
     /// [`RequestError`]: no JSON of one of these forms, or an unknown field, which it names.
-    pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, RequestError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Raw {
             timeframe: Option<u64>,
             oldest_possible: Option<u64>,
             consumer: String,
+            registration: Option<u64>,
         }
         const FIELDS: &str = "timeframe, oldest_possible";
-        let Raw { timeframe, oldest_possible, consumer } = parse_json("consumed", json)?;
-        match (timeframe, oldest_possible) {
-            (Some(timeframe), None) => Ok(Self::One { timeframe, consumer }),
-            (None, Some(oldest_possible)) => Ok(Self::Below { oldest_possible, consumer }),
-            (None, None) => Err(RequestError::NoneOf { fields: FIELDS }),
-            (Some(_), Some(_)) => Err(RequestError::TooMany { fields: FIELDS }),
-        }
+        let Raw { timeframe, oldest_possible, consumer, registration } =
+            parse_json("consumed", json)?;
+        let consumed = match (timeframe, oldest_possible) {
+            (Some(timeframe), None) => Consumed::One { timeframe, consumer },
+            (None, Some(_)) if registration.is_some() => {
+                return Err(RequestError::TooMany { fields: "oldest_possible, registration" });
+            }
+            (None, Some(oldest_possible)) => Consumed::Below { oldest_possible, consumer },
+            (None, None) => return Err(RequestError::NoneOf { fields: FIELDS }),
+            (Some(_), Some(_)) => return Err(RequestError::TooMany { fields: FIELDS }),
+        };
+        Ok(Self { consumed, registration })
+    }
+}
+
+impl Consumed {
+    /// From `{"timeframe", "consumer"}` or `{"consumer", "oldest_possible"}`.
+    ///
+    /// # Errors
+    /// [`RequestError`]: no JSON of one of these forms, or an unknown field, which it names.
+    pub fn parse(json: &[u8]) -> Result<Self, RequestError> {
+        ConsumptionReport::parse(json).map(|report| report.consumed)
     }
 }
 

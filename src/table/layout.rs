@@ -16,9 +16,19 @@ const URL: &str = "url";
 const EXTENSION_NAME: &str = "ARROW:extension:name";
 const EXTENSION: &str = "iovcache.metaheader";
 /// Keys of the schema's metadata whose values differ from table to table.
-pub(super) const TIMEFRAME: &str = "iovcache.timeframe";
+pub(crate) const TIMEFRAME: &str = "iovcache.timeframe";
+pub(crate) const REGISTRATION: &str = "iovcache.registration";
 pub(super) const LEASE: &str = "iovcache.lease";
 pub(crate) const VERSIONS: &str = "iovcache.versions";
+
+/// A timeframe in the metadata of a table's schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeframeMark {
+    /// Id of the timeframe.
+    pub timeframe: u64,
+    /// Number of its registration, unique within the epoch: an id can be registered again.
+    pub registration: u64,
+}
 
 /// Metadata of a table's schema.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,8 +37,8 @@ pub struct TableMetadata {
     pub epoch: String,
     /// Path of the attach socket.
     pub attach: Option<String>,
-    /// Id of the timeframe.
-    pub timeframe: Option<u64>,
+    /// The timeframe.
+    pub timeframe: Option<TimeframeMark>,
     /// Id of the lease that keeps the objects.
     pub lease: Option<String>,
     /// Digest of which versions serve which rows.
@@ -40,8 +50,8 @@ pub struct TableMetadata {
 /// Values that differ in the schemas of tables with one layout.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct TableMarks<'a> {
-    /// Id of the timeframe.
-    pub(crate) timeframe: Option<u64>,
+    /// The timeframe.
+    pub(crate) timeframe: Option<TimeframeMark>,
     /// Id of the lease.
     pub(crate) lease: Option<&'a str>,
     /// Digest of which versions serve which rows.
@@ -79,7 +89,8 @@ impl TableMetadata {
             ("iovcache.version", Some(env!("CARGO_PKG_VERSION").to_owned())),
             ("iovcache.epoch", Some(self.epoch.clone())),
             ("iovcache.attach", self.attach.clone()),
-            (TIMEFRAME, self.timeframe.map(|timeframe| timeframe.to_string())),
+            (TIMEFRAME, self.timeframe.map(|mark| mark.timeframe.to_string())),
+            (REGISTRATION, self.timeframe.map(|mark| mark.registration.to_string())),
             (LEASE, self.lease.clone()),
             (VERSIONS, self.versions.clone()),
         ];

@@ -53,6 +53,7 @@ mod text_runs;
 mod timeline_page;
 
 #[doc(hidden)]
+pub(crate) use action::ConsumptionReport;
 pub use action::action_types;
 pub use action::{
     Consumed, ConsumedAnswer, DropTimeframe, Invalidate, NoFields, Prefetch, PutAnswer, Register,
@@ -84,7 +85,9 @@ pub(crate) use ipc::BatchMessages;
 pub use ipc::{Message, MessageWriter};
 pub use key_rows::{KeyColumns, KeyError, TableRows, key_names};
 pub use layout::TableMetadata;
-pub(crate) use layout::{TableLayout, TableMarks, VERSIONS};
+pub(crate) use layout::{
+    REGISTRATION, TIMEFRAME, TableLayout, TableMarks, TimeframeMark, VERSIONS,
+};
 pub use limits::RequestLimits;
 pub use lock_file::LockEntry;
 pub use part::Part;

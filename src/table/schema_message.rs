@@ -14,12 +14,14 @@ use arrow_ipc::root_as_message;
 use bytes::Bytes;
 
 use super::ipc::{Message, MessageWriter};
-use super::layout::{LEASE, TIMEFRAME, TableLayout, TableMarks, TableMetadata, VERSIONS};
+use super::layout::{
+    LEASE, REGISTRATION, TIMEFRAME, TableLayout, TableMarks, TableMetadata, TimeframeMark, VERSIONS,
+};
 
 /// Length of the name of a lease, and of a digest.
 const TEXT_ROOM: usize = 32;
 /// Maximum number of digits of a u64.
-const TIMEFRAME_ROOM: usize = 20;
+const NUMBER_ROOM: usize = 20;
 /// Bytes of the length that precedes a text in a flatbuffer.
 const LENGTH_BYTES: usize = size_of::<u32>();
 
@@ -29,6 +31,7 @@ pub(crate) struct SchemaMessage {
     bytes: Vec<u8>,
     lease: Option<Range<usize>>,
     timeframe: Option<Range<usize>>,
+    registration: Option<Range<usize>>,
     versions: Option<Range<usize>>,
 }
 
@@ -36,25 +39,28 @@ impl SchemaMessage {
     /// For tables with the layout `layout`: with a timeframe if `layout` has one, and so for lease and
     /// digest. Their values are ignored.
     pub(crate) fn new(layout: &TableLayout) -> Self {
+        let longest = TimeframeMark { timeframe: u64::MAX, registration: u64::MAX };
         let meta = TableMetadata {
             lease: layout.meta.lease.as_ref().map(|_| "-".repeat(TEXT_ROOM)),
             versions: layout.meta.versions.as_ref().map(|_| "-".repeat(TEXT_ROOM)),
-            timeframe: layout.meta.timeframe.map(|_| u64::MAX),
+            timeframe: layout.meta.timeframe.map(|_| longest),
             ..layout.meta.clone()
         };
         let layout = TableLayout { meta, ..layout.clone() };
         let (_, message) = MessageWriter::begin(&layout.schema());
         let bytes = message.header.to_vec();
-        let [lease, timeframe, versions] =
-            [LEASE, TIMEFRAME, VERSIONS].map(|key| place(&bytes, key));
-        Self { bytes, lease, timeframe, versions }
+        let [lease, timeframe, registration, versions] =
+            [LEASE, TIMEFRAME, REGISTRATION, VERSIONS].map(|key| place(&bytes, key));
+        Self { bytes, lease, timeframe, registration, versions }
     }
 
     /// Schema message of a table with these marks; `None` if they do not fit into their places.
     pub(crate) fn message(&self, marks: TableMarks<'_>) -> Option<Message> {
         let mut bytes = self.bytes.clone();
-        let digits = marks.timeframe.map(|timeframe| timeframe.to_string());
-        write(&mut bytes, self.timeframe.as_ref(), digits.as_deref(), TIMEFRAME_ROOM)?;
+        let timeframe = marks.timeframe.map(|mark| mark.timeframe.to_string());
+        write(&mut bytes, self.timeframe.as_ref(), timeframe.as_deref(), NUMBER_ROOM)?;
+        let registration = marks.timeframe.map(|mark| mark.registration.to_string());
+        write(&mut bytes, self.registration.as_ref(), registration.as_deref(), NUMBER_ROOM)?;
         write(&mut bytes, self.lease.as_ref(), marks.lease, TEXT_ROOM)?;
         write(&mut bytes, self.versions.as_ref(), marks.versions, TEXT_ROOM)?;
         Some(Message::new(bytes.into(), Bytes::new()))
@@ -104,6 +110,10 @@ mod tests {
     use crate::object::ObjectPath;
     use crate::table::{CellKind, ColumnPath, Encoding, View};
 
+    fn mark((timeframe, registration): (u64, u64)) -> TimeframeMark {
+        TimeframeMark { timeframe, registration }
+    }
+
     fn layout(TableMarks { timeframe, lease, versions }: TableMarks<'_>) -> TableLayout {
         let path = ColumnPath::One(ObjectPath::new("TPC/Calib/VDriftTgl").unwrap());
         TableLayout {
@@ -130,7 +140,8 @@ mod tests {
     #[test]
     fn values_written_into_a_message_read_as_if_it_had_been_encoded() {
         let texts = [None, Some("0123456789abcdef0123456789abcdef"), Some("short"), Some("")];
-        for timeframe in [None, Some(0), Some(42), Some(u64::MAX)] {
+        let numbers = [None, Some((0, 1)), Some((42, u64::MAX)), Some((u64::MAX, 7))];
+        for timeframe in numbers.map(|one| one.map(mark)) {
             for (lease, versions) in texts.iter().flat_map(|one| texts.map(|other| (*one, other))) {
                 let marks = TableMarks { timeframe, lease, versions };
                 let layout = layout(marks);
@@ -141,7 +152,7 @@ mod tests {
                 assert_eq!(schema, *layout.schema());
                 // The next message has only its own values.
                 let marks = TableMarks {
-                    timeframe: timeframe.map(|_| 7),
+                    timeframe: timeframe.map(|_| mark((7, 12345))),
                     lease: lease.map(|_| "next"),
                     versions: versions.map(|_| "digest"),
                 };
@@ -159,7 +170,7 @@ mod tests {
         let long = "x".repeat(TEXT_ROOM + 1);
         let marks = TableMarks { lease: Some("lease"), ..TableMarks::default() };
         let made = SchemaMessage::new(&layout(marks));
-        assert_eq!(made.message(TableMarks { timeframe: Some(1), ..marks }), None);
+        assert_eq!(made.message(TableMarks { timeframe: Some(mark((1, 2))), ..marks }), None);
         assert_eq!(made.message(TableMarks { versions: Some("digest"), ..marks }), None);
         assert_eq!(made.message(TableMarks::default()), None);
         assert_eq!(made.message(TableMarks { lease: Some(&long), ..marks }), None);

@@ -11,6 +11,7 @@ use arrow_ipc::reader::StreamReader;
 use arrow_schema::{DataType, SchemaRef};
 use proptest::prelude::*;
 
+use super::layout::TimeframeMark;
 use super::*;
 use crate::index::Timestamps;
 use crate::interval::{Timestamp, ValidityInterval};
@@ -111,7 +112,7 @@ fn layout(
         meta: TableMetadata {
             epoch: "0123456789abcdef".to_owned(),
             attach: Some("/run/iovcache/attach.sock".to_owned()),
-            timeframe: Some(42),
+            timeframe: Some(TimeframeMark { timeframe: 42, registration: 7 }),
             lease: Some("lease".to_owned()),
             versions: None,
             requested: SchemaMetadata::default(),
@@ -325,6 +326,7 @@ fn metadata_say_what_a_column_is_and_where_to_attach() {
             ("iovcache.epoch", "0123456789abcdef"),
             ("iovcache.attach", "/run/iovcache/attach.sock"),
             ("iovcache.timeframe", "42"),
+            ("iovcache.registration", "7"),
             ("iovcache.lease", "lease"),
         ] {
             assert_eq!(schema.metadata()[key], value);

@@ -2,7 +2,7 @@
 
 use iovcache::client::{Client, TableRequest};
 
-use super::common::{Random, Service};
+use super::common::{Random, Service, run_well};
 use super::fake_ccdb::{FakeCcdb, Kind, Upload};
 use super::{address, before};
 
@@ -64,4 +64,49 @@ async fn a_service_over_another_gives_equal_tables_for_random_timestamps() {
     let client = Client::connect(&seconds[0].1.unix()).await.unwrap();
     let paths: Vec<String> = client.paths("").await.unwrap().into_iter().map(|p| p.path).collect();
     assert_eq!(paths, PATHS);
+}
+
+/// Of several sources the first with a valid version decides, whenever it was created; a listing
+/// does not tell which version is of which source.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_over_one_with_several_sources_serves_the_versions_of_its_first_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = folder.path().join("object");
+    let sources: Vec<String> = (0..2)
+        .map(|n| {
+            let repository = folder.path().join(n.to_string());
+            std::fs::create_dir(&repository).unwrap();
+            // In the second source the versions were created later.
+            for (path, from, until) in
+                [("A/One", 100, 300), ("A/One", 500, 600), ("A/Two", 0, 1000), ("B", 200, 400)]
+            {
+                let (from, until) = (from + 50 * n, until + 50 * n);
+                std::fs::write(&object, format!("{path} {from} of {n}")).unwrap();
+                let times = [("--from", from), ("--until", until), ("--created", 1 + n)];
+                let times = times.map(|(name, time)| format!("{name}={time}"));
+                let [repository, object] = [&repository, &object].map(|p| p.to_str().unwrap());
+                let mut all = vec!["put", "--repository", repository, path, object];
+                all.extend(times.iter().map(String::as_str));
+                run_well(&all);
+            }
+            format!("file://{}", repository.display())
+        })
+        .collect();
+    let first = Service::start(&[
+        "--source",
+        &sources[0],
+        "--source",
+        &sources[1],
+        "--ccdb",
+        "127.0.0.1:0",
+    ]);
+    let source = format!("http://{}", address(&first));
+    let second = Service::start(&["--source", &source, "--refresh", "10s"]);
+    // Not far outside of the intervals: a path that is asked by time is given up after many times
+    // without a version.
+    let times: Vec<i64> = (9..68).flat_map(|n| [10 * n - 1, 10 * n]).collect();
+    let expected = rows(&first, &times).await;
+    assert!(expected.iter().flatten().any(|(bytes, _)| bytes.ends_with("of 0")));
+    assert!(expected.iter().flatten().any(|(bytes, _)| bytes.ends_with("of 1")));
+    assert_eq!(rows(&second, &times).await, expected);
 }

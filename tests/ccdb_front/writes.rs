@@ -502,3 +502,91 @@ async fn an_encoded_equals_sign_is_part_of_a_name_and_the_first_value_of_a_key_c
     assert_eq!(folder.store("Test/M", 1, 100, "", b"x").status, 201);
     assert_eq!(folder.ask("PUT", "/Test/M/50?=v").status, 304);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_before_the_beginning_is_a_bad_request_and_changes_nothing() {
+    for writable in Writable::each().await {
+        let front = address(&writable.service);
+        let stored = writable.store("Test/R", 1000, 5000, "", b"x");
+        let id = stored.get("ETag").unwrap().trim_matches('"').to_owned();
+        for target in [
+            "/Test/R/3000/500?k=v".to_owned(),
+            "/Test/R/3000/1000?k=v".to_owned(),
+            "/Test/R/1000/-7/ObjectType=TH1F".to_owned(),
+            format!("/Test/R/3000/999/{id}?k=v"),
+        ] {
+            assert_eq!(broken_off(&front, "PUT", &target, ""), (400, true), "{target}");
+        }
+        for at in [1000, 4999] {
+            let found = writable.retrieve("Test/R", at).unwrap();
+            assert_eq!((found.get("Valid-Until"), found.get("k")), (Some("5000"), None));
+        }
+        // An end that lies before the time in the address is allowed: the version begins earlier.
+        assert_eq!(writable.ask("PUT", "/Test/R/3000/2000?k=v").status, 204);
+        assert_eq!(writable.retrieve("Test/R", 1999).unwrap().get("k"), Some("v"));
+        assert!(writable.retrieve("Test/R", 2000).is_none());
+        assert_eq!(broken_off(&front, "POST", "/Test/R/7/7", ""), (400, true));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_refuses_reserved_metadata_and_another_content_of_an_id() {
+    let id = Uuid::from_bytes([9; 16]);
+    for writable in [Writable::over_a_repository(), Writable::over_an_object_store()] {
+        let front = address(&writable.service);
+        for key in ["CreateTime", "OriginalFileName", "ValidUntil"] {
+            let target = format!("/Test/K/1/100/{key}=5");
+            assert_eq!(broken_off(&front, "POST", &target, ""), (400, true), "{key}");
+        }
+        assert_eq!(writable.list("Test/K").0, 0);
+        let target = format!("/Test/K/1/100/{id}");
+        assert_eq!(post(&front, &target, b"one", "").status, 201);
+        assert_eq!(broken_off(&front, "POST", &target, ""), (409, true));
+        assert_eq!(writable.retrieve("Test/K", 50).unwrap().text(), "one");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_without_a_value_are_not_stored() {
+    for writable in Writable::each().await {
+        assert_eq!(writable.store("Test/M", 1, 100, "k=/l=v/m=%20", b"x").status, 201);
+        let found = writable.retrieve("Test/M", 50).unwrap();
+        assert_eq!((found.get("k"), found.get("l"), found.get("m")), (None, Some("v"), None));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_name_of_an_uploaded_file_is_shown_or_else_the_id() {
+    for writable in [Writable::over_a_repository(), Writable::over_an_object_store()] {
+        let front = address(&writable.service);
+        let names = [
+            ("; filename=\"plain.root\"", Some(("plain.root", "plain.root"))),
+            ("; filename=\"a\\\"b.root\"", Some(("a\\\"b.root", "a\"b.root"))),
+            ("; filename=\"\"", None),
+            ("", None),
+        ];
+        for (n, (parameter, expected)) in names.into_iter().enumerate() {
+            let body = format!(
+                "--B\r\nContent-Disposition: form-data; name=\"send\"{parameter}\r\n\r\nx\r\n--B--\r\n"
+            );
+            let path = format!("Test/F{n}");
+            let head = format!(
+                "POST /{path}/1/100 HTTP/1.1\r\nHost: here\r\nContent-Type: \
+                 multipart/form-data; boundary=B\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            let mut connection = Connection::open(&front);
+            connection.send(&[head.as_bytes(), body.as_bytes()].concat());
+            let stored = connection.receive(false);
+            assert_eq!(stored.status, 201, "{parameter}: {}", stored.text());
+            let id = stored.get("ETag").unwrap().trim_matches('"').to_owned();
+            let (header, name) = expected.unwrap_or((&id, &id));
+            let found = writable.retrieve(&path, 50).unwrap();
+            let disposition = format!("inline;filename=\"{header}\"");
+            assert_eq!(found.get("Content-Disposition"), Some(&*disposition));
+            let json = [("Accept", "application/json")];
+            let listed = get(&front, &format!("/browse/{path}"), &json).json();
+            assert_eq!(listed["objects"][0]["fileName"], name, "{parameter}");
+        }
+    }
+}

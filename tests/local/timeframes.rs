@@ -288,6 +288,34 @@ fn an_id_that_is_registered_again_is_another_timeframe() {
 }
 
 #[test]
+fn the_report_of_a_requested_table_does_not_consume_a_later_registration_of_its_id() {
+    let (service, _repository) = service(&[("A/B", (0, 10), 1), ("A/B", (10, 20), 2)], &[]);
+    for url in [service.unix(), service.tcp()] {
+        let consumer = Consumer::new(&url, "a");
+        let requested = || {
+            let request = TableRequest::new().timeframe(1).consumer("a");
+            let table = consumer.runtime.block_on(consumer.client.table(request)).unwrap();
+            assert!(!table.is_local());
+            table
+        };
+        register(&consumer, 1, &[5], &["a"]);
+        let held = requested();
+        let body = serde_json::json!({"timeframe": 1});
+        let dropped = consumer.client.act::<serde_json::Value>("drop_timeframe", &body);
+        consumer.runtime.block_on(dropped).unwrap();
+        register(&consumer, 1, &[15], &["a"]);
+        let error = consume(&consumer, held).unwrap_err();
+        assert_eq!(error.kind(), iovcache::error::ErrorKind::NotFound, "{error}");
+        let status = consumer.runtime.block_on(consumer.client.status()).unwrap();
+        assert_eq!(status.timeframes[0].consumers["a"], ConsumerState::Waiting);
+        consume(&consumer, requested()).unwrap();
+        let status = consumer.runtime.block_on(consumer.client.status()).unwrap();
+        assert!(status.timeframes.is_empty());
+    }
+    service.adds_up();
+}
+
+#[test]
 fn a_table_in_hand_keeps_its_objects_though_its_timeframe_is_dropped() {
     let (service, _repository) = service(&[("A/B", (0, 100), 1), ("A/C", (0, 100), 1)], &[]);
     let consumer = Consumer::with_local_tables(&service.unix(), "a");

@@ -18,6 +18,7 @@ use crate::object::{ObjectId, ObjectInfo};
 use crate::source::in_place;
 use crate::table::{
     BatchMessages, Batches, Content, EncodeError, Message, MessageWriter, Objects, TableMarks,
+    TimeframeMark,
 };
 
 /// From this number of rows on, a pass over them does not block other tasks of the thread.
@@ -31,7 +32,7 @@ const MANY_ROWS: u64 = 1 << 16;
 pub struct Answer {
     pub(super) table_schema: Arc<TableSchema>,
     pub(super) content: Content,
-    pub(super) timeframe: Option<u64>,
+    pub(super) timeframe: Option<TimeframeMark>,
     pub(super) lease: LeaseId,
     /// Stops the messages when the lease ends.
     pub(super) gate: Arc<Gate>,
@@ -55,8 +56,8 @@ impl Answer {
 
     /// The table's schema: a field per column with the metadata `url` (its object path), in the
     /// encoding and with the cells that the request names. Its own metadata are `iovcache.version`,
-    /// `iovcache.epoch`, and, where they apply, `iovcache.attach`, `iovcache.timeframe`,
-    /// `iovcache.lease` and, with cells that do not name their versions, `iovcache.versions`.
+    /// `iovcache.epoch`, and, where they apply, `iovcache.attach`, `iovcache.timeframe` with
+    /// `iovcache.registration`, `iovcache.lease` and, with cells that do not name their versions, `iovcache.versions`.
     pub fn schema(&self) -> SchemaRef {
         self.table_schema.layout.schema_of(&self.table_schema.schema, self.marks())
     }

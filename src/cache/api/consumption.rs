@@ -21,6 +21,21 @@ impl Cache {
         origin: &Origin,
         budget: &ClientBudget,
     ) -> Result<ConsumedAnswer, CacheError> {
+        self.consumed_of(consumed, None, origin, budget)
+    }
+
+    /// Like [`consumed_by`](Self::consumed_by). A timeframe must be that of the registration, if one is
+    /// given.
+    ///
+    /// # Errors
+    /// As [`consumed_by`](Self::consumed_by).
+    pub(crate) fn consumed_of(
+        &self,
+        consumed: &Consumed,
+        registration: Option<u64>,
+        origin: &Origin,
+        budget: &ClientBudget,
+    ) -> Result<ConsumedAnswer, CacheError> {
         let (Consumed::One { consumer, .. } | Consumed::Below { consumer, .. }) = consumed;
         self.0.leases.check_consumer(consumer, origin)?;
         if let (
@@ -31,7 +46,7 @@ impl Cache {
         {
             self.0.timeframes.set_watermark_back(consumer, *oldest_possible);
         }
-        self.report_consumed(consumed, None, budget)
+        self.report_consumed(consumed, registration, budget)
     }
 
     /// Reports that a consumer has consumed one timeframe, or all timeframes below an id.

@@ -131,6 +131,11 @@ impl Cache {
         Ok(listing.versions.clone())
     }
 
+    /// Whether of all versions of a path that are valid at a time, the one created last is in effect.
+    pub(crate) fn decides_by_creation(&self, path: &ObjectPath) -> bool {
+        self.0.catalog.source().decides_by_creation(path)
+    }
+
     /// The target for changes of a path.
     pub(crate) fn write_target(&self, path: &ObjectPath) -> WriteTarget {
         self.0.catalog.source().write_target(path)
@@ -140,7 +145,7 @@ impl Cache {
     /// the contents of an upload.
     ///
     /// # Errors
-    /// [`CacheError::Paths`] with the error of the source
+    /// [`CacheError::Change`] with the error of the source
     /// ([`NotAllowed`](crate::source::SourceError::NotAllowed) if it only reads),
     /// [`CacheError::Draining`].
     pub async fn change(
@@ -155,8 +160,7 @@ impl Cache {
             self.0.objects.forget_names(&change.path);
         }
         self.invalidate(&change.path);
-        let path = || change.path.to_string();
-        changed.map_err(|error| CacheError::Paths { prefix: path(), error })
+        changed.map_err(|error| CacheError::Change { path: change.path.clone(), error })
     }
 
     /// The folders one level below a path (`""`: the root), as full paths, sorted.

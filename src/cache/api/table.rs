@@ -33,8 +33,8 @@ use crate::interval::ValidityInterval;
 use crate::object::Query;
 use crate::shm::Pool;
 use crate::table::{
-    ColumnRequest, Columns, Content, Request, RequestError, TableBody, TableMarks, TableRows, View,
-    When, key_names,
+    ColumnRequest, Columns, Content, Request, RequestError, TableBody, TableMarks, TableRows,
+    TimeframeMark, View, When, key_names,
 };
 
 /// The rows of a requested table.
@@ -47,9 +47,9 @@ enum RowSource {
 }
 
 impl RowSource {
-    fn timeframe(&self) -> Option<u64> {
+    fn timeframe(&self) -> Option<TimeframeMark> {
         match self {
-            Self::Timeframe(timeframe) => Some(timeframe.id()),
+            Self::Timeframe(timeframe) => Some(timeframe.mark()),
             Self::Timestamps(_) | Self::Range(_) | Self::Run => None,
         }
     }
@@ -347,7 +347,7 @@ impl Cache {
         found: PinnedTable,
         table_schema: Arc<TableSchema>,
         lease: LeaseId,
-        timeframe: Option<u64>,
+        timeframe: Option<TimeframeMark>,
         of_stream: bool,
     ) -> Answer {
         let rows = found.rows();

@@ -27,7 +27,9 @@ use crate::cache::tables::plan_objects::content_of;
 use crate::clock::{Clock, Moment};
 use crate::shm::{BlockLocation, ConsumerMark};
 use crate::sync::{Mutex, MutexGuard};
-use crate::table::{ColumnRequest, ConsumerState, Content, TimeframeState, TimeframeStatus};
+use crate::table::{
+    ColumnRequest, ConsumerState, Content, TimeframeMark, TimeframeState, TimeframeStatus,
+};
 
 /// The content of a registered timeframe.
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub(crate) enum LoadState {
 #[derive(Debug)]
 pub(crate) struct Timeframe {
     pub(crate) registration: Registration,
+    /// Number of the registration, unique within the epoch.
+    number: u64,
     load: watch::Sender<LoadState>,
     /// Its reservation until its objects are pinned.
     claim: Mutex<Claim>,
@@ -92,6 +96,7 @@ impl TimeframeConsumer {
 impl Timeframe {
     pub(super) fn new(
         registration: Registration,
+        number: u64,
         claim: Claim,
         clock: Clock,
         publication: Option<TimeframePublication>,
@@ -101,7 +106,17 @@ impl Timeframe {
         let consumers = Mutex::new(consumers.collect());
         let (load, claim) = (watch::Sender::new(LoadState::Loading), Mutex::new(claim));
         let (earlier, has_failed) = (Mutex::default(), AtomicBool::new(false));
-        Self { registration, load, claim, clock, consumers, earlier, publication, has_failed }
+        Self {
+            registration,
+            number,
+            load,
+            claim,
+            clock,
+            consumers,
+            earlier,
+            publication,
+            has_failed,
+        }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, TimeframeConsumer>> {
@@ -230,9 +245,14 @@ impl Timeframe {
         self.publication.as_ref()?.location()
     }
 
-    /// Whether a consumer that took its table from shared memory took the one of this registration.
+    /// Whether a table that a consumer has is the one of this registration.
     pub(crate) fn is_registration(&self, number: u64) -> bool {
-        self.publication.as_ref().is_some_and(|one| one.registration() == number)
+        self.number == number
+    }
+
+    /// The timeframe in the schema of its tables.
+    pub(crate) fn mark(&self) -> TimeframeMark {
+        TimeframeMark { timeframe: self.id(), registration: self.number }
     }
 
     /// Tells consumers that read the directory about the progress of one of them.

@@ -33,7 +33,7 @@ use crate::shm::{
     TimeframeParts,
 };
 use crate::sync::{Mutex, MutexGuard};
-use crate::table::{TableMarks, column_parts};
+use crate::table::{TableMarks, TimeframeMark, column_parts};
 
 /// One part in this many of the memory can hold tables of timeframes.
 const MEMORY_SHARE: u64 = 8;
@@ -44,7 +44,6 @@ pub(crate) struct TimeframePublisher {
     residency: Arc<Residency>,
     /// Bytes of shared memory that all tables take.
     table_bytes: Arc<AtomicU64>,
-    registrations: AtomicU64,
     /// Pins of published tables, for the check of all pins: a slot can keep them after the drop.
     pins: Mutex<Vec<Weak<PinSet>>>,
 }
@@ -80,13 +79,7 @@ pub(crate) struct TableContent<'a> {
 
 impl TimeframePublisher {
     pub(crate) fn new(publisher: Arc<Publisher>, residency: Arc<Residency>) -> Arc<Self> {
-        Arc::new(Self {
-            publisher,
-            residency,
-            table_bytes: Arc::default(),
-            registrations: AtomicU64::new(1),
-            pins: Mutex::default(),
-        })
+        Arc::new(Self { publisher, residency, table_bytes: Arc::default(), pins: Mutex::default() })
     }
 
     /// Bytes of shared memory that all tables take.
@@ -117,7 +110,8 @@ impl TimeframePublisher {
         let encoded = assembled.encoded(schema, &content_of(plan, assembled)).ok()??;
         let [batch] = &encoded[..] else { return None };
         let columns = column_parts(&batch.batch, assembled.columns.len())?;
-        let marks = TableMarks { timeframe: Some(timeframe), ..TableMarks::default() };
+        let mark = TimeframeMark { timeframe, registration };
+        let marks = TableMarks { timeframe: Some(mark), ..TableMarks::default() };
         let schema_message = schema.schema_message.message(marks)?;
         let pins = assembled.pins.pins();
         let intervals = intervals_of(plan, pins, &columns, &batch.batch.body);
@@ -205,18 +199,16 @@ struct PublicationState {
 }
 
 impl TimeframePublication {
-    pub(crate) fn new(publisher: &Arc<TimeframePublisher>, timeframe: u64) -> Self {
-        let registration = publisher.registrations.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn new(
+        publisher: &Arc<TimeframePublisher>,
+        timeframe: u64,
+        registration: u64,
+    ) -> Self {
         Self { publisher: Arc::clone(publisher), timeframe, registration, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, PublicationState> {
         self.state.lock()
-    }
-
-    /// Number of the registration, unique within the epoch.
-    pub(crate) fn registration(&self) -> u64 {
-        self.registration
     }
 
     /// Takes an entry of the directory, if a session reads it. Whether a table is still to be made.

@@ -42,6 +42,8 @@ pub(crate) struct Timeframes {
 struct TimeframeMap {
     in_flight: BTreeMap<u64, Arc<Timeframe>>,
     watermarks: Watermarks,
+    /// Number of registrations so far.
+    registrations: u64,
 }
 
 /// The result of a registration.
@@ -67,10 +69,10 @@ impl Timeframes {
     }
 
     /// The publication of a new timeframe.
-    fn publication(&self, timeframe: u64) -> Option<TimeframePublication> {
+    fn publication(&self, timeframe: u64, number: u64) -> Option<TimeframePublication> {
         let is_withdrawn = self.withdrawn.load(Ordering::Acquire);
         let publisher = self.publisher.get().filter(|_| !is_withdrawn)?;
-        Some(TimeframePublication::new(publisher, timeframe))
+        Some(TimeframePublication::new(publisher, timeframe, number))
     }
 
     /// Publishes all timeframes, for a session that begins to read the directory.
@@ -122,9 +124,10 @@ impl Timeframes {
         if let Some(timeframe) = state.known(&registration)? {
             return Ok(Registered::Known(timeframe));
         }
-        let publication = self.publication(registration.timeframe);
-        let timeframe = Timeframe::new(registration, claim, self.clock.clone(), publication);
-        let timeframe = Arc::new(timeframe);
+        let number = state.next_registration();
+        let publication = self.publication(registration.timeframe, number);
+        let clock = self.clock.clone();
+        let timeframe = Arc::new(Timeframe::new(registration, number, claim, clock, publication));
         self.counters.timeframes_registered.add(1);
         let mut done = false;
         for name in &timeframe.registration.consumers {
@@ -323,6 +326,12 @@ impl Reclaimable for Timeframes {
 }
 
 impl TimeframeMap {
+    /// The number of the next registration.
+    fn next_registration(&mut self) -> u64 {
+        self.registrations += 1;
+        self.registrations
+    }
+
     /// Takes a timeframe out of those in flight. No consumer finds it any more.
     fn remove(&mut self, timeframe: u64) -> Option<Arc<Timeframe>> {
         let removed = self.in_flight.remove(&timeframe)?;

@@ -24,7 +24,7 @@ use crate::source::{Policies, WhenMissing};
 use crate::sync::RwLock;
 use crate::table::{
     CellKind, ColumnRequest, Dictionaries, Encoding, Missing, Request, SchemaMessage,
-    SchemaMetadata, TableLayout, TableMarks, TableMetadata, View,
+    SchemaMetadata, TableLayout, TableMarks, TableMetadata, TimeframeMark, View,
 };
 
 /// Maximum number of interned sets of columns,
@@ -92,6 +92,9 @@ impl ColumnSet {
         bytes
     }
 }
+
+/// In the place of each table's own.
+const PLACEHOLDER: TimeframeMark = TimeframeMark { timeframe: 0, registration: 0 };
 
 /// The schema of tables with the same columns and form.
 #[derive(Debug)]
@@ -252,7 +255,7 @@ impl TableSchema {
         let meta = TableMetadata {
             epoch: instance.epoch.to_string(),
             attach: instance.attach.map(|path| path.display().to_string()),
-            timeframe: key.timeframe.then_some(0),
+            timeframe: key.timeframe.then_some(PLACEHOLDER),
             lease: key.lease.then(String::new),
             versions: key.names_versions().then(String::new),
             requested: key.requested.clone(),

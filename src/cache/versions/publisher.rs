@@ -52,6 +52,8 @@ const WORK_TIME: Duration = Duration::from_millis(5);
 const WORK_SHARE: u32 = 5;
 /// Interval at which samples are taken from the pins pages.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(200);
+/// Like [`SAMPLE_PAUSE`], while there are no pages: each wake-up of an idle service costs time.
+const IDLE_SAMPLE_PAUSE: Duration = Duration::from_secs(1);
 /// Largest number of versions of a timeline for which missing links are looked up.
 const LOOKED_UP_VERSIONS: usize = 10_000;
 
@@ -434,7 +436,8 @@ impl Publisher {
     /// Samples the pins pages for the spans that consumers use. Runs until it is dropped.
     pub(crate) async fn take_samples(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(SAMPLE_PAUSE).await;
+            let is_idle = self.state().pages.is_empty();
+            tokio::time::sleep(if is_idle { IDLE_SAMPLE_PAUSE } else { SAMPLE_PAUSE }).await;
             for PageEntry { page, record } in self.page_entries() {
                 self.take_samples_of(&page, &record);
                 page.watched().for_each(|entry| self.watched(entry));

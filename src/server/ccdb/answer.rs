@@ -250,8 +250,7 @@ impl<'a> ObjectReply<'a> {
         until: Option<Timestamp>,
     ) -> Self {
         let content_type = version::content_type(details);
-        let name = version::file_name(&version.path, details);
-        let disposition = format!("inline;filename=\"{name}\"");
+        let disposition = version::disposition(&version::file_name(version, details));
         Self { version, details, by, until, content_type, disposition }
     }
 

@@ -100,6 +100,8 @@ impl Front {
             found.report = Some(self.contents_of(&folders).await?);
         }
         found.subfolders = Some(folders);
+        found.of_several_sources =
+            ObjectPath::new(path).is_ok_and(|path| !self.cache.decides_by_creation(&path));
         if let (true, Ok(path)) = (found.is_cut, ObjectPath::new(path)) {
             let newest = self.cache.newest_versions(&Query::all(path), None, PICTURED).await?;
             found.pictured = newest.unwrap_or_default();

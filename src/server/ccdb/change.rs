@@ -80,6 +80,8 @@ impl Front {
         match request.method {
             Method::Post => match first_part(request, body, peer).await {
                 Ok(part) => {
+                    // As at a real server, where an empty value removes a key.
+                    change.metadata.retain(|_, value| !value.trim().is_empty());
                     let until = change.until.get_or_insert_with(|| next_milli(at));
                     if let Err(error) = ValidityInterval::new(at, *until) {
                         return Ok(broken_off(400, &error.to_string()));
@@ -339,7 +341,7 @@ async fn first_part(
     let mut form = multer::Multipart::new(pieces(body), boundary);
     let part = form.next_field().await.map_err(|error| error.to_string())?;
     let part = part.ok_or("POST request doesn't contain the data to upload")?;
-    let file_name = part.file_name().or(part.name()).unwrap_or("blob").to_owned();
+    let file_name = part.file_name().unwrap_or_default().trim().to_owned();
     let content_type = part.content_type().map(|mime| mime.to_string());
     let content_type = content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
     let bytes = part.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));

@@ -146,7 +146,7 @@ fn entry(text: &mut String, version: &ObjectInfo, details: &Details, fields: Opt
     let id = version.id.to_string();
     let md5 = version.md5.map(|md5| md5.to_string());
     let (from, until) = (version.validity.from(), version.validity.until());
-    let name = version::file_name(&version.path, details);
+    let name = version::file_name(version, details);
     let content_type = version::content_type(details);
     let modified = details.last_modified.unwrap_or(version.created);
     let initial = details.initial_until.unwrap_or(until);
@@ -162,7 +162,7 @@ fn entry(text: &mut String, version: &ObjectInfo, details: &Details, fields: Opt
     entry.number("validUntil", until);
     entry.number("initialValidity", initial);
     md5.iter().for_each(|md5| entry.string("MD5", md5));
-    entry.string("fileName", name);
+    entry.string("fileName", &name);
     entry.string("contentType", content_type);
     version.size_bytes.iter().for_each(|size| entry.number("size", size));
     entry.string("ETag", &format!("\"{id}\""));

@@ -62,6 +62,9 @@ pub(super) struct FolderListing {
     pub(super) report: Option<Vec<FolderContents>>,
     /// Paths that the source cannot list completely: none of their versions is included.
     pub(super) left_out: Vec<String>,
+    /// Whether the versions are of several sources, of which the first with a valid version decides,
+    /// and not the time of creation.
+    pub(super) of_several_sources: bool,
     /// Pays for the versions.
     pub(super) charge: Option<Charge>,
 }

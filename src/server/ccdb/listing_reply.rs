@@ -50,6 +50,10 @@ impl Front {
             let text = format!("{count} paths are not listed: {}", paths.join(", "));
             reply.header("Warning", format_args!("199 iovcache \"{text}\""));
         }
+        if found.of_several_sources {
+            // For a service that has this one as its source.
+            reply.header("Iovcache-Precedence", "sources");
+        }
         reply.date();
         let content_type = format.content_type();
         if content_type.starts_with("text/html") {

@@ -41,6 +41,7 @@ pub(super) fn status(status: u16, message: &str) -> CcdbReply {
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        409 => "Conflict",
         414 => "URI Too Long",
         416 => "Range Not Satisfiable",
         501 => "Not Implemented",
@@ -95,9 +96,9 @@ pub(super) fn error(error: &CacheError) -> CcdbReply {
     let code = match error.kind() {
         ErrorKind::InvalidArgument => 400,
         ErrorKind::NotFound => 404,
+        ErrorKind::AlreadyExists => 409,
         ErrorKind::Unavailable | ErrorKind::DeadlineExceeded => 503,
-        ErrorKind::AlreadyExists
-        | ErrorKind::ResourceExhausted
+        ErrorKind::ResourceExhausted
         | ErrorKind::FailedPrecondition
         | ErrorKind::Unauthenticated
         | ErrorKind::PermissionDenied

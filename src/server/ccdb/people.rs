@@ -145,7 +145,7 @@ impl ListingFormat for PeoplePage {
             time(version.validity.until()),
             time(version.created),
             escaped(&version::address(version)),
-            escaped(version::file_name(&version.path, details)),
+            escaped(&version::file_name(version, details)),
         );
     }
 

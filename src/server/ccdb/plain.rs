@@ -35,7 +35,7 @@ impl ListingFormat for TextPage {
             version.id,
             version::address(version),
             details.last_modified.unwrap_or(version.created),
-            version::file_name(&version.path, details),
+            version::file_name(version, details),
             version::content_type(details),
             created = version.created,
         );
@@ -126,7 +126,7 @@ impl ListingFormat for XmlPage {
             details.initial_until.unwrap_or(until),
             version.created,
             details.last_modified.unwrap_or(version.created),
-            escaped(version::file_name(&version.path, details)),
+            escaped(&version::file_name(version, details)),
             escaped(version::content_type(details)),
             escaped(version.path.as_str()),
         );

@@ -1,8 +1,10 @@
 //! The headers that describe a version in an answer.
 
+use std::borrow::Cow;
+
 use super::reply::CcdbReply;
 use crate::interval::Timestamp;
-use crate::object::{ObjectInfo, ObjectPath};
+use crate::object::ObjectInfo;
 use crate::source::Details;
 
 /// Header names that metadata must not use, in lower case. At real servers such metadata replace
@@ -85,10 +87,17 @@ pub(super) fn address(version: &ObjectInfo) -> String {
     format!("/{}/{}/{}", version.path, version.validity.from(), version.id)
 }
 
-/// The name of the uploaded file, or if unknown the last element of the path.
-pub(super) fn file_name<'a>(path: &'a ObjectPath, details: &'a Details) -> &'a str {
-    let told = details.file_name.as_deref().filter(|name| !name.contains(['"', '\r', '\n']));
-    told.unwrap_or_else(|| path.as_str().rsplit('/').next().unwrap_or_default())
+/// The name of the uploaded file, or if it has none the id, as at real servers.
+pub(super) fn file_name<'a>(version: &ObjectInfo, details: &'a Details) -> Cow<'a, str> {
+    let told = details.file_name.as_deref().filter(|name| !name.trim().is_empty());
+    told.map_or_else(|| version.id.to_string().into(), Cow::Borrowed)
+}
+
+/// The value of `Content-Disposition` for a file of this name. Quotes and backslashes in the name are
+/// escaped, as in each quoted text of a header; real servers send them as they are.
+pub(super) fn disposition(file_name: &str) -> String {
+    let name = file_name.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("inline;filename=\"{name}\"")
 }
 
 /// The media type given at upload, or that of arbitrary bytes.

@@ -263,7 +263,7 @@ pub(super) fn read_details(headers: &HeaderMap) -> Details {
     let changed = changed.and_then(|text| httpdate::parse_http_date(&text).ok());
     let since = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
     Details {
-        file_name: disposition.as_deref().and_then(file_name_of).map(str::to_owned).or(original),
+        file_name: disposition.as_deref().and_then(file_name_of).map(unescaped).or(original),
         content_type: single(headers, "content-type"),
         last_modified: since
             .and_then(|since| i64::try_from(since.as_millis()).ok())
@@ -271,6 +271,11 @@ pub(super) fn read_details(headers: &HeaderMap) -> Details {
         initial_until: millis(headers, "initialvaliditylimit"),
         uploaded_from: single(headers, "uploadedfrom"),
     }
+}
+
+/// A text between quotes without its escapes.
+fn unescaped(text: &str) -> String {
+    text.replace("\\\"", "\"").replace("\\\\", "\\")
 }
 
 #[cfg(test)]

@@ -17,8 +17,9 @@ use super::look_up::form_encoded;
 use super::paths::FIRST_LISTING;
 use super::source::CcdbSource;
 use super::transport::latin1;
+use crate::error::Coded as _;
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{Md5Sum, ObjectInfo};
+use crate::object::{Md5Sum, ObjectInfo, Query};
 use crate::source::{Change, ChangeKind, Changed, SourceError, UploadBytes};
 
 /// The time by which a server finds the versions to change.
@@ -41,26 +42,13 @@ impl CcdbSource {
         };
         let total = Duration::from_millis(self.transport.options.fetch_total_millis);
         let deadline = Instant::now() + total;
+        self.check_end(change, &what, deadline).await?;
         let at = match self.address_of(change, &what, deadline).await? {
             ServerTime::At(at) => at,
             ServerTime::NoVersion => return Ok(Changed::NotFound),
         };
         let (method, tail) = request_of(change, at);
-        let mut headers = HeaderMap::new();
-        let newest = match change.kind {
-            ChangeKind::Truncate { newest, .. } => newest.map(HeaderValue::from),
-            ChangeKind::Upload { .. } | ChangeKind::Update { .. } | ChangeKind::Delete => None,
-        };
-        let limit = |time: Option<Timestamp>| time.map(|time| HeaderValue::from(time.as_millis()));
-        for (name, value) in [
-            ("if-not-after", limit(change.limits.not_after)),
-            ("if-not-before", limit(change.limits.not_before)),
-            ("browse-limit", newest),
-        ] {
-            if let Some(value) = value {
-                headers.insert(HeaderName::from_static(name), value);
-            }
-        }
+        let mut headers = limits_of(change);
         let body = match (&change.kind, bytes) {
             (ChangeKind::Upload { file_name, content_type, .. }, Some(bytes)) => {
                 let boundary = uuid::Uuid::new_v4().simple().to_string();
@@ -79,6 +67,39 @@ impl CcdbSource {
         // The path may have changed with any status: remembered answers no longer count.
         self.forget_path(&change.path);
         changed
+    }
+
+    /// Refuses an end of validity that does not lie after the beginning: servers take it, and the
+    /// version is then valid at no time.
+    async fn check_end(
+        &self,
+        change: &Change,
+        what: &str,
+        deadline: Instant,
+    ) -> Result<(), SourceError> {
+        let Some(until) = change.until else { return Ok(()) };
+        let from = match change.kind {
+            ChangeKind::Upload { .. } => Some(change.at),
+            // A version that is valid at `at` begins then or before.
+            ChangeKind::Update { .. } if until <= change.at => {
+                let query = Query {
+                    path: change.path.clone(),
+                    metadata: change.metadata.clone(),
+                    limits: change.limits,
+                };
+                self.beginning_of(&query, change.at, change.id, deadline).await?
+            }
+            _ => None,
+        };
+        match from.map(|from| ValidityInterval::new(from, until)) {
+            Some(Err(error)) => Err(SourceError::of_change(
+                error.kind(),
+                &self.transport.url,
+                what,
+                error.to_string(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The time by which every kind of server finds the version to change.
@@ -173,6 +194,12 @@ impl CcdbSource {
             (status, _) if status.is_server_error() => {
                 return Err(SourceError::Down { url, what, reason: reason() });
             }
+            (StatusCode::CONFLICT, _) => {
+                return Err(SourceError::Exists { url, what, reason: reason() });
+            }
+            (status, _) if status.is_client_error() => {
+                return Err(SourceError::Refused { url, what, reason: reason() });
+            }
             _ => Err(reason()),
         }
         .map_err(|reason| SourceError::Unusable { url, what, reason })
@@ -232,13 +259,32 @@ fn request_of(change: &Change, at: Option<Timestamp>) -> (Method, String) {
     (method, tail)
 }
 
+/// The headers with the limits of a change.
+fn limits_of(change: &Change) -> HeaderMap {
+    let newest = match change.kind {
+        ChangeKind::Truncate { newest, .. } => newest.map(HeaderValue::from),
+        ChangeKind::Upload { .. } | ChangeKind::Update { .. } | ChangeKind::Delete => None,
+    };
+    let limit = |time: Option<Timestamp>| time.map(|time| HeaderValue::from(time.as_millis()));
+    let limits = [
+        ("if-not-after", limit(change.limits.not_after)),
+        ("if-not-before", limit(change.limits.not_before)),
+        ("browse-limit", newest),
+    ];
+    let limits = limits.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    limits.map(|(name, value)| (HeaderName::from_static(name), value)).collect()
+}
+
 /// A multipart form with one part, streamed.
 fn form(boundary: &str, file_name: &str, content_type: &str, bytes: UploadBytes) -> Body {
     let plain = |text: &str| text.replace(['"', '\r', '\n', '\\'], "_");
+    let file_name = match file_name {
+        "" => String::new(),
+        name => format!("; filename=\"{}\"", plain(name)),
+    };
     let head = format!(
-        "--{boundary}\r\nContent-Disposition: form-data; name=\"blob\"; filename=\"{}\"\r\n\
+        "--{boundary}\r\nContent-Disposition: form-data; name=\"blob\"{file_name}\r\n\
          Content-Type: {}\r\n\r\n",
-        plain(file_name),
         plain(content_type),
     );
     let end = format!("\r\n--{boundary}--\r\n");

@@ -32,6 +32,8 @@ use crate::source::{Details, SourceError, page_key};
 const BROWSE_LIMIT: HeaderName = HeaderName::from_static("browse-limit");
 const FILTER_FIELDS: HeaderName = HeaderName::from_static("x-filter-fields");
 const IF_NOT_BEFORE: HeaderName = HeaderName::from_static("if-not-before");
+/// Marks a listing of iovcache's own CCDB side that has versions of several sources.
+const PRECEDENCE: HeaderName = HeaderName::from_static("iovcache-precedence");
 
 /// Maximum bytes of a listing that are read: per version within the limit, and in total.
 const LISTING_BYTES_PER_VERSION: usize = 8 << 10;
@@ -146,7 +148,10 @@ impl CcdbSource {
         let asked = Instant::now();
         let pause = self.recheck_pause();
         let state = match self.list(path, ListingPart::default(), limit, deadline).await? {
-            CheckedListing::Whole(listing) if self.is_whole(path, &listing, at, deadline).await => {
+            CheckedListing::Whole(listing)
+                if !listing.of_several_sources
+                    && self.is_whole(path, &listing, at, deadline).await =>
+            {
                 let (entries, traces) = (listing.entries, listing.traces);
                 let mut versions: Vec<Arc<ObjectInfo>> =
                     listing.versions.into_iter().map(|l| Arc::new(l.version)).collect();
@@ -203,13 +208,15 @@ impl CcdbSource {
             Err(error) => return Err(error),
         };
         let (url, status, overflow) = (reply.url.clone(), reply.status, reply.overflow);
+        let of_several_sources = reply.headers.contains_key(&PRECEDENCE);
         let listing = match status {
             StatusCode::OK if !overflow => parse_beside(reply, path.clone()).await,
             StatusCode::OK => Ok(PathListing { entries: usize::MAX, ..PathListing::default() }),
             status => Err(format!("status {}", status.as_u16())),
         };
-        let listing = listing
+        let mut listing = listing
             .unwrap_or_else(|doubt| PathListing { doubts: vec![doubt], ..PathListing::default() });
+        listing.of_several_sources = of_several_sources;
         if listing.doubts.is_empty() && listing.entries <= limit {
             for listed in &listing.versions {
                 self.remember(listed.version.id, &url, &listed.replicas);
@@ -249,7 +256,8 @@ impl CcdbSource {
             Err(SourceError::Unusable { .. } | SourceError::NotAllowed { .. }) => return Ok(false),
             Err(error) => return Err(error),
         };
-        if reply.status != StatusCode::OK || reply.overflow {
+        let decides = !reply.headers.contains_key(&PRECEDENCE);
+        if reply.status != StatusCode::OK || reply.overflow || !decides {
             return Ok(false);
         }
         let Ok(traces) = listing::parse_traces(&reply.body) else { return Ok(false) };

@@ -33,6 +33,9 @@ pub(super) struct PathListing {
     pub(super) doubts: Vec<String>,
     /// Traces of all entries.
     pub(super) traces: Traces,
+    /// The server serves the versions of several sources, of which the first with a valid version
+    /// decides. A listing does not tell which version is of which source.
+    pub(super) of_several_sources: bool,
 }
 
 impl PathListing {

@@ -35,7 +35,7 @@ use super::paths::{ByTime, FIRST_LISTING, KnownPath};
 use super::source::{CcdbSource, TimedVersion};
 use super::transport::{HttpReply, HttpRequest};
 use crate::interval::{Timestamp, ValidityInterval};
-use crate::object::{ObjectInfo, ObjectPath, Query};
+use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{Knowledge, SourceError};
 
 /// Metadata that no listing of a real server shows: it has the addresses of the bytes there.
@@ -86,6 +86,27 @@ impl CcdbSource {
             self.do_not_list(&query.path);
         }
         Ok(knowledge)
+    }
+
+    /// The beginning of the version in effect at `at`, or of the one with this id, as the server has
+    /// it now. `None` if there is none.
+    pub(super) async fn beginning_of(
+        &self,
+        query: &Query,
+        at: Timestamp,
+        id: Option<ObjectId>,
+        deadline: Instant,
+    ) -> Result<Option<Timestamp>, SourceError> {
+        let Some(moment) = moment(at) else { return Ok(None) };
+        let knowledge = match id {
+            Some(_) => self.decide_by_listing_at(query, at, moment, deadline).await?,
+            None => {
+                let by_time = ByTime::without_listing(None);
+                self.decide_at(query, at, moment, None, &by_time, deadline).await?
+            }
+        };
+        let meant = knowledge.versions.iter().filter(|one| id.is_none_or(|id| id == one.id));
+        Ok(meant.max_by_key(|one| one.rank()).map(|one| one.validity.from()))
     }
 
     async fn decide_at(
@@ -281,18 +302,24 @@ impl CcdbSource {
         let part = ListingPart { at: Some(at), id: None };
         match self.list(&query.path, part, FIRST_LISTING, deadline).await? {
             CheckedListing::Whole(listing) => {
+                let of_several_sources = listing.of_several_sources;
                 let versions = listing.versions.into_iter().map(|listed| listed.version);
                 let versions: Vec<_> = versions
                     .filter(|v| v.validity.contains(at) && query.matches(v))
                     .map(Arc::new)
                     .collect();
-                if versions.is_empty() && query.metadata.contains_key(REPLICAS) {
+                let undecided = if versions.is_empty() && query.metadata.contains_key(REPLICAS) {
+                    Some("its listing does not show metadata replicas")
+                } else if versions.len() > 1 && of_several_sources {
+                    Some("its listing has versions of several sources")
+                } else {
+                    None
+                };
+                if let Some(reason) = undecided {
                     return Err(SourceError::Unusable {
                         url: self.transport.url.clone(),
                         what: format!("{} at {at}", query.path),
-                        reason: "the server does not filter as asked, and its listing does not \
-                                 show metadata replicas"
-                            .into(),
+                        reason: format!("the server does not filter as asked, and {reason}"),
                     });
                 }
                 Ok(Knowledge { span: moment, versions, problems: Vec::new(), stale: false })

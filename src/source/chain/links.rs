@@ -313,7 +313,10 @@ fn is_passing(error: &SourceError) -> bool {
         | SourceError::Unusable { .. }
         | SourceError::NoSuchVersion { .. }
         | SourceError::NotAllowed { .. } => true,
-        SourceError::Configuration { .. } | SourceError::Body { .. } => false,
+        SourceError::Configuration { .. }
+        | SourceError::Body { .. }
+        | SourceError::Refused { .. }
+        | SourceError::Exists { .. } => false,
     }
 }
 

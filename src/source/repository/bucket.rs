@@ -21,7 +21,7 @@ use super::index::{IndexRow, StoreIndex, StoreIndexWriter, row_of, store_stamp};
 use super::properties::Properties;
 use super::writer::{NewVersion, RepositoryError, Stored, UploadFacts, compared};
 use crate::object::{Md5Sum, ObjectInfo};
-use crate::source::SourceError;
+use crate::source::{Details, SourceError};
 
 /// Size of the pieces in which a file is read and uploaded; no store accepts parts below 5 MiB.
 const PIECE_BYTES: usize = 8 << 20;
@@ -41,6 +41,16 @@ pub struct Bucket {
     pub(super) url: String,
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) prefix: Path,
+}
+
+/// A version in a store, as its row of the index describes it.
+#[derive(Debug, Clone)]
+pub(in crate::source) struct IndexedVersion {
+    pub(super) info: ObjectInfo,
+    /// State of its two objects; 0 if it is not known, or if the version was deleted.
+    pub(super) stamp: u64,
+    /// Facts about its upload.
+    pub(super) details: Details,
 }
 
 impl Bucket {
@@ -119,9 +129,9 @@ impl Bucket {
         facts: &UploadFacts,
         file: &LocalPath,
     ) -> Result<Stored, RepositoryError> {
-        let (stored, stamp) = self.put_with(version, facts, file).await?;
-        if stored.new && self.has_index().await {
-            self.add_to_index(vec![(stored.info.clone(), stamp)]).await;
+        let (stored, added) = self.put_with(version, facts, file).await?;
+        if let Some(added) = added {
+            self.note_change(added).await;
         }
         Ok(stored)
     }
@@ -130,11 +140,11 @@ impl Bucket {
         StoreIndex::new(Arc::clone(&self.store), &self.prefix).is_there().await
     }
 
-    /// Adds versions to the index, each with the stamp of its two objects.
-    pub(in crate::source) async fn add_to_index(&self, versions: Vec<(ObjectInfo, u64)>) {
-        let row = |(info, stamp): (ObjectInfo, u64)| {
+    /// Adds versions to the index.
+    pub(in crate::source) async fn add_to_index(&self, versions: Vec<IndexedVersion>) {
+        let row = |IndexedVersion { info, stamp, details }| {
             let path: Arc<str> = info.path.as_str().into();
-            row_of(&path, info, stamp, 0)
+            IndexRow { details: Some(details), ..row_of(&path, info, stamp, 0) }
         };
         let rows: Vec<IndexRow> = versions.into_iter().map(row).collect();
         let writer = StoreIndexWriter::new(&*self.store, &self.prefix);
@@ -145,21 +155,21 @@ impl Bucket {
         }
     }
 
-    /// Adds a changed version to the index, so that other services list its folder again. `stamp`
-    /// is that of its two objects, or 0 if it was deleted.
-    pub(super) async fn note_change(&self, info: &ObjectInfo, stamp: u64) {
+    /// Adds a new, changed or deleted version to the index, if there is one, so that other services
+    /// list its folder again.
+    pub(super) async fn note_change(&self, version: IndexedVersion) {
         if self.has_index().await {
-            self.add_to_index(vec![(info.clone(), stamp)]).await;
+            self.add_to_index(vec![version]).await;
         }
     }
 
-    /// Like [`put_file`](Self::put_file), without adding to the index. Also returns the stamp of
-    /// the two objects; 0 if it is not known.
+    /// Like [`put_file`](Self::put_file), without adding to the index. Also returns what is to be
+    /// added, unless the version was there already.
     pub(in crate::source) async fn put_unindexed(
         &self,
         version: &NewVersion,
         file: &LocalPath,
-    ) -> Result<(Stored, u64), RepositoryError> {
+    ) -> Result<(Stored, Option<IndexedVersion>), RepositoryError> {
         self.put_with(version, &UploadFacts::default(), file).await
     }
 
@@ -168,7 +178,7 @@ impl Bucket {
         version: &NewVersion,
         facts: &UploadFacts,
         file: &LocalPath,
-    ) -> Result<(Stored, u64), RepositoryError> {
+    ) -> Result<(Stored, Option<IndexedVersion>), RepositoryError> {
         version.check_keys()?;
         let io = |error| RepositoryError::Io { path: file.to_owned(), error };
         let mut opened = tokio::fs::File::open(file).await.map_err(io)?;
@@ -189,9 +199,11 @@ impl Bucket {
         let blob = folder.clone().join(info.id.to_string());
         let beside = folder.join(format!("{}{PROPERTIES}", info.id));
         if let Some(there) = self.there(&info, &blob, &beside).await? {
-            return compared(there, info).map(|stored| (stored, 0));
+            return compared(there, info).map(|stored| (stored, None));
         }
-        let properties = version.properties(&info, md5, facts).to_bytes();
+        let properties = version.properties(&info, md5, facts);
+        let details = entry::details(&properties);
+        let properties = properties.to_bytes();
         let properties_bytes = properties.len() as u64;
         let stored = self.store.put(&beside, properties.into()).await;
         let beside_tag = stored.map_err(|error| self.failed(&beside, &error))?.e_tag;
@@ -202,7 +214,8 @@ impl Bucket {
             (blob_tag.as_deref(), size_bytes),
             (beside_tag.as_deref(), properties_bytes),
         );
-        Ok((Stored { info, new: true }, stamp))
+        let added = IndexedVersion { info: info.clone(), stamp, details };
+        Ok((Stored { info, new: true }, Some(added)))
     }
 
     /// Stores the bytes of a file. They appear at once. Returns their ETag.

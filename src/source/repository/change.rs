@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use super::entry::{self, LAST_MODIFIED, PROPERTIES, VALID_UNTIL, is_system_key, names};
 use super::properties::Properties;
 use super::writer::{NewVersion, RepositoryWriter, UploadFacts};
+use crate::error::{Coded as _, ErrorKind};
 use crate::interval::{EmptyInterval, Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, Query};
 use crate::source::{
@@ -34,9 +35,10 @@ pub(super) async fn upload(
     bytes: UploadBytes,
 ) -> Result<Changed, SourceError> {
     let what = format!("an upload to {}", change.path);
-    let wrong =
-        |reason: String| SourceError::Unusable { url: url.to_owned(), what: what.clone(), reason };
-    let Some((version, facts)) = new_version(change).map_err(&wrong)? else {
+    let failed = |kind, reason| SourceError::of_change(kind, url, &what, reason);
+    let Some((version, facts)) =
+        new_version(change).map_err(|error| failed(error.kind(), error.to_string()))?
+    else {
         return Ok(Changed::Unchanged);
     };
     let runtime = Handle::current();
@@ -47,16 +49,18 @@ pub(super) async fn upload(
     });
     match stored.await {
         Ok(Ok(stored)) => Ok(Changed::Created(Box::new(stored.info))),
-        Ok(Err(error)) => Err(wrong(chain(&error))),
-        Err(_) => Err(wrong("storing it failed".to_owned())),
+        Ok(Err(error)) => Err(failed(error.kind(), chain(&error))),
+        Err(_) => Err(failed(ErrorKind::Internal, "storing it failed".to_owned())),
     }
 }
 
 /// The version that an upload describes; `None` for other changes.
 ///
 /// # Errors
-/// The fault of its interval.
-pub(super) fn new_version(change: &Change) -> Result<Option<(NewVersion, UploadFacts)>, String> {
+/// If its interval is empty.
+pub(super) fn new_version(
+    change: &Change,
+) -> Result<Option<(NewVersion, UploadFacts)>, EmptyInterval> {
     let ChangeKind::Upload { file_name, content_type, uploaded_from } = &change.kind else {
         return Ok(None);
     };
@@ -65,7 +69,7 @@ pub(super) fn new_version(change: &Change) -> Result<Option<(NewVersion, UploadF
         uploaded_from: uploaded_from.clone(),
     };
     let until = change.until.unwrap_or(change.at);
-    let validity = ValidityInterval::new(change.at, until).map_err(|error| error.to_string())?;
+    let validity = ValidityInterval::new(change.at, until)?;
     let version = NewVersion {
         path: change.path.clone(),
         validity,
@@ -89,29 +93,50 @@ pub(super) async fn apply(
     versions: Vec<Arc<ObjectInfo>>,
 ) -> Result<Changed, SourceError> {
     let what = format!("a change of {}", change.path);
-    let wrong =
-        |reason: String| SourceError::Unusable { url: url.to_owned(), what: what.clone(), reason };
+    let failed = |kind, reason| SourceError::of_change(kind, url, &what, reason);
     let change = change.clone();
-    let work = move || match &change.kind {
-        ChangeKind::Upload { .. } => Ok(Changed::Unchanged),
-        ChangeKind::Truncate { at, newest } => {
-            let meant = truncated(&change, *at, *newest, &versions);
-            meant.iter().try_for_each(|version| remove(&root, version))?;
-            Ok(Changed::Deleted(meant.len() as u64))
+    let work = move || -> Result<Changed, UpdateError> {
+        match &change.kind {
+            ChangeKind::Upload { .. } => Ok(Changed::Unchanged),
+            ChangeKind::Truncate { at, newest } => {
+                let meant = truncated(&change, *at, *newest, &versions);
+                meant.iter().try_for_each(|version| remove(&root, version))?;
+                Ok(Changed::Deleted(meant.len() as u64))
+            }
+            ChangeKind::Delete => match meant(&change, &versions) {
+                Some(version) => Ok(remove(&root, version).map(|()| Changed::Deleted(1))?),
+                None => Ok(Changed::NotFound),
+            },
+            ChangeKind::Update { set: wanted } => match meant(&change, &versions) {
+                Some(version) => update(&root, version, change.until, wanted),
+                None => Ok(Changed::NotFound),
+            },
         }
-        ChangeKind::Delete => match meant(&change, &versions) {
-            Some(version) => remove(&root, version).map(|()| Changed::Deleted(1)),
-            None => Ok(Changed::NotFound),
-        },
-        ChangeKind::Update { set: wanted } => match meant(&change, &versions) {
-            Some(version) => update(&root, version, change.until, wanted),
-            None => Ok(Changed::NotFound),
-        },
     };
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(changed)) => Ok(changed),
-        Ok(Err(error)) => Err(wrong(error.to_string())),
-        Err(_) => Err(wrong("changing it failed".to_owned())),
+        Ok(Err(UpdateError::Interval(error))) => Err(failed(error.kind(), error.to_string())),
+        Ok(Err(UpdateError::Io(error))) => Err(failed(ErrorKind::Internal, error.to_string())),
+        Err(_) => Err(failed(ErrorKind::Internal, "changing it failed".to_owned())),
+    }
+}
+
+/// Why a version was not changed.
+#[derive(Debug)]
+enum UpdateError {
+    Interval(EmptyInterval),
+    Io(io::Error),
+}
+
+impl From<EmptyInterval> for UpdateError {
+    fn from(error: EmptyInterval) -> Self {
+        Self::Interval(error)
+    }
+}
+
+impl From<io::Error> for UpdateError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
 }
 
@@ -212,10 +237,8 @@ fn update(
     version: &ObjectInfo,
     until: Option<Timestamp>,
     wanted: &[(String, String)],
-) -> io::Result<Changed> {
-    let invalid =
-        |error: EmptyInterval| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
-    let Some(updated) = update_of(version, until, wanted).map_err(invalid)? else {
+) -> Result<Changed, UpdateError> {
+    let Some(updated) = update_of(version, until, wanted)? else {
         return Ok(Changed::Unchanged);
     };
     set(root, version, &updated.properties)?;

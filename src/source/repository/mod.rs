@@ -46,6 +46,7 @@ mod writer;
 pub use batch::Batch;
 pub(super) use batch::Stage;
 pub use bucket::Bucket;
+pub(super) use bucket::IndexedVersion;
 pub(crate) use bucket::SCHEMES as BUCKET_SCHEMES;
 pub use index::{IndexReport, index, index_bucket};
 pub use manifest::{ImportProgress, Imported, Manifest, ManifestError, import, import_manifest};

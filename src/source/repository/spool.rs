@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::bucket::Bucket;
 use super::change::{chain, new_version};
-use super::writer::RepositoryError;
+use crate::error::{Coded as _, ErrorKind};
 use crate::source::{Change, Changed, SourceError, UploadBytes};
 
 /// A file that is removed when it is dropped.
@@ -40,19 +40,17 @@ pub(super) async fn upload(
     bytes: UploadBytes,
 ) -> Result<Changed, SourceError> {
     let what = format!("an upload to {}", change.path);
-    let wrong =
-        |reason: String| SourceError::Unusable { url: url.to_owned(), what: what.clone(), reason };
-    let Some((version, facts)) = new_version(change).map_err(&wrong)? else {
+    let failed = |kind, reason| SourceError::of_change(kind, url, &what, reason);
+    let Some((version, facts)) =
+        new_version(change).map_err(|error| failed(error.kind(), error.to_string()))?
+    else {
         return Ok(Changed::Unchanged);
     };
-    let spooled = spool(bytes).await.map_err(|error| wrong(error.to_string()))?;
+    let spooled = spool(bytes).await;
+    let spooled = spooled.map_err(|error| failed(ErrorKind::Internal, error.to_string()))?;
     match bucket.put_described(&version, &facts, spooled.path()).await {
         Ok(stored) => Ok(Changed::Created(Box::new(stored.info))),
-        Err(error @ RepositoryError::Store { .. }) => {
-            let (url, reason) = (url.to_owned(), chain(&error));
-            Err(SourceError::Down { url, what, reason })
-        }
-        Err(error) => Err(wrong(chain(&error))),
+        Err(error) => Err(failed(error.kind(), chain(&error))),
     }
 }
 
@@ -83,7 +81,7 @@ mod tests {
     use super::*;
     use crate::interval::Timestamp;
     use crate::object::{ObjectPath, Query};
-    use crate::source::repository::{RepositoryOptions, RepositorySource};
+    use crate::source::repository::{RepositoryOptions, RepositorySource, index_bucket};
     use crate::source::{ChangeKind, Source as _, VecBody, WriteTarget};
 
     fn source() -> RepositorySource {
@@ -131,6 +129,33 @@ mod tests {
         let mut body = VecBody::default();
         source.fetch(&known.versions[0], &mut body).await.unwrap();
         assert_eq!(body.into_bytes(), b"one two");
+    }
+
+    #[tokio::test]
+    async fn a_listing_knows_the_facts_about_uploads_with_an_index_and_without() {
+        let store = Arc::new(InMemory::new());
+        let bucket = || {
+            let store: Arc<dyn object_store::ObjectStore> = Arc::clone(&store) as _;
+            Bucket::of("s3://here/x".into(), store, "x".into())
+        };
+        let source = || RepositorySource::new(bucket(), RepositoryOptions::default());
+        let known = async || {
+            let source = source();
+            let listed = source.list(&Query::all(upload_of(0).path)).await.unwrap().unwrap();
+            let details = listed.iter().map(|version| source.known_details(version).unwrap());
+            details.map(|one| (one.file_name, one.uploaded_from)).collect::<Vec<_>>()
+        };
+        let expected = (Some("a.bin".to_owned()), Some("10.1.2.3".to_owned()));
+        source().change(&upload_of(1000), Some(pieces(vec![Ok("1".into())]))).await.unwrap();
+        assert_eq!(known().await, [expected.clone()], "from the properties");
+        index_bucket(&bucket(), false, |_, _| ()).await.unwrap();
+        assert_eq!(known().await, [expected.clone()], "from an index that was made");
+        source().change(&upload_of(2000), Some(pieces(vec![Ok("2".into())]))).await.unwrap();
+        let mut update = upload_of(1000);
+        (update.until, update.kind) =
+            (None, ChangeKind::Update { set: vec![("run".into(), "8".into())] });
+        source().change(&update, None).await.unwrap();
+        assert_eq!(known().await, [expected.clone(), expected], "from one that was appended");
     }
 
     #[tokio::test]

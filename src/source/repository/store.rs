@@ -84,7 +84,10 @@ impl StoreRepository {
         let mut listing = StoredListing::default();
         self.read(path, &mut listing).await?;
         let name: Arc<str> = path.as_str().into();
-        let rows = listing.stamped().map(|(info, stamp)| row_of(&name, info, stamp, 0));
+        let rows = listing.stamped().map(|(info, stamp)| {
+            let details = self.known_details(&info);
+            IndexRow { details, ..row_of(&name, info, stamp, 0) }
+        });
         Ok((rows.collect(), listing.problems()))
     }
 
@@ -132,10 +135,14 @@ impl StoreRepository {
             let bytes = got.bytes().await.map_err(failed)?;
             let properties = Properties::parse(&bytes).unwrap_or_default();
             let details = entry::details(&properties);
-            self.details.insert(version.id, Arc::new((version.clone(), details.clone())));
+            self.remember_details(version, details.clone());
             return Ok(details);
         }
         Ok(Details::default())
+    }
+
+    fn remember_details(&self, version: &ObjectInfo, details: Details) {
+        self.details.insert(version.id, Arc::new((version.clone(), details)));
     }
 
     pub(super) fn store(&self) -> &dyn ObjectStore {
@@ -282,7 +289,14 @@ impl StoreRepository {
         listing: &mut StoredListing,
     ) -> Result<(), SourceError> {
         if !fresh.is_empty() {
-            let take = |row: RowRef<'_>| fresh.take_indexed(path, &row);
+            let mut remembered = 0;
+            let take = |row: RowRef<'_>| {
+                let Some(version) = fresh.take_indexed(path, &row) else { return };
+                if let Some(details) = row.details().filter(|_| remembered < MAX_DETAILS) {
+                    remembered += 1;
+                    self.remember_details(&version, details);
+                }
+            };
             self.index.for_path(path.as_str(), 0, take).await;
         }
         let (indexed, unread) = fresh.into_parts();
@@ -323,7 +337,9 @@ impl StoreRepository {
             let name = parts.next().unwrap_or_default();
             let from = parts.next().and_then(from_of);
             let from = from.map(Timestamp::from_millis).ok_or("its folder is no number")?;
-            entry::version(path, from, name, blob.size, &properties)
+            let version = entry::version(path, from, name, blob.size, &properties)?;
+            self.remember_details(&version, entry::details(&properties));
+            Ok(version)
         }))
     }
 

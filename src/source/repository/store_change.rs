@@ -16,15 +16,17 @@ use std::time::Duration;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt as _, PutMode, PutOptions, UpdateVersion};
 
+use super::bucket::IndexedVersion;
 use super::change::{VersionUpdate, changed_properties, meant, now, truncated, update_of};
 use super::crash_point::crash_point;
 use super::entry::{self, DELETED, PROPERTIES, names};
 use super::index::store_stamp;
 use super::properties::Properties;
 use super::store::StoreRepository;
+use crate::error::Coded as _;
 use crate::interval::Timestamp;
 use crate::object::{ObjectInfo, Query};
-use crate::source::{Change, ChangeKind, Changed, SourceError};
+use crate::source::{Change, ChangeKind, Changed, Details, SourceError};
 
 /// Maximum attempts while other writers change the same versions.
 const ATTEMPTS: u32 = 20;
@@ -121,21 +123,22 @@ async fn update(
     wanted: &[(String, String)],
 ) -> Result<Attempt, SourceError> {
     let Some(open) = open(store, version).await? else { return Ok(Attempt::Overtaken) };
-    let updated = update_of(&open.info, until, wanted).map_err(|error| SourceError::Unusable {
-        url: store.url().to_owned(),
-        what: format!("a change of {}", version.path),
-        reason: error.to_string(),
+    let updated = update_of(&open.info, until, wanted).map_err(|error| {
+        let what = format!("a change of {}", version.path);
+        SourceError::of_change(error.kind(), store.url(), &what, error.to_string())
     })?;
     let Some(VersionUpdate { version: info, properties }) = updated else {
         return Ok(Attempt::Done(Changed::Unchanged));
     };
-    let bytes = changed_properties(&open.properties, &properties).to_bytes();
+    let properties = changed_properties(&open.properties, &properties);
+    let details = entry::details(&properties);
+    let bytes = properties.to_bytes();
     let size = bytes.len() as u64;
     let Some(tag) = replace(store, &open, bytes).await? else { return Ok(Attempt::Overtaken) };
     crash_point("store-properties-replaced");
     let blob = (open.blob_tag.as_deref(), info.size_bytes.unwrap_or(0));
     let stamp = store_stamp(blob, (tag.as_deref(), size));
-    store.bucket().note_change(&info, stamp).await;
+    store.bucket().note_change(IndexedVersion { info: info.clone(), stamp, details }).await;
     Ok(Attempt::Done(Changed::Updated(Box::new(info))))
 }
 
@@ -156,7 +159,8 @@ async fn delete(store: &StoreRepository, version: &ObjectInfo) -> Result<Attempt
         }
         crash_point("store-object-removed");
     }
-    store.bucket().note_change(&open.info, 0).await;
+    let details = Details::default();
+    store.bucket().note_change(IndexedVersion { info: open.info, stamp: 0, details }).await;
     Ok(Attempt::Done(Changed::Deleted(1)))
 }
 

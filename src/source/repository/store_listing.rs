@@ -167,22 +167,25 @@ impl FreshPairs {
         self.by_key.is_empty() && self.others.is_empty()
     }
 
-    /// Takes a row of the index, if it describes one of the pairs in its present state.
-    pub(super) fn take_indexed(&mut self, path: &ObjectPath, row: &RowRef<'_>) {
+    /// Takes a row of the index, if it describes one of the pairs in its present state. Returns the
+    /// version then.
+    pub(super) fn take_indexed(
+        &mut self,
+        path: &ObjectPath,
+        row: &RowRef<'_>,
+    ) -> Option<Arc<ObjectInfo>> {
         let key = (row.from, row.id);
-        let Some(pair) = self.by_key.get(&key) else { return };
+        let pair = self.by_key.get(&key)?;
         let now = store_stamp(
             (pair.blob.e_tag.as_deref(), pair.blob.size),
             (pair.properties.e_tag.as_deref(), pair.properties.size),
         );
         if now == 0 || now != row.stamp || pair.blob.size != row.size_bytes {
-            return;
+            return None;
         }
         let [from, until, created] = [row.from, row.until, row.created].map(Timestamp::from_millis);
-        let Ok(validity) = ValidityInterval::new(from, until) else { return };
-        let Some(FreshPair { location, blob, properties }) = self.by_key.remove(&key) else {
-            return;
-        };
+        let validity = ValidityInterval::new(from, until).ok()?;
+        let FreshPair { location, blob, properties } = self.by_key.remove(&key)?;
         let info = ObjectInfo {
             path: path.clone(),
             id: row.id,
@@ -192,8 +195,9 @@ impl FreshPairs {
             md5: row.md5,
             metadata: row.metadata().collect(),
         };
-        let stamp = (stamp(&blob), stamp(&properties));
-        self.indexed.push((location, StoredPair { stamp, read: Ok(Arc::new(info)) }));
+        let (info, stamp) = (Arc::new(info), (stamp(&blob), stamp(&properties)));
+        self.indexed.push((location, StoredPair { stamp, read: Ok(Arc::clone(&info)) }));
+        Some(info)
     }
 
     /// The pairs found in the index, and those to be read.

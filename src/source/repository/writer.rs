@@ -158,7 +158,10 @@ impl NewVersion {
             (CONTENT_MD5, md5.to_string()),
         ];
         let from = facts.uploaded_from.iter().map(|from| (UPLOADED_FROM, from.clone()));
-        let own = own.into_iter().chain(from).map(|(key, value)| (key.to_owned(), value));
+        // CCDB's server shows the id in the place of a name that is not there.
+        let is_told = |(key, value): &(&str, String)| *key != FILE_NAME || !value.is_empty();
+        let own =
+            own.into_iter().filter(is_told).chain(from).map(|(key, value)| (key.to_owned(), value));
         own.chain(info.metadata.to_map()).collect()
     }
 

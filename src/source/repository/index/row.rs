@@ -73,7 +73,7 @@ impl RowRef<'_> {
     }
 
     /// Facts about the upload, if they are known.
-    pub(super) fn details(&self) -> Option<Details> {
+    pub(in crate::source::repository) fn details(&self) -> Option<Details> {
         let (columns, at) = self.details?;
         Some(columns.row(at)).filter(|details| *details != Details::default())
     }
