@@ -86,6 +86,8 @@
 // too.
 #![cfg_attr(not(all(feature = "server", feature = "client")), allow(dead_code, unused_imports))]
 
+#[cfg(feature = "cache")]
+mod bounded_cache;
 pub mod budget;
 #[cfg(feature = "cache")]
 pub mod cache;

@@ -83,6 +83,12 @@ impl ObjectPath {
         &self.0
     }
 
+    /// The path as text, shared.
+    #[cfg(feature = "cache")]
+    pub(crate) fn shared_text(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
     /// Whether this path is `prefix` or lies below it, element by element.
     pub fn starts_with(&self, prefix: &str) -> bool {
         let prefix = prefix.trim_end_matches('/');

@@ -14,14 +14,16 @@ pub(crate) const ARROWS: &[Arrow] = &[
     ("interval", &["error"]),
     ("object", &["error", "interval"]),
     ("time_text", &["error", "interval"]),
+    ("bounded_cache", &["interval", "object"]),
     ("clock", &["interval", "sync"]),
     ("index", &["clock", "interval", "object", "sync"]),
     ("shm", &["error", "object", "secret", "sync"]),
-    ("source", &["clock", "error", "interval", "object", "sync", "telemetry"]),
+    ("source", &["bounded_cache", "clock", "error", "interval", "object", "sync", "telemetry"]),
     ("table", &["budget", "clock", "error", "index", "interval", "object", "shm", "sync"]),
     (
         "cache",
         &[
+            "bounded_cache",
             "budget",
             "clock",
             "error",
@@ -39,6 +41,7 @@ pub(crate) const ARROWS: &[Arrow] = &[
     (
         "server",
         &[
+            "bounded_cache",
             "budget",
             "cache",
             "clock",

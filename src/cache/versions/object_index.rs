@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use crate::bounded_cache::BoundedCache;
 use crate::cache::error::CacheError;
 use crate::cache::single_flight::{CallLost, SingleFlight};
 use crate::cache::versions::catalog::Catalog;
@@ -79,24 +80,21 @@ pub(crate) struct ObjectIndex {
     clock: Clock,
     /// Limits on the versions that the service sees.
     limits: CreationLimits,
-    names: moka::sync::Cache<ObjectId, Arc<ObjectInfo>>,
-    listings: moka::sync::Cache<ObjectPath, Arc<VersionListing>>,
+    names: BoundedCache<ObjectId, ObjectInfo>,
+    listings: BoundedCache<ObjectPath, VersionListing>,
     single_flight: SingleFlight<ObjectPath, Result<Arc<VersionListing>, SourceError>>,
 }
 
 impl ObjectIndex {
     pub(crate) fn new(catalog: Arc<Catalog>, clock: Clock, limits: CreationLimits) -> Self {
-        let listings = moka::sync::Cache::builder()
-            .max_capacity(MAX_LISTED)
-            .weigher(|_, listing: &Arc<VersionListing>| {
-                u32::try_from(listing.versions.versions.len() + 1).unwrap_or(u32::MAX)
-            })
-            .build();
+        let listings = BoundedCache::weighing(MAX_LISTED, |listing: &VersionListing| {
+            u32::try_from(listing.versions.versions.len() + 1).unwrap_or(u32::MAX)
+        });
         Self {
             catalog,
             clock,
             limits,
-            names: moka::sync::Cache::new(MAX_NAMES),
+            names: BoundedCache::new(MAX_NAMES),
             listings,
             single_flight: SingleFlight::default(),
         }
@@ -107,7 +105,7 @@ impl ObjectIndex {
     pub(crate) fn name(&self, version: &Arc<ObjectInfo>) {
         // A look-up by time gives the newest description: its end may have been moved.
         if self.names.get(&version.id).is_none_or(|known| known != *version) {
-            self.names.insert(version.id, Arc::clone(version));
+            self.names.insert(&version.id, Arc::clone(version));
         }
     }
 
@@ -124,7 +122,7 @@ impl ObjectIndex {
             return;
         }
         let versions = Versions { versions: versions.to_vec(), whole: true };
-        self.listings.insert(path.clone(), Arc::new(VersionListing { versions, learned }));
+        self.listings.insert(path, Arc::new(VersionListing { versions, learned }));
     }
 
     /// Forgets the listing of a path.
@@ -138,8 +136,8 @@ impl ObjectIndex {
 
     /// Forgets the versions of a path that are known by id.
     pub(crate) fn forget_names(&self, path: &ObjectPath) {
-        for (id, _) in self.names.iter().filter(|(_, version)| version.path == *path) {
-            self.names.invalidate(&*id);
+        for version in self.names.values().filter(|version| version.path == *path) {
+            self.names.invalidate(&version.id);
         }
     }
 
@@ -174,7 +172,7 @@ impl ObjectIndex {
                 let listing = Arc::new(listing);
                 // Empty paths are not cached: clients can request any number of them.
                 if !whole || !listing.versions.versions.is_empty() {
-                    kept.insert(query.path, Arc::clone(&listing));
+                    kept.insert(&query.path, Arc::clone(&listing));
                 }
                 Ok(listing)
             }
@@ -203,8 +201,8 @@ impl ObjectIndex {
             return Some(version);
         }
         let listed = || {
-            let mut listings = self.listings.iter();
-            listings.find_map(|(_, listing)| {
+            let mut listings = self.listings.values();
+            listings.find_map(|listing| {
                 let versions = &listing.versions.versions;
                 versions.iter().find(|version| version.id == id).cloned()
             })

@@ -19,21 +19,22 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
+use crate::bounded_cache::BoundedCache;
 use crate::sync::Mutex;
 
 /// Maximum cached sets of names.
 const MAX_SPELLINGS: u64 = 4_096;
 
-static SPELLINGS: LazyLock<moka::sync::Cache<Arc<str>, Extensions>> =
-    LazyLock::new(|| moka::sync::Cache::new(MAX_SPELLINGS));
+static SPELLINGS: LazyLock<BoundedCache<str, Extensions>> =
+    LazyLock::new(|| BoundedCache::new(MAX_SPELLINGS));
 
 /// Extensions that make hyper preserve the spelling of `names`, one name per line.
 pub(super) fn of(names: &str) -> Extensions {
     if let Some(known) = SPELLINGS.get(names) {
-        return known;
+        return Extensions::clone(&known);
     }
     let extensions = read(names);
-    SPELLINGS.insert(names.into(), extensions.clone());
+    SPELLINGS.insert(names, Arc::new(extensions.clone()));
     extensions
 }
 

@@ -169,7 +169,7 @@ impl CcdbSource {
         };
         memory.set(state.clone(), asked);
         // Inserted again, because its weight has changed.
-        self.paths.insert(path.clone(), Arc::clone(memory));
+        self.paths.insert(path, Arc::clone(memory));
         Ok(state)
     }
 

@@ -195,7 +195,7 @@ impl CcdbSource {
             }
         };
         let described = TimedVersion { told, exact: Arc::clone(&exact), told_at: Instant::now() };
-        self.described.insert(exact.id, Arc::new(described));
+        self.described.insert(&exact.id, Arc::new(described));
         exact
     }
 

@@ -14,6 +14,7 @@ use super::listing::of_all_time;
 use super::options::CcdbOptions;
 use super::paths::PathMemory;
 use super::transport::Transport;
+use crate::bounded_cache::BoundedCache;
 use crate::interval::Timestamp;
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
@@ -46,18 +47,18 @@ const REMEMBERED_DETAILS: u64 = 100_000;
 pub struct CcdbSource {
     pub(super) transport: Transport,
     /// Absolute addresses of bodies, in the server's order.
-    replicas: moka::sync::Cache<ObjectId, Arc<[String]>>,
+    replicas: BoundedCache<ObjectId, Vec<String>>,
     /// State of paths.
-    pub(super) paths: moka::sync::Cache<ObjectPath, Arc<PathMemory>>,
+    pub(super) paths: BoundedCache<ObjectPath, PathMemory>,
     /// Versions of paths that are asked by time, as in the headers and with exact metadata.
-    pub(super) described: moka::sync::Cache<ObjectId, Arc<TimedVersion>>,
+    pub(super) described: BoundedCache<ObjectId, TimedVersion>,
     /// Folders one level below a path, for the refresh time.
-    folders: moka::sync::Cache<String, Arc<[String]>>,
+    folders: BoundedCache<str, Vec<String>>,
     /// Places for listings that are parsed while they arrive.
     pub(super) scans: Arc<Semaphore>,
     /// Facts about uploads, by id and beginning: a file-backed server may have an id at several
     /// places.
-    details: moka::sync::Cache<(ObjectId, Timestamp), Arc<Details>>,
+    details: BoundedCache<(ObjectId, Timestamp), Details>,
 }
 
 /// A version of a path that is asked by time.
@@ -91,19 +92,15 @@ impl CcdbSource {
     /// # Errors
     /// [`SourceError::Configuration`] with the fault of the URL or of the options.
     pub fn new(url: &str, options: CcdbOptions) -> Result<Self, SourceError> {
-        let replicas = moka::sync::Cache::new(options.remembered_locations);
-        let described = moka::sync::Cache::new(options.remembered_locations);
-        let details = moka::sync::Cache::new(REMEMBERED_DETAILS);
-        let weight = |_: &ObjectPath, memory: &Arc<PathMemory>| memory.weight();
-        let paths =
-            moka::sync::Cache::builder().max_capacity(REMEMBERED_VERSIONS).weigher(weight).build();
-        let folders = moka::sync::Cache::builder()
-            .max_capacity(REMEMBERED_FOLDERS)
-            .weigher(|_: &String, folders: &Arc<[String]>| {
+        let replicas = BoundedCache::new(options.remembered_locations);
+        let described = BoundedCache::new(options.remembered_locations);
+        let details = BoundedCache::new(REMEMBERED_DETAILS);
+        let paths = BoundedCache::weighing(REMEMBERED_VERSIONS, PathMemory::weight);
+        let refresh = Duration::from_millis(options.refresh_millis);
+        let folders =
+            BoundedCache::forgetting(REMEMBERED_FOLDERS, refresh, |folders: &Vec<String>| {
                 u32::try_from(folders.len()).unwrap_or(u32::MAX).saturating_add(1)
-            })
-            .time_to_live(Duration::from_millis(options.refresh_millis))
-            .build();
+            });
         let transport = Transport::new(url, options)?;
         let scans = Arc::new(Semaphore::new(SCANS));
         Ok(Self { transport, replicas, paths, described, folders, scans, details })
@@ -116,7 +113,7 @@ impl CcdbSource {
             absolute.extend(self.absolute(base, location).into_iter().map(String::from));
         }
         if !absolute.is_empty() {
-            self.replicas.insert(id, absolute.into());
+            self.replicas.insert(&id, Arc::new(absolute));
         }
     }
 
@@ -136,13 +133,13 @@ impl CcdbSource {
     }
 
     /// The last known locations of the body of `id`.
-    pub(super) fn remembered(&self, id: ObjectId) -> Option<Arc<[String]>> {
+    pub(super) fn remembered(&self, id: ObjectId) -> Option<Arc<Vec<String>>> {
         self.replicas.get(&id)
     }
 
     /// The state of a path.
     pub(super) fn memory_of(&self, path: &ObjectPath) -> Arc<PathMemory> {
-        self.paths.get_with_by_ref(path, Arc::default)
+        self.paths.get_with(path, Arc::default)
     }
 
     /// Makes the next look-up of the path ask the server.
@@ -151,18 +148,16 @@ impl CcdbSource {
             memory.doubt();
         }
         self.folders.invalidate_all();
-        let ids = self.described.iter().filter(|(_, one)| one.told.path == *path);
-        let told: Vec<_> = ids.map(|(id, one)| (*id, one.told.validity.from())).collect();
-        for (id, from) in told {
-            self.described.invalidate(&id);
-            self.details.invalidate(&(id, from));
+        for one in self.described.values().filter(|one| one.told.path == *path) {
+            self.described.invalidate(&one.told.id);
+            self.details.invalidate(&details_key(&one.told));
         }
     }
 
     /// Remembers facts about an upload from headers, unless a listing had them: headers have whole
     /// seconds.
     pub(super) fn remember_header_details(&self, version: &ObjectInfo, details: Details) {
-        if !self.details.contains_key(&details_key(version)) {
+        if self.details.get(&details_key(version)).is_none() {
             self.remember_details(version, details);
         }
     }
@@ -170,7 +165,7 @@ impl CcdbSource {
     /// Remembers facts about an upload, if the answer had them.
     pub(super) fn remember_details(&self, version: &ObjectInfo, details: Details) {
         if details.file_name.is_some() {
-            self.details.insert(details_key(version), Arc::new(details));
+            self.details.insert(&details_key(version), Arc::new(details));
         }
     }
 }
@@ -252,7 +247,7 @@ impl Source for CcdbSource {
             return Ok(known.to_vec());
         }
         let folders = self.list_subfolders(path).await?;
-        self.folders.insert(path.to_owned(), folders.as_slice().into());
+        self.folders.insert(path, Arc::new(folders.clone()));
         Ok(folders)
     }
 

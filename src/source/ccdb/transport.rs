@@ -25,6 +25,7 @@ use super::address::{Address, AllowedPlaces, strip_credentials};
 use super::host::CcdbHost;
 use super::options::CcdbOptions;
 use super::proxy::Proxies;
+use crate::bounded_cache::BoundedCache;
 use crate::source::{BodyError, SourceError, install_crypto_provider};
 
 /// Why an attempt failed.
@@ -112,7 +113,7 @@ pub(super) struct Transport {
     pub(super) url: String,
     pub(super) hosts: Vec<Arc<CcdbHost>>,
     /// Hosts reached by allowed redirects, with breakers and bulkheads of their own.
-    foreign: moka::sync::Cache<String, Arc<CcdbHost>>,
+    foreign: BoundedCache<str, CcdbHost>,
     allowed: AllowedPlaces,
     pub(super) options: CcdbOptions,
     /// Index of the host that answered last. It is asked first.
@@ -143,7 +144,7 @@ impl Transport {
             .build()
             .map_err(|e| wrong(chain(&e)))?;
         let hosts = addresses.into_iter().map(|a| Arc::new(CcdbHost::new(a, &options))).collect();
-        let foreign = moka::sync::Cache::new(256);
+        let foreign = BoundedCache::new(256);
         let preferred = AtomicUsize::new(0);
         Ok(Self { client, proxies, url, hosts, foreign, allowed, options, preferred })
     }
@@ -159,7 +160,7 @@ impl Transport {
     pub(super) fn host_of(&self, url: &Url) -> Arc<CcdbHost> {
         match self.hosts.iter().find(|host| host.address.is_origin_of(url)) {
             Some(host) => Arc::clone(host),
-            None => self.foreign.get_with(url.origin().ascii_serialization(), || {
+            None => self.foreign.get_with(&url.origin().ascii_serialization(), || {
                 Arc::new(CcdbHost::new(Address::foreign(url), &self.options))
             }),
         }

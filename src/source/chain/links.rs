@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::bounded_cache::BoundedCache;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::{
@@ -31,12 +32,12 @@ impl Link {
 pub(super) struct Links {
     links: Vec<Link>,
     /// Index of the link that named a version, by id.
-    origins: moka::sync::Cache<ObjectId, usize>,
+    origins: BoundedCache<ObjectId, usize>,
 }
 
 impl Links {
     pub(super) fn new(links: Vec<Link>) -> Self {
-        Self { links, origins: moka::sync::Cache::new(MAX_ORIGINS) }
+        Self { links, origins: BoundedCache::new(MAX_ORIGINS) }
     }
 
     /// All of them, in order.
@@ -58,7 +59,7 @@ impl Links {
     pub(super) fn origin(&self, id: ObjectId, path: &ObjectPath) -> Option<&Arc<dyn Source>> {
         let mut links = self.serving(path);
         let found = match self.origins.get(&id) {
-            Some(origin) => links.find(|(place, _)| *place == origin),
+            Some(origin) => links.find(|(place, _)| *place == *origin),
             None => links.next(),
         };
         found.map(|(_, source)| source)
@@ -124,7 +125,7 @@ impl Links {
                 Err(error) => return Err(error),
             };
             for version in &knowledge.versions {
-                self.origins.insert(version.id, place);
+                self.origins.insert(&version.id, Arc::new(place));
             }
             if alone {
                 return Ok(knowledge);
@@ -167,7 +168,7 @@ impl Links {
             };
             for version in versions {
                 if seen.insert(version.id) {
-                    self.origins.insert(version.id, place);
+                    self.origins.insert(&version.id, Arc::new(place));
                     all.push(version);
                 }
             }
@@ -215,7 +216,7 @@ impl Links {
         for (_, place, version) in merged {
             // Without an origin, the first source is asked.
             if Some(place) != first {
-                self.origins.insert(version.id, place);
+                self.origins.insert(&version.id, Arc::new(place));
             }
             page.versions.push(version);
         }
@@ -242,7 +243,7 @@ impl Links {
             for version in versions {
                 if seen.insert(version.id) {
                     if !is_alone {
-                        self.origins.insert(version.id, place);
+                        self.origins.insert(&version.id, Arc::new(place));
                     }
                     newest.add(version.rank(), version);
                 }
@@ -277,7 +278,7 @@ impl Links {
         body: &mut dyn Body,
         url: &str,
     ) -> Result<(), SourceError> {
-        let origin = self.origins.get(&version.id);
+        let origin = self.origins.get(&version.id).map(|origin| *origin);
         let mut order: Vec<(usize, &Arc<dyn Source>)> = self.serving(&version.path).collect();
         order.sort_by_key(|(place, _)| (Some(*place) != origin, *place));
         let mut failure: Option<SourceError> = None;

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::file::{VersionRecord, read_head, write_json};
 use super::lru_folder::LruFolder;
+use crate::bounded_cache::BoundedCache;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectInfo, ObjectPath, Query};
 use crate::source::{Knowledge, PathSummary, in_place};
@@ -230,7 +231,7 @@ impl LogShared {
 #[derive(Debug)]
 pub(super) struct LookupLog {
     shared: Arc<LogShared>,
-    recent: moka::sync::Cache<Uuid, Arc<Mutex<QueryLog>>>,
+    recent: BoundedCache<Uuid, Mutex<QueryLog>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -246,7 +247,7 @@ impl LookupLog {
             let shared = Arc::clone(&shared);
             move || shared.run()
         })?;
-        Ok(Self { shared, recent: moka::sync::Cache::new(MAX_QUERIES), writer: Some(writer) })
+        Ok(Self { shared, recent: BoundedCache::new(MAX_QUERIES), writer: Some(writer) })
     }
 
     pub(super) fn usage(&self) -> u64 {
@@ -260,7 +261,7 @@ impl LookupLog {
     /// The answers for a query, read from the disk if they are not in memory.
     fn said(&self, query: &Query) -> (Uuid, Arc<Mutex<QueryLog>>) {
         let name = self.name(query);
-        let said = self.recent.get_with(name, || {
+        let said = self.recent.get_with(&name, || {
             let written = in_place(|| self.shared.read(name));
             let ours = written.filter(|written| written.is_of(&self.shared.source, query));
             Arc::new(Mutex::new(ours.and_then(StoredAnswers::said).unwrap_or_default()))

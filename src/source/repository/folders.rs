@@ -11,6 +11,7 @@ use rustix::fs::fstat;
 use super::beneath::{Root, Stamp};
 use super::folder::{LOCAL_SLACK, is_recent};
 use super::walk::{self, Subfolders};
+use crate::bounded_cache::BoundedCache;
 
 /// Maximum number of folders in remembered listings.
 const REMEMBERED_FOLDERS: u64 = 100_000;
@@ -18,7 +19,7 @@ const REMEMBERED_FOLDERS: u64 = 100_000;
 /// Listings of folders, by the name of the folder.
 #[derive(Debug)]
 pub(super) struct FolderCache {
-    known: moka::sync::Cache<String, Arc<KnownFolders>>,
+    known: BoundedCache<str, KnownFolders>,
 }
 
 #[derive(Debug)]
@@ -30,14 +31,12 @@ struct KnownFolders {
 
 impl Default for FolderCache {
     fn default() -> Self {
-        let weight = |name: &String, known: &Arc<KnownFolders>| {
+        let weight = |known: &KnownFolders| {
             let names: usize = known.folders.iter().map(String::len).sum();
-            // In units of a short name.
-            u32::try_from((name.len() + names) / 64 + known.folders.len() + 1).unwrap_or(u32::MAX)
+            // In units of a short name; the name of the folder has at most 4 of them.
+            u32::try_from(names / 64 + known.folders.len() + 5).unwrap_or(u32::MAX)
         };
-        let known =
-            moka::sync::Cache::builder().max_capacity(REMEMBERED_FOLDERS).weigher(weight).build();
-        Self { known }
+        Self { known: BoundedCache::weighing(REMEMBERED_FOLDERS, weight) }
     }
 }
 
@@ -60,7 +59,7 @@ impl FolderCache {
         let is_old = |stamp: &Stamp| !is_recent(stamp.changed_nanos, LOCAL_SLACK);
         if let Some(stamp) = stamp.filter(|stamp| follow_the_folder && is_old(stamp)) {
             let known = KnownFolders { stamp, folders: folders.clone() };
-            self.known.insert(name.to_owned(), Arc::new(known));
+            self.known.insert(name, Arc::new(known));
         }
         Ok(folders)
     }

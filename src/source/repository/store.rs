@@ -17,6 +17,7 @@ use super::folder::from_of;
 use super::index::{IndexRow, RowRef, StoreIndex, row_of};
 use super::properties::Properties;
 use super::store_listing::{FreshPair, FreshPairs, StoredListing, StoredPair, stamp};
+use crate::bounded_cache::BoundedCache;
 use crate::interval::{Timestamp, ValidityInterval};
 use crate::object::{ObjectId, ObjectInfo, ObjectPath, Query};
 use crate::source::body_digest::BodyDigest;
@@ -48,9 +49,9 @@ pub(super) struct StoreRepository {
     prefix: Path,
     refresh: Duration,
     index: StoreIndex,
-    listings: moka::sync::Cache<ObjectPath, Arc<Mutex<StoredListing>>>,
+    listings: BoundedCache<ObjectPath, Mutex<StoredListing>>,
     /// Facts about uploads, each with the version as it was described then.
-    details: moka::sync::Cache<ObjectId, Arc<(ObjectInfo, Details)>>,
+    details: BoundedCache<ObjectId, (ObjectInfo, Details)>,
 }
 
 impl fmt::Debug for StoreRepository {
@@ -63,8 +64,8 @@ impl StoreRepository {
     pub(super) fn new(bucket: Bucket, refresh: Duration) -> Self {
         let Bucket { url, store, prefix } = bucket;
         let index = StoreIndex::new(Arc::clone(&store), &prefix);
-        let listings = moka::sync::Cache::new(MAX_PATHS);
-        let details = moka::sync::Cache::new(MAX_DETAILS);
+        let listings = BoundedCache::new(MAX_PATHS);
+        let details = BoundedCache::new(MAX_DETAILS);
         Self { url, store, prefix, refresh, index, listings, details }
     }
 
@@ -142,7 +143,7 @@ impl StoreRepository {
     }
 
     fn remember_details(&self, version: &ObjectInfo, details: Details) {
-        self.details.insert(version.id, Arc::new((version.clone(), details)));
+        self.details.insert(&version.id, Arc::new((version.clone(), details)));
     }
 
     pub(super) fn store(&self) -> &dyn ObjectStore {
@@ -344,7 +345,7 @@ impl StoreRepository {
     }
 
     async fn listing(&self, path: &ObjectPath) -> Result<Arc<Mutex<StoredListing>>, SourceError> {
-        let listing = self.listings.get_with(path.clone(), Arc::default);
+        let listing = self.listings.get_with(path, Arc::default);
         let mut locked = listing.lock().await;
         // Another task may have read it in the meantime.
         let reuse = self.refresh / 5;
