@@ -117,6 +117,7 @@ impl Client {
     ) -> Result<Option<(PathBuf, String)>, ClientError> {
         let descriptor = FlightDescriptor::new_cmd(request.to_json()?);
         let result = self.0.flight.clone().get_schema(descriptor).await?.into_inner();
+        self.note_answer();
         let schema = Schema::try_from(&result).map_err(|error| answer(&error.to_string()))?;
         let said = |key: &str| schema.metadata().get(key);
         let place = said("iovcache.attach").zip(said("iovcache.epoch"));
