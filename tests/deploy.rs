@@ -459,9 +459,12 @@ fn the_container_file_copies_all_that_the_program_is_built_from() {
         let (to, from) = words.split_last().unwrap();
         from.iter().for_each(|from| copy(folder.path(), from, to));
     }
-    // Cargo finds each target and member; the lock file is complete.
+    // Cargo finds each target and member; the lock file is complete. Cargo may have to download the
+    // packages of the other members.
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let metadata = Command::new(env!("CARGO"))
-        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
+        .args(["metadata", "--locked", "--format-version", "1"])
+        .args(["--filter-platform", &platform])
         .current_dir(folder.path())
         .stdin(Stdio::null())
         .output()
