@@ -182,5 +182,5 @@ async fn a_first_table_waits_for_a_service_that_is_stopped_for_longer_than_pings
     service.signal("CONT");
     let table = waiting.await.unwrap().unwrap();
     let column = table.column("c").unwrap();
-    assert_eq!(&*column.get(0).unwrap().unwrap(), bytes_at(0, 5));
+    assert_eq!(column.get(0).unwrap().unwrap(), bytes_at(0, 5));
 }

@@ -147,9 +147,9 @@ mod tests {
         };
         let expected = (Some("a.bin".to_owned()), Some("10.1.2.3".to_owned()));
         source().change(&upload_of(1000), Some(pieces(vec![Ok("1".into())]))).await.unwrap();
-        assert_eq!(known().await, [expected.clone()], "from the properties");
+        assert_eq!(known().await, std::slice::from_ref(&expected), "from the properties");
         index_bucket(&bucket(), false, |_, _| ()).await.unwrap();
-        assert_eq!(known().await, [expected.clone()], "from an index that was made");
+        assert_eq!(known().await, std::slice::from_ref(&expected), "from an index that was made");
         source().change(&upload_of(2000), Some(pieces(vec![Ok("2".into())]))).await.unwrap();
         let mut update = upload_of(1000);
         (update.until, update.kind) =
