@@ -128,7 +128,6 @@ impl<K: Cached + ?Sized, V: Send + Sync + 'static> BoundedCache<K, V> {
         typed(self.values.get(&key.cache_key())?)
     }
 
-    #[cfg(test)]
     pub(crate) fn contains_key(&self, key: &K) -> bool {
         self.values.contains_key(&key.cache_key())
     }

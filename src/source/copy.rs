@@ -22,7 +22,7 @@ use futures::StreamExt as _;
 use super::claim::{ClaimError, select};
 use super::repository::{
     BUCKET_SCHEMES, Batch, Bucket, Durability, NewVersion, RepositoryError, RepositoryOptions,
-    RepositorySource, RepositoryWriter, Stored,
+    RepositorySource, RepositoryWriter,
 };
 use super::repository::{IndexedVersion, Stage};
 use super::{
@@ -117,8 +117,8 @@ impl Destination {
     async fn stage(&self, version: NewVersion, file: PathBuf) -> Result<Staged, RepositoryError> {
         match self {
             Self::Bucket(bucket) => {
-                let put = bucket.put_unindexed(&version, &file).await?;
-                Ok(Staged::Put(Box::new(put)))
+                let added = bucket.put_unindexed(&version, &file).await?;
+                Ok(Staged::Put(added.map(Box::new)))
             }
             Self::Folder(writer) => {
                 let writer = Arc::clone(writer);
@@ -134,8 +134,8 @@ impl Destination {
 
 /// State of a version before its batch is committed.
 enum Staged {
-    /// Stored in an object store, with the stamp of its objects for the index.
-    Put(Box<(Stored, Option<IndexedVersion>)>),
+    /// Stored in an object store, with what its index gets; `None`: it was there already.
+    Put(Option<Box<IndexedVersion>>),
     InFolder(Box<Stage>),
 }
 
@@ -255,10 +255,10 @@ impl Copied {
         for (version, done) in done {
             let stored = done.and_then(|(stage, bytes)| match (stage, &mut batch) {
                 (Staged::InFolder(stage), Some(batch)) => Ok((batch.take(*stage)?.new, bytes)),
-                (Staged::Put(put), _) => {
-                    let (stored, indexed) = *put;
-                    added.extend(indexed);
-                    Ok((stored.new, bytes))
+                (Staged::Put(indexed), _) => {
+                    let new = indexed.is_some();
+                    added.extend(indexed.map(|indexed| *indexed));
+                    Ok((new, bytes))
                 }
                 (Staged::InFolder(_), None) => Ok((false, bytes)),
             });

@@ -22,7 +22,7 @@ pub(super) const LEASE: &str = "iovcache.lease";
 pub(crate) const VERSIONS: &str = "iovcache.versions";
 
 /// A timeframe in the metadata of a table's schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TimeframeMark {
     /// Id of the timeframe.
     pub timeframe: u64,

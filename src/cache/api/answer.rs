@@ -57,7 +57,8 @@ impl Answer {
     /// The table's schema: a field per column with the metadata `url` (its object path), in the
     /// encoding and with the cells that the request names. Its own metadata are `iovcache.version`,
     /// `iovcache.epoch`, and, where they apply, `iovcache.attach`, `iovcache.timeframe` with
-    /// `iovcache.registration`, `iovcache.lease` and, with cells that do not name their versions, `iovcache.versions`.
+    /// `iovcache.registration`, `iovcache.lease` and, with cells that do not name their versions,
+    /// `iovcache.versions`.
     pub fn schema(&self) -> SchemaRef {
         self.table_schema.layout.schema_of(&self.table_schema.schema, self.marks())
     }

@@ -181,10 +181,10 @@ impl Timeframe {
             return publication.withdraw(false);
         }
         let LoadState::Ready(assembled) = self.load.borrow().clone() else { return };
-        let Registration { timeframe, consumers, plan, plane_schema, .. } = &self.registration;
+        let Registration { consumers, plan, plane_schema, .. } = &self.registration;
         let draft = plane_schema.as_ref().and_then(|schema| {
-            let (timeframe, assembled) = (*timeframe, &assembled);
-            publication.make(TableContent { timeframe, consumers, plan, schema, assembled })
+            let (mark, assembled) = (self.mark(), &assembled);
+            publication.make(TableContent { mark, consumers, plan, schema, assembled })
         });
         let unused = {
             let progress = self.consumers();

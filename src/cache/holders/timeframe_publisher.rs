@@ -70,7 +70,7 @@ impl Drop for CountedTable {
 /// The content of the table of a timeframe.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TableContent<'a> {
-    pub(crate) timeframe: u64,
+    pub(crate) mark: TimeframeMark,
     pub(crate) consumers: &'a [String],
     pub(crate) plan: &'a Plan,
     pub(crate) schema: &'a Arc<TableSchema>,
@@ -101,8 +101,8 @@ impl TimeframePublisher {
     }
 
     /// Writes a table; `None` if consumers must request it.
-    fn table(&self, content: TableContent<'_>, registration: u64) -> Option<CountedTable> {
-        let TableContent { timeframe, consumers, plan, schema, assembled } = content;
+    fn table(&self, content: TableContent<'_>) -> Option<CountedTable> {
+        let TableContent { mark, consumers, plan, schema, assembled } = content;
         // Without names the table could not tell the progress of its consumers.
         if consumers.is_empty() {
             return None;
@@ -110,14 +110,13 @@ impl TimeframePublisher {
         let encoded = assembled.encoded(schema, &content_of(plan, assembled)).ok()??;
         let [batch] = &encoded[..] else { return None };
         let columns = column_parts(&batch.batch, assembled.columns.len())?;
-        let mark = TimeframeMark { timeframe, registration };
         let marks = TableMarks { timeframe: Some(mark), ..TableMarks::default() };
         let schema_message = schema.schema_message.message(marks)?;
         let pins = assembled.pins.pins();
         let intervals = intervals_of(plan, pins, &columns, &batch.batch.body);
         let parts = TimeframeParts {
-            timeframe,
-            registration,
+            timeframe: mark.timeframe,
+            registration: mark.registration,
             schema: schema.number,
             rows: plan.rows() as u64,
             objects_bytes: pins.iter().map(Pin::charged_bytes).sum(),
@@ -186,7 +185,6 @@ fn segments_of(pins: &[Pin]) -> Vec<(bool, u16)> {
 pub(crate) struct TimeframePublication {
     publisher: Arc<TimeframePublisher>,
     timeframe: u64,
-    registration: u64,
     state: Mutex<PublicationState>,
 }
 
@@ -199,12 +197,8 @@ struct PublicationState {
 }
 
 impl TimeframePublication {
-    pub(crate) fn new(
-        publisher: &Arc<TimeframePublisher>,
-        timeframe: u64,
-        registration: u64,
-    ) -> Self {
-        Self { publisher: Arc::clone(publisher), timeframe, registration, state: Mutex::default() }
+    pub(crate) fn new(publisher: &Arc<TimeframePublisher>, timeframe: u64) -> Self {
+        Self { publisher: Arc::clone(publisher), timeframe, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, PublicationState> {
@@ -226,7 +220,7 @@ impl TimeframePublication {
 
     /// Writes the table. Takes no lock.
     pub(crate) fn make(&self, content: TableContent<'_>) -> Option<PublicationDraft> {
-        self.publisher.table(content, self.registration).map(PublicationDraft)
+        self.publisher.table(content).map(PublicationDraft)
     }
 
     /// Names a table with the progress of its consumers, in their order; `None`: consumers are to

@@ -69,10 +69,10 @@ impl Timeframes {
     }
 
     /// The publication of a new timeframe.
-    fn publication(&self, timeframe: u64, number: u64) -> Option<TimeframePublication> {
+    fn publication(&self, timeframe: u64) -> Option<TimeframePublication> {
         let is_withdrawn = self.withdrawn.load(Ordering::Acquire);
         let publisher = self.publisher.get().filter(|_| !is_withdrawn)?;
-        Some(TimeframePublication::new(publisher, timeframe, number))
+        Some(TimeframePublication::new(publisher, timeframe))
     }
 
     /// Publishes all timeframes, for a session that begins to read the directory.
@@ -125,7 +125,7 @@ impl Timeframes {
             return Ok(Registered::Known(timeframe));
         }
         let number = state.next_registration();
-        let publication = self.publication(registration.timeframe, number);
+        let publication = self.publication(registration.timeframe);
         let clock = self.clock.clone();
         let timeframe = Arc::new(Timeframe::new(registration, number, claim, clock, publication));
         self.counters.timeframes_registered.add(1);

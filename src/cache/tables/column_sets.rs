@@ -93,9 +93,6 @@ impl ColumnSet {
     }
 }
 
-/// In the place of each table's own.
-const PLACEHOLDER: TimeframeMark = TimeframeMark { timeframe: 0, registration: 0 };
-
 /// The schema of tables with the same columns and form.
 #[derive(Debug)]
 pub(crate) struct TableSchema {
@@ -255,7 +252,7 @@ impl TableSchema {
         let meta = TableMetadata {
             epoch: instance.epoch.to_string(),
             attach: instance.attach.map(|path| path.display().to_string()),
-            timeframe: key.timeframe.then_some(PLACEHOLDER),
+            timeframe: key.timeframe.then(TimeframeMark::default),
             lease: key.lease.then(String::new),
             versions: key.names_versions().then(String::new),
             requested: key.requested.clone(),

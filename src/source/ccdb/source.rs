@@ -157,7 +157,7 @@ impl CcdbSource {
     /// Remembers facts about an upload from headers, unless a listing had them: headers have whole
     /// seconds.
     pub(super) fn remember_header_details(&self, version: &ObjectInfo, details: Details) {
-        if self.details.get(&details_key(version)).is_none() {
+        if !self.details.contains_key(&details_key(version)) {
             self.remember_details(version, details);
         }
     }

@@ -163,14 +163,15 @@ impl Bucket {
         }
     }
 
-    /// Like [`put_file`](Self::put_file), without adding to the index. Also returns what is to be
-    /// added, unless the version was there already.
+    /// Like [`put_file`](Self::put_file), without adding to the index. Returns what is to be added;
+    /// `None` if the version was there already.
     pub(in crate::source) async fn put_unindexed(
         &self,
         version: &NewVersion,
         file: &LocalPath,
-    ) -> Result<(Stored, Option<IndexedVersion>), RepositoryError> {
-        self.put_with(version, &UploadFacts::default(), file).await
+    ) -> Result<Option<IndexedVersion>, RepositoryError> {
+        let (_, added) = self.put_with(version, &UploadFacts::default(), file).await?;
+        Ok(added)
     }
 
     async fn put_with(

@@ -122,22 +122,12 @@ pub(super) async fn apply(
 }
 
 /// Why a version was not changed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum UpdateError {
-    Interval(EmptyInterval),
-    Io(io::Error),
-}
-
-impl From<EmptyInterval> for UpdateError {
-    fn from(error: EmptyInterval) -> Self {
-        Self::Interval(error)
-    }
-}
-
-impl From<io::Error> for UpdateError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
+    #[error(transparent)]
+    Interval(#[from] EmptyInterval),
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 /// Facts about the upload of a version, from its properties.
