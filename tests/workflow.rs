@@ -15,7 +15,7 @@ use serde_json::Value;
 fn workflow() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
+        let mut cargo = common::cargo();
         cargo.args(["build", "--quiet", "--example", "workflow", "--message-format=json"]);
         cargo.args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
         if !cfg!(debug_assertions) {

@@ -48,7 +48,7 @@ fn target() -> PathBuf {
 static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     let arguments = "rustc --locked --quiet --lib --crate-type staticlib,cdylib \
                      --no-default-features --features capi";
-    let built = Command::new(env!("CARGO"))
+    let built = common::cargo()
         .args(arguments.split_whitespace())
         .current_dir(root())
         .env("CARGO_TARGET_DIR", target())

@@ -22,6 +22,23 @@ pub fn iovcache() -> Command {
     Command::new(env!("CARGO_BIN_EXE_iovcache"))
 }
 
+/// Cargo, as from a shell.
+///
+/// `cargo test` sets variables of the package for its tests. Build scripts that read them (ring's)
+/// would run again, and all that depends on them be compiled anew: here, and in the next build
+/// outside of a test.
+pub fn cargo() -> Command {
+    const OF_PACKAGE: [&str; 5] =
+        ["CARGO_BIN_", "CARGO_CRATE_", "CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_PRIMARY_"];
+    let mut cargo = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        if OF_PACKAGE.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
 /// Random numbers (xorshift), equal for equal seeds. A test prints its seed.
 pub struct Random(u64);
 

@@ -33,6 +33,7 @@ mod token;
 mod verify;
 
 use std::io::Write as _;
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -209,10 +210,13 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(failure) => return failure.tell(),
     };
-    let done = runtime.block_on(async {
+    // `block_on` has three places that poll its future; of a concrete type, all commands would be
+    // compiled into each.
+    let work: Pin<Box<dyn Future<Output = _> + '_>> = Box::pin(async {
         threads::outlive_file_limits();
         run(command, &to_log, matches).await
     });
+    let done = runtime.block_on(work);
     let status = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.tell(),
