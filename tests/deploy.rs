@@ -20,6 +20,11 @@ fn deployed(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap()
 }
 
+fn manifest() -> toml::Table {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    toml::from_str(&fs::read_to_string(manifest).unwrap()).unwrap()
+}
+
 /// Every metric that a service exposes.
 fn metrics() -> BTreeSet<String> {
     let repository = tempfile::tempdir().unwrap();
@@ -344,8 +349,7 @@ fn script(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Strin
 #[test]
 fn the_package_packs_files_of_the_repository_and_files_that_its_script_writes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
-    let manifest: toml::Table = toml::from_str(&manifest).unwrap();
+    let manifest = manifest();
     let package = &manifest["package"]["metadata"]["deb"];
     let generated = tempfile::tempdir().unwrap();
     script("generate", &[env!("CARGO_BIN_EXE_iovcache"), generated.path().to_str().unwrap()], &[]);
@@ -511,9 +515,7 @@ fn a_package_is_tried_and_refused_where_a_part_of_it_is_missing() {
     script("generate", &[program.to_str().unwrap(), generated.to_str().unwrap()], &[]);
     // As cargo-deb packs it: the assets, the unit, the scripts without their marks.
     let tree = folder.path().join("tree");
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
-    let manifest: toml::Table = toml::from_str(&manifest).unwrap();
-    for asset in manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap() {
+    for asset in manifest()["package"]["metadata"]["deb"]["assets"].as_array().unwrap() {
         let [source, to] = [0, 1].map(|index| asset[index].as_str().unwrap());
         let from = match source.strip_prefix("target/generated/") {
             Some("iovcache") => program.clone(),
@@ -564,6 +566,19 @@ fn a_package_is_tried_and_refused_where_a_part_of_it_is_missing() {
     fs::remove_file(tree.join("lib/systemd/system/iovcache.service")).unwrap();
     let (done, told) = tried();
     assert!(!done && told.contains("no unit"), "{told}");
+}
+
+/// For a package with settings of its own in a profile, Cargo forgets the profile's `strip`.
+#[test]
+fn what_is_published_is_stripped() {
+    let manifest = manifest();
+    let profiles = &manifest["profile"];
+    assert_eq!(profiles["dist"]["strip"].as_bool(), Some(true));
+    assert_eq!(profiles["wheel"]["inherits"].as_str(), Some("dist"));
+    for (name, profile) in profiles.as_table().unwrap() {
+        let ours = profile.get("package").and_then(|packages| packages.get("iovcache"));
+        assert_eq!(ours, None, "profile {name}");
+    }
 }
 
 #[test]
