@@ -570,7 +570,7 @@ fn a_package_is_tried_and_refused_where_a_part_of_it_is_missing() {
 
 /// For a package with settings of its own in a profile, Cargo forgets the profile's `strip`.
 #[test]
-fn what_is_published_is_stripped() {
+fn published_programs_are_stripped() {
     let manifest = manifest();
     let profiles = &manifest["profile"];
     assert_eq!(profiles["dist"]["strip"].as_bool(), Some(true));

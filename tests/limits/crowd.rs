@@ -45,7 +45,7 @@ fn flood(address: &str, stop: &AtomicBool) -> u64 {
     resets
 }
 
-/// What any program at the lowest priority costs the others on this machine.
+/// Stands for any program at the lowest priority: it has a price for the others on two cores.
 fn compute(stop: &AtomicBool) -> u64 {
     let _ = rustix::process::nice(19);
     while !stop.load(Ordering::Relaxed) {
