@@ -466,7 +466,7 @@ fn the_container_file_copies_all_that_the_program_is_built_from() {
     // Cargo finds each target and member; the lock file is complete. Cargo may have to download the
     // packages of the other members.
     let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let metadata = Command::new(env!("CARGO"))
+    let metadata = common::cargo()
         .args(["metadata", "--locked", "--format-version", "1"])
         .args(["--filter-platform", &platform])
         .current_dir(folder.path())
