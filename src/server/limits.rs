@@ -32,8 +32,9 @@ pub struct Limits {
     pub calls: usize,
     /// Concurrent calls of one connection; the client delays further ones.
     pub streams: u32,
-    /// Calls that one connection may cancel at once, and in each second. Beyond this the connection
-    /// is cut; from another node's address no connection is accepted for a second (CVE-2023-44487).
+    /// Calls that one connection may cancel at once, and in each second; of calls that the service
+    /// has not begun, at most 20 at once. Beyond this the connection is cut; from another node's
+    /// address no connection is accepted for a second (CVE-2023-44487).
     pub resets: usize,
     /// Size of the headers of a call.
     pub headers: ByteSize,
@@ -112,6 +113,9 @@ impl Limits {
         }
     }
 
+    /// Cancelled calls of a connection that the service has not begun: the default of `h2`. They
+    /// arrive together with their cancellation, so a flood is cut before any of it is a call.
+    pub(super) const PENDING_RESETS: usize = 20;
     /// The largest HTTP/2 frame that is accepted.
     pub(super) const FRAME_BYTES: u32 = 16 << 10;
 }

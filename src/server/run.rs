@@ -277,7 +277,7 @@ fn router(
     let guard = GuardLayer::new(options.access.clone(), cache.clone(), limits.calls);
     let router = tonic::transport::Server::builder()
         .max_concurrent_streams(Some(limits.streams))
-        .http2_max_pending_accept_reset_streams(Some(limits.resets))
+        .http2_max_pending_accept_reset_streams(Some(limits.resets.min(Limits::PENDING_RESETS)))
         .http2_max_local_error_reset_streams(Some(limits.resets))
         .http2_max_header_list_size(u32::try_from(limits.headers.bytes()).unwrap_or(u32::MAX))
         .max_frame_size(Some(Limits::FRAME_BYTES))

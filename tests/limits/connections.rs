@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use iovcache::error::{Coded as _, ErrorKind};
 
 use crate::common::{PATIENCE, until};
-use crate::frames::{Connection, ENHANCE_YOUR_CALM, GOAWAY, PREFACE, REFUSED_STREAM, RST_STREAM};
+use crate::frames::{
+    Connection, ENHANCE_YOUR_CALM, GOAWAY, PING, PREFACE, REFUSED_STREAM, RST_STREAM,
+};
 use crate::setup::{Limited, drift};
 
 /// Waits until the other end hangs up; returns how long that took.
@@ -168,6 +170,33 @@ async fn over_all_connections_so_many_calls_are_under_way_and_no_more() {
         assert!(Instant::now() < deadline, "the places are not given back");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_calls_that_come_with_their_cancellation_are_taken_and_more_are_a_flood() {
+    let limited = Limited::start("");
+    let mut hasty = Connection::open(&limited.address()).unwrap();
+    for round in 0..3 {
+        hasty.begin_and_reset(round * 100 + 1, 20, "DoGet").unwrap();
+        // Their answers, or nothing, and then that to a ping: the connection goes on.
+        hasty.send(PING, 0, 0, &[round as u8; 8]).unwrap();
+        loop {
+            let frame = hasty.next().expect("the connection goes on");
+            assert_ne!(frame.kind, GOAWAY, "{frame:?}");
+            if frame.kind == PING && frame.payload == [round as u8; 8] {
+                break;
+            }
+        }
+    }
+    hasty.begin_and_reset(1_001, 40, "DoGet").unwrap();
+    let mut told = None;
+    while let Some(frame) = hasty.next() {
+        if frame.kind == GOAWAY {
+            told = Some(frame.error());
+        }
+    }
+    assert_eq!(told, Some(ENHANCE_YOUR_CALM));
+    limited.assert_serves().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use crate::common::PATIENCE;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -57,24 +58,32 @@ impl Connection {
         stream: u32,
         payload: &[u8],
     ) -> std::io::Result<()> {
-        let mut frame = Vec::with_capacity(9 + payload.len());
-        frame.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
-        frame.extend_from_slice(&[kind, flags]);
-        frame.extend_from_slice(&stream.to_be_bytes());
-        frame.extend_from_slice(payload);
-        self.stream.write_all(&frame)
+        self.stream.write_all(&frame(kind, flags, stream, payload))
     }
 
     /// Begins a call and leaves it open.
     pub(crate) fn begin(&mut self, stream: u32, method: &str) -> std::io::Result<()> {
-        const END_HEADERS: u8 = 4;
-        self.send(HEADERS, END_HEADERS, stream, &headers(method))
+        self.stream.write_all(&beginning(stream, method))
     }
 
     /// Resets a call.
     pub(crate) fn reset(&mut self, stream: u32) -> std::io::Result<()> {
-        const CANCEL: u32 = 8;
-        self.send(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
+        self.stream.write_all(&reset(stream))
+    }
+
+    /// Begins and resets `count` calls with one write: all of it arrives at once.
+    pub(crate) fn begin_and_reset(
+        &mut self,
+        first: u32,
+        count: u32,
+        method: &str,
+    ) -> std::io::Result<()> {
+        let streams = (0..count).map(|call| first + call * 2);
+        let frames: Vec<u8> = streams
+            .flat_map(|stream| [beginning(stream, method), reset(stream)])
+            .flatten()
+            .collect();
+        self.stream.write_all(&frames)
     }
 
     /// The next frame; `None` after the service has hung up.
@@ -90,6 +99,25 @@ impl Connection {
     pub(crate) fn wait_at_most(&self, limit: Duration) {
         self.stream.set_read_timeout(Some(limit)).unwrap();
     }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(9 + payload.len());
+    frame.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
+    frame.extend_from_slice(&[kind, flags]);
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+fn beginning(stream: u32, method: &str) -> Vec<u8> {
+    const END_HEADERS: u8 = 4;
+    frame(HEADERS, END_HEADERS, stream, &headers(method))
+}
+
+fn reset(stream: u32) -> Vec<u8> {
+    const CANCEL: u32 = 8;
+    frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
 }
 
 /// The headers of a call, each literal (HPACK, not indexed).
