@@ -52,7 +52,7 @@ fn flood(address: &str, stop: &AtomicBool) -> u64 {
 
 /// Floods a listener that reads the first calls of each connection, some hundred, and closes it: the
 /// price of the flood itself, whatever the service does, on a node that also runs the flooding program.
-fn flood_nobody(stop: &AtomicBool) -> u64 {
+fn flood_elsewhere(stop: &AtomicBool) -> u64 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -116,7 +116,7 @@ async fn a_crowd_and_a_flood_leave_a_client_that_behaves_alone() {
 /// of another program, the floor, is printed.
 async fn slowed_down(limited: &Limited, client: &Client, requests: usize) -> f64 {
     let (alone_median, alone_p99) = measure(client, requests).await;
-    let (floor_median, floor_p99, elsewhere) = measure_beside(client, requests, flood_nobody).await;
+    let (floor_median, floor_p99, elsewhere) = measure_beside(client, requests, flood_elsewhere).await;
     let address = limited.address();
     let crowd: Vec<Connection> = (0..IDLE).map(|_| Connection::open(&address).unwrap()).collect();
     let (median, p99, resets) =
