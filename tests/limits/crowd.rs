@@ -116,7 +116,8 @@ async fn a_crowd_and_a_flood_leave_a_client_that_behaves_alone() {
 /// of another program, the floor, is printed.
 async fn slowed_down(limited: &Limited, client: &Client, requests: usize) -> f64 {
     let (alone_median, alone_p99) = measure(client, requests).await;
-    let (floor_median, floor_p99, elsewhere) = measure_beside(client, requests, flood_elsewhere).await;
+    let (floor_median, floor_p99, elsewhere) =
+        measure_beside(client, requests, flood_elsewhere).await;
     let address = limited.address();
     let crowd: Vec<Connection> = (0..IDLE).map(|_| Connection::open(&address).unwrap()).collect();
     let (median, p99, resets) =
