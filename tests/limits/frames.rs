@@ -9,7 +9,6 @@ use crate::common::PATIENCE;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
-pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -22,6 +21,7 @@ pub(crate) const REFUSED_STREAM: u32 = 7;
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
+    pub(crate) stream: u32,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -63,7 +63,13 @@ impl Connection {
 
     /// Begins a call and leaves it open.
     pub(crate) fn begin(&mut self, stream: u32, method: &str) -> std::io::Result<()> {
-        self.stream.write_all(&beginning(stream, method))
+        self.stream.write_all(&beginning(stream, method, 0))
+    }
+
+    /// Sends a call that ends with its headers.
+    pub(crate) fn send_empty(&mut self, stream: u32, method: &str) -> std::io::Result<()> {
+        const END_STREAM: u8 = 1;
+        self.stream.write_all(&beginning(stream, method, END_STREAM))
     }
 
     /// Resets a call.
@@ -80,7 +86,7 @@ impl Connection {
     ) -> std::io::Result<()> {
         let streams = (0..count).map(|call| first + call * 2);
         let frames: Vec<u8> = streams
-            .flat_map(|stream| [beginning(stream, method), reset(stream)])
+            .flat_map(|stream| [beginning(stream, method, 0), reset(stream)])
             .flatten()
             .collect();
         self.stream.write_all(&frames)
@@ -93,7 +99,8 @@ impl Connection {
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let mut payload = vec![0; length];
         self.stream.read_exact(&mut payload).ok()?;
-        Some(Frame { kind: head[3], payload })
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some(Frame { kind: head[3], stream, payload })
     }
 
     pub(crate) fn wait_at_most(&self, limit: Duration) {
@@ -110,9 +117,9 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn beginning(stream: u32, method: &str) -> Vec<u8> {
+fn beginning(stream: u32, method: &str, flags: u8) -> Vec<u8> {
     const END_HEADERS: u8 = 4;
-    frame(HEADERS, END_HEADERS, stream, &headers(method))
+    frame(HEADERS, END_HEADERS | flags, stream, &headers(method))
 }
 
 fn reset(stream: u32) -> Vec<u8> {
