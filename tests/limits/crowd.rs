@@ -13,9 +13,6 @@ use crate::frames::Connection;
 use crate::setup::{Limited, drift};
 
 const IDLE: usize = 2_000;
-/// The aim is 2. On two cores, which the flooding program shares, 3.4 to 4.9 were reached
-/// (docs/faults.md).
-const LIMIT: f64 = 6.0;
 
 /// Duration of single requests: the median and the 99th percentile.
 async fn measure(client: &Client, requests: usize) -> (Duration, Duration) {
@@ -90,9 +87,9 @@ async fn measure_beside<T: Send + 'static>(
     (median, p99, thread.join().unwrap())
 }
 
-/// With `IOVCACHE_ALONE`, for a machine that does nothing else, the 99th percentile is at most
-/// [`LIMIT`] times as long. Other load does not allow that assertion every time, so by default only
-/// all requests must be answered.
+/// With `IOVCACHE_ALONE`, for a machine that does nothing else, the 99th percentile at most doubles.
+/// Other load does not allow that assertion every time, so by default only all requests must be
+/// answered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crowd_and_a_flood_leave_a_client_that_behaves_alone() {
     let limit = getrlimit(Resource::Nofile);
@@ -108,7 +105,7 @@ async fn a_crowd_and_a_flood_leave_a_client_that_behaves_alone() {
     }
     limited.assert_serves().await;
     if alone {
-        assert!(least <= LIMIT, "the 99th percentile is {least} times as long");
+        assert!(least <= 2.0, "the 99th percentile is {least} times as long");
     }
 }
 
