@@ -10,6 +10,8 @@
 //!  HTTP ─────────▶ page, /metrics /healthz /readyz
 //!  CCDB ─────────▶ ccdb     plain HTTP for clients of a CCDB
 //!
+//!  runtimes: one for the Unix sockets and HTTP, one for Flight on TCP and for CCDB
+//!  (`ServeOptions::network`): a flood over TCP does not delay clients of this node
 //!  stop: not ready ─▶ stop accepting ─▶ drain ─▶ end sessions ─▶ drop segments
 //! ```
 //!

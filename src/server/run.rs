@@ -1,11 +1,13 @@
 //! Starts the listeners of the service and serves until it is told to stop.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use futures::future::BoxFuture;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
@@ -55,6 +57,10 @@ pub struct ServeOptions {
     pub ccdb_writable: bool,
     /// Results of re-reading the configuration, as the status reports them.
     pub reloads: Reloads,
+    /// The runtime that serves clients on TCP: Flight and the CCDB side. It waits for events of its
+    /// own, so a flood of them does not delay clients on the Unix sockets. It must outlive [`run`].
+    /// Default: the runtime in which [`run`] is called.
+    pub network: Option<Handle>,
 }
 
 impl Default for ServeOptions {
@@ -71,6 +77,7 @@ impl Default for ServeOptions {
             log: None,
             ccdb_writable: false,
             reloads: Reloads::default(),
+            network: None,
         }
     }
 }
@@ -85,11 +92,15 @@ pub enum ServeError {
     /// A server ended by itself.
     #[error("the Flight server ended")]
     Transport(#[source] tonic::transport::Error),
+    /// A listening socket cannot be moved to the runtime of the network.
+    #[error("the listening socket cannot be used")]
+    Listener(#[source] io::Error),
 }
 
 coded! { ServeError {
     Reflection => Internal 9020,
     Transport => Internal 9021,
+    Listener => Internal 9022,
 } }
 
 /// Serves until `shutdown`, then stops everything in order: no new work, then the end of running
@@ -129,14 +140,25 @@ async fn serve(
     let (stop_accepting, end_sessions) = (CancellationToken::new(), CancellationToken::new());
     let readiness = Readiness::default();
     let (health, router) = router(&cache, &options)?;
-    let acceptors = [
-        Some(Acceptor::Unix(flight_unix)),
-        flight.map(|listener| Acceptor::Tcp(listener, options.tls.clone())),
-    ];
-    let acceptors = acceptors.into_iter().flatten();
-    let mut servers = serve_flight(acceptors, &router, &cache, &options.limits, &stop_accepting);
+    let (local, network) = (Handle::current(), options.network.clone());
+    let network = network.unwrap_or_else(|| local.clone());
+    let mut servers = JoinSet::new();
+    let mut serve_flight = |acceptor: Acceptor, on: &Handle| {
+        let _entered = on.enter();
+        let incoming =
+            connection::accept(acceptor, &options.limits, &cache, stop_accepting.clone());
+        let stopped = stop_accepting.clone().cancelled_owned();
+        servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
+    };
+    serve_flight(Acceptor::Unix(flight_unix), &local);
+    if let Some(listener) = flight {
+        let listener = moved(listener, &network).map_err(ServeError::Listener)?;
+        serve_flight(Acceptor::Tcp(listener, options.tls.clone()), &network);
+    }
     if let Some(listener) = ccdb {
-        servers.spawn(serve_ccdb(listener, &cache, &options, stop_accepting.clone()));
+        let listener = moved(listener, &network).map_err(ServeError::Listener)?;
+        let serving = serve_ccdb(listener, &cache, &options, stop_accepting.clone());
+        servers.spawn_on(serving, &network);
     }
     let mut others = JoinSet::new();
     others.spawn(serve_attach(attach, &cache, &options, end_sessions.clone()));
@@ -169,21 +191,11 @@ async fn serve(
     outcome
 }
 
-/// Serves Flight on each listener until `stop`.
-fn serve_flight(
-    acceptors: impl Iterator<Item = Acceptor>,
-    router: &GuardedRouter,
-    cache: &Cache,
-    limits: &Limits,
-    stop: &CancellationToken,
-) -> JoinSet<Result<(), tonic::transport::Error>> {
-    let mut servers = JoinSet::new();
-    for acceptor in acceptors {
-        let incoming = connection::accept(acceptor, limits, cache, stop.clone());
-        let stopped = stop.clone().cancelled_owned();
-        servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
-    }
-    servers
+/// The listener, with its events on `runtime`.
+fn moved(listener: TcpListener, runtime: &Handle) -> io::Result<TcpListener> {
+    let listener = listener.into_std()?;
+    let _entered = runtime.enter();
+    TcpListener::from_std(listener)
 }
 
 /// Waits for `shutdown`, or for the end of one of the servers, which is an error of the transport.

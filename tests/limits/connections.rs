@@ -203,6 +203,23 @@ async fn twenty_calls_that_come_with_their_cancellation_are_taken_and_more_are_a
     limited.assert_serves().await;
 }
 
+#[test]
+fn a_client_whose_connections_are_cut_does_not_fill_the_log() {
+    let limited = Limited::start("");
+    let start = Instant::now();
+    for _ in 0..100 {
+        let mut flooding = Connection::open(&limited.address()).unwrap();
+        // The service may hang up before all is sent.
+        let _ = flooding.begin_and_reset(1, 100, "DoGet");
+        hung_up(&mut flooding.stream);
+    }
+    let seconds = start.elapsed().as_secs() as usize;
+    let (_, log) = limited.service.stop();
+    let lines = log.lines().filter(|line| line.contains("h2::")).count();
+    // A line each time, one second after the one before at the earliest.
+    assert!((1..=seconds + 1).contains(&lines), "{lines} lines in {seconds} s: {log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_cancels_call_after_call_is_disconnected() {
     let limited = Limited::start("resets = 64");

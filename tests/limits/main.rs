@@ -9,4 +9,5 @@ mod damaged_streams;
 mod exchange;
 mod frames;
 mod messages;
+mod network;
 mod setup;

@@ -4,15 +4,20 @@
 //! A service writes its log on a separate thread ([`LogWriter`]): a stderr that is not read must
 //! not stop requests. Other commands write directly.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iovcache::escape::{EscapingWriter, escape, must_escape};
 use iovcache::server::{LogFormat, LogWriter};
+use iovcache::sync::Mutex;
+use tracing::callsite::Identifier;
+use tracing::{Level, Metadata};
 use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, dynamic_filter_fn};
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -63,6 +68,10 @@ fn start<W: io::Write + 'static>(
 ) -> Result<(), Failure> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
     let _ = FILTER.set(Box::new(move |filter| handle.reload(filter)));
+    let seldom = Seldom::default();
+    let limit = dynamic_filter_fn(move |event, _| seldom.allows(event));
+    // Without this hint, events of all levels would be looked at.
+    let filter = filter.and(limit.with_max_level_hint(LevelFilter::TRACE));
     let log = match format {
         LogFormat::Text => {
             let log = fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
@@ -78,6 +87,29 @@ fn start<W: io::Write + 'static>(
     let all = all.with(traces::layer()?);
     all.init();
     Ok(())
+}
+
+/// Limits the lines of libraries from `info` upwards, each of which a client may cause with every
+/// connection: one per second from each place in their code.
+#[derive(Debug, Default)]
+struct Seldom(Mutex<HashMap<Identifier, Instant>>);
+
+impl Seldom {
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    fn allows(&self, event: &Metadata<'_>) -> bool {
+        if *event.level() > Level::INFO || event.is_span() || event.target().starts_with("iovcache")
+        {
+            return true;
+        }
+        let now = Instant::now();
+        let mut last = self.0.lock();
+        let is_due = last.get(&event.callsite()).is_none_or(|&last| now - last >= Self::PAUSE);
+        if is_due {
+            last.insert(event.callsite(), now);
+        }
+        is_due
+    }
 }
 
 /// Smallest Jaro-Winkler similarity (0 to 1) of a word that is a misspelled level.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iovcache::sync::{Condvar, Mutex};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Failure;
@@ -29,15 +29,47 @@ const KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// [`Failure`] if the system does not allow enough threads.
 pub(crate) fn runtime(is_service: bool) -> Result<Runtime, Failure> {
     let mut builder = Builder::new_multi_thread();
-    builder.max_blocking_threads(MAX_BLOCKING_THREADS).enable_all();
     if is_service {
         builder.thread_keep_alive(KEEP_ALIVE);
     }
+    build(&mut builder, 1 + if is_service { OTHER_THREADS } else { 0 })
+}
+
+/// Builds a runtime in a process that has room for `others` more threads.
+fn build(builder: &mut Builder, others: usize) -> Result<Runtime, Failure> {
     let workers = workers();
-    builder.worker_threads(workers);
+    builder.worker_threads(workers).max_blocking_threads(MAX_BLOCKING_THREADS).enable_all();
     // tokio panics where it cannot make its workers: the threads are tried first.
-    try_threads(workers + 1 + if is_service { OTHER_THREADS } else { 0 })?;
+    try_threads(workers + others)?;
     builder.build().map_err(|error| Failure::io("cannot start", error))
+}
+
+/// The runtime for clients on TCP, beside that of the service. Dropped, it ends without waiting for
+/// what blocks.
+pub(crate) struct NetworkRuntime(Option<Runtime>);
+
+impl NetworkRuntime {
+    /// Starts it with its first blocking threads.
+    ///
+    /// # Errors
+    /// [`Failure`] if the system does not allow enough threads.
+    pub(crate) async fn start() -> Result<(Self, Handle), Failure> {
+        let mut builder = Builder::new_multi_thread();
+        builder.thread_keep_alive(KEEP_ALIVE).thread_name("iovcache-net");
+        let runtime = build(&mut builder, 1)?;
+        let handle = runtime.handle().clone();
+        let runtime = Self(Some(runtime));
+        let _ = handle.spawn(start_blocking_threads()).await;
+        Ok((runtime, handle))
+    }
+}
+
+impl Drop for NetworkRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Number of worker threads that tokio makes by default.

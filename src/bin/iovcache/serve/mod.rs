@@ -30,6 +30,7 @@ use self::system::{compare_memory, open_many_files, share_descriptors};
 use self::systemd::Notifier;
 use crate::failure::Failure;
 use crate::settings::CommandLine;
+use crate::threads::{NetworkRuntime, start_blocking_threads};
 
 pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     // Before anything else: until then SIGHUP would end the process.
@@ -40,9 +41,11 @@ pub(crate) async fn run(given: &CommandLine) -> Result<(), Failure> {
     let passed = sockets.iter().map(|(name, _)| name.clone()).collect();
     let config = check::settings_to_start(given, passed)?.config;
     let log = crate::log::begin_queued(&config.log, config.log_format)?;
-    crate::threads::start_blocking_threads().await;
+    start_blocking_threads().await;
+    let (_network, network) = NetworkRuntime::start().await?;
     let notifier = Notifier::from_environment();
     let mut options = assemble::serve_options(&config, log)?;
+    options.network = Some(network);
     open_many_files();
     compare_memory(&config);
     iovcache::server::silence_decode_panics();
