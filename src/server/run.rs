@@ -140,26 +140,8 @@ async fn serve(
     let (stop_accepting, end_sessions) = (CancellationToken::new(), CancellationToken::new());
     let readiness = Readiness::default();
     let (health, router) = router(&cache, &options)?;
-    let (local, network) = (Handle::current(), options.network.clone());
-    let network = network.unwrap_or_else(|| local.clone());
-    let mut servers = JoinSet::new();
-    let mut serve_flight = |acceptor: Acceptor, on: &Handle| {
-        let _entered = on.enter();
-        let incoming =
-            connection::accept(acceptor, &options.limits, &cache, stop_accepting.clone());
-        let stopped = stop_accepting.clone().cancelled_owned();
-        servers.spawn(router.clone().serve_with_incoming_shutdown(incoming, stopped));
-    };
-    serve_flight(Acceptor::Unix(flight_unix), &local);
-    if let Some(listener) = flight {
-        let listener = moved(listener, &network).map_err(ServeError::Listener)?;
-        serve_flight(Acceptor::Tcp(listener, options.tls.clone()), &network);
-    }
-    if let Some(listener) = ccdb {
-        let listener = moved(listener, &network).map_err(ServeError::Listener)?;
-        let serving = serve_ccdb(listener, &cache, &options, stop_accepting.clone());
-        servers.spawn_on(serving, &network);
-    }
+    let requests = Requests { router, cache: &cache, options: &options, stop: &stop_accepting };
+    let mut servers = requests.serve(flight_unix, flight, ccdb)?;
     let mut others = JoinSet::new();
     others.spawn(serve_attach(attach, &cache, &options, end_sessions.clone()));
     if let Some(listener) = http {
@@ -191,16 +173,54 @@ async fn serve(
     outcome
 }
 
-/// The listener, with its events on `runtime`.
-fn moved(listener: TcpListener, runtime: &Handle) -> io::Result<TcpListener> {
-    let listener = listener.into_std()?;
-    let _entered = runtime.enter();
-    TcpListener::from_std(listener)
+type Servers = JoinSet<Result<(), tonic::transport::Error>>;
+
+/// Serves the requests of clients, on Flight and on the CCDB side.
+struct Requests<'a> {
+    router: GuardedRouter,
+    cache: &'a Cache,
+    options: &'a ServeOptions,
+    stop: &'a CancellationToken,
+}
+
+impl Requests<'_> {
+    /// Starts a server for each listener: on TCP in the runtime of the network.
+    fn serve(
+        &self,
+        flight_unix: UnixListener,
+        flight: Option<TcpListener>,
+        ccdb: Option<TcpListener>,
+    ) -> Result<Servers, ServeError> {
+        let mut servers = JoinSet::new();
+        self.serve_flight(Acceptor::Unix(flight_unix), &mut servers);
+        let _entered = self.options.network.as_ref().map(Handle::enter);
+        if let Some(listener) = flight {
+            let acceptor = Acceptor::Tcp(listening_here(listener)?, self.options.tls.clone());
+            self.serve_flight(acceptor, &mut servers);
+        }
+        if let Some(listener) = ccdb {
+            let listener = listening_here(listener)?;
+            servers.spawn(serve_ccdb(listener, self.cache, self.options, self.stop.clone()));
+        }
+        Ok(servers)
+    }
+
+    fn serve_flight(&self, acceptor: Acceptor, servers: &mut Servers) {
+        let limits = &self.options.limits;
+        let incoming = connection::accept(acceptor, limits, self.cache, self.stop.clone());
+        let stopped = self.stop.clone().cancelled_owned();
+        servers.spawn(self.router.clone().serve_with_incoming_shutdown(incoming, stopped));
+    }
+}
+
+/// The listener, with its events on the runtime that is entered.
+fn listening_here(listener: TcpListener) -> Result<TcpListener, ServeError> {
+    listener.into_std().and_then(TcpListener::from_std).map_err(ServeError::Listener)
 }
 
 /// Waits for `shutdown`, or for the end of one of the servers, which is an error of the transport.
 async fn until_stopped(
-    servers: &mut JoinSet<Result<(), tonic::transport::Error>>,
+    servers: &mut Servers,
     shutdown: BoxFuture<'_, ()>,
 ) -> Result<(), ServeError> {
     tokio::select! {
