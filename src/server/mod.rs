@@ -11,7 +11,7 @@
 //!  CCDB ─────────▶ ccdb     plain HTTP for clients of a CCDB
 //!
 //!  runtimes: one for the Unix sockets and HTTP, one for Flight on TCP and for CCDB
-//!  (`ServeOptions::network`): a flood over TCP does not delay clients of this node
+//!  (`ServeOptions::network`): a flood over TCP delays clients on the Unix sockets less
 //!  stop: not ready ─▶ stop accepting ─▶ drain ─▶ end sessions ─▶ drop segments
 //! ```
 //!

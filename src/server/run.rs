@@ -57,8 +57,8 @@ pub struct ServeOptions {
     pub ccdb_writable: bool,
     /// Results of re-reading the configuration, as the status reports them.
     pub reloads: Reloads,
-    /// The runtime that serves clients on TCP: Flight and the CCDB side. It waits for events of its
-    /// own, so a flood of them does not delay clients on the Unix sockets. It must outlive [`run`].
+    /// The runtime that serves clients on TCP: Flight and the CCDB side. It waits for its own
+    /// events, so a flood of them delays clients on the Unix sockets less. It must outlive [`run`].
     /// Default: the runtime in which [`run`] is called.
     pub network: Option<Handle>,
 }
