@@ -68,14 +68,15 @@ impl Service {
         ticks / 100.0
     }
 
-    /// Waits until the background work after the start is done: three seconds almost without work.
+    /// Waits until the background work after the start is done: three seconds, each with at most
+    /// 5 % of a processor. An idle debug build on a slow machine takes up to 2.5 %.
     pub(crate) async fn settle(&self) {
         let began = Instant::now();
         let mut quiet_seconds = 0;
         while quiet_seconds < 3 {
             let busy = self.cpu_seconds();
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let is_quiet = self.cpu_seconds() - busy < 0.02;
+            let is_quiet = self.cpu_seconds() - busy <= 0.05;
             quiet_seconds = if is_quiet { quiet_seconds + 1 } else { 0 };
             assert!(began.elapsed() < Duration::from_secs(600), "the service is not idle");
         }

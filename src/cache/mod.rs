@@ -135,6 +135,7 @@ mod memory;
 mod restart;
 mod single_flight;
 mod tables;
+mod ticks;
 mod versions;
 mod yielder;
 

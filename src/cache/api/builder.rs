@@ -24,6 +24,7 @@ use crate::cache::restart::{
 use crate::cache::tables::columns::ColumnLookUp;
 use crate::cache::tables::loader::Loader;
 use crate::cache::tables::run_information::RunInformation;
+use crate::cache::ticks::next_tick;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::object_index::ObjectIndex;
 use crate::cache::versions::publisher::Publisher;
@@ -451,7 +452,7 @@ async fn sweep(catalog: Arc<Catalog>, residency: Arc<Residency>, budget: Budget)
     let mut charged = 0;
     let mut heap = HeapTrim::new();
     loop {
-        tokio::time::sleep(SWEEP_PAUSE).await;
+        next_tick(SWEEP_PAUSE).await;
         charged += budget.take_charged_bytes();
         let freed = charged > KEPT_FREE_BYTES && budget.used_bytes() < KEPT_FREE_BYTES;
         if freed {
@@ -472,7 +473,7 @@ async fn end_overdue(quotas: Arc<ConsumerQuotas>, lease_limit: Duration) {
     let shortest = slow_after.map_or(lease_limit, |after| after.min(lease_limit));
     let pause = (shortest / 20).clamp(Duration::from_millis(5), Duration::from_secs(1));
     loop {
-        tokio::time::sleep(pause).await;
+        next_tick(pause).await;
         quotas.leases.expire();
         quotas.timeframes.sweep_watermarks();
         quotas.look();

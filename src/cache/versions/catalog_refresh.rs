@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
+
+use crate::cache::ticks::tick_after;
 use crate::cache::versions::catalog::Catalog;
 use crate::cache::versions::series::Series;
 use crate::clock::Moment;
@@ -14,6 +17,11 @@ use crate::object::Query;
 const IDLE_AFTER: Duration = Duration::from_secs(10);
 /// Number of look-ups after a change, until one has started after it.
 const REFRESH_ATTEMPTS: usize = 3;
+/// Shortest pause between two refreshes, however soon the source's answers get old.
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+/// Pause while no timeline is in use, unless answers get old much sooner or later: each wake-up of an
+/// idle service costs time.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Catalog {
     /// Subscribes to changes at the source, so that they are seen before the timelines get old.
@@ -41,17 +49,18 @@ impl Catalog {
     ///
     /// Runs until it is dropped.
     pub(crate) async fn keep_fresh(self: Arc<Self>) {
-        let pause = self.source.refresh().mul_f64(0.5).max(Duration::from_millis(20));
-        let mut next = tokio::time::Instant::now() + pause;
+        let pause = self.source.refresh().mul_f64(0.5).max(MIN_PAUSE);
+        let idle_pause = pause.saturating_mul(4).min(IDLE_PAUSE).max(pause);
+        let tick = |pause| tick_after(Instant::now(), pause);
+        let mut next = tick(pause);
         loop {
             tokio::select! {
                 () = self.told.notified() => {
                     self.refresh_told().await;
                     continue;
                 }
-                () = tokio::time::sleep_until(next) => {}
+                () = sleep_until(next) => {}
             }
-            next = tokio::time::Instant::now() + pause;
             let now = self.clock.now();
             let busy: Vec<(Query, Arc<Series>)> = {
                 let series = self.series.read();
@@ -59,6 +68,8 @@ impl Catalog {
                     series.iter().filter(|(_, series)| now.since(series.used()) < IDLE_AFTER);
                 busy.map(|(query, series)| (query.clone(), Arc::clone(series))).collect()
             };
+            // A request that finds an old answer before then looks it up by itself.
+            next = tick(if busy.is_empty() { idle_pause } else { pause });
             for (query, series) in busy {
                 // Only if one answer covers everything: otherwise the next time is unknown, and
                 // requests look up their own times.

@@ -26,6 +26,7 @@ use super::look_up_record::LookUpRecord;
 use super::publication::{CountedSnapshot, Draft, Publication, PublishedSpan};
 use super::series::{PublishOutcome, Series};
 use crate::cache::memory::residency::{Reclaimable, Residency};
+use crate::cache::ticks::next_tick;
 use crate::index::State;
 use crate::interval::ValidityInterval;
 use crate::object::{ObjectPath, Query};
@@ -437,7 +438,7 @@ impl Publisher {
     pub(crate) async fn take_samples(self: Arc<Self>) {
         loop {
             let is_idle = self.state().pages.is_empty();
-            tokio::time::sleep(if is_idle { IDLE_SAMPLE_PAUSE } else { SAMPLE_PAUSE }).await;
+            next_tick(if is_idle { IDLE_SAMPLE_PAUSE } else { SAMPLE_PAUSE }).await;
             for PageEntry { page, record } in self.page_entries() {
                 self.take_samples_of(&page, &record);
                 page.watched().for_each(|entry| self.watched(entry));
