@@ -5,7 +5,7 @@
 //!  every 200 ms   ●──●──●──●──●──●──●──●──●──●──●──●─▶
 //! ```
 //!
-//! Each wake-up of an idle process takes up to a millisecond of processor time, since none of its code
+//! A wake-up of an idle process can take milliseconds of processor time, since none of its code
 //! is in the processor's caches. Loops with a common multiple of their intervals share wake-ups.
 
 use std::sync::OnceLock;

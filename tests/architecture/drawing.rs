@@ -70,11 +70,15 @@ pub(crate) const SUB_ROOMS: &[(&str, &[Arrow])] = &[
         &[
             ("error", &[]),
             ("single_flight", &[]),
+            ("ticks", &[]),
             ("yielder", &[]),
             ("deadline", &["error"]),
             ("restart", &[]),
             ("memory", &["error", "restart", "single_flight"]),
-            ("versions", &["deadline", "error", "memory", "restart", "single_flight", "yielder"]),
+            (
+                "versions",
+                &["deadline", "error", "memory", "restart", "single_flight", "ticks", "yielder"],
+            ),
             (
                 "tables",
                 &["deadline", "error", "memory", "restart", "single_flight", "versions", "yielder"],
@@ -93,6 +97,7 @@ pub(crate) const SUB_ROOMS: &[(&str, &[Arrow])] = &[
                     "restart",
                     "single_flight",
                     "tables",
+                    "ticks",
                     "versions",
                     "yielder",
                 ],
