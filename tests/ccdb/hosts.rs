@@ -13,6 +13,20 @@ fn closed_address() -> String {
     listener.local_addr().unwrap().to_string()
 }
 
+/// A server at this address that has no object at all.
+async fn answer_not_found(address: &str) -> tokio::task::JoinHandle<()> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 404 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .await;
+        }
+    })
+}
+
 #[tokio::test]
 async fn a_host_that_is_gone_is_stepped_over() {
     let server = FakeCcdb::start(Kind::Sql).await;
@@ -63,19 +77,42 @@ async fn refused_connections_open_the_breaker_and_a_probe_closes_it() {
     assert!(started.elapsed() < Duration::from_millis(80));
     assert_eq!(source.health()[0].requests, requests);
     // The server is back, which the first probe detects.
-    let listener = tokio::net::TcpListener::bind(&address).await.unwrap();
-    let answering = tokio::spawn(async move {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let _ = stream.read(&mut [0; 4096]).await;
-            let _ = stream
-                .write_all(b"HTTP/1.1 404 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                .await;
-        }
-    });
+    let answering = answer_not_found(&address).await;
     tokio::time::sleep(Duration::from_millis(120)).await;
     assert!(look_up(&source, "A/One", 50).await.unwrap().versions.is_empty());
     assert_eq!(source.health()[0].state, Reachability::Up);
+    answering.abort();
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_a_host_together_get_their_answers_though_it_was_left_alone() {
+    const CALLS: u32 = 20;
+    let address = closed_address();
+    // It opens in the second round of the calls: each of them has been refused before.
+    let options = CcdbOptions {
+        look_up_total_millis: 60_000,
+        retries: 500,
+        breaker_failures: 2 * CALLS,
+        backoff_cap_millis: 100,
+        ..by_time()
+    };
+    let source = Arc::new(CcdbSource::new(&format!("http://{address}"), options).unwrap());
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..CALLS {
+        let source = Arc::clone(&source);
+        calls.spawn(async move { look_up(&source, &format!("A/P{n}"), 50).await });
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while source.health()[0].state == Reachability::Up {
+        assert!(Instant::now() < deadline, "{:?}", source.health());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The calls find it left alone at least once.
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let answering = answer_not_found(&address).await;
+    for found in calls.join_all().await {
+        assert!(found.unwrap().versions.is_empty());
+    }
     answering.abort();
 }
 

@@ -44,7 +44,7 @@ async fn start_cold_by(
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("node.toml");
     // As the README of `deploy/` recommends: services wait for a proxy that restarts.
-    std::fs::write(&config, "[ccdb]\nretries = 60\nbreaker_failures = 1000\n").unwrap();
+    std::fs::write(&config, "[ccdb]\nretries = 60\nbreaker_failures = 1000000\n").unwrap();
     let config = config.to_str().unwrap().to_owned();
     let together = Arc::new(Barrier::new(programs.len()));
     let asking: Vec<_> = programs

@@ -36,8 +36,8 @@ pub struct CcdbOptions {
     pub backoff_base_millis: u64,
     /// Value at which that limit stops growing, in ms. Default 2,000.
     pub backoff_cap_millis: u64,
-    /// Number of refused or timed-out connections in a row after which a host is not asked. Default
-    /// 3.
+    /// Number of refused or timed-out connections in a row after which a host is not asked: requests
+    /// fail at once, or wait on if they wait for it already. Default 3.
     pub breaker_failures: u32,
     /// Time for which it is not asked, before it is tried once more, in ms. Default 1,000.
     pub breaker_open_millis: u64,

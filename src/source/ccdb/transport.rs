@@ -33,7 +33,8 @@ use crate::source::{BodyError, SourceError, install_crypto_provider};
 pub(super) enum AttemptFailure {
     /// Another attempt may succeed; `after` is the pause that the server asked for.
     Transient { reason: String, after: Option<Duration> },
-    /// The host is not asked for a while: another host may answer, another round is useless.
+    /// The host is not asked for a while. Another host may answer; another round is only for a call
+    /// that had asked this one before.
     LeftAlone { reason: String },
     /// The answer is not usable.
     Unusable { reason: String },
@@ -488,6 +489,8 @@ pub(super) struct Rounds<'a> {
     started: Instant,
     round: u32,
     attempts: u32,
+    /// Whether an attempt of any round may succeed later.
+    was_transient: bool,
     retry: bool,
     after: Option<Duration>,
     last: Option<AttemptFailure>,
@@ -501,6 +504,7 @@ impl<'a> Rounds<'a> {
             started: Instant::now(),
             round: 0,
             attempts: 0,
+            was_transient: false,
             retry: false,
             after: None,
             last: None,
@@ -510,7 +514,11 @@ impl<'a> Rounds<'a> {
     /// Records the failure of an attempt.
     pub(super) fn note(&mut self, failure: AttemptFailure) {
         self.attempts += 1;
-        self.retry |= failure.is_worth_a_retry();
+        self.was_transient |= failure.is_worth_a_retry();
+        // Many calls that wait for a host together are what makes it left alone: they wait on. A call
+        // that finds it so fails at once.
+        let is_left_alone = matches!(failure, AttemptFailure::LeftAlone { .. });
+        self.retry |= failure.is_worth_a_retry() || (is_left_alone && self.was_transient);
         self.after = self.after.max(failure.after());
         // The most informative failure is kept: 'missing' ranks lowest, then 'not asked', then the
         // others. So 'missing' is the result only if every host said it.
