@@ -260,6 +260,11 @@ async fn the_page_shows_a_service_at_work_in_a_real_browser() {
     assert_eq!(browser.run(clipped), 0, "the consumers of a timeframe are clipped");
     keep(&browser, "status-narrow");
     check_accessibility(&browser, "narrow");
+    browser.prefer("prefers-color-scheme", "dark");
+    frames(&browser, 1);
+    assert_ne!(browser.run(paper), light);
+    keep(&browser, "status-narrow-dark");
+    check_accessibility(&browser, "narrow and dark");
     browser.prefer("prefers-reduced-motion", "reduce");
     let motion =
         "return getComputedStyle(document.getElementById('link'), '::before').animationName";
