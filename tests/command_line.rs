@@ -387,7 +387,7 @@ fn all_faults_of_a_configuration_are_told_at_once_with_those_of_files_and_ports(
         &file,
         format!(
             "memroy = 1\nmemory = \"1GiB\"\nsegment = \"2GiB\"\nlisten = \"{address}\"\n\
-             tokens = \"/no/such/keys\"\n[ccdb]\nretries = \"x\"\n[[source]]\nurl = \"file:///no/such\"\n"
+             tokens = \"/no/such/keys\"\nhttp = \"127.0.0.1:0\"\n[ccdb]\nretries = \"x\"\n[[source]]\nurl = \"file:///no/such\"\n"
         ),
     )
     .unwrap();
@@ -399,8 +399,8 @@ fn all_faults_of_a_configuration_are_told_at_once_with_those_of_files_and_ports(
         ":3: segment: a segment of 2GiB is larger than memory",
         ":4: listen: [IOV-8010] cannot listen on",
         ":5: tokens: /no/such/keys",
-        ":7: ccdb.retries: invalid type",
-        ":9: source[0].url: /no/such",
+        ":8: ccdb.retries: invalid type",
+        ":10: source[0].url: /no/such",
     ] {
         assert!(text.contains(fault), "{fault:?} in {text}");
     }

@@ -86,7 +86,7 @@ fn faults_are_told_with_file_line_and_key_and_the_status_of_a_wrong_use() {
     for fault in [":1: fairmq_session: fairmq_segment is needed", ":3: source[0].url: "] {
         assert!(text.contains(fault), "{fault:?} in {text}");
     }
-    assert_eq!(told("memory = \"1GiB\"\n").0, Some(0));
+    assert_eq!(told("memory = \"1GiB\"\nlisten = \"127.0.0.1:0\"\n").0, Some(0));
     let wrong = show(&[("IOVCACHE_MEMORY", "much")], &[]);
     assert_eq!(wrong.status.code(), Some(2));
     assert_eq!(run(&["config", "check", "/no/such/file"]).status.code(), Some(3));

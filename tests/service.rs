@@ -584,7 +584,7 @@ async fn a_configuration_names_sources_tables_and_paths_that_stand_for_others() 
     put(&second, &version("Only/Second", 0, 10_000, 1, b"second"));
     let file = folder.path().join("config.toml");
     let text = format!(
-        "refresh = \"200ms\"\nmemory = \"32MiB\"\n\
+        "refresh = \"200ms\"\nmemory = \"32MiB\"\nlisten = \"127.0.0.1:0\"\n\
          [[source]]\nurl = \"file://{}\"\npaths = [\"TPC\"]\n\
          [[source]]\nurl = \"file://{}\"\n\
          [[remap]]\npath = \"Old/Name\"\nto = \"Only/Second\"\n\

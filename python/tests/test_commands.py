@@ -260,7 +260,7 @@ def test_a_second_service_in_one_folder_names_the_process_of_the_first(service):
 
 def test_config_is_checked_and_shown(tmp_path):
     file = tmp_path / "iovcache.toml"
-    file.write_text('memory = "1GiB"\n[[source]]\nurl = "memory:"\n')
+    file.write_text('memory = "1GiB"\nlisten = "127.0.0.1:0"\n[[source]]\nurl = "memory:"\n')
     run("config", "check", file)
     assert b"1GiB" in run("config", "show", file).stdout
     file.write_text('colour = "red"\n')

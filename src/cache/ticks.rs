@@ -16,23 +16,25 @@ use tokio::time::{Instant, sleep_until};
 /// Longest interval: the clock cannot represent any time.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
 
-/// Sleeps until the next multiple of `interval`, counted from the first call in this process: at most
-/// `interval`.
+/// Sleeps until a multiple of `interval`, counted from the first call in this process: the first one
+/// that is half of `interval` or more from now, so that work which takes long pauses too.
 pub(super) async fn next_tick(interval: Duration) {
     sleep_until(tick_after(Instant::now(), interval)).await;
 }
 
-/// The first multiple of `interval` after `now`.
+/// The first multiple of `interval` that is half of it or more after `now`.
 pub(super) fn tick_after(now: Instant, interval: Duration) -> Instant {
     static FIRST: OnceLock<Instant> = OnceLock::new();
     let elapsed = now.saturating_duration_since(*FIRST.get_or_init(|| now));
     now + until_tick(elapsed, interval.min(LONGEST))
 }
 
-/// Time from `elapsed` to the next multiple of `interval`: more than 0 and at most `interval`.
+/// Time from `elapsed` to that multiple of `interval`: at least half of it and less than one and a half.
 fn until_tick(elapsed: Duration, interval: Duration) -> Duration {
-    let over = elapsed.as_nanos() % interval.as_nanos().max(1);
-    interval.saturating_sub(Duration::from_nanos(u64::try_from(over).unwrap_or(u64::MAX)))
+    let half = interval / 2;
+    let interval = interval.as_nanos().max(1);
+    let left = (interval - (elapsed + half).as_nanos() % interval) % interval;
+    half + Duration::from_nanos(u64::try_from(left).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -44,11 +46,13 @@ mod tests {
     }
 
     #[test]
-    fn the_next_tick_is_a_multiple_and_never_now() {
+    fn the_next_tick_is_a_multiple_and_half_an_interval_away_or_more() {
         for (elapsed, interval, left) in [
             (0, 1_000, 1_000),
             (1, 1_000, 999),
-            (999, 1_000, 1),
+            (500, 1_000, 500),
+            (501, 1_000, 1_499),
+            (999, 1_000, 1_001),
             (1_000, 1_000, 1_000),
             (1_250, 200, 150),
         ] {
@@ -65,10 +69,10 @@ mod tests {
         for later in [ms(0), ms(7), ms(499), ms(777), ms(12_345)] {
             let at = now + later;
             let second = tick_after(at, ms(1_000));
-            assert!(second > at && second <= at + ms(1_000));
+            assert!(second >= at + ms(500) && second < at + ms(1_500));
             // A tick of the shorter interval falls on each tick of the longer one.
-            assert_eq!(tick_after(second - ms(1), ms(200)), second);
-            assert_eq!(tick_after(second - ms(1), ms(500)), second);
+            assert_eq!(tick_after(second - ms(150), ms(200)), second);
+            assert_eq!(tick_after(second - ms(300), ms(500)), second);
         }
     }
 }

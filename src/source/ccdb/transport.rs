@@ -514,11 +514,12 @@ impl<'a> Rounds<'a> {
     /// Records the failure of an attempt.
     pub(super) fn note(&mut self, failure: AttemptFailure) {
         self.attempts += 1;
-        self.was_transient |= failure.is_worth_a_retry();
+        let is_transient = failure.is_worth_a_retry();
+        self.was_transient |= is_transient;
         // Many calls that wait for a host together are what makes it left alone: they wait on. A call
         // that finds it so fails at once.
         let is_left_alone = matches!(failure, AttemptFailure::LeftAlone { .. });
-        self.retry |= failure.is_worth_a_retry() || (is_left_alone && self.was_transient);
+        self.retry |= is_transient || (is_left_alone && self.was_transient);
         self.after = self.after.max(failure.after());
         // The most informative failure is kept: 'missing' ranks lowest, then 'not asked', then the
         // others. So 'missing' is the result only if every host said it.
