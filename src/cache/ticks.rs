@@ -31,10 +31,9 @@ pub(super) fn tick_after(now: Instant, interval: Duration) -> Instant {
 
 /// Time from `elapsed` to that multiple of `interval`: at least half of it and less than one and a half.
 fn until_tick(elapsed: Duration, interval: Duration) -> Duration {
-    let half = interval / 2;
-    let interval = interval.as_nanos().max(1);
-    let left = (interval - (elapsed + half).as_nanos() % interval) % interval;
-    half + Duration::from_nanos(u64::try_from(left).unwrap_or(u64::MAX))
+    let earliest = (elapsed + interval / 2).as_nanos();
+    let tick = earliest.next_multiple_of(interval.as_nanos().max(1));
+    Duration::from_nanos(u64::try_from(tick - elapsed.as_nanos()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
